@@ -1,0 +1,100 @@
+"""Makes Transformers' Bark fast: the same tokens for the same seed.
+
+    from bark_accel import accelerate_bark
+
+    model = accelerate_bark(BarkModel.from_pretrained("suno/bark-small"))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .report import AccelerationError, AccelerationReport, FallbackKind, FallbackReason, StageReport
+
+if TYPE_CHECKING:
+    from transformers import BarkModel
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AccelerationError",
+    "AccelerationReport",
+    "FallbackKind",
+    "FallbackReason",
+    "StageReport",
+    "acceleration_report",
+    "accelerate_bark",
+    "restore_bark",
+]
+
+
+def accelerate_bark(
+    model: BarkModel, *, weights: str = "same", backend: str = "auto", strict: bool = False
+) -> BarkModel:
+    """Make one `BarkModel` instance generate faster, in place.
+
+    `model.generate`, `model.codec_decode` and the `generate` of its sub-models keep their signatures and, in float32,
+    their results: the same tokens for the same seed. In float16 and bfloat16 the results are at least as close to
+    float32 as Transformers' own. Nothing but this instance changes. Calling it again applies the new arguments.
+
+    Parameters
+    ----------
+    model : BarkModel
+        On any device; float32, float16 or bfloat16.
+    weights : {"same"}
+        Precision of the weights: the model's own.
+    backend : {"auto", "native", "torch"}
+        `"native"` uses the compiled ops (CPU), `"torch"` plain torch on any device, `"auto"` the compiled ops where
+        they exist.
+    strict : bool
+        Raise `AccelerationError` where a call would otherwise fall back to Transformers' own code.
+
+    Returns
+    -------
+    BarkModel
+        The same object.
+
+    Raises
+    ------
+    TypeError
+        `model` is not a `BarkModel`.
+    ValueError
+        A model on the meta device, quantised by another library, of mixed or other dtypes, or already patched by
+        somebody else; an unknown `weights` or `backend`.
+    ImportError
+        The compiled library is missing or was built for another torch; or this version of Transformers has other
+        signatures than the ones tested.
+    """
+    from .patches import apply
+
+    return apply(model, weights=weights, backend=backend, strict=strict)
+
+
+def restore_bark(model: BarkModel) -> BarkModel:
+    """Undo `accelerate_bark` exactly: afterwards the instance has no trace of it.
+
+    A model that is not accelerated is returned as it is.
+
+    Raises
+    ------
+    TypeError
+        `model` is not a `BarkModel`.
+    """
+    from .patches import remove
+
+    return remove(model)
+
+
+def acceleration_report(model: BarkModel) -> AccelerationReport:
+    """Say what runs accelerated on this model, what fell back so far, and why.
+
+    Raises
+    ------
+    TypeError
+        `model` is not a `BarkModel`.
+    ValueError
+        `model` is not accelerated.
+    """
+    from .patches import report
+
+    return report(model)

@@ -1,0 +1,74 @@
+"""Finds and loads the compiled library, or says exactly why it cannot and what to run.
+
+``BARK_ACCEL_ISA`` (``generic``, ``avx2`` or ``avx512``) picks the kernels' instruction set when the library loads;
+unset, the best one of this CPU is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+
+import torch
+
+ISA_VARIABLE = "BARK_ACCEL_ISA"
+_MODULE = "bark_accel._C"
+_REBUILD = "run `pip install --no-build-isolation .` (or `make setup`) in the repository"
+
+
+def _release(version: str) -> str:
+    """``2.13.0+cpu`` -> ``2.13``: the part of torch's version that fixes its C++ interface."""
+    return ".".join(version.split(".")[:2])
+
+
+def _check_torch(module: ModuleType) -> None:
+    built, running = module.build_info()["torch"], torch.__version__
+    if _release(built) != _release(running):
+        raise ImportError(
+            f"bark_accel: the compiled library was built for torch {built}, but torch {running} is installed; "
+            f"{_REBUILD}"
+        )
+
+
+def _choose_isa(module: ModuleType) -> None:
+    wanted = os.environ.get(ISA_VARIABLE)
+    if not wanted:
+        return
+    available = module.available_isas()
+    if wanted not in available:
+        raise ValueError(f"{ISA_VARIABLE}: expected one of {', '.join(available)} on this CPU, got {wanted!r}")
+    module.set_isa(wanted)
+
+
+@functools.lru_cache(maxsize=1)
+def load() -> ModuleType:
+    """Load ``bark_accel._C``, which registers the ops; later calls return the same module.
+
+    Returns
+    -------
+    ModuleType
+        With ``build_info()``, ``isa()``, ``available_isas()`` and ``set_isa(name)``.
+
+    Raises
+    ------
+    ImportError
+        The library is missing, or was built for another torch.
+    ValueError
+        ``BARK_ACCEL_ISA`` names an instruction set that this CPU or build does not have.
+    """
+    try:
+        module = importlib.import_module(_MODULE)
+    except ModuleNotFoundError as error:
+        if error.name != _MODULE:
+            raise
+        raise ImportError(f"bark_accel: the compiled library ({_MODULE}) is missing; {_REBUILD}") from error
+    except ImportError as error:
+        raise ImportError(
+            f"bark_accel: the compiled library does not load with torch {torch.__version__}, it was most likely "
+            f"built for another one; {_REBUILD}. The loader said: {error}"
+        ) from error
+    _check_torch(module)
+    _choose_isa(module)
+    return module

@@ -1,0 +1,72 @@
+"""Which implementation of the three ops a generation uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "native", "torch")
+
+
+class Ops(Protocol):
+    """The ops that a backend module provides; see `bark_accel.ops` for shapes and errors."""
+
+    def fused_sample(
+        self,
+        logits: Tensor,
+        noise: Tensor | None,
+        *,
+        first_id: int,
+        allowed_begin: int,
+        allowed_end: int,
+        eos_id: int = -1,
+        min_eos_p: float = 0.0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> Tensor: ...
+
+    def codebook_embedding_sum(self, codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor: ...
+
+    def static_cache_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor
+    ) -> Tensor: ...
+
+
+def runs_natively(backend: str, device: torch.device) -> bool:
+    """Whether the compiled ops serve this device: they exist for CPUs."""
+    return backend != "torch" and device.type == "cpu"
+
+
+def check_backend(backend: str, device: torch.device) -> None:
+    """Raise unless `backend` is known, its library is present, and `device` is one it can serve.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, or `"native"` for a device without compiled ops.
+    ImportError
+        The compiled library is needed and missing, or was built for another torch.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    if backend == "native" and device.type != "cpu":
+        raise ValueError(f"backend='native': expected a model on the CPU, got {device}; use 'auto' or 'torch'")
+    if runs_natively(backend, device):
+        from ._library import load
+
+        load()
+
+
+def get_ops(backend: str, device: torch.device) -> Ops:
+    """The op module for a device."""
+    if runs_natively(backend, device):
+        from . import ops as native
+
+        return native
+    from . import torch_ops
+
+    return torch_ops

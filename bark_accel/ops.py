@@ -1,0 +1,169 @@
+"""The compiled ops (``backend="native"``). :mod:`bark_accel.torch_ops` has the same functions in plain torch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bark_accel import _library
+
+
+def fused_sample(
+    logits: Tensor,
+    noise: Tensor | None,
+    first_id: int,
+    allowed_begin: int,
+    allowed_end: int,
+    eos_id: int = -1,
+    min_eos_p: float = 0.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    renormalize: bool = True,
+) -> Tensor:
+    """Pick one token per row under Bark's token rules, in one pass over the logits.
+
+    Equals, in this order, Transformers' ``SuppressTokensLogitsProcessor`` or
+    ``AlternatingCodebooksLogitsProcessor``, ``BarkEosPrioritizerLogitsProcessor``, ``TemperatureLogitsWarper``,
+    ``TopKLogitsWarper`` (ties at the k-th stay), ``TopPLogitsWarper``, ``renormalize_logits``, softmax, and
+    ``torch.multinomial(p, 1)``, which is ``argmax(p / noise)``. Greedy stops after the EOS priority.
+
+    Parameters
+    ----------
+    logits : Tensor [N, L], float32, float16 or bfloat16
+        Scores of the ids ``first_id .. first_id + L - 1``; unit stride in L, any row stride.
+    noise : Tensor [N, V], float32, or None
+        Exponential noise indexed by id (``torch.empty(N, V).exponential_(generator=g)`` draws what
+        ``torch.multinomial`` would); ``V >= first_id + L``. None: greedy, the first maximum.
+    first_id, allowed_begin, allowed_end, eos_id : int
+        Allowed are the ids in ``[allowed_begin, allowed_end)`` and ``eos_id`` (-1: none).
+    min_eos_p : float
+        Take the EOS at once when its probability exceeds this; 0 is off.
+    temperature, top_k, top_p : float, int, float
+        Used only with noise. ``top_k=0`` and ``top_p=1.0`` are off.
+    renormalize : bool
+        Log-softmax before softmax, as ``renormalize_logits=True`` of Bark's semantic and coarse generation configs
+        does (the fine stage does not). It changes roundings only.
+
+    Returns
+    -------
+    Tensor [N], int64
+        Token ids.
+
+    Raises
+    ------
+    ValueError
+        On shapes, dtypes, devices, strides or options that do not fit; on NaN or +inf among the allowed logits; on a
+        row whose allowed logits are all -inf.
+    """
+    return _op("fused_sample")(
+        logits,
+        noise,
+        first_id,
+        allowed_begin,
+        allowed_end,
+        eos_id,
+        min_eos_p,
+        temperature,
+        top_k,
+        top_p,
+        renormalize,
+    )
+
+
+def codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
+    """Sum the embeddings of the first ``len(tables)`` codebooks and the position embedding.
+
+    Equals the input embedding of Transformers' ``BarkFineModel.forward``, without the lookups it throws away.
+
+    Parameters
+    ----------
+    codes : Tensor [B, T, K], int32 or int64
+        Any strides. Codebooks from ``len(tables)`` on are not read.
+    tables : sequence of n <= K Tensors [V, C], float32, float16 or bfloat16
+        All of one shape and dtype; unit stride in C.
+    positions : Tensor [P, C], the tables' dtype
+        ``P >= T``; unit stride in C.
+
+    Returns
+    -------
+    Tensor [B, T, C], float32
+        ``sum_i tables[i][codes[b, t, i]] + positions[t]``, accumulated in fp32.
+
+    Raises
+    ------
+    ValueError
+        On shapes, dtypes, devices or strides that do not fit, and on a code outside ``[0, V)``.
+    """
+    return _op("codebook_embedding_sum")(codes, tables, positions)
+
+
+def static_cache_attention(
+    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor
+) -> Tensor:
+    """Append keys and values to a fixed cache in place, and attend causally over what is valid.
+
+    Equals the cache update and attention of Transformers' ``BarkSelfAttention`` up to its output projection. Scores,
+    softmax and accumulation are fp32 whatever the dtype. ``length`` is not changed.
+
+    Parameters
+    ----------
+    query, key, value : Tensor [B, T, H, D], float32, float16 or bfloat16
+        Unit stride in D; other strides are free (views of a packed [B, T, 3 * H * D] projection do).
+    key_cache, value_cache : Tensor [B, H, capacity, D], the query's dtype
+        Unit stride in D; may be slices of larger buffers. Positions ``length .. length + T - 1`` are overwritten.
+    length : Tensor [1], int64
+        Valid entries before this call, the same for all rows. Query t sees positions ``0 .. length + t``.
+
+    Returns
+    -------
+    Tensor [B, T, H * D], the query's dtype
+
+    Raises
+    ------
+    ValueError
+        On shapes, dtypes, devices or strides that do not fit, and when ``length + T`` exceeds the capacity.
+    """
+    return _op("static_cache_attention")(query, key, value, key_cache, value_cache, length)
+
+
+@functools.cache
+def _op(name: str) -> Callable[..., Any]:
+    _library.load()
+    _register_fakes()
+    return getattr(torch.ops.bark_accel, name).default
+
+
+def _require_one_device(op: str, *tensors: Tensor | None) -> None:
+    devices = sorted({str(t.device) for t in tensors if t is not None})
+    if len(devices) > 1:
+        raise ValueError(f"{op}: expected all tensors on one device, got {' and '.join(devices)}")
+
+
+def _fake_fused_sample(logits: Tensor, noise: Tensor | None, *options: Any, **more: Any) -> Tensor:
+    _require_one_device("fused_sample", logits, noise)
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)
+
+
+def _fake_codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
+    _require_one_device("codebook_embedding_sum", codes, *tables, positions)
+    return positions.new_empty(codes.shape[0], codes.shape[1], positions.shape[1], dtype=torch.float32)
+
+
+def _fake_static_cache_attention(
+    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor
+) -> Tensor:
+    _require_one_device("static_cache_attention", query, key, value, key_cache, value_cache, length)
+    batch, tokens, heads, head_dim = query.shape
+    return query.new_empty(batch, tokens, heads * head_dim)
+
+
+@functools.cache
+def _register_fakes() -> None:
+    torch.library.register_fake("bark_accel::fused_sample", _fake_fused_sample)
+    torch.library.register_fake("bark_accel::codebook_embedding_sum", _fake_codebook_embedding_sum)
+    torch.library.register_fake("bark_accel::static_cache_attention", _fake_static_cache_attention)

@@ -1,0 +1,114 @@
+"""What runs accelerated, what fell back to Transformers, and why."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from enum import Enum
+
+logger = logging.getLogger("bark_accel")
+
+
+class FallbackKind(Enum):
+    """Why a stage ran Transformers' own code."""
+
+    TRAINING = "the module is in training mode"
+    AUTOCAST = "autocast is on"
+    GRADIENTS = "gradients were asked for"
+    HOOKED_MODULE = "a module has hooks (offloading, or the user's own)"
+    REPLACED_MODULE = "a module is not the one Transformers builds"
+    DTYPE = "the weights are not all of one supported dtype"
+    DEVICE = "the weights are not all on one device"
+    GENERATION_MODE = "not greedy search or sampling"
+    EXTRA_OUTPUTS = "more than the tokens was asked for"
+    LOGITS_PROCESSOR = "a logits processor that the fused sampler does not have"
+    STOPPING_CRITERIA = "a stopping criterion that the loop does not have"
+    ARGUMENTS = "an argument that the loop does not have"
+    TOKEN_LAYOUT = "an unusual token layout"
+    CODEC_ARCHITECTURE = "a codec other than Bark's EnCodec"
+
+
+@dataclass(frozen=True)
+class FallbackReason:
+    """One reason, for one stage (`semantic`, `coarse`, `fine`, `codec` or `model`)."""
+
+    stage: str
+    kind: FallbackKind
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.kind.value}: {self.detail}"
+
+
+class AccelerationError(RuntimeError):
+    """Raised instead of falling back by a model accelerated with `strict=True`."""
+
+    def __init__(self, reason: FallbackReason):
+        super().__init__(f"bark_accel (strict=True) cannot run this accelerated: {reason}")
+        self.reason = reason
+
+    def __reduce__(self):
+        return type(self), (self.reason,)
+
+
+@dataclass
+class FallbackLog:
+    """Collects the reasons of one model; each is logged once."""
+
+    strict: bool
+    reasons: list[FallbackReason] = field(default_factory=list)
+
+    def record(self, reason: FallbackReason) -> None:
+        """Keep and log `reason`, or raise `AccelerationError` when strict."""
+        if self.strict:
+            raise AccelerationError(reason)
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+            logger.warning("bark_accel runs Transformers' own code: %s", reason)
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage: where it runs and what its weights are, or why it cannot be accelerated as it is now."""
+
+    stage: str
+    ops: str
+    dtype: str
+    device: str
+    copied_bytes: int
+    blocked_by: FallbackReason | None = None
+
+
+@dataclass(frozen=True)
+class AccelerationReport:
+    """What `acceleration_report` returns; `str()` of it is a table.
+
+    `fallbacks` are those that generations so far ran into; `kv_cache_bytes` is what is kept between calls;
+    `isa` is the instruction set of the compiled ops, or None where they are not used.
+    """
+
+    stages: tuple[StageReport, ...]
+    fallbacks: tuple[FallbackReason, ...]
+    backend: str
+    strict: bool
+    isa: str | None
+    threads: int
+    kv_cache_bytes: int
+    versions: dict[str, str]
+
+    def __str__(self) -> str:
+        header = ("stage", "ops", "dtype", "device", "copied")
+        rows = [(s.stage, s.ops, s.dtype, s.device, _mib(s.copied_bytes)) for s in self.stages]
+        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in (header, *rows)]
+        lines.insert(1, "  ".join("-" * w for w in widths))
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        lines.append(f"backend {self.backend}, strict {self.strict}, isa {self.isa}, {self.threads} threads")
+        lines.append(f"kv cache kept: {_mib(self.kv_cache_bytes)}; {versions}")
+        lines += [f"blocked: {s.blocked_by}" for s in self.stages if s.blocked_by is not None]
+        lines += [f"fell back: {reason}" for reason in self.fallbacks] or ["fell back: never"]
+        return "\n".join(lines)
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,80 @@
+"""Every rate, offset and window length of a Bark model, read once from its configs and frozen.
+
+Nothing here has a default: the numbers of suno's checkpoints live in their own generation configs, and a small or
+retrained Bark has other ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TransformerSpec:
+    """Shape of one of the three transformers (GPT-2 blocks, exact GELU, learned positions)."""
+
+    num_layers: int
+    num_heads: int
+    width: int
+    block_size: int
+    output_vocab_size: int
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.num_heads
+
+
+@dataclass(frozen=True)
+class SemanticSpec:
+    """Token layout of the text -> semantic stage."""
+
+    vocab_size: int
+    pad_token: int
+    infer_token: int
+    text_encoding_offset: int
+    text_pad_token: int
+    max_input_tokens: int
+    rate_hz: float
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Positions taken by the prompt: the text (summed with the history) and the infer token."""
+        return self.max_input_tokens + 1
+
+
+@dataclass(frozen=True)
+class CoarseSpec:
+    """Token layout of the semantic -> coarse stage."""
+
+    semantic_vocab_size: int
+    semantic_pad_token: int
+    semantic_rate_hz: float
+    infer_token: int
+    codebook_size: int
+    num_codebooks: int
+    rate_hz: float
+    max_input_tokens: int
+    max_history_tokens: int
+    window_tokens: int
+
+    @property
+    def tokens_per_semantic(self) -> float:
+        """Coarse tokens per semantic token (3.006 for suno's models), computed in the order Transformers uses."""
+        return self.rate_hz / self.semantic_rate_hz * self.num_codebooks
+
+    @property
+    def max_semantic_history_tokens(self) -> int:
+        return math.floor(self.max_history_tokens / self.tokens_per_semantic)
+
+
+@dataclass(frozen=True)
+class FineSpec:
+    """Frame layout of the coarse -> fine stage."""
+
+    semantic_vocab_size: int
+    codebook_size: int
+    num_coarse_codebooks: int
+    num_codebooks: int
+    max_history_frames: int
+    max_input_frames: int

@@ -1,0 +1,180 @@
+"""Semantic tokens -> the first EnCodec codebooks, window by window."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..backend import Ops
+from ..gpt import causal_forward, embed, head_logits, positions
+from ..kv_cache import KVCache
+from ..sampling import Sampler, SamplingConfig, TokenRange
+from ..spec import CoarseSpec, TransformerSpec
+from ..weights import TransformerWeights
+
+
+@dataclass
+class Prompt:
+    """What a window starts from: semantic [B, max_input_tokens], then the coarse tokens from index `coarse_start` on."""
+
+    semantic: Tensor
+    coarse_start: int
+
+
+@dataclass
+class CoarseState:
+    """One batch of utterances.
+
+    `semantic` [B, T] and `coarse` [B, T'] start with the voice preset's share (`semantic_history`, `coarse_history`
+    tokens of it); `window` holds the [B] tokens of the current window, `coarse` those of the windows before.
+    """
+
+    cache: KVCache
+    sampler: Sampler
+    semantic: Tensor
+    coarse: Tensor
+    semantic_history: int
+    coarse_history: int
+    final: bool = False
+    length_tokens: int = 0
+    prompt: Prompt | None = None
+    window_tokens: int = 0
+    window: list[Tensor] = field(default_factory=list)
+
+    @property
+    def generated_tokens(self) -> int:
+        return self.coarse.shape[1] - self.coarse_history + len(self.window)
+
+    def result(self) -> Tensor:
+        """Coarse tokens [B, T] int64: the codebooks interleaved, ids offset as the model predicts them."""
+        return torch.cat([self.coarse, *(t[:, None] for t in self.window)], dim=1)[:, self.coarse_history :]
+
+
+class CoarseStage:
+    """The windows of `BarkCoarseModel.generate` over a static cache.
+
+    Transformers prefills every window from scratch. While neither the semantic slice nor the start of the coarse
+    history moves, a window's prompt extends the one before at the same positions: then the cache is kept and only
+    what is missing is fed.
+    """
+
+    def __init__(self, weights: TransformerWeights, transformer: TransformerSpec, spec: CoarseSpec, ops: Ops):
+        self._weights = weights
+        self._transformer = transformer
+        self._spec = spec
+        self._ops = ops
+        first = spec.semantic_vocab_size
+        second = first + spec.codebook_size
+        # The second codebook may draw every id up to the end of the vocabulary, as in Transformers.
+        self._allowed = (TokenRange(first, second), TokenRange(second, transformer.output_vocab_size))
+
+    def start(
+        self, batch_size: int, history: tuple[Tensor, Tensor] | None, sampling: SamplingConfig, cache: KVCache
+    ) -> CoarseState:
+        """Begin a generation.
+
+        Parameters
+        ----------
+        history : (Tensor [T] int, Tensor [n_codebooks, T'] int), optional
+            `semantic_prompt` and `coarse_prompt` of a voice preset.
+        """
+        device = self._weights.device
+        sampler = Sampler(sampling, batch_size, self._transformer.output_vocab_size, device, self._ops)
+        semantic, coarse = _trim_history(self._spec, history, device)
+        semantic, coarse = (t.expand(batch_size, -1) for t in (semantic, coarse))
+        return CoarseState(cache, sampler, semantic, coarse, semantic.shape[1], coarse.shape[1])
+
+    def push(self, state: CoarseState, semantic_tokens: Tensor, *, final: bool) -> None:
+        """Add semantic tokens [B, T]; ended rows are filled with the spec's `semantic_pad_token`."""
+        state.semantic = torch.cat([state.semantic, semantic_tokens], dim=1)
+        state.final = final
+        state.length_tokens = int(self.row_lengths(state.semantic[:, state.semantic_history :]).max())
+
+    def row_lengths(self, semantic_tokens: Tensor) -> Tensor:
+        """Coarse tokens [B] int32 that each row of semantic tokens [B, T] asks for."""
+        spec = self._spec
+        semantic = (semantic_tokens != spec.semantic_pad_token).sum(1)
+        frames = torch.floor(semantic * spec.tokens_per_semantic / spec.num_codebooks)
+        return torch.round(frames * spec.num_codebooks).int()
+
+    def ready(self, state: CoarseState) -> bool:
+        """Whether the tokens pushed so far settle the next coarse token."""
+        if len(state.window) < state.window_tokens:
+            return True
+        remaining = state.length_tokens - state.generated_tokens
+        if state.final:
+            return remaining > 0
+        slice_end = self._semantic_start(state) + self._spec.max_input_tokens
+        return remaining >= self._spec.window_tokens and state.semantic.shape[1] >= slice_end
+
+    def step(self, state: CoarseState) -> Tensor:
+        """Generate the next token [B] int64 of every row."""
+        if len(state.window) == state.window_tokens:
+            hidden = self._open_window(state)
+        else:
+            hidden = self._feed(state, state.window[-1][:, None])
+        allowed = self._allowed[len(state.window) % 2]
+        logits = head_logits(hidden, self._weights.heads[0][allowed.head_rows])
+        tokens = state.sampler.draw(logits, allowed)
+        state.window.append(tokens)
+        return tokens
+
+    def _semantic_start(self, state: CoarseState) -> int:
+        spec = self._spec
+        index = state.semantic_history + round(state.generated_tokens / spec.tokens_per_semantic)
+        return max(0, index - spec.max_semantic_history_tokens)
+
+    def _open_window(self, state: CoarseState) -> Tensor:
+        spec = self._spec
+        state.coarse = torch.cat([state.coarse, *(t[:, None] for t in state.window)], dim=1)
+        state.window = []
+        state.window_tokens = min(spec.window_tokens, state.length_tokens - state.generated_tokens)
+        start = self._semantic_start(state)
+        semantic = state.semantic[:, start : start + spec.max_input_tokens]
+        semantic = F.pad(semantic, (0, spec.max_input_tokens - semantic.shape[1]), value=spec.semantic_pad_token)
+        # -0 keeps everything, as the same slice does in Transformers.
+        coarse_start = state.coarse.shape[1] - state.coarse[:, -spec.max_history_tokens :].shape[1]
+        previous, state.prompt = state.prompt, Prompt(semantic, coarse_start)
+        if previous is not None and previous.coarse_start == coarse_start and previous.semantic.equal(semantic):
+            fed = state.cache.position - spec.max_input_tokens - 1
+            return self._feed(state, state.coarse[:, coarse_start + fed :])
+        state.cache.truncate(0)
+        return self._feed(state, self.prompt_ids(state))
+
+    def prompt_ids(self, state: CoarseState) -> Tensor:
+        """The whole prompt [B, T] of the current window, as Transformers would prefill it."""
+        prompt = state.prompt
+        if prompt is None:
+            raise ValueError("coarse: expected a state whose first window is open, got one before its first step")
+        infer = prompt.semantic.new_full((prompt.semantic.shape[0], 1), self._spec.infer_token)
+        return torch.cat([prompt.semantic, infer, state.coarse[:, prompt.coarse_start :]], dim=1)
+
+    def _feed(self, state: CoarseState, tokens: Tensor) -> Tensor:
+        hidden = embed(self._weights.token_tables[0], tokens)
+        hidden = hidden + positions(self._weights, state.cache.position, tokens.shape[1])
+        return causal_forward(self._weights, self._transformer, hidden, state.cache, self._ops)
+
+
+def _trim_history(
+    spec: CoarseSpec, history: tuple[Tensor, Tensor] | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Semantic [1, T] and interleaved, offset coarse [1, T'] history: `BarkCoarseModel.preprocess_histories`."""
+    if history is None:
+        empty = torch.empty((1, 0), dtype=torch.int64, device=device)
+        return empty, empty
+    semantic, codes = (h.to(device=device, dtype=torch.int64) for h in history)
+    offsets = torch.arange(codes.shape[0], device=device)[:, None] * spec.codebook_size
+    coarse = (codes + offsets).T.reshape(1, -1) + spec.semantic_vocab_size
+    ratio = spec.tokens_per_semantic
+    semantic_tokens = min(
+        spec.max_semantic_history_tokens,
+        semantic.shape[0] - semantic.shape[0] % 2,
+        math.floor(coarse.shape[1] / ratio),
+    )
+    coarse_tokens = round(semantic_tokens * ratio)
+    # -0 keeps everything, as the same slices do in Transformers; the last frame is dropped for time alignment.
+    return semantic[None, -semantic_tokens:], coarse[:, -coarse_tokens:][:, :-2]

@@ -1,0 +1,51 @@
+// Argument checks of the ops. Messages read "op: what was expected, what came".
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+#include <ATen/core/grad_mode.h>
+
+#include "kernels/params.h"
+
+namespace bark_accel {
+
+// ValueError in Python, as the pure-torch twins raise.
+#define BARK_CHECK(condition, op, ...) TORCH_CHECK_VALUE(condition, op, ": ", __VA_ARGS__)
+
+inline DType checked_dtype(const char* op, const char* name, const at::Tensor& t) {
+  const auto type = t.scalar_type();
+  BARK_CHECK(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, op,
+             "expected ", name, " of dtype float32, float16 or bfloat16, got ", type);
+  return type == at::kHalf ? DType::kFloat16 : type == at::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
+}
+
+inline void check_dim(const char* op, const char* name, const at::Tensor& t, int64_t dim, const char* shape) {
+  BARK_CHECK(t.dim() == dim, op, "expected ", name, " of shape ", shape, ", got ", t.sizes());
+}
+
+inline void check_sizes(const char* op, const char* name, const at::Tensor& t, at::IntArrayRef sizes) {
+  BARK_CHECK(t.sizes() == sizes, op, "expected ", name, " of shape ", sizes, ", got ", t.sizes());
+}
+
+inline void check_unit_stride(const char* op, const char* name, const at::Tensor& t) {
+  BARK_CHECK(t.stride(-1) == 1 || t.size(-1) <= 1, op, "expected ", name,
+             " with unit stride in its last dimension, got strides ", t.strides());
+}
+
+inline void check_cpu(const char* op, const char* name, const at::Tensor& t) {
+  BARK_CHECK(t.device().is_cpu(), op, "expected ", name, " on the cpu, got ", t.device());
+}
+
+inline void check_same_dtype(const char* op, const char* name, const at::Tensor& t, const char* as,
+                             const at::Tensor& other) {
+  BARK_CHECK(t.scalar_type() == other.scalar_type(), op, "expected ", name, " of dtype ", other.scalar_type(),
+             " like ", as, ", got ", t.scalar_type());
+}
+
+inline void check_no_grad(const char* op, const char* name, const at::Tensor& t) {
+  BARK_CHECK(!(at::GradMode::is_enabled() && t.requires_grad()), op,
+             "expected torch.no_grad() or inputs that need no gradient (the op has no backward), got ", name,
+             " with requires_grad=True");
+}
+
+}  // namespace bark_accel

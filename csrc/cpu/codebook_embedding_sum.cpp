@@ -1,0 +1,102 @@
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <atomic>
+#include <limits>
+
+#include "../checks.h"
+#include "isa.h"
+
+namespace bark_accel {
+namespace {
+
+constexpr const char* kOp = "codebook_embedding_sum";
+constexpr size_t kMaxTables = 32;
+constexpr int64_t kValuesPerTask = 32768;
+constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+
+void check_inputs(const at::Tensor& codes, at::TensorList tables, const at::Tensor& positions) {
+  check_dim(kOp, "codes", codes, 3, "[B, T, K]");
+  BARK_CHECK(codes.scalar_type() == at::kLong || codes.scalar_type() == at::kInt, kOp,
+             "expected codes of dtype int32 or int64, got ", codes.scalar_type());
+  BARK_CHECK(!tables.empty() && tables.size() <= kMaxTables, kOp, "expected 1 to ", kMaxTables, " tables, got ",
+             tables.size());
+  BARK_CHECK(int64_t(tables.size()) <= codes.size(2), kOp, "expected at most ", codes.size(2),
+             " tables (one per codebook), got ", tables.size());
+  const at::Tensor& first = tables[0];
+  for (const at::Tensor& table : tables) {
+    check_cpu(kOp, "every table", table);
+    check_dim(kOp, "every table", table, 2, "[V, C]");
+    checked_dtype(kOp, "tables", table);
+    check_same_dtype(kOp, "every table", table, "the first", first);
+    check_sizes(kOp, "every table", table, first.sizes());
+    check_unit_stride(kOp, "every table", table);
+    check_no_grad(kOp, "a table", table);
+  }
+  check_cpu(kOp, "positions", positions);
+  check_dim(kOp, "positions", positions, 2, "[P, C]");
+  check_same_dtype(kOp, "positions", positions, "the tables", first);
+  check_unit_stride(kOp, "positions", positions);
+  check_no_grad(kOp, "positions", positions);
+  BARK_CHECK(positions.size(1) == first.size(1), kOp, "expected positions of width ", first.size(1), ", got ",
+             positions.size(1));
+  BARK_CHECK(positions.size(0) >= codes.size(1), kOp, "expected at least ", codes.size(1),
+             " positions (one per frame), got ", positions.size(0));
+}
+
+void raise_bad_code(const EmbeddingSumParams& p, int64_t bad) {
+  const int64_t codebook = bad % p.tables_count, row = bad / p.tables_count;
+  const int64_t b = row / p.frames, t = row % p.frames;
+  const int64_t at = b * p.codes_strides[0] + t * p.codes_strides[1] + codebook * p.codes_strides[2];
+  const int64_t value = p.codes_are_int64 ? static_cast<const int64_t*>(p.codes)[at]
+                                          : static_cast<const int32_t*>(p.codes)[at];
+  BARK_CHECK(false, kOp, "expected codes in [0, ", p.vocabulary, "), got ", value, " in codebook ", codebook,
+             ", frame ", t, ", batch row ", b);
+}
+
+at::Tensor codebook_embedding_sum(const at::Tensor& codes, at::TensorList tables, const at::Tensor& positions) {
+  check_inputs(codes, tables, positions);
+  const void* data[kMaxTables];
+  int64_t strides[kMaxTables];
+  for (size_t i = 0; i < tables.size(); ++i) {
+    data[i] = tables[i].const_data_ptr();
+    strides[i] = tables[i].stride(0);
+  }
+  at::Tensor out =
+      at::empty({codes.size(0), codes.size(1), positions.size(1)}, positions.options().dtype(at::kFloat));
+  EmbeddingSumParams p{};
+  p.codes = codes.const_data_ptr();
+  p.codes_are_int64 = codes.scalar_type() == at::kLong;
+  for (int64_t i = 0; i < 3; ++i) p.codes_strides[i] = codes.stride(i);
+  p.frames = codes.size(1);
+  p.tables_count = int64_t(tables.size());
+  p.tables = data;
+  p.table_strides = strides;
+  p.vocabulary = tables[0].size(0);
+  p.positions = positions.const_data_ptr();
+  p.position_stride = positions.stride(0);
+  p.dtype = checked_dtype(kOp, "tables", tables[0]);
+  p.width = positions.size(1);
+  p.out = out.mutable_data_ptr<float>();
+
+  const KernelTable& table = kernels();
+  std::atomic<int64_t> bad{kNone};
+  const int64_t values_per_row = std::max<int64_t>(1, p.width * (p.tables_count + 1));
+  at::parallel_for(0, codes.size(0) * p.frames, std::max<int64_t>(1, kValuesPerTask / values_per_row),
+                   [&](int64_t begin, int64_t end) {
+                     const int64_t found = table.embedding_sum(p, begin, end);
+                     if (found < 0) return;
+                     int64_t seen = bad.load();
+                     while (found < seen && !bad.compare_exchange_weak(seen, found)) {
+                     }
+                   });
+  if (bad != kNone) raise_bad_code(p, bad);
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(bark_accel, CPU, m) { m.impl("codebook_embedding_sum", codebook_embedding_sum); }
+
+}  // namespace bark_accel

@@ -1,0 +1,18 @@
+// Which kernel table is in use: the best one this CPU supports, unless set_isa chose another.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../kernels/params.h"
+
+namespace bark_accel {
+
+const KernelTable& kernels();
+std::vector<std::string> available_isas();  // worst first; "generic" is always there
+void set_isa(const std::string& name);
+
+// Per-thread scratch, aligned to 64 bytes, valid until the next call on this thread.
+float* thread_scratch(int64_t floats);
+
+}  // namespace bark_accel

@@ -1,0 +1,90 @@
+// What crosses the border between torch and the kernels: plain structs, no inline functions.
+// Strides count elements, not bytes.
+#pragma once
+
+#include <cstdint>
+
+namespace bark_accel {
+
+enum class DType : int32_t { kFloat32, kFloat16, kBFloat16 };
+
+// Bits only: the kernels convert to float on load.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+enum class SampleStatus : int32_t { kOk = 0, kNotFinite = 1, kAllMasked = 2 };
+
+struct SampleParams {
+  const void* logits;  // [N, L], unit stride along L
+  int64_t row_stride;
+  DType dtype;
+  const float* noise;  // [N, V] or null for greedy; indexed by id
+  int64_t noise_stride;
+  int64_t first_id;    // id of logits column 0
+  int64_t begin, end;  // allowed columns
+  int64_t eos;         // allowed column as well, or -1
+  float min_eos_p;
+  float temperature;
+  int64_t top_k;    // 0: off
+  bool use_top_p;
+  float top_p_cut;  // float(1 - top_p)
+  bool renormalize;
+};
+
+struct EmbeddingSumParams {
+  const void* codes;  // [B, T, K]
+  bool codes_are_int64;
+  int64_t codes_strides[3];
+  int64_t frames;  // T
+  int64_t tables_count;
+  const void* const* tables;  // tables_count x [V, C]
+  const int64_t* table_strides;
+  int64_t vocabulary;     // V
+  const void* positions;  // [P, C]
+  int64_t position_stride;
+  DType dtype;     // of tables and positions
+  int64_t width;   // C
+  float* out;      // [B, T, C] contiguous
+};
+
+struct AttentionParams {
+  const void *query, *key, *value;                                // [B, T, H, D], unit stride along D
+  int64_t query_strides[3], key_strides[3], value_strides[3];     // B, T, H
+  void *key_cache, *value_cache;                                  // [B, H, capacity, D], unit stride along D
+  int64_t key_cache_strides[3], value_cache_strides[3];           // B, H, capacity
+  void* out;                                                      // [B, T, H, D] contiguous
+  int64_t batch, tokens, heads, head_dim;
+  int64_t length;  // valid cache entries before this call
+  float scale;
+  DType dtype;
+};
+
+struct KernelTable {
+  const char* name;
+
+  // Floats of scratch for sample_row with this many allowed ids.
+  int64_t (*sample_scratch)(int64_t allowed);
+  SampleStatus (*sample_row)(const SampleParams&, int64_t row, float* scratch, int64_t* id);
+
+  // Rows are (batch, frame) pairs. Returns row * tables_count + codebook of the first bad code, or -1.
+  int64_t (*embedding_sum)(const EmbeddingSumParams&, int64_t row_begin, int64_t row_end);
+
+  // Pairs are (batch, head); queries per block task: attention_block_queries.
+  int64_t attention_block_queries;
+  int64_t (*attention_scratch)(const AttentionParams&);
+  void (*attention_append)(const AttentionParams&, int64_t pair_begin, int64_t pair_end);
+  void (*attention_decode)(const AttentionParams&, int64_t pair_begin, int64_t pair_end, float* scratch);
+  void (*attention_block)(const AttentionParams&, int64_t task_begin, int64_t task_end, float* scratch);
+};
+
+const KernelTable& generic_kernels();
+#ifdef BARK_ACCEL_X86
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+#endif
+
+}  // namespace bark_accel

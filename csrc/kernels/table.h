@@ -1,0 +1,25 @@
+// Include once, after BARK_ACCEL_ISA is defined: every kernel of that instruction set and their table.
+#pragma once
+
+#include "codebook_embedding_sum.h"
+#include "fused_sample.h"
+#include "static_cache_attention.h"
+
+#define BARK_ACCEL_STRING_(x) #x
+#define BARK_ACCEL_STRING(x) BARK_ACCEL_STRING_(x)
+
+namespace bark_accel::BARK_ACCEL_ISA {
+
+constexpr KernelTable kTable = {
+    BARK_ACCEL_STRING(BARK_ACCEL_ISA),
+    sample_scratch,
+    sample_row,
+    embedding_sum,
+    kBlockQueries,
+    attention_scratch,
+    attention_append,
+    attention_decode,
+    attention_block,
+};
+
+}  // namespace bark_accel::BARK_ACCEL_ISA

@@ -1,0 +1,31 @@
+// Every op schema, and the module that loads them. Implementations register themselves in cpu/.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include <map>
+
+#include "cpu/isa.h"
+
+TORCH_LIBRARY(bark_accel, m) {
+  m.def(
+      "fused_sample(Tensor logits, Tensor? noise, int first_id, int allowed_begin, int allowed_end, int eos_id, "
+      "float min_eos_p, float temperature, int top_k, float top_p, bool renormalize=True) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def("codebook_embedding_sum(Tensor codes, Tensor[] tables, Tensor positions) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "static_cache_attention(Tensor query, Tensor key, Tensor value, Tensor(a!) key_cache, "
+      "Tensor(b!) value_cache, Tensor length) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+}
+
+PYBIND11_MODULE(_C, m) {
+  m.def("build_info", [] {
+    return std::map<std::string, std::string>{{"torch", TORCH_VERSION}, {"compiler", __VERSION__}};
+  });
+  m.def("isa", [] { return std::string(bark_accel::kernels().name); });
+  m.def("available_isas", &bark_accel::available_isas);
+  m.def("set_isa", &bark_accel::set_isa);
+}

@@ -1,0 +1,155 @@
+"""Patches one `BarkModel` instance: the only code that knows Transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import BarkModel
+from transformers.models.bark import modeling_bark as hf
+
+import bark_accel
+from bark_accel.backend import check_backend, runs_natively
+from bark_accel.report import AccelerationReport, FallbackKind, FallbackLog, FallbackReason, StageReport
+
+from .compat import check_signatures
+from .fallback import Fallback
+from .hooks import CoarseHook, FineHook, Hook, SemanticHook, Settings
+from .model_hook import SUBMODELS, ModelHook
+
+WEIGHTS = ("same",)
+_HOOKS: dict[str, type[Hook]] = {"semantic": SemanticHook, "coarse": CoarseHook, "fine": FineHook}
+_CLASSES = {
+    "semantic": hf.BarkSemanticModel,
+    "coarse_acoustics": hf.BarkCoarseModel,
+    "fine_acoustics": hf.BarkFineModel,
+}
+# Kinds that a later call may lose again (model.eval(), hooks removed); the others are refused at once.
+_TRANSIENT = {FallbackKind.TRAINING, FallbackKind.HOOKED_MODULE}
+
+
+def apply(model: Any, *, weights: str, backend: str, strict: bool) -> BarkModel:
+    """See `bark_accel.accelerate_bark`. Everything is checked before anything is patched."""
+    _check_model(model)
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights: expected one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}")
+    if model_hook(model) is None:
+        _check_unpatched(model)
+    _check_not_meta(model)
+    check_signatures()
+    check_backend(backend, model.device)
+    hooks = _make_hooks(model, Settings(backend, FallbackLog(strict)))
+    for hook in (hooks["model"].codec, *(hooks[stage] for stage in SUBMODELS)):
+        _check_extractable(hook)
+    remove(model)
+    model.generate = hooks["model"].generate
+    model.codec_decode = hooks["model"].codec_decode
+    for stage, name in SUBMODELS.items():
+        getattr(model, name).generate = hooks[stage].generate
+    return model
+
+
+def remove(model: Any) -> BarkModel:
+    """See `bark_accel.restore_bark`."""
+    _check_model(model)
+    for owner in (model, *(getattr(model, name) for name in SUBMODELS.values())):
+        for name in ("generate", "codec_decode"):
+            if _is_ours(vars(owner).get(name)):
+                delattr(owner, name)
+    return model
+
+
+def report(model: Any) -> AccelerationReport:
+    """See `bark_accel.acceleration_report`."""
+    _check_model(model)
+    hook = model_hook(model)
+    if hook is None:
+        raise ValueError("acceleration_report: expected an accelerated model, got one that is not; call accelerate_bark")
+    settings = hook.settings
+    submodels = (getattr(model, name) for name in SUBMODELS.values())
+    stage_hooks = [m.generate.__self__ for m in submodels if _is_ours(vars(m).get("generate"))]
+    stages = tuple(_stage_report(h) for h in (*stage_hooks, hook.codec))
+    native = runs_natively(settings.backend, model.device)
+    return AccelerationReport(
+        stages=stages,
+        fallbacks=tuple(settings.log.reasons),
+        backend=settings.backend,
+        strict=settings.log.strict,
+        isa=_isa() if native else None,
+        threads=torch.get_num_threads(),
+        kv_cache_bytes=settings.pool.nbytes,
+        versions={
+            "bark_accel": bark_accel.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    )
+
+
+def model_hook(model: BarkModel) -> ModelHook | None:
+    """The hook that owns an accelerated model, or None."""
+    method = vars(model).get("generate")
+    return method.__self__ if _is_ours(method) else None
+
+
+def _make_hooks(model: BarkModel, settings: Settings) -> dict[str, Any]:
+    hooks: dict[str, Any] = {s: _HOOKS[s](getattr(model, name), settings) for s, name in SUBMODELS.items()}
+    return {**hooks, "model": ModelHook(model, settings)}
+
+
+def _is_ours(method: Any) -> bool:
+    return isinstance(getattr(method, "__self__", None), (Hook, ModelHook))
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, BarkModel):
+        raise TypeError(f"expected a transformers.BarkModel, got {type(model).__module__}.{type(model).__name__}")
+
+
+def _check_unpatched(model: BarkModel) -> None:
+    for name, kind in _CLASSES.items():
+        submodel = getattr(model, name)
+        if type(submodel) is not kind:
+            raise ValueError(f"model.{name}: expected a {kind.__name__}, got a {type(submodel).__name__}")
+    for owner in (model, *(getattr(model, name) for name in _CLASSES)):
+        taken = sorted({"generate", "codec_decode"} & set(vars(owner)))
+        if taken:
+            raise ValueError(f"{type(owner).__name__}.{taken[0]}: expected the class's own, got one set on the instance")
+
+
+def _check_not_meta(model: BarkModel) -> None:
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError("expected a model with weights, got parameters on the meta device; load or move it first")
+
+
+def _check_extractable(hook: Hook) -> None:
+    try:
+        hook.weights()
+    except Fallback as fallback:
+        if fallback.reason.kind not in _TRANSIENT:
+            raise ValueError(f"accelerate_bark: {fallback.reason}") from None
+
+
+def _stage_report(hook: Hook) -> StageReport:
+    blocked: FallbackReason | None = None
+    copied = 0
+    try:
+        copied = hook.copied_bytes()
+    except Fallback as fallback:
+        blocked = fallback.reason
+    parameter = next(hook.module.parameters())
+    return StageReport(
+        stage=hook.stage,
+        ops="transformers" if blocked else hook.ops_name(parameter.device),
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        device=str(parameter.device),
+        copied_bytes=copied,
+        blocked_by=blocked,
+    )
+
+
+def _isa() -> str:
+    from bark_accel._library import load
+
+    return load().isa()

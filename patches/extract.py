@@ -1,0 +1,239 @@
+"""BarkModel -> weights and specs. The only reader of Transformers' attribute names.
+
+Weights are read from the modules directly, so a module that would not compute what its class says (hooks, a replaced
+layer, another dtype) is refused with `Fallback`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.bark import modeling_bark as hf
+from transformers.models.encodec import modeling_encodec as encodec
+
+from bark_accel.report import FallbackKind
+from bark_accel.spec import CoarseSpec, FineSpec, SemanticSpec, TransformerSpec
+from bark_accel.weights import (
+    CodecWeights,
+    Conv,
+    ConvTranspose,
+    Layer,
+    Linear,
+    Lstm,
+    Norm,
+    ResidualBlock,
+    TransformerWeights,
+    Upsampling,
+)
+
+from .fallback import Fallback
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_STAGE_CLASSES = {"semantic": hf.BarkSemanticModel, "coarse": hf.BarkCoarseModel, "fine": hf.BarkFineModel}
+
+
+def fingerprint(module: nn.Module) -> tuple:
+    """Changes whenever a module is replaced or a parameter is moved, cast, replaced or written to.
+
+    Writes are seen through torch's version counter, which `tensor.data` bypasses; views see those all the same.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    return (
+        *(type(part) for part in module.modules()),
+        *((t.data_ptr(), t.dtype, t.device, 0 if t.is_inference() else t._version) for t in tensors),
+    )
+
+
+def check_modules(stage: str, module: nn.Module) -> None:
+    """Refuse modules whose forward is not their class's own."""
+    for name, part in module.named_modules():
+        where = f"{name or 'the model'} ({type(part).__name__})"
+        if part.training:
+            raise Fallback(stage, FallbackKind.TRAINING, where)
+        if hasattr(part, "_hf_hook") or "forward" in vars(part) or _has_hooks(part):
+            raise Fallback(stage, FallbackKind.HOOKED_MODULE, where)
+
+
+def check_tensors(stage: str, tensors: Iterable[Tensor]) -> None:
+    """Refuse what is not all of one supported dtype on one device."""
+    seen_dtypes, seen_devices = set(), set()
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, nn.Parameter):
+            raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"a parameter is a {type(tensor).__name__}")
+        if tensor.is_floating_point():
+            seen_dtypes.add(tensor.dtype)
+        seen_devices.add(tensor.device)
+    if len(seen_dtypes) != 1 or not seen_dtypes <= set(DTYPES):
+        expected, got = ", ".join(map(str, DTYPES)), ", ".join(sorted(map(str, seen_dtypes)))
+        raise Fallback(stage, FallbackKind.DTYPE, f"expected one of {expected}, got {got}")
+    if len(seen_devices) != 1:
+        got = ", ".join(sorted(map(str, seen_devices)))
+        raise Fallback(stage, FallbackKind.DEVICE, f"expected one device, got {got}")
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _exact(stage: str, module: Any, kind: type) -> Any:
+    if type(module) is not kind:
+        detail = f"expected {kind.__name__}, got {type(module).__name__}"
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
+    return module
+
+
+def transformer_spec(module: hf.BarkPreTrainedModel) -> TransformerSpec:
+    config = module.config
+    return TransformerSpec(
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        width=config.hidden_size,
+        block_size=config.block_size,
+        output_vocab_size=config.output_vocab_size,
+    )
+
+
+def transformer_weights(stage: str, module: hf.BarkPreTrainedModel) -> TransformerWeights:
+    """Read one of the three transformers. Only LayerNorms of 16-bit models are copied (to float32)."""
+    _exact(stage, module, _STAGE_CLASSES[stage])
+    check_modules(stage, module)
+    check_tensors(stage, (*module.parameters(),))
+    tables = module.input_embeds_layers if stage == "fine" else [module.input_embeds_layer]
+    heads = module.lm_heads if stage == "fine" else [module.lm_head]
+    return TransformerWeights(
+        token_tables=tuple(_exact(stage, table, nn.Embedding).weight.detach() for table in tables),
+        positions=_exact(stage, module.position_embeds_layer, nn.Embedding).weight.detach(),
+        layers=tuple(_layer(stage, block) for block in module.layers),
+        norm_final=_norm(stage, module.layernorm_final),
+        heads=tuple(_linear(stage, head).weight for head in heads),
+    )
+
+
+def _layer(stage: str, block: Any) -> Layer:
+    _exact(stage, block, hf.BarkBlock)
+    attention = block.attn
+    if type(attention) not in hf.BARK_ATTENTION_CLASSES.values():
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"attention is a {type(attention).__name__}")
+    mlp = _exact(stage, block.mlp, hf.BarkMLP)
+    _exact(stage, mlp.gelu, nn.GELU)
+    return Layer(
+        norm_1=_norm(stage, block.layernorm_1),
+        qkv=_linear(stage, attention.att_proj),
+        attention_out=_linear(stage, attention.out_proj),
+        norm_2=_norm(stage, block.layernorm_2),
+        mlp_in=_linear(stage, mlp.in_proj),
+        mlp_out=_linear(stage, mlp.out_proj),
+    )
+
+
+def _linear(stage: str, module: Any) -> Linear:
+    _exact(stage, module, nn.Linear)
+    return Linear(module.weight.detach(), None if module.bias is None else module.bias.detach())
+
+
+def _norm(stage: str, module: Any) -> Norm:
+    _exact(stage, module, nn.LayerNorm)
+    bias = None if module.bias is None else module.bias.detach().float()
+    return Norm(module.weight.detach().float(), bias, module.eps)
+
+
+def codec_weights(module: Any) -> CodecWeights:
+    """Read EnCodec's decoder, weight_norm folded (a copy of its weights)."""
+    check_modules("codec", module)
+    check_tensors("codec", (*module.decoder.parameters(), *(layer.codebook.embed for layer in module.quantizer.layers)))
+    config = module.config
+    if config.norm_type != "weight_norm" or not config.use_causal_conv:
+        detail = f"expected causal convolutions with weight_norm, got norm_type={config.norm_type!r}"
+        raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, detail)
+    layers = list(module.decoder.layers)
+    conv_in, lstm, conv_out = layers[0], layers[1], layers[-1]
+    _exact("codec", lstm, encodec.EncodecLSTM)
+    return CodecWeights(
+        codebooks=tuple(layer.codebook.embed.detach() for layer in module.quantizer.layers),
+        conv_in=_conv(conv_in),
+        lstm=Lstm(tuple(w.detach() for w in lstm.lstm._flat_weights), lstm.lstm.num_layers, lstm.lstm.hidden_size),
+        upsampling=_upsampling(layers[2:-2]),
+        conv_out=_conv(conv_out),
+    )
+
+
+def _upsampling(layers: list) -> tuple[Upsampling, ...]:
+    groups: list[tuple[ConvTranspose, list[ResidualBlock]]] = []
+    for layer in layers:
+        if type(layer) is encodec.EncodecConvTranspose1d:
+            groups.append((_conv_transpose(layer), []))
+        elif type(layer) is encodec.EncodecResnetBlock and groups:
+            groups[-1][1].append(_residual(layer))
+        elif type(layer) is not nn.ELU:
+            raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, f"unexpected {type(layer).__name__}")
+    return tuple(Upsampling(conv, tuple(blocks)) for conv, blocks in groups)
+
+
+def _conv(module: Any) -> Conv:
+    _exact("codec", module, encodec.EncodecConv1d)
+    conv = module.conv
+    if conv.stride != (1,) or conv.groups != 1:
+        raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, f"convolution {conv}")
+    bias = None if conv.bias is None else conv.bias.detach()
+    return Conv(conv.weight.detach().contiguous(), bias, conv.dilation[0], module.pad_mode)
+
+
+def _conv_transpose(module: Any) -> ConvTranspose:
+    conv = module.conv
+    bias = None if conv.bias is None else conv.bias.detach()
+    total = conv.kernel_size[0] - conv.stride[0]
+    right = math.ceil(total * module.trim_right_ratio)
+    return ConvTranspose(conv.weight.detach().contiguous(), bias, conv.stride[0], total - right, right)
+
+
+def _residual(module: Any) -> ResidualBlock:
+    convs = [layer for layer in module.block if type(layer) is not nn.ELU]
+    if len(convs) != 2:
+        raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, f"{len(convs)} convolutions in a residual block")
+    shortcut = None if type(module.shortcut) is nn.Identity else _conv(module.shortcut)
+    return ResidualBlock(_conv(convs[0]), _conv(convs[1]), shortcut)
+
+
+def semantic_spec(config: Any) -> SemanticSpec:
+    """From a `BarkSemanticGenerationConfig`."""
+    return SemanticSpec(
+        vocab_size=config.semantic_vocab_size,
+        pad_token=config.semantic_pad_token,
+        infer_token=config.semantic_infer_token,
+        text_encoding_offset=config.text_encoding_offset,
+        text_pad_token=config.text_pad_token,
+        max_input_tokens=config.max_input_semantic_length,
+        rate_hz=config.semantic_rate_hz,
+    )
+
+
+def coarse_spec(semantic: Any, coarse: Any, codebook_size: int) -> CoarseSpec:
+    """From a `BarkSemanticGenerationConfig` and a `BarkCoarseGenerationConfig`."""
+    return CoarseSpec(
+        semantic_vocab_size=semantic.semantic_vocab_size,
+        semantic_pad_token=coarse.coarse_semantic_pad_token,
+        semantic_rate_hz=semantic.semantic_rate_hz,
+        infer_token=coarse.coarse_infer_token,
+        codebook_size=codebook_size,
+        num_codebooks=coarse.n_coarse_codebooks,
+        rate_hz=coarse.coarse_rate_hz,
+        max_input_tokens=coarse.max_coarse_input_length,
+        max_history_tokens=coarse.max_coarse_history,
+        window_tokens=coarse.sliding_window_len,
+    )
+
+
+def fine_spec(semantic: Any, coarse: Any, fine: Any, codebook_size: int) -> FineSpec:
+    """From the three generation configs."""
+    return FineSpec(
+        semantic_vocab_size=semantic.semantic_vocab_size,
+        codebook_size=codebook_size,
+        num_coarse_codebooks=coarse.n_coarse_codebooks,
+        num_codebooks=fine.n_fine_codebooks,
+        max_history_frames=fine.max_fine_history_length,
+        max_input_frames=fine.max_fine_input_length,
+    )

@@ -1,0 +1,323 @@
+"""The methods that replace Transformers' on one model instance.
+
+Each hook is a bound method of a small object that owns one module, so that a patched module still pickles and
+deep-copies, and the copy is patched too. Names and signatures are those of the methods they replace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.generation.logits_process import (
+    AlternatingCodebooksLogitsProcessor,
+    BarkEosPrioritizerLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
+
+from bark_accel.backend import Ops, get_ops, runs_natively
+from bark_accel.kv_cache import KVCachePool
+from bark_accel.report import FallbackKind, FallbackLog
+from bark_accel.sampling import SamplingConfig
+from bark_accel.spec import SemanticSpec
+from bark_accel.stages.codec import CodecStage
+from bark_accel.stages.coarse import CoarseStage, CoarseState
+from bark_accel.stages.fine import FineStage
+from bark_accel.stages.semantic import SemanticStage
+from bark_accel.weights import TransformerWeights, tensors_of
+
+from . import extract
+from .fallback import Fallback
+from .inputs import check_input_ids, read_history
+from .resolve import resolve_sampling
+
+
+@dataclass
+class Settings:
+    """Shared by the hooks of one model."""
+
+    backend: str
+    log: FallbackLog
+    pool: KVCachePool = field(default_factory=KVCachePool)
+
+
+class Hook:
+    """Owns a module, the weights read from it, and the way back to Transformers' own method."""
+
+    stage: str
+
+    def __init__(self, module: nn.Module, settings: Settings):
+        self.module = module
+        self.settings = settings
+        self._fingerprint: tuple | None = None
+        self._weights: Any = None
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_fingerprint": None, "_weights": None}
+
+    def weights(self) -> Any:
+        """The module's weights as they are now; raises `Fallback` where they cannot be used."""
+        fingerprint = extract.fingerprint(self.module)
+        if fingerprint != self._fingerprint:
+            with torch.inference_mode(False), torch.no_grad():
+                self._weights = self._read_weights()
+            self._fingerprint = fingerprint
+        else:
+            extract.check_modules(self.stage, self.module)
+        return self._weights
+
+    def _read_weights(self) -> Any:
+        return extract.transformer_weights(self.stage, self.module)
+
+    def _ready_weights(self) -> Any:
+        weights = self.weights()
+        device_type = next(self.module.parameters()).device.type
+        if torch.is_autocast_enabled(device_type):
+            raise Fallback(self.stage, FallbackKind.AUTOCAST, f"for {device_type}")
+        return weights
+
+    def copied_bytes(self) -> int:
+        """Bytes of the weights that are not views of the module's own tensors."""
+        own = {t.untyped_storage().data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
+        copies = (t for t in tensors_of(self.weights()) if t.untyped_storage().data_ptr() not in own)
+        return sum(t.numel() * t.element_size() for t in copies)
+
+    def ops_name(self, device: torch.device) -> str:
+        """Which ops a generation on `device` would use."""
+        return "native" if runs_natively(self.settings.backend, device) else "torch"
+
+    def ops(self, device: torch.device) -> Ops:
+        return get_ops(self.settings.backend, device)
+
+    def stock(self, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' own method."""
+        return type(self.module).generate(self.module, *args, **kwargs)
+
+
+class SemanticHook(Hook):
+    stage = "semantic"
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        semantic_generation_config: Any = None,
+        history_prompt: Any = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """See `BarkSemanticModel.generate`."""
+        config = semantic_generation_config
+        if config is None:
+            return self.stock(input_ids, config, history_prompt, attention_mask, **kwargs)
+        check_input_ids(input_ids, attention_mask, config.max_input_semantic_length)
+        history = read_history(history_prompt, "semantic_prompt", rows=0, ids=config.semantic_vocab_size)
+        try:
+            weights = self._ready_weights()
+            spec = extract.semantic_spec(config)
+            sampling = self._resolve(weights, spec, config, input_ids.shape[0], kwargs)
+        except Fallback as fallback:
+            self.settings.log.record(fallback.reason)
+            return self.stock(input_ids, config, _preset(self.module, semantic_prompt=history), attention_mask, **kwargs)
+        return self._run(weights, spec, sampling, (input_ids, attention_mask, history), kwargs.get("streamer"))
+
+    def _resolve(
+        self, weights: TransformerWeights, spec: SemanticSpec, config: Any, rows: int, kwargs: dict[str, Any]
+    ) -> SamplingConfig:
+        pad = spec.pad_token
+        if not isinstance(pad, int) or config.eos_token_id != pad or pad >= self.module.config.output_vocab_size:
+            detail = f"eos_token_id={config.eos_token_id}, semantic_pad_token={spec.pad_token}"
+            raise Fallback(self.stage, FallbackKind.TOKEN_LAYOUT, detail)
+        # A key set to None counts: BarkModel.generate always passes it, so the config's value is never used there.
+        min_eos_p = kwargs.get("min_eos_p", config.min_eos_p)
+        rules = [
+            SuppressTokensLogitsProcessor([]),
+            BarkEosPrioritizerLogitsProcessor(config.eos_token_id, min_eos_p),
+        ]
+        sampling = resolve_sampling(
+            self.stage,
+            self.module,
+            torch.ones((rows, spec.prompt_tokens), dtype=torch.int, device=weights.device),
+            generation_config=config,
+            token_rules=rules,
+            kwargs=kwargs,
+            inputs_embeds=weights.positions.new_empty(1).expand(rows, spec.prompt_tokens, 1),
+        )
+        return replace(sampling, min_eos_p=min_eos_p or 0.0)
+
+    def _run(
+        self,
+        weights: TransformerWeights,
+        spec: SemanticSpec,
+        sampling: SamplingConfig,
+        prompt: tuple[Tensor, Tensor | None, Tensor | None],
+        streamer: Any,
+    ) -> Tensor:
+        transformer = extract.transformer_spec(self.module)
+        stage = SemanticStage(weights, transformer, spec, self.ops(weights.device))
+        input_ids, attention_mask, history = (None if t is None else t.to(weights.device) for t in prompt)
+        rows = input_ids.shape[0]
+        if streamer is not None:
+            streamer.put(torch.ones((rows, spec.prompt_tokens), dtype=torch.int))
+        with self.settings.pool.borrow(transformer, rows, weights.dtype, weights.device) as cache:
+            state = stage.start(input_ids, attention_mask, history, sampling, cache)
+            while not state.done:
+                tokens = stage.step(state)
+                if streamer is not None:
+                    streamer.put(tokens.cpu())
+        if streamer is not None:
+            streamer.end()
+        return state.result()
+
+
+class CoarseHook(Hook):
+    stage = "coarse"
+
+    @torch.no_grad()
+    def generate(
+        self,
+        semantic_output: Tensor,
+        semantic_generation_config: Any = None,
+        coarse_generation_config: Any = None,
+        codebook_size: int = 1024,
+        history_prompt: Any = None,
+        return_output_lengths: bool | None = None,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """See `BarkCoarseModel.generate`. Like it, replaces the padding of `semantic_output` in place."""
+        semantic, coarse = semantic_generation_config, coarse_generation_config
+        if semantic is None or coarse is None:
+            return self.stock(semantic_output, semantic, coarse, **kwargs)
+        history = _coarse_history(history_prompt, semantic, coarse, codebook_size)
+        try:
+            weights = self._ready_weights()
+            sampling = self._resolve(weights, semantic, coarse, codebook_size, semantic_output.shape[0], kwargs)
+        except Fallback as fallback:
+            self.settings.log.record(fallback.reason)
+            past = history or (None, None)
+            prompt = _preset(self.module, semantic_prompt=past[0], coarse_prompt=past[1])
+            return self.stock(
+                semantic_output, semantic, coarse, codebook_size, prompt, return_output_lengths, **kwargs
+            )
+        semantic_output.masked_fill_(
+            semantic_output == semantic.semantic_pad_token, coarse.coarse_semantic_pad_token
+        )
+        transformer = extract.transformer_spec(self.module)
+        spec = extract.coarse_spec(semantic, coarse, codebook_size)
+        stage = CoarseStage(weights, transformer, spec, self.ops(weights.device))
+        rows = semantic_output.shape[0]
+        with self.settings.pool.borrow(transformer, rows, weights.dtype, weights.device) as cache:
+            state = stage.start(rows, history, sampling, cache)
+            stage.push(state, semantic_output.to(weights.device, torch.int64), final=True)
+            _run_coarse(stage, state, kwargs.get("streamer"))
+        lengths = stage.row_lengths(semantic_output)
+        return (state.result(), lengths) if return_output_lengths else state.result()
+
+    def _resolve(
+        self,
+        weights: TransformerWeights,
+        semantic: Any,
+        coarse: Any,
+        codebook_size: int,
+        rows: int,
+        kwargs: dict[str, Any],
+    ) -> SamplingConfig:
+        # The prompt's length and ids decide nothing that the loop can do: what depends on them (a padding mask)
+        # shows in the config.
+        prompt = torch.full((rows, 1), coarse.coarse_infer_token, device=weights.device)
+        rules = [AlternatingCodebooksLogitsProcessor(1, semantic.semantic_vocab_size, codebook_size)]
+        sampling = resolve_sampling(
+            self.stage,
+            self.module,
+            prompt,
+            generation_config=coarse,
+            token_rules=rules,
+            kwargs=kwargs,
+            max_new_tokens=coarse.sliding_window_len,
+        )
+        if sampling.stop_tokens or sampling.pad_token is not None:
+            detail = f"eos_token_id={sampling.stop_tokens}, pad_token_id={sampling.pad_token}, expected none"
+            raise Fallback(self.stage, FallbackKind.TOKEN_LAYOUT, detail)
+        return sampling
+
+
+def _run_coarse(stage: CoarseStage, state: CoarseState, streamer: Any) -> None:
+    while stage.ready(state):
+        tokens = stage.step(state)
+        if streamer is None:
+            continue
+        if len(state.window) == 1:
+            streamer.put(stage.prompt_ids(state).cpu())
+        streamer.put(tokens.cpu())
+        if len(state.window) == state.window_tokens:
+            streamer.end()
+
+
+class FineHook(Hook):
+    stage = "fine"
+
+    @torch.no_grad()
+    def generate(
+        self,
+        coarse_output: Tensor,
+        semantic_generation_config: Any = None,
+        coarse_generation_config: Any = None,
+        fine_generation_config: Any = None,
+        codebook_size: int = 1024,
+        history_prompt: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """See `BarkFineModel.generate`. No frames in give no frames out, where Transformers fails."""
+        semantic, coarse, fine = semantic_generation_config, coarse_generation_config, fine_generation_config
+        if semantic is None or coarse is None or fine is None:
+            return self.stock(coarse_output, semantic, coarse, fine, **kwargs)
+        temperature = kwargs.get("temperature", fine.temperature)
+        if temperature is not None and not temperature > 0:
+            raise ValueError(f"fine temperature: expected None or a number > 0, got {temperature}")
+        history = read_history(history_prompt, "fine_prompt", rows=fine.n_fine_codebooks, ids=codebook_size)
+        if coarse_output.shape[1] == 0:
+            return coarse_output.new_zeros(coarse_output.shape[0], fine.n_fine_codebooks, 0)
+        try:
+            weights = self._ready_weights()
+        except Fallback as fallback:
+            self.settings.log.record(fallback.reason)
+            prompt = _preset(self.module, fine_prompt=history)
+            return self.stock(coarse_output, semantic, coarse, fine, codebook_size, prompt, **kwargs)
+        spec = extract.fine_spec(semantic, coarse, fine, codebook_size)
+        stage = FineStage(weights, extract.transformer_spec(self.module), spec, self.ops(weights.device))
+        return stage.run(coarse_output.to(weights.device), history, temperature)
+
+
+class CodecHook(Hook):
+    """Decodes for `BarkModel.codec_decode`; owns the codec."""
+
+    stage = "codec"
+
+    def ops_name(self, device: torch.device) -> str:
+        """The codec runs on torch's own convolutions."""
+        return "torch"
+
+    def _read_weights(self) -> Any:
+        return extract.codec_weights(self.module)
+
+    def ready_stage(self) -> CodecStage:
+        """A stage with the codec's weights as they are now; raises `Fallback` where they cannot be used."""
+        weights = self._ready_weights()
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.module.parameters()):
+            raise Fallback(self.stage, FallbackKind.GRADIENTS, "codec_decode outside torch.no_grad()")
+        return CodecStage(weights)
+
+
+def _coarse_history(
+    history: Any, semantic: Any, coarse: Any, codebook_size: int
+) -> tuple[Tensor, Tensor] | None:
+    semantic_part = read_history(history, "semantic_prompt", rows=0, ids=semantic.semantic_vocab_size)
+    coarse_part = read_history(history, "coarse_prompt", rows=coarse.n_coarse_codebooks, ids=codebook_size)
+    return None if semantic_part is None or coarse_part is None else (semantic_part, coarse_part)
+
+
+def _preset(module: Any, **parts: Tensor | None) -> dict[str, Tensor] | None:
+    """A voice preset for Transformers' own method, on the module's device."""
+    return {key: part.to(module.device) for key, part in parts.items() if part is not None} or None

@@ -1,0 +1,90 @@
+"""Checks of what a caller passes, made before any work is done."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PRESET_KEYS = ("semantic_prompt", "coarse_prompt", "fine_prompt")
+
+
+def check_input_ids(input_ids: Any, attention_mask: Any, max_tokens: int) -> None:
+    """Raise `TypeError` or `ValueError` unless this is a padded batch of texts; warn where a text will be cut."""
+    if not isinstance(input_ids, Tensor) or input_ids.is_floating_point():
+        got = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
+        raise TypeError(f"input_ids: expected an integer tensor [batch, {max_tokens}], got {got}")
+    if input_ids.ndim != 2 or input_ids.shape[0] == 0 or input_ids.shape[1] < max_tokens:
+        raise ValueError(
+            f"input_ids: expected [batch, {max_tokens}] (BarkProcessor pads to max_length={max_tokens}), "
+            f"got {list(input_ids.shape)}"
+        )
+    if attention_mask is None:
+        return
+    if tuple(attention_mask.shape) != tuple(input_ids.shape):
+        raise ValueError(
+            f"attention_mask: expected the shape of input_ids, {list(input_ids.shape)}, "
+            f"got {list(attention_mask.shape)}"
+        )
+    tokens = attention_mask.sum(1)
+    if bool((tokens == 0).any()):
+        rows = (tokens == 0).nonzero().flatten().tolist()
+        raise ValueError(f"input_ids: expected at least one text token in every row, got an empty text in row {rows}")
+    if bool(attention_mask[:, max_tokens:].any()):
+        warnings.warn(
+            f"Bark reads {max_tokens} text tokens; a text of {int(tokens.max())} is cut. Split it into sentences.",
+            stacklevel=4,
+        )
+
+
+def read_history(history: Any, key: str, *, rows: int, ids: int) -> Tensor | None:
+    """One part of a voice preset as an int64 tensor, checked.
+
+    Parameters
+    ----------
+    history : mapping or None
+        A voice preset: arrays or tensors of any integer dtype (the preset `announcer` of suno's is uint16).
+    key : {"semantic_prompt", "coarse_prompt", "fine_prompt"}
+    rows : int
+        Codebooks of a [rows, T] matrix, 0 for a [T] vector.
+    ids : int
+        Exclusive upper bound of the values.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Name the part, what was expected and what came.
+    """
+    if history is None:
+        return None
+    if isinstance(history, (list, tuple)):
+        raise TypeError(f"history_prompt: expected one voice preset for the batch, got a {type(history).__name__}")
+    if not isinstance(history, Mapping):
+        raise TypeError(f"history_prompt: expected a mapping with {key!r}, got {type(history).__name__}")
+    if key not in history:
+        raise ValueError(f"history_prompt: expected the keys {', '.join(_PRESET_KEYS)}, got {', '.join(map(str, history))}")
+    tensor = _as_int64(key, history[key])
+    expected = f"[{rows}, T]" if rows else "[T]"
+    if tensor.ndim != (2 if rows else 1) or (rows and tensor.shape[0] != rows):
+        raise ValueError(f"history_prompt[{key!r}]: expected shape {expected}, got {list(tensor.shape)}")
+    if tensor.numel() and not (0 <= int(tensor.min()) and int(tensor.max()) < ids):
+        low, high = int(tensor.min()), int(tensor.max())
+        raise ValueError(f"history_prompt[{key!r}]: expected codes in 0..{ids - 1}, got {low}..{high}")
+    return tensor
+
+
+def _as_int64(key: str, value: Any) -> Tensor:
+    if not isinstance(value, (np.ndarray, Tensor)):
+        raise TypeError(f"history_prompt[{key!r}]: expected an array or tensor, got {type(value).__name__}")
+    tensor = torch.from_numpy(value.astype(np.int64)) if _is_integer_array(value) else torch.as_tensor(value)
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"history_prompt[{key!r}]: expected integers, got {tensor.dtype}")
+    return tensor.to(torch.int64)
+
+
+def _is_integer_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer)

@@ -1,0 +1,123 @@
+"""`BarkModel.generate` and `BarkModel.codec_decode` of an accelerated instance."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.bark.generation_configuration_bark import (
+    BarkCoarseGenerationConfig,
+    BarkFineGenerationConfig,
+    BarkSemanticGenerationConfig,
+)
+
+from bark_accel.report import FallbackKind, FallbackReason
+
+from .fallback import Fallback
+from .hooks import CodecHook, Settings
+from .inputs import check_input_ids, read_history
+
+SUBMODELS = {"semantic": "semantic", "coarse": "coarse_acoustics", "fine": "fine_acoustics"}
+
+_NESTED = {
+    "semantic_config": BarkSemanticGenerationConfig,
+    "coarse_acoustics_config": BarkCoarseGenerationConfig,
+    "fine_acoustics_config": BarkFineGenerationConfig,
+}
+
+
+class ModelHook:
+    """Owns the whole model.
+
+    The data flow between the stages stays Transformers' own `generate`, which calls the sub-models' hooks.
+    """
+
+    def __init__(self, module: Any, settings: Settings):
+        self.module = module
+        self.settings = settings
+        self.codec = CodecHook(module.codec_model, settings)
+        self._warned: set[str] = set()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        history_prompt: Any = None,
+        return_output_lengths: bool | None = None,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, list[int]]:
+        """See `BarkModel.generate`. An empty utterance gives an empty waveform, where Transformers fails."""
+        semantic, coarse, fine = self._generation_configs()
+        max_tokens = semantic.max_input_semantic_length
+        check_input_ids(input_ids, kwargs.get("attention_mask"), max_tokens)
+        preset = self._preset(history_prompt, semantic, coarse, fine)
+        self._warn_ignored(semantic, kwargs)
+        self._check_hooked()
+        return type(self.module).generate(self.module, input_ids, preset, return_output_lengths, **kwargs)
+
+    def codec_decode(self, fine_output: Tensor, output_lengths: Tensor | None = None) -> Tensor | list[Tensor]:
+        """See `BarkModel.codec_decode`. No frames give no samples, where Transformers fails."""
+        if fine_output.shape[-1] == 0:
+            empty = torch.zeros(fine_output.shape[0], 0, dtype=self.module.dtype, device=fine_output.device)
+            return empty if output_lengths is None else list(empty)
+        try:
+            if self.codec.module is not self.module.codec_model:
+                self.codec = CodecHook(self.module.codec_model, self.settings)
+            stage = self.codec.ready_stage()
+        except Fallback as fallback:
+            self.settings.log.record(fallback.reason)
+            return type(self.module).codec_decode(self.module, fine_output, output_lengths)
+        latents = stage.embed(fine_output)
+        if output_lengths is None:
+            return stage.decode(latents)
+        # The LSTM would hear the padding, so rows of different length are decoded one by one, as in Transformers.
+        rows = zip(latents, output_lengths, strict=True)
+        return [stage.decode(row[None, :, : int(length)])[0] for row, length in rows]
+
+    def _generation_configs(self) -> list[Any]:
+        config = self.module.generation_config
+        built = []
+        for name, kind in _NESTED.items():
+            nested = getattr(config, name, None)
+            if not isinstance(nested, Mapping):
+                raise ValueError(
+                    f"model.generation_config.{name}: expected a dict (BarkModel.generate needs the nested configs as "
+                    f"dicts, as from_pretrained gives them), got {type(nested).__name__}"
+                )
+            built.append(kind(**nested))
+        return built
+
+    def _preset(self, history: Any, semantic: Any, coarse: Any, fine: Any) -> dict[str, Tensor] | None:
+        codebook_size = self.module.generation_config.codebook_size
+        parts = {
+            "semantic_prompt": read_history(
+                history, "semantic_prompt", rows=0, ids=semantic.semantic_vocab_size
+            ),
+            "coarse_prompt": read_history(
+                history, "coarse_prompt", rows=coarse.n_coarse_codebooks, ids=codebook_size
+            ),
+            "fine_prompt": read_history(history, "fine_prompt", rows=fine.n_fine_codebooks, ids=codebook_size),
+        }
+        return None if history is None else {k: v.to(self.module.device) for k, v in parts.items() if v is not None}
+
+    def _warn_ignored(self, semantic: Any, kwargs: dict[str, Any]) -> None:
+        """Say aloud, once, what Transformers ignores silently."""
+        if semantic.min_eos_p is not None and kwargs.get("min_eos_p") is None:
+            self._warn_once("BarkModel.generate ignores generation_config.semantic_config['min_eos_p']; pass min_eos_p=")
+        if "generation_config" in kwargs:
+            self._warn_once("BarkModel.generate ignores generation_config=; change model.generation_config instead")
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=5)
+
+    def _check_hooked(self) -> None:
+        for stage, name in SUBMODELS.items():
+            submodel = getattr(self.module, name)
+            if "generate" not in vars(submodel):
+                detail = f"model.{name} was replaced after accelerate_bark; call it again"
+                self.settings.log.record(FallbackReason(stage, FallbackKind.REPLACED_MODULE, detail))
