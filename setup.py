@@ -9,12 +9,17 @@ try:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError as error:
     raise SystemExit(
-        "bark_accel: torch must be installed before the build (for example `pip install torch`), and the build "
-        "must see it: `pip install --no-build-isolation .`"
+        "bark_accel: torch must be installed before the build (for example `pip install torch`), "
+        "and the build must see it: `pip install --no-build-isolation .`"
     ) from error
 
 ROOT = Path(__file__).parent
 OPTIMISE = ["-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall"]
+# at::parallel_for is a header template and stays serial without -fopenmp. Not on the link line: GOMP_* must
+# come from the OpenMP runtime torch brought along, never from a second one.
+OPENMP = ["-fopenmp"] if platform.system() == "Linux" else []
+# -Wno-maybe-uninitialized: GCC 12's own AVX-512 headers trip it.
+KERNEL_FLAGS = ["-std=c++17", "-fPIC", "-fno-exceptions", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 ISA_FLAGS: dict[str, list[str]] = {"generic": []}
 if X86:
@@ -34,7 +39,7 @@ class BuildWithIsas(BuildExtension):
             objects += self.compiler.compile(
                 [f"csrc/cpu/isa_{isa}.cpp"],
                 output_dir=self.build_temp,
-                extra_postargs=["-std=c++17", "-fPIC", "-fno-exceptions", "-Wno-psabi", *OPTIMISE, "-Wno-maybe-uninitialized", *flags],
+                extra_postargs=[*OPTIMISE, *KERNEL_FLAGS, *flags],
             )
         for extension in self.extensions:
             extension.extra_objects = [*extension.extra_objects, *objects]
@@ -54,7 +59,7 @@ setup(
             ],
             depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*.h"))],
             define_macros=[("BARK_ACCEL_X86", "1")] if X86 else [],
-            extra_compile_args={"cxx": OPTIMISE},
+            extra_compile_args={"cxx": [*OPTIMISE, *OPENMP]},
         )
     ],
     cmdclass={"build_ext": BuildWithIsas},

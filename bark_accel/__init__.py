@@ -1,8 +1,8 @@
 """Makes Transformers' Bark fast: the same tokens for the same seed.
 
-    from bark_accel import accelerate_bark
+from bark_accel import accelerate_bark
 
-    model = accelerate_bark(BarkModel.from_pretrained("suno/bark-small"))
+model = accelerate_bark(BarkModel.from_pretrained("suno/bark-small"))
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = [
     "FallbackKind",
     "FallbackReason",
     "StageReport",
-    "acceleration_report",
     "accelerate_bark",
+    "acceleration_report",
     "restore_bark",
 ]
 

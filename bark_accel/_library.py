@@ -1,7 +1,7 @@
 """Finds and loads the compiled library, or says exactly why it cannot and what to run.
 
-``BARK_ACCEL_ISA`` (``generic``, ``avx2`` or ``avx512``) picks the kernels' instruction set when the library loads;
-unset, the best one of this CPU is used.
+``BARK_ACCEL_ISA`` (``generic``, ``avx2`` or ``avx512``) picks the kernels' instruction set when the library
+loads; unset, the best one of this CPU is used.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def _check_torch(module: ModuleType) -> None:
     built, running = module.build_info()["torch"], torch.__version__
     if _release(built) != _release(running):
         raise ImportError(
-            f"bark_accel: the compiled library was built for torch {built}, but torch {running} is installed; "
-            f"{_REBUILD}"
+            f"bark_accel: the compiled library was built for torch {built}, "
+            f"but torch {running} is installed; {_REBUILD}"
         )
 
 
@@ -66,8 +66,8 @@ def load() -> ModuleType:
         raise ImportError(f"bark_accel: the compiled library ({_MODULE}) is missing; {_REBUILD}") from error
     except ImportError as error:
         raise ImportError(
-            f"bark_accel: the compiled library does not load with torch {torch.__version__}, it was most likely "
-            f"built for another one; {_REBUILD}. The loader said: {error}"
+            f"bark_accel: the compiled library does not load with torch {torch.__version__}, "
+            f"it was most likely built for another one; {_REBUILD}. The loader said: {error}"
         ) from error
     _check_torch(module)
     _choose_isa(module)

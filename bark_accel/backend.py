@@ -27,12 +27,19 @@ class Ops(Protocol):
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        renormalize: bool = True,
     ) -> Tensor: ...
 
     def codebook_embedding_sum(self, codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor: ...
 
     def static_cache_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        length: Tensor,
     ) -> Tensor: ...
 
 

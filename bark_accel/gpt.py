@@ -7,7 +7,6 @@ Implements `BarkCausalModel.forward` and `BarkFineModel.forward` of Transformers
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -63,7 +62,11 @@ def causal_forward(
 
 
 def bidirectional_forward(
-    weights: TransformerWeights, spec: TransformerSpec, hidden: Tensor, first_row: int = 0, last_row: int | None = None
+    weights: TransformerWeights,
+    spec: TransformerSpec,
+    hidden: Tensor,
+    first_row: int = 0,
+    last_row: int | None = None,
 ) -> Tensor:
     """Run every frame against every frame.
 

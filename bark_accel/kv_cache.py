@@ -77,7 +77,10 @@ class KVCachePool:
         if idle is None or not _fits(idle[0], shape, dtype, device):
             # Buffers born in inference mode could not be written outside of it by a later call.
             with torch.inference_mode(False):
-                idle = (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+                idle = (
+                    torch.empty(shape, dtype=dtype, device=device),
+                    torch.empty(shape, dtype=dtype, device=device),
+                )
         keys, values = idle
         with torch.inference_mode(False):
             length = torch.zeros(1, dtype=torch.int64, device=device)

@@ -1,4 +1,7 @@
-"""The compiled ops (``backend="native"``). :mod:`bark_accel.torch_ops` has the same functions in plain torch."""
+"""The compiled ops (``backend="native"``).
+
+:mod:`bark_accel.torch_ops` has the same functions in plain torch.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,9 @@ def fused_sample(
     """Pick one token per row under Bark's token rules, in one pass over the logits.
 
     Equals, in this order, Transformers' ``SuppressTokensLogitsProcessor`` or
-    ``AlternatingCodebooksLogitsProcessor``, ``BarkEosPrioritizerLogitsProcessor``, ``TemperatureLogitsWarper``,
-    ``TopKLogitsWarper`` (ties at the k-th stay), ``TopPLogitsWarper``, ``renormalize_logits``, softmax, and
+    ``AlternatingCodebooksLogitsProcessor``, ``BarkEosPrioritizerLogitsProcessor``,
+    ``TemperatureLogitsWarper``, ``TopKLogitsWarper`` (ties at the k-th stay), ``TopPLogitsWarper`` (equal
+    logits at the cut go by index; stock's sort leaves that open), ``renormalize_logits``, softmax, and
     ``torch.multinomial(p, 1)``, which is ``argmax(p / noise)``. Greedy stops after the EOS priority.
 
     Parameters
@@ -46,8 +50,8 @@ def fused_sample(
     temperature, top_k, top_p : float, int, float
         Used only with noise. ``top_k=0`` and ``top_p=1.0`` are off.
     renormalize : bool
-        Log-softmax before softmax, as ``renormalize_logits=True`` of Bark's semantic and coarse generation configs
-        does (the fine stage does not). It changes roundings only.
+        Log-softmax before softmax, as ``renormalize_logits=True`` of Bark's semantic and coarse generation
+        configs does (the fine stage does not). It changes roundings only.
 
     Returns
     -------
@@ -57,8 +61,8 @@ def fused_sample(
     Raises
     ------
     ValueError
-        On shapes, dtypes, devices, strides or options that do not fit; on NaN or +inf among the allowed logits; on a
-        row whose allowed logits are all -inf.
+        On shapes, dtypes, devices, strides or options that do not fit; on NaN or +inf among the allowed
+        logits; on a row whose allowed logits are all -inf.
     """
     return _op("fused_sample")(
         logits,
@@ -107,15 +111,17 @@ def static_cache_attention(
 ) -> Tensor:
     """Append keys and values to a fixed cache in place, and attend causally over what is valid.
 
-    Equals the cache update and attention of Transformers' ``BarkSelfAttention`` up to its output projection. Scores,
-    softmax and accumulation are fp32 whatever the dtype. ``length`` is not changed.
+    Equals the cache update and attention of Transformers' ``BarkSelfAttention`` up to its output projection.
+    Scores, softmax and accumulation are fp32 whatever the dtype. ``length`` is not changed. A NaN or infinite
+    value row of a block may reach earlier queries of that block, as ``0 * nan`` does in stock.
 
     Parameters
     ----------
     query, key, value : Tensor [B, T, H, D], float32, float16 or bfloat16
         Unit stride in D; other strides are free (views of a packed [B, T, 3 * H * D] projection do).
     key_cache, value_cache : Tensor [B, H, capacity, D], the query's dtype
-        Unit stride in D; may be slices of larger buffers. Positions ``length .. length + T - 1`` are overwritten.
+        Unit stride in D; may be slices of larger buffers. Positions ``length .. length + T - 1`` are
+        overwritten.
     length : Tensor [1], int64
         Valid entries before this call, the same for all rows. Query t sees positions ``0 .. length + t``.
 

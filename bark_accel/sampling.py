@@ -14,7 +14,8 @@ from .backend import Ops
 class SamplingConfig:
     """Resolved options of one stage.
 
-    `top_k` 0, `top_p` 1.0 and `min_eos_p` 0.0 mean off; `stop_tokens` end a row, which is filled with `pad_token`.
+    `top_k` 0, `top_p` 1.0 and `min_eos_p` 0.0 mean off; `renormalize` is Transformers' `renormalize_logits`, which
+    changes roundings; `stop_tokens` end a row, which is filled with `pad_token`.
     """
 
     do_sample: bool
@@ -23,6 +24,7 @@ class SamplingConfig:
     top_k: int = 0
     top_p: float = 1.0
     min_eos_p: float = 0.0
+    renormalize: bool = False
     stop_tokens: tuple[int, ...] = ()
     pad_token: int | None = None
 
@@ -72,4 +74,5 @@ class Sampler:
             temperature=config.temperature,
             top_k=config.top_k,
             top_p=config.top_p,
+            renormalize=config.renormalize,
         )

@@ -1,7 +1,7 @@
 """The ops in plain torch, for any device: ``backend="torch"``, and the reference of :mod:`bark_accel.ops`.
 
-Same names, arguments, results and error types; see :mod:`bark_accel.ops` for shapes. Not for autograd either: called
-under ``torch.no_grad()``.
+Same names, arguments, results and error types; see :mod:`bark_accel.ops` for shapes. Not for autograd either:
+call them under ``torch.no_grad()``.
 """
 
 from __future__ import annotations
@@ -240,8 +240,8 @@ def _check_codes(codes: Tensor, count: int, vocabulary: int) -> None:
         _require(
             False,
             "codebook_embedding_sum",
-            f"expected codes in [0, {vocabulary}), got {int(used[row, frame, codebook])} in codebook {codebook}, "
-            f"frame {frame}, batch row {row}",
+            f"expected codes in [0, {vocabulary}), got {int(used[row, frame, codebook])} "
+            f"in codebook {codebook}, frame {frame}, batch row {row}",
         )
 
 

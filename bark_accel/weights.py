@@ -61,7 +61,7 @@ class TransformerWeights:
 
 @dataclass(frozen=True)
 class Conv:
-    """Causal Conv1d with weight_norm folded in. weight [out, in, k], bias [out]; pads (k - 1) * dilation on the left."""
+    """Causal Conv1d, weight_norm folded in. weight [out, in, k], bias [out]; pads (k - 1) * dilation on the left."""
 
     weight: Tensor
     bias: Tensor | None

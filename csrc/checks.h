@@ -2,8 +2,8 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
 
 #include "kernels/params.h"
 
@@ -14,8 +14,8 @@ namespace bark_accel {
 
 inline DType checked_dtype(const char* op, const char* name, const at::Tensor& t) {
   const auto type = t.scalar_type();
-  BARK_CHECK(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, op,
-             "expected ", name, " of dtype float32, float16 or bfloat16, got ", type);
+  BARK_CHECK(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, op, "expected ", name,
+             " of dtype float32, float16 or bfloat16, got ", type);
   return type == at::kHalf ? DType::kFloat16 : type == at::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
 }
 

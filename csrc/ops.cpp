@@ -10,7 +10,8 @@
 
 TORCH_LIBRARY(bark_accel, m) {
   m.def(
-      "fused_sample(Tensor logits, Tensor? noise, int first_id, int allowed_begin, int allowed_end, int eos_id, "
+      "fused_sample(Tensor logits, Tensor? noise, int first_id, int allowed_begin, int allowed_end, int "
+      "eos_id, "
       "float min_eos_p, float temperature, int top_k, float top_p, bool renormalize=True) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def("codebook_embedding_sum(Tensor codes, Tensor[] tables, Tensor positions) -> Tensor",

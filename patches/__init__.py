@@ -65,7 +65,9 @@ def report(model: Any) -> AccelerationReport:
     _check_model(model)
     hook = model_hook(model)
     if hook is None:
-        raise ValueError("acceleration_report: expected an accelerated model, got one that is not; call accelerate_bark")
+        raise ValueError(
+            "acceleration_report: expected an accelerated model, got one that is not; call accelerate_bark"
+        )
     settings = hook.settings
     submodels = (getattr(model, name) for name in SUBMODELS.values())
     stage_hooks = [m.generate.__self__ for m in submodels if _is_ours(vars(m).get("generate"))]
@@ -89,8 +91,8 @@ def report(model: Any) -> AccelerationReport:
 
 def model_hook(model: BarkModel) -> ModelHook | None:
     """The hook that owns an accelerated model, or None."""
-    method = vars(model).get("generate")
-    return method.__self__ if _is_ours(method) else None
+    owner = getattr(vars(model).get("generate"), "__self__", None)
+    return owner if isinstance(owner, ModelHook) else None
 
 
 def _make_hooks(model: BarkModel, settings: Settings) -> dict[str, Any]:
@@ -115,7 +117,9 @@ def _check_unpatched(model: BarkModel) -> None:
     for owner in (model, *(getattr(model, name) for name in _CLASSES)):
         taken = sorted({"generate", "codec_decode"} & set(vars(owner)))
         if taken:
-            raise ValueError(f"{type(owner).__name__}.{taken[0]}: expected the class's own, got one set on the instance")
+            raise ValueError(
+                f"{type(owner).__name__}.{taken[0]}: expected the class's own, got one set on the instance"
+            )
 
 
 def _check_not_meta(model: BarkModel) -> None:

@@ -95,7 +95,7 @@ class _Captured(Exception):
         self.prepared = prepared
 
 
-def prepare_generation(module: GenerationMixin, *args: Any, **kwargs: Any) -> dict[str, Any]:
+def prepare_generation(module: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Let Transformers resolve and validate the arguments of a generation, and stop it where its loop would start.
 
     Everything that decides a generation (config priority, defaults, checks, processors, criteria) stays
@@ -112,7 +112,7 @@ def prepare_generation(module: GenerationMixin, *args: Any, **kwargs: Any) -> di
         raise _Captured({"input_ids": input_ids, **prepared})
 
     try:
-        GenerationMixin.generate(module, *args, custom_generate=capture, **kwargs)
+        GenerationMixin.generate(module, *args, **{**kwargs, "custom_generate": capture})
     except _Captured as captured:
         return captured.prepared
     raise AssertionError("GenerationMixin.generate returned without calling its loop")

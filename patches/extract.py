@@ -86,7 +86,7 @@ def _exact(stage: str, module: Any, kind: type) -> Any:
     return module
 
 
-def transformer_spec(module: hf.BarkPreTrainedModel) -> TransformerSpec:
+def transformer_spec(module: Any) -> TransformerSpec:
     config = module.config
     return TransformerSpec(
         num_layers=config.num_layers,
@@ -97,20 +97,21 @@ def transformer_spec(module: hf.BarkPreTrainedModel) -> TransformerSpec:
     )
 
 
-def transformer_weights(stage: str, module: hf.BarkPreTrainedModel) -> TransformerWeights:
+def transformer_weights(stage: str, module: Any) -> TransformerWeights:
     """Read one of the three transformers. Only LayerNorms of 16-bit models are copied (to float32)."""
     _exact(stage, module, _STAGE_CLASSES[stage])
-    check_modules(stage, module)
-    check_tensors(stage, (*module.parameters(),))
+    check_tensors(stage, module.parameters())
     tables = module.input_embeds_layers if stage == "fine" else [module.input_embeds_layer]
     heads = module.lm_heads if stage == "fine" else [module.lm_head]
-    return TransformerWeights(
+    weights = TransformerWeights(
         token_tables=tuple(_exact(stage, table, nn.Embedding).weight.detach() for table in tables),
         positions=_exact(stage, module.position_embeds_layer, nn.Embedding).weight.detach(),
         layers=tuple(_layer(stage, block) for block in module.layers),
         norm_final=_norm(stage, module.layernorm_final),
         heads=tuple(_linear(stage, head).weight for head in heads),
     )
+    check_modules(stage, module)
+    return weights
 
 
 def _layer(stage: str, block: Any) -> Layer:

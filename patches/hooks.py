@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.generation.logits_process import (
     AlternatingCodebooksLogitsProcessor,
     BarkEosPrioritizerLogitsProcessor,
@@ -22,8 +22,8 @@ from bark_accel.kv_cache import KVCachePool
 from bark_accel.report import FallbackKind, FallbackLog
 from bark_accel.sampling import SamplingConfig
 from bark_accel.spec import SemanticSpec
-from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.coarse import CoarseStage, CoarseState
+from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.fine import FineStage
 from bark_accel.stages.semantic import SemanticStage
 from bark_accel.weights import TransformerWeights, tensors_of
@@ -48,7 +48,7 @@ class Hook:
 
     stage: str
 
-    def __init__(self, module: nn.Module, settings: Settings):
+    def __init__(self, module: Any, settings: Settings):
         self.module = module
         self.settings = settings
         self._fingerprint: tuple | None = None
@@ -120,7 +120,9 @@ class SemanticHook(Hook):
             sampling = self._resolve(weights, spec, config, input_ids.shape[0], kwargs)
         except Fallback as fallback:
             self.settings.log.record(fallback.reason)
-            return self.stock(input_ids, config, _preset(self.module, semantic_prompt=history), attention_mask, **kwargs)
+            return self.stock(
+                input_ids, config, _preset(self.module, semantic_prompt=history), attention_mask, **kwargs
+            )
         return self._run(weights, spec, sampling, (input_ids, attention_mask, history), kwargs.get("streamer"))
 
     def _resolve(
@@ -157,7 +159,8 @@ class SemanticHook(Hook):
     ) -> Tensor:
         transformer = extract.transformer_spec(self.module)
         stage = SemanticStage(weights, transformer, spec, self.ops(weights.device))
-        input_ids, attention_mask, history = (None if t is None else t.to(weights.device) for t in prompt)
+        input_ids = prompt[0].to(weights.device)
+        attention_mask, history = (None if t is None else t.to(weights.device) for t in prompt[1:])
         rows = input_ids.shape[0]
         if streamer is not None:
             streamer.put(torch.ones((rows, spec.prompt_tokens), dtype=torch.int))
@@ -198,12 +201,8 @@ class CoarseHook(Hook):
             self.settings.log.record(fallback.reason)
             past = history or (None, None)
             prompt = _preset(self.module, semantic_prompt=past[0], coarse_prompt=past[1])
-            return self.stock(
-                semantic_output, semantic, coarse, codebook_size, prompt, return_output_lengths, **kwargs
-            )
-        semantic_output.masked_fill_(
-            semantic_output == semantic.semantic_pad_token, coarse.coarse_semantic_pad_token
-        )
+            return self.stock(semantic_output, semantic, coarse, codebook_size, prompt, return_output_lengths, **kwargs)
+        semantic_output.masked_fill_(semantic_output == semantic.semantic_pad_token, coarse.coarse_semantic_pad_token)
         transformer = extract.transformer_spec(self.module)
         spec = extract.coarse_spec(semantic, coarse, codebook_size)
         stage = CoarseStage(weights, transformer, spec, self.ops(weights.device))
@@ -310,9 +309,7 @@ class CodecHook(Hook):
         return CodecStage(weights)
 
 
-def _coarse_history(
-    history: Any, semantic: Any, coarse: Any, codebook_size: int
-) -> tuple[Tensor, Tensor] | None:
+def _coarse_history(history: Any, semantic: Any, coarse: Any, codebook_size: int) -> tuple[Tensor, Tensor] | None:
     semantic_part = read_history(history, "semantic_prompt", rows=0, ids=semantic.semantic_vocab_size)
     coarse_part = read_history(history, "coarse_prompt", rows=coarse.n_coarse_codebooks, ids=codebook_size)
     return None if semantic_part is None or coarse_part is None else (semantic_part, coarse_part)

@@ -66,12 +66,14 @@ def read_history(history: Any, key: str, *, rows: int, ids: int) -> Tensor | Non
     if not isinstance(history, Mapping):
         raise TypeError(f"history_prompt: expected a mapping with {key!r}, got {type(history).__name__}")
     if key not in history:
-        raise ValueError(f"history_prompt: expected the keys {', '.join(_PRESET_KEYS)}, got {', '.join(map(str, history))}")
+        raise ValueError(
+            f"history_prompt: expected the keys {', '.join(_PRESET_KEYS)}, got {', '.join(map(str, history))}"
+        )
     tensor = _as_int64(key, history[key])
     expected = f"[{rows}, T]" if rows else "[T]"
     if tensor.ndim != (2 if rows else 1) or (rows and tensor.shape[0] != rows):
         raise ValueError(f"history_prompt[{key!r}]: expected shape {expected}, got {list(tensor.shape)}")
-    if tensor.numel() and not (0 <= int(tensor.min()) and int(tensor.max()) < ids):
+    if tensor.numel() and not (int(tensor.min()) >= 0 and int(tensor.max()) < ids):
         low, high = int(tensor.min()), int(tensor.max())
         raise ValueError(f"history_prompt[{key!r}]: expected codes in 0..{ids - 1}, got {low}..{high}")
     return tensor
@@ -80,11 +82,9 @@ def read_history(history: Any, key: str, *, rows: int, ids: int) -> Tensor | Non
 def _as_int64(key: str, value: Any) -> Tensor:
     if not isinstance(value, (np.ndarray, Tensor)):
         raise TypeError(f"history_prompt[{key!r}]: expected an array or tensor, got {type(value).__name__}")
-    tensor = torch.from_numpy(value.astype(np.int64)) if _is_integer_array(value) else torch.as_tensor(value)
+    if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer):
+        return torch.from_numpy(value.astype(np.int64))
+    tensor = torch.as_tensor(value)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"history_prompt[{key!r}]: expected integers, got {tensor.dtype}")
     return tensor.to(torch.int64)
-
-
-def _is_integer_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer)

@@ -17,7 +17,7 @@ from transformers.models.bark.generation_configuration_bark import (
 from bark_accel.report import FallbackKind, FallbackReason
 
 from .fallback import Fallback
-from .hooks import CodecHook, Settings
+from .hooks import CodecHook, Hook, Settings
 from .inputs import check_input_ids, read_history
 
 SUBMODELS = {"semantic": "semantic", "coarse": "coarse_acoustics", "fine": "fine_acoustics"}
@@ -39,6 +39,7 @@ class ModelHook:
         self.module = module
         self.settings = settings
         self.codec = CodecHook(module.codec_model, settings)
+        self._submodels = {stage: getattr(module, name) for stage, name in SUBMODELS.items()}
         self._warned: set[str] = set()
 
     @torch.no_grad()
@@ -93,12 +94,8 @@ class ModelHook:
     def _preset(self, history: Any, semantic: Any, coarse: Any, fine: Any) -> dict[str, Tensor] | None:
         codebook_size = self.module.generation_config.codebook_size
         parts = {
-            "semantic_prompt": read_history(
-                history, "semantic_prompt", rows=0, ids=semantic.semantic_vocab_size
-            ),
-            "coarse_prompt": read_history(
-                history, "coarse_prompt", rows=coarse.n_coarse_codebooks, ids=codebook_size
-            ),
+            "semantic_prompt": read_history(history, "semantic_prompt", rows=0, ids=semantic.semantic_vocab_size),
+            "coarse_prompt": read_history(history, "coarse_prompt", rows=coarse.n_coarse_codebooks, ids=codebook_size),
             "fine_prompt": read_history(history, "fine_prompt", rows=fine.n_fine_codebooks, ids=codebook_size),
         }
         return None if history is None else {k: v.to(self.module.device) for k, v in parts.items() if v is not None}
@@ -106,7 +103,9 @@ class ModelHook:
     def _warn_ignored(self, semantic: Any, kwargs: dict[str, Any]) -> None:
         """Say aloud, once, what Transformers ignores silently."""
         if semantic.min_eos_p is not None and kwargs.get("min_eos_p") is None:
-            self._warn_once("BarkModel.generate ignores generation_config.semantic_config['min_eos_p']; pass min_eos_p=")
+            self._warn_once(
+                "BarkModel.generate ignores generation_config.semantic_config['min_eos_p']; pass min_eos_p="
+            )
         if "generation_config" in kwargs:
             self._warn_once("BarkModel.generate ignores generation_config=; change model.generation_config instead")
 
@@ -118,6 +117,7 @@ class ModelHook:
     def _check_hooked(self) -> None:
         for stage, name in SUBMODELS.items():
             submodel = getattr(self.module, name)
-            if "generate" not in vars(submodel):
+            hook = getattr(vars(submodel).get("generate"), "__self__", None)
+            if submodel is not self._submodels[stage] and not isinstance(hook, Hook):
                 detail = f"model.{name} was replaced after accelerate_bark; call it again"
                 self.settings.log.record(FallbackReason(stage, FallbackKind.REPLACED_MODULE, detail))

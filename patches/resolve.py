@@ -49,7 +49,12 @@ def resolve_sampling(
     _check_arguments(stage, generation_config, kwargs, fixed)
     passed = {k: v for k, v in kwargs.items() if k != "streamer"}
     prepared = prepare_generation(
-        module, *prompt, generation_config=generation_config, logits_processor=list(token_rules), **fixed, **passed
+        module,
+        *prompt,
+        generation_config=generation_config,
+        logits_processor=list(token_rules),
+        **fixed,
+        **passed,
     )
     config = prepared["generation_config"]
     _check_mode(stage, config, prepared)
@@ -100,6 +105,8 @@ def _read_processors(stage: str, found: list[Any], token_rules: list[Any]) -> di
         if type(warper) not in order:
             raise Fallback(stage, FallbackKind.LOGITS_PROCESSOR, type(warper).__name__)
         del order[: order.index(type(warper)) + 1]
+        if type(warper) is processors.LogitNormalization:
+            options["renormalize"] = True
         for name in ("temperature", "top_k", "top_p"):
             if hasattr(warper, name):
                 options[name] = getattr(warper, name)

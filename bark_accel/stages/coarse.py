@@ -19,7 +19,7 @@ from ..weights import TransformerWeights
 
 @dataclass
 class Prompt:
-    """What a window starts from: semantic [B, max_input_tokens], then the coarse tokens from index `coarse_start` on."""
+    """What a window starts from: semantic [B, max_input_tokens], then the coarse tokens from `coarse_start` on."""
 
     semantic: Tensor
     coarse_start: int

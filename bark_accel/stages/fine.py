@@ -62,10 +62,7 @@ class FineStage:
         hop = spec.max_history_frames
         count = max(0, math.ceil((frames - (spec.max_input_frames - history_frames)) / hop)) + 1
         last = total_frames - spec.max_input_frames
-        return [
-            (min(i * hop, last), min(history_frames + i * hop, total_frames - hop))
-            for i in range(count)
-        ]
+        return [(min(i * hop, last), min(history_frames + i * hop, total_frames - hop)) for i in range(count)]
 
     def _fill(self, window: Tensor, first_row: int, temperature: float | None) -> None:
         """Predict codebook after codebook of `window` [B, T, K] in place, from frame `first_row` on."""
@@ -90,4 +87,5 @@ class FineStage:
             allowed_begin=0,
             allowed_end=logits.shape[1],
             temperature=1.0 if temperature is None else temperature,
+            renormalize=False,
         )

@@ -72,9 +72,7 @@ class SemanticStage:
 
     def step(self, state: SemanticState) -> Tensor:
         """Generate the next token [B] int64 of every row."""
-        hidden = causal_forward(
-            self._weights, self._transformer, self._next_input(state), state.cache, self._ops
-        )
+        hidden = causal_forward(self._weights, self._transformer, self._next_input(state), state.cache, self._ops)
         logits = head_logits(hidden, self._weights.heads[0][self._allowed.head_rows])
         tokens = state.sampler.draw(logits, self._allowed)
         config = state.sampler.config

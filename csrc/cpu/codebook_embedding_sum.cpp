@@ -20,8 +20,8 @@ void check_inputs(const at::Tensor& codes, at::TensorList tables, const at::Tens
   check_dim(kOp, "codes", codes, 3, "[B, T, K]");
   BARK_CHECK(codes.scalar_type() == at::kLong || codes.scalar_type() == at::kInt, kOp,
              "expected codes of dtype int32 or int64, got ", codes.scalar_type());
-  BARK_CHECK(!tables.empty() && tables.size() <= kMaxTables, kOp, "expected 1 to ", kMaxTables, " tables, got ",
-             tables.size());
+  BARK_CHECK(!tables.empty() && tables.size() <= kMaxTables, kOp, "expected 1 to ", kMaxTables,
+             " tables, got ", tables.size());
   BARK_CHECK(int64_t(tables.size()) <= codes.size(2), kOp, "expected at most ", codes.size(2),
              " tables (one per codebook), got ", tables.size());
   const at::Tensor& first = tables[0];
@@ -49,13 +49,14 @@ void raise_bad_code(const EmbeddingSumParams& p, int64_t bad) {
   const int64_t codebook = bad % p.tables_count, row = bad / p.tables_count;
   const int64_t b = row / p.frames, t = row % p.frames;
   const int64_t at = b * p.codes_strides[0] + t * p.codes_strides[1] + codebook * p.codes_strides[2];
-  const int64_t value = p.codes_are_int64 ? static_cast<const int64_t*>(p.codes)[at]
-                                          : static_cast<const int32_t*>(p.codes)[at];
+  const int64_t value =
+      p.codes_are_int64 ? static_cast<const int64_t*>(p.codes)[at] : static_cast<const int32_t*>(p.codes)[at];
   BARK_CHECK(false, kOp, "expected codes in [0, ", p.vocabulary, "), got ", value, " in codebook ", codebook,
              ", frame ", t, ", batch row ", b);
 }
 
-at::Tensor codebook_embedding_sum(const at::Tensor& codes, at::TensorList tables, const at::Tensor& positions) {
+at::Tensor codebook_embedding_sum(const at::Tensor& codes, at::TensorList tables,
+                                  const at::Tensor& positions) {
   check_inputs(codes, tables, positions);
   const void* data[kMaxTables];
   int64_t strides[kMaxTables];

@@ -17,7 +17,8 @@ void check_noise(const at::Tensor& noise, const at::Tensor& logits, int64_t firs
   check_cpu(kOp, "noise", noise);
   check_dim(kOp, "noise", noise, 2, "[N, V]");
   check_unit_stride(kOp, "noise", noise);
-  BARK_CHECK(noise.scalar_type() == at::kFloat, kOp, "expected noise of dtype float32, got ", noise.scalar_type());
+  BARK_CHECK(noise.scalar_type() == at::kFloat, kOp, "expected noise of dtype float32, got ",
+             noise.scalar_type());
   BARK_CHECK(noise.size(0) == logits.size(0), kOp, "expected noise for ", logits.size(0), " rows, got ",
              noise.size(0));
   BARK_CHECK(noise.size(1) >= first_id + logits.size(1), kOp, "expected noise for at least ",
@@ -27,10 +28,11 @@ void check_noise(const at::Tensor& noise, const at::Tensor& logits, int64_t firs
 void check_ids(const at::Tensor& logits, int64_t first_id, int64_t begin, int64_t end, int64_t eos) {
   const int64_t stop = first_id + logits.size(1);
   BARK_CHECK(first_id >= 0, kOp, "expected first_id >= 0, got ", first_id);
-  BARK_CHECK(first_id <= begin && begin < end && end <= stop, kOp, "expected a non-empty allowed range inside [",
-             first_id, ", ", stop, "), got [", begin, ", ", end, ")");
-  BARK_CHECK(eos < 0 || (first_id <= eos && eos < stop), kOp, "expected eos_id -1 or inside [", first_id, ", ",
-             stop, "), got ", eos);
+  BARK_CHECK(first_id <= begin && begin < end && end <= stop, kOp,
+             "expected a non-empty allowed range inside [", first_id, ", ", stop, "), got [", begin, ", ",
+             end, ")");
+  BARK_CHECK(eos < 0 || (first_id <= eos && eos < stop), kOp, "expected eos_id -1 or inside [", first_id,
+             ", ", stop, "), got ", eos);
 }
 
 void check_options(double min_eos_p, double temperature, int64_t top_k, double top_p) {
@@ -44,7 +46,8 @@ void check_options(double min_eos_p, double temperature, int64_t top_k, double t
 void raise_bad_rows(const int64_t* ids, int64_t rows) {
   for (int64_t n = 0; n < rows; ++n) {
     BARK_CHECK(ids[n] != -int64_t(SampleStatus::kNotFinite), kOp,
-               "expected allowed logits without NaN or +inf, also after the division by temperature, got one in row ",
+               "expected allowed logits without NaN or +inf, also after the division by temperature, got one "
+               "in row ",
                n);
     BARK_CHECK(ids[n] != -int64_t(SampleStatus::kAllMasked), kOp,
                "expected at least one allowed logit above -inf, got none in row ", n);

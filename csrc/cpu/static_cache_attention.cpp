@@ -11,7 +11,7 @@ namespace bark_accel {
 namespace {
 
 constexpr const char* kOp = "static_cache_attention";
-constexpr int64_t kDecodeTokens = 3;         // up to here every query streams the cache on its own
+constexpr int64_t kDecodeTokens = 3;  // up to here every query streams the cache on its own
 constexpr int64_t kMultipliesPerTask = 32768;
 
 void check_tokens(const char* name, const at::Tensor& t, const at::Tensor& query) {
@@ -43,8 +43,8 @@ int64_t checked_length(const at::Tensor& length, const at::Tensor& query, const 
   BARK_CHECK(value_cache.size(2) == capacity, kOp, "expected caches of one capacity, got ", capacity, " and ",
              value_cache.size(2));
   BARK_CHECK(value >= 0, kOp, "expected length >= 0, got ", value);
-  BARK_CHECK(value + query.size(1) <= capacity, kOp, "expected length + tokens <= capacity ", capacity, ", got ",
-             value, " + ", query.size(1));
+  BARK_CHECK(value + query.size(1) <= capacity, kOp, "expected length + tokens <= capacity ", capacity,
+             ", got ", value, " + ", query.size(1));
   return value;
 }
 
@@ -57,19 +57,18 @@ void attend(const AttentionParams& p) {
   const int64_t pairs = p.batch * p.heads, scratch = table.attention_scratch(p);
   const int64_t work = std::max<int64_t>(1, 2 * p.tokens * (p.length + p.tokens) * p.head_dim);
   if (p.tokens <= kDecodeTokens) {
-    at::parallel_for(0, pairs, std::max<int64_t>(1, kMultipliesPerTask / work), [&](int64_t begin, int64_t end) {
-      table.attention_decode(p, begin, end, thread_scratch(scratch));
-    });
+    at::parallel_for(
+        0, pairs, std::max<int64_t>(1, kMultipliesPerTask / work),
+        [&](int64_t begin, int64_t end) { table.attention_decode(p, begin, end, thread_scratch(scratch)); });
     return;
   }
   // All appends come first: a block task reads positions that other tasks of its head own.
   at::parallel_for(0, pairs, std::max<int64_t>(1, kMultipliesPerTask / (p.tokens * p.head_dim)),
                    [&](int64_t begin, int64_t end) { table.attention_append(p, begin, end); });
   const int64_t blocks = (p.tokens + table.attention_block_queries - 1) / table.attention_block_queries;
-  at::parallel_for(0, pairs * blocks, std::max<int64_t>(1, kMultipliesPerTask * blocks / work),
-                   [&](int64_t begin, int64_t end) {
-                     table.attention_block(p, begin, end, thread_scratch(scratch));
-                   });
+  at::parallel_for(
+      0, pairs * blocks, std::max<int64_t>(1, kMultipliesPerTask * blocks / work),
+      [&](int64_t begin, int64_t end) { table.attention_block(p, begin, end, thread_scratch(scratch)); });
 }
 
 at::Tensor static_cache_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

@@ -1,6 +1,6 @@
-// out[b, t] = sum over the first n codebooks of tables[i][codes[b, t, i]], plus positions[t]; fp32 accumulation.
-// Each output row is produced chunk by chunk in registers, so every table row is read once and nothing of size
-// [B, T, C, K] exists (stock concatenates all K lookups and sums a slice of them).
+// out[b, t] = sum over the first n codebooks of tables[i][codes[b, t, i]], plus positions[t]; fp32
+// accumulation. Each output row is produced chunk by chunk in registers, so every table row is read once and
+// nothing of size [B, T, C, K] exists (stock concatenates all K lookups and sums a slice of them).
 #pragma once
 
 #include "vec.h"

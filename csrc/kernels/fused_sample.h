@@ -1,7 +1,7 @@
-// One row of logits -> one token id: Bark's token rules, EOS priority, temperature, top-k, top-p, softmax and the
-// exponential race argmax(p / noise) that equals torch.multinomial(p, 1). Float operations follow the order of
-// Transformers' processors and of ATen's CPU softmax, so a different token needs a tie within rounding error.
-// No full sort: top-k goes through 256 partial maxima, top-p through a weighted quickselect.
+// One row of logits -> one token id: Bark's token rules, EOS priority, temperature, top-k, top-p, softmax and
+// the exponential race argmax(p / noise) that equals torch.multinomial(p, 1). Float operations follow the
+// order of Transformers' processors and of ATen's CPU softmax, so a different token needs a tie within
+// rounding error. No full sort: top-k goes through 256 partial maxima, top-p through a weighted quickselect.
 #pragma once
 
 #include "vec.h"
@@ -234,7 +234,8 @@ inline int64_t keep_top_p(const Row& row, int64_t kept, float top, float limit) 
 }
 
 // argmax(softmax(values) / noise), after log_softmax when stock renormalises; first position at ties.
-inline int64_t race(float* values, const float* noise, float* work, int64_t count, float top, bool renormalize) {
+inline int64_t race(float* values, const float* noise, float* work, int64_t count, float top,
+                    bool renormalize) {
   pad(values, count, -kInfinity);
   float sum = exponentials(values, count, top, work);
   if (renormalize) {

@@ -29,7 +29,7 @@ struct SampleParams {
   int64_t eos;         // allowed column as well, or -1
   float min_eos_p;
   float temperature;
-  int64_t top_k;    // 0: off
+  int64_t top_k;  // 0: off
   bool use_top_p;
   float top_p_cut;  // float(1 - top_p)
   bool renormalize;
@@ -46,17 +46,17 @@ struct EmbeddingSumParams {
   int64_t vocabulary;     // V
   const void* positions;  // [P, C]
   int64_t position_stride;
-  DType dtype;     // of tables and positions
-  int64_t width;   // C
-  float* out;      // [B, T, C] contiguous
+  DType dtype;    // of tables and positions
+  int64_t width;  // C
+  float* out;     // [B, T, C] contiguous
 };
 
 struct AttentionParams {
-  const void *query, *key, *value;                                // [B, T, H, D], unit stride along D
-  int64_t query_strides[3], key_strides[3], value_strides[3];     // B, T, H
-  void *key_cache, *value_cache;                                  // [B, H, capacity, D], unit stride along D
-  int64_t key_cache_strides[3], value_cache_strides[3];           // B, H, capacity
-  void* out;                                                      // [B, T, H, D] contiguous
+  const void *query, *key, *value;                             // [B, T, H, D], unit stride along D
+  int64_t query_strides[3], key_strides[3], value_strides[3];  // B, T, H
+  void *key_cache, *value_cache;                               // [B, H, capacity, D], unit stride along D
+  int64_t key_cache_strides[3], value_cache_strides[3];        // B, H, capacity
+  void* out;                                                   // [B, T, H, D] contiguous
   int64_t batch, tokens, heads, head_dim;
   int64_t length;  // valid cache entries before this call
   float scale;

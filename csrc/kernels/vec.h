@@ -1,7 +1,7 @@
 // SIMD on GCC/clang vector extensions. The width follows the flags of the translation unit.
-// Everything lives in a namespace named after the instruction set (BARK_ACCEL_ISA), so that the linker can never
-// pick an inline function compiled for AVX-512 on behalf of the generic path. For the same reason no C++
-// standard-library template is instantiated here.
+// Everything lives in a namespace named after the instruction set (BARK_ACCEL_ISA), so that the linker can
+// never pick an inline function compiled for AVX-512 on behalf of the generic path. For the same reason no
+// C++ standard-library template is instantiated here.
 #pragma once
 
 #ifndef BARK_ACCEL_ISA

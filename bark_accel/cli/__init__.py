@@ -1,0 +1,1 @@
+"""The command line: demo, say, bench and info. Nothing in the library imports it."""

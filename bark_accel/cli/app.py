@@ -1,0 +1,90 @@
+"""The typer app. Commands import what they need when they run, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from .console import friendly_errors
+
+app = typer.Typer(
+    help="Bark text-to-speech, accelerated.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# typer reads annotations at run time, so these are spelled as Python 3.10's typing has them.
+Model = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--model",
+        metavar="PATH_OR_ID",
+        help="A folder or a Hub model id. Not given: suno/bark-small if it is in the local Hub cache, "
+        "else random weights.",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the random numbers.")]
+
+
+@app.command()
+def demo(
+    model: Model = None,
+    seconds: Annotated[float, typer.Option(min=0.02, help="Length of the utterance, at most.")] = 2.0,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the .wav files and the chart.")] = Path("demo_out"),
+) -> None:
+    """Generate one utterance stock and accelerated, and compare tokens and times."""
+    with friendly_errors():
+        from .demo import demo as run
+
+        run(model, seconds, seed, out)
+
+
+@app.command()
+def say(
+    text: Annotated[str, typer.Argument(help="What to say, up to 256 tokens.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .wav file to write.")],
+    model: Model = None,
+    voice: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="PRESET", help="A voice: an .npz file, or a name that the checkpoint knows."),
+    ] = None,
+    seed: Seed = 0,
+    max_seconds: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.02, help="Stop after this much audio. Not given: the model's own limit."),
+    ] = None,
+) -> None:
+    """Say a text into a .wav file."""
+    with friendly_errors():
+        from .say import say as run
+
+        run(text, out, model, voice, seed, max_seconds)
+
+
+@app.command()
+def bench(
+    seconds: Annotated[float, typer.Option(min=0.02, help="Length of the utterance.")] = 5.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each, taken in turns.")] = 3,
+    shape: Annotated[str, typer.Option(help="bark-small or bark.")] = "bark-small",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    json: Annotated[Optional[Path], typer.Option(help="Write all numbers to this file.")] = None,  # noqa: UP045
+    plot: Annotated[Optional[Path], typer.Option(help="Write a bar chart to this PNG.")] = None,  # noqa: UP045
+) -> None:
+    """Measure stock against accelerated, on random weights of real shapes."""
+    with friendly_errors():
+        from .bench import Settings
+        from .bench import bench as run
+
+        run(Settings(shape, dtype, seconds, repeats), json, plot)
+
+
+@app.command()
+def info() -> None:
+    """Show the build, the versions and the machine."""
+    from .info import info as run
+
+    run()

@@ -1,0 +1,109 @@
+"""`bench`: stock against accelerated, in turns in one process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bark_accel import accelerate_bark, acceleration_report
+
+from .console import out, warn
+from .demo import TEXT
+from .measure import Run, commit, machine_facts, run_pairs, summarise, token_differences, versions
+from .present import comparison_table, save_chart
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was measured; the model has random weights, so that every run speaks for exactly `seconds`."""
+
+    shape: str
+    dtype: str
+    seconds: float
+    repeats: int
+    seed: int = 0
+
+
+def bench(settings: Settings, json_path: Path | None, plot_path: Path | None) -> None:
+    if settings.dtype not in DTYPES:
+        raise ValueError(f"--dtype: expected one of {', '.join(DTYPES)}, got {settings.dtype!r}")
+    if settings.repeats < 1:
+        raise ValueError(f"--repeats: expected at least 1, got {settings.repeats}")
+    pairs, report = _measure(settings)
+    rows = summarise(pairs)
+    audio_s = pairs[0][1].audio_s
+    out.print(report, markup=False, soft_wrap=True)
+    out.print()
+    out.print(comparison_table(rows, audio_s, settings.repeats))
+    differences = [line for pair in pairs for line in token_differences(*pair)]
+    for line in differences:
+        warn(f"tokens are not equal: {line}")
+    if not differences:
+        out.print("All tokens are equal.")
+    if json_path is not None:
+        json_path.write_text(json.dumps(_record(settings, pairs, not differences), indent=2) + "\n")
+        out.print(f"wrote {json_path}", markup=False, soft_wrap=True)
+    if plot_path is not None:
+        title = f"{settings.shape}, {settings.dtype}, {audio_s:.1f} s of audio, {machine_facts()['cpu']}"
+        save_chart(plot_path, rows, title)
+        out.print(f"wrote {plot_path}", markup=False, soft_wrap=True)
+
+
+def _measure(settings: Settings) -> tuple[list[tuple[Run, Run]], str]:
+    from bark_accel.patches.checkpoints import (
+        fake_inputs,
+        quiet_transformers,
+        random_bark,
+        semantic_tokens,
+        twin,
+    )
+
+    quiet_transformers()
+    with out.status("Building a model of random weights"):
+        stock = random_bark(settings.shape).to(getattr(torch, settings.dtype))
+        accelerated = accelerate_bark(twin(stock))
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=out) as progress:
+        task = progress.add_task("", total=2 * settings.repeats)
+
+        def on_run(name: str, repeat: int) -> None:
+            done = 2 * repeat + (name == "accelerated")
+            progress.update(task, completed=done, description=f"{name}, run {repeat + 1}")
+
+        tokens = semantic_tokens(stock, settings.seconds)
+        pairs = list(
+            run_pairs(
+                stock,
+                accelerated,
+                fake_inputs(stock, TEXT),
+                repeats=settings.repeats,
+                seed=settings.seed,
+                on_run=on_run,
+                semantic_max_new_tokens=tokens,
+            )
+        )
+        progress.update(task, completed=2 * settings.repeats)
+    return pairs, str(acceleration_report(accelerated))
+
+
+def _record(settings: Settings, pairs: list[tuple[Run, Run]], tokens_equal: bool) -> dict[str, Any]:
+    def plain(run: Run) -> dict[str, float]:
+        return {**run.seconds, "total": run.total_s}
+
+    return {
+        "machine": machine_facts(),
+        "versions": versions(),
+        "commit": commit(),
+        "settings": asdict(settings),
+        "audio_s": pairs[0][1].audio_s,
+        "tokens_equal": tokens_equal,
+        "summary": {row.stage: {**asdict(row), "ratio": row.ratio} for row in summarise(pairs)},
+        "runs": [{"stock": plain(a), "accelerated": plain(b)} for a, b in pairs],
+    }

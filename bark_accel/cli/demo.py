@@ -1,0 +1,110 @@
+"""`demo`: the same utterance, stock and accelerated, with the tokens compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import soundfile
+import torch
+
+from bark_accel import accelerate_bark, acceleration_report
+
+from .console import fail, out, warn
+from .measure import (
+    TOKEN_STAGES,
+    Run,
+    machine_facts,
+    read_weights,
+    run_once,
+    summarise,
+    token_differences,
+    waveform_difference,
+)
+from .present import comparison_table, save_chart
+from .progress import StageBars, progress_bars
+
+if TYPE_CHECKING:
+    from transformers import BarkModel
+
+    from bark_accel.patches.checkpoints import LoadedBark
+
+TEXT = "Hello, this is Bark, once as it comes and once accelerated."
+
+
+def demo(name: str | None, seconds: float, seed: int, folder: Path) -> None:
+    from bark_accel.patches.checkpoints import coarse_per_semantic, sample_rate, semantic_tokens
+
+    loaded = load(name)
+    model = loaded.model
+    if model.dtype != torch.float32:
+        warn(f"the checkpoint is {model.dtype}; the demo runs it in float32, where tokens have to be equal")
+        model.float()
+    tokens = semantic_tokens(model, seconds)
+    limit = (
+        "at most" if loaded.pretrained else "exactly, as random weights never end an utterance themselves,"
+    )
+    out.print(f"Length: {limit} {seconds:g} s ({tokens} semantic tokens). Seed: {seed}.")
+    read_weights(model)
+    inputs = loaded.inputs(TEXT)
+    with progress_bars() as progress:
+        runs = []
+        for label in ("stock", "accelerated"):
+            if label == "accelerated":
+                accelerate_bark(model)
+            bars = StageBars(progress, label, tokens, coarse_per_semantic(model))
+            options = {"semantic_max_new_tokens": tokens, "streamer": bars}
+            runs.append(run_once(model, inputs, seed, bars.start, **options))
+            bars.close()
+    stock, accelerated = runs
+    folder.mkdir(parents=True, exist_ok=True)
+    rate = sample_rate(model)
+    for label, run in (("stock", stock), ("accelerated", accelerated)):
+        write_wav(folder / f"{label}.wav", run.outputs["codec"], rate)
+    _show(model, stock, accelerated, folder)
+    _check(stock, accelerated)
+
+
+def load(name: str | None) -> LoadedBark:
+    """Load a model and say plainly what it is."""
+    from bark_accel.patches.checkpoints import load_bark, quiet_transformers
+
+    quiet_transformers()
+    with out.status("Loading the model"):
+        loaded = load_bark(name)
+    out.print(f"Model: {loaded.name}", markup=False)
+    if not loaded.pretrained:
+        warn(
+            f"{loaded.processor_problem}, so this model has RANDOM WEIGHTS: it makes noise, not speech. "
+            "It does the same work as the real one. For speech, name a checkpoint with --model."
+        )
+    elif loaded.processor is None:
+        warn(f"{loaded.processor_problem}; words become made-up ids, so the model does not say the text")
+    return loaded
+
+
+def write_wav(path: Path, waveform: Any, rate: int) -> None:
+    """Write the first row of a waveform [B, S]."""
+    soundfile.write(path, waveform[0].float().cpu().numpy(), rate)
+
+
+def _show(model: BarkModel, stock: Run, accelerated: Run, folder: Path) -> None:
+    rows = summarise([(stock, accelerated)])
+    out.print()
+    out.print(str(acceleration_report(model)), markup=False, soft_wrap=True)
+    out.print()
+    out.print(comparison_table(rows, accelerated.audio_s, repeats=1))
+    facts = machine_facts()
+    title = f"{accelerated.audio_s:.1f} s of audio on {facts['threads']} threads of {facts['cpu']}"
+    save_chart(folder / "stage_times.png", rows, title)
+    for name in ("stock.wav", "accelerated.wav", "stage_times.png"):
+        out.print(f"wrote {folder / name}", markup=False, soft_wrap=True)
+
+
+def _check(stock: Run, accelerated: Run) -> None:
+    differences = token_differences(stock, accelerated)
+    if differences:
+        fail("the tokens of stock and accelerated are NOT equal:\n  " + "\n  ".join(differences))
+    counts = ", ".join(f"{accelerated.outputs[stage].numel()} {stage}" for stage in TOKEN_STAGES)
+    out.print(f"[bold green]All tokens are equal[/] ({counts}), ", end="")
+    out.print(f"largest difference of two samples: {waveform_difference(stock, accelerated):.1e}")

@@ -1,0 +1,38 @@
+"""`info`: facts of the build and of the machine."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from .console import EXIT_FAILED, fail, out
+from .measure import machine_facts, versions
+
+
+def info() -> None:
+    _section("versions", {name.replace("_", " "): value for name, value in versions().items()})
+    _section("machine", machine_facts())
+    try:
+        from bark_accel._library import load
+
+        library = load()
+    except (ImportError, ValueError) as error:
+        _section("compiled ops", {"state": "not usable"})
+        fail(f"{error}. Until then, accelerate_bark(model, backend='torch') works without them.", EXIT_FAILED)
+    else:
+        _section("compiled ops", _build_facts(library))
+
+
+def _build_facts(library: ModuleType) -> dict[str, object]:
+    build = dict(library.build_info())
+    return {
+        "built for torch": build.pop("torch"),
+        **build,
+        "instruction sets": ", ".join(library.available_isas()),
+        "in use": library.isa(),
+    }
+
+
+def _section(title: str, facts: dict[str, object]) -> None:
+    out.print(f"[bold]{title}[/]")
+    for name, value in facts.items():
+        out.print(f"  {name:<18}{value}", markup=False, soft_wrap=True)

@@ -1,0 +1,63 @@
+"""Comparisons as a table and as a bar chart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from .measure import Comparison, Spread
+
+
+def comparison_table(rows: Sequence[Comparison], audio_s: float, repeats: int) -> Table:
+    """Seconds per stage and in all, and the real-time factor (seconds of work per second of audio)."""
+    title = f"{audio_s:.2f} s of audio" + (f", median of {repeats} runs (p20 to p80)" if repeats > 1 else "")
+    table = Table(title=title, title_justify="left")
+    for name in ("stage", "stock", "accelerated", "ratio"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for row in rows:
+        last = row is rows[-1]
+        if last:
+            table.add_section()
+        cells = (_seconds(row.stock, repeats), _seconds(row.accelerated, repeats), f"{row.ratio:.2f}x")
+        table.add_row(row.stage, *cells, style="bold" if last else None)
+    if audio_s > 0:
+        total = rows[-1]
+        factors = (f"{side.median / audio_s:.2f}" for side in (total.stock, total.accelerated))
+        table.add_row("real-time factor", *factors, "")
+    return table
+
+
+def save_chart(path: Path, rows: Sequence[Comparison], title: str) -> None:
+    """Grouped bars, stock beside accelerated; whiskers from p20 to p80."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    width = 0.38
+    for side, offset, colour in (("stock", -width / 2, "#9aa5b1"), ("accelerated", width / 2, "#1f77b4")):
+        spreads: list[Spread] = [getattr(row, side) for row in rows]
+        medians = [spread.median for spread in spreads]
+        whiskers = [[s.median - s.p20 for s in spreads], [s.p80 - s.median for s in spreads]]
+        places = [i + offset for i in range(len(rows))]
+        bars = axes.bar(places, medians, width, label=side, color=colour)
+        if any(map(any, whiskers)):
+            axes.errorbar(places, medians, yerr=whiskers, fmt="none", ecolor="#333333", capsize=3)
+        labels = [f"{row.ratio:.2f}x" if side == "accelerated" else "" for row in rows]
+        axes.bar_label(bars, labels, padding=4, fontsize=9)
+    axes.set_xticks(range(len(rows)), [row.stage for row in rows])
+    axes.set_ylabel("seconds (less is better)")
+    axes.set_title(title, fontsize=11)
+    axes.margins(y=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _seconds(spread: Spread, repeats: int) -> str:
+    text = f"{spread.median:.2f} s"
+    return f"{text} ({spread.p20:.2f} to {spread.p80:.2f})" if repeats > 1 else text

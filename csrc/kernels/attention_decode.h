@@ -1,0 +1,101 @@
+// A few queries per head: each streams K, then V, once.
+#pragma once
+
+#include "attention_common.h"
+
+namespace bark_accel::BARK_ACCEL_ISA {
+
+template <typename T, int kRows>
+inline void dot_rows(const float* query, const T* keys, int64_t stride, int64_t head_dim, float* scores) {
+  VecF acc[kRows] = {};
+  int64_t d = 0;
+  for (; d + kWidth <= head_dim; d += kWidth) {
+    const VecF q = load(query + d);
+    BARK_UNROLL
+    for (int r = 0; r < kRows; ++r) acc[r] += q * load(keys + r * stride + d);
+  }
+  if (d < head_dim) {
+    const VecF q = load(query + d);
+    BARK_UNROLL
+    for (int r = 0; r < kRows; ++r) acc[r] += q * load_first(keys + r * stride + d, head_dim - d);
+  }
+  BARK_UNROLL
+  for (int r = 0; r < kRows; ++r) scores[r] = sum_lanes(acc[r]);
+}
+
+// out[0, kVecs * kWidth) = sum_t weights[t] * values[t]
+template <typename T, int kVecs>
+inline void weighted_rows(const float* weights, const T* values, int64_t stride, int64_t count, float* out) {
+  VecF acc[kVecs] = {};
+  for (int64_t t = 0; t < count; ++t) {
+    BARK_UNROLL
+    for (int j = 0; j < kVecs; ++j) acc[j] += weights[t] * load(values + t * stride + j * kWidth);
+  }
+  BARK_UNROLL
+  for (int j = 0; j < kVecs; ++j) store(out + j * kWidth, acc[j]);
+}
+
+template <typename T>
+inline void weighted_tail(const float* weights, const T* values, int64_t stride, int64_t count, int64_t lanes,
+                          float* out) {
+  VecF acc{};
+  for (int64_t t = 0; t < count; ++t) acc += weights[t] * load_first(values + t * stride, lanes);
+  store(out, acc);
+}
+
+// Scores to e^(score - max), padded; returns the sum. NaN scores stay NaN.
+inline float softmax_numerators(float* scores, int64_t count) {
+  const int64_t padded = round_up(count, kWidth);
+  for (int64_t i = count; i < padded; ++i) scores[i] = -kInfinity;
+  VecF top = splat(-kInfinity);
+  for (int64_t i = 0; i < padded; i += kWidth) top = vmax(top, load(scores + i));
+  float max = max_lanes(top);
+  if (max == -kInfinity) max = 0;  // all -inf: 0 / 0 below gives NaN, as in torch
+  VecF sum{};
+  for (int64_t i = 0; i < padded; i += kWidth) {
+    const VecF e = vexp(load(scores + i) - max);
+    store(scores + i, e);
+    sum += e;
+  }
+  return sum_lanes(sum);
+}
+
+template <typename T>
+void decode_query(const AttentionParams& p, Pair pair, int64_t t, float* scratch) {
+  const int64_t padded_dim = round_up(p.head_dim, kWidth), count = p.length + t + 1;
+  float* query = scratch;
+  float* result = scratch + padded_dim;
+  float* scores = scratch + 2 * padded_dim;
+  const T* keys = cache_of<T>(p.key_cache, p.key_cache_strides, pair);
+  const T* values = cache_of<T>(p.value_cache, p.value_cache_strides, pair);
+  const int64_t key_stride = p.key_cache_strides[2], value_stride = p.value_cache_strides[2];
+
+  convert(query, row_of<T>(p.query, p.query_strides, pair, t), p.head_dim);
+  for (int64_t d = 0; d < p.head_dim; ++d) query[d] *= p.scale;
+  for (int64_t d = p.head_dim; d < padded_dim; ++d) query[d] = 0;
+
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    dot_rows<T, 4>(query, keys + i * key_stride, key_stride, p.head_dim, scores + i);
+  for (; i < count; ++i) dot_rows<T, 1>(query, keys + i * key_stride, key_stride, p.head_dim, scores + i);
+  const float sum = softmax_numerators(scores, count);
+
+  int64_t d = 0;
+  for (; d + 8 * kWidth <= p.head_dim; d += 8 * kWidth) {
+    weighted_rows<T, 8>(scores, values + d, value_stride, count, result + d);
+  }
+  for (; d + 4 * kWidth <= p.head_dim; d += 4 * kWidth) {
+    weighted_rows<T, 4>(scores, values + d, value_stride, count, result + d);
+  }
+  for (; d + kWidth <= p.head_dim; d += kWidth) {
+    weighted_rows<T, 1>(scores, values + d, value_stride, count, result + d);
+  }
+  if (d < p.head_dim) weighted_tail(scores, values + d, value_stride, count, p.head_dim - d, result + d);
+
+  T* out = out_row<T>(p, pair, t);
+  for (d = 0; d < p.head_dim; d += kWidth) {
+    store_first(out + d, load(result + d) / sum, min64(kWidth, p.head_dim - d));
+  }
+}
+
+}  // namespace bark_accel::BARK_ACCEL_ISA

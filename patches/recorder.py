@@ -1,0 +1,89 @@
+"""Records what each stage of a Bark model takes and returns while it generates, stock or accelerated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BarkModel
+
+STAGES = ("semantic", "coarse", "fine", "codec")
+
+
+@dataclass
+class StageRecord:
+    """Seconds (summed over calls) and outputs (of the last call) of the stages that ran, by stage name.
+
+    Outputs are detached copies: token tensors, and the waveform under `codec` (a list of waveforms where rows
+    of different lengths were asked for).
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def record_stages(model: BarkModel, on_stage: Callable[[str], None] | None = None) -> Iterator[StageRecord]:
+    """Record the stages of every generation in the block.
+
+    Parameters
+    ----------
+    model : BarkModel
+        Wrapped on the instance; after the block its attributes are what they were, whatever happened inside.
+    on_stage : callable, optional
+        Called with the name of each stage as it starts.
+    """
+    record = StageRecord()
+    places = (
+        ("semantic", model.semantic, "generate"),
+        ("coarse", model.coarse_acoustics, "generate"),
+        ("fine", model.fine_acoustics, "generate"),
+        ("codec", model, "codec_decode"),
+    )
+    with ExitStack() as undo:
+        for stage, owner, name in places:
+            undo.callback(_put_back, owner, name, name in vars(owner), vars(owner).get(name))
+            setattr(owner, name, _recorded(stage, getattr(owner, name), model.device, record, on_stage))
+        yield record
+
+
+def _recorded(
+    stage: str,
+    method: Callable[..., Any],
+    device: torch.device,
+    record: StageRecord,
+    on_stage: Callable[[str], None] | None,
+) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if on_stage is not None:
+            on_stage(stage)
+        start = _now(device)
+        result = method(*args, **kwargs)
+        record.seconds[stage] = record.seconds.get(stage, 0.0) + _now(device) - start
+        # With return_output_lengths the coarse stage returns (tokens, lengths).
+        record.outputs[stage] = _copy(result[0] if isinstance(result, tuple) else result)
+        return result
+
+    return call
+
+
+def _put_back(owner: Any, name: str, was_there: bool, value: Any) -> None:
+    if was_there:
+        setattr(owner, name, value)
+    elif name in vars(owner):
+        delattr(owner, name)
+
+
+def _copy(value: Tensor | list[Tensor]) -> Any:
+    return [_copy(item) for item in value] if isinstance(value, list) else value.detach().clone()
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

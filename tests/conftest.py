@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import logging
+import warnings
+
+import hypothesis
+import pytest
+import torch
+import transformers
+from bark_models import SMALL, SUNO, build
+
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("tests")
+transformers.logging.set_verbosity_error()
+# Tiny models gain nothing from threads; tests/ops and the bark-small test run with several.
+torch.set_num_threads(1)
+logging.getLogger("bark_accel").setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True)
+def quiet_and_fresh():
+    """Transformers' own deprecation warnings are not ours to test."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="transformers")
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """Every constant differs from suno's; generates up to 90 semantic tokens. Never patch it: copy it."""
+    return build(SMALL)
+
+
+@pytest.fixture(scope="session")
+def suno_model():
+    """suno's constants, two layers of width 32. Never patch it: copy it."""
+    return build(SUNO)

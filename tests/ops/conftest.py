@@ -1,0 +1,71 @@
+"""Fixtures and sample inputs shared by the op tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from bark_accel import _library
+
+
+@pytest.fixture(params=_library.load().available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per instruction set of this CPU."""
+    library = _library.load()
+    before = library.isa()
+    library.set_isa(request.param)
+    yield request.param
+    library.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+def attention_inputs(
+    batch: int, tokens: int, heads: int, head_dim: int, length: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, ...]:
+    """Views of one packed projection, and caches that are batch slices of larger buffers."""
+    packed = torch.randn(batch, tokens, 3 * heads * head_dim).to(dtype)
+    query, key, value = packed.view(batch, tokens, 3, heads, head_dim).unbind(2)
+    keys, values = torch.randn(2, batch + 2, heads, length + tokens + 3, head_dim).to(dtype).unbind(0)
+    return query, key, value, keys[1 : batch + 1], values[1 : batch + 1], torch.tensor([length])
+
+
+def embedding_inputs(
+    batch: int, frames: int, codebooks: int, tables: int, width: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    codes = torch.randint(0, 37, (batch, codebooks, frames)).transpose(1, 2)
+    return (
+        codes,
+        [torch.randn(37, width).to(dtype) for _ in range(tables)],
+        torch.randn(frames + 2, width).to(dtype),
+    )
+
+
+def exponential(*shape: int) -> Tensor:
+    return torch.empty(*shape).exponential_()
+
+
+OP_SAMPLES = {
+    "fused_sample": lambda: [
+        (torch.randn(2, 40), None, 0, 0, 40, -1, 0.0, 1.0, 0, 1.0),
+        (torch.randn(3, 40), exponential(3, 50), 10, 12, 40, 49, 0.1, 0.7, 5, 0.9, False),
+        (torch.randn(1, 80)[:, :40].half(), exponential(1, 40), 0, 3, 30, 35, 0.0, 0.7, 50, 1.0),
+    ],
+    "codebook_embedding_sum": lambda: [
+        embedding_inputs(2, 5, 8, 3, 24),
+        embedding_inputs(1, 3, 2, 2, 7, torch.bfloat16),
+    ],
+    "static_cache_attention": lambda: [
+        attention_inputs(2, 1, 3, 8, 5),
+        attention_inputs(1, 9, 2, 16, 0, torch.float16),
+    ],
+}
+"""Positional arguments for every registered op; a schema without samples fails test_registry.py."""

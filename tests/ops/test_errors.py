@@ -1,0 +1,158 @@
+"""Every refusal: both backends raise ValueError, 'op: expected ..., got ...'."""
+# ruff: noqa: E501 (one table row per refusal)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from bark_accel import ops, torch_ops
+
+from .conftest import attention_inputs, embedding_inputs, exponential
+
+SAMPLE = {
+    "logits": lambda: torch.randn(2, 8),
+    "noise": lambda: exponential(2, 12),
+    "first_id": lambda: 4,
+    "allowed_begin": lambda: 5,
+    "allowed_end": lambda: 10,
+    "eos_id": lambda: 11,
+    "top_k": lambda: 3,
+}
+EMBEDDING = dict(
+    zip(
+        ("codes", "tables", "positions"),
+        ((lambda i=i: embedding_inputs(2, 5, 4, 3, 8)[i]) for i in range(3)),
+        strict=True,
+    )
+)
+ATTENTION = dict(
+    zip(
+        ("query", "key", "value", "key_cache", "value_cache", "length"),
+        ((lambda i=i: attention_inputs(2, 3, 2, 8, 5)[i]) for i in range(6)),
+        strict=True,
+    )
+)
+VALID = {"fused_sample": SAMPLE, "codebook_embedding_sum": EMBEDDING, "static_cache_attention": ATTENTION}
+
+
+def filled(value: float, row: int = 1) -> torch.Tensor:
+    logits = torch.randn(2, 8)
+    logits[row, 3] = value
+    return logits
+
+
+def code(value: int) -> torch.Tensor:
+    codes = EMBEDDING["codes"]().clone()
+    codes[1, 4, 2] = value
+    return codes
+
+
+NEEDS_GRAD = "requires_grad"
+CASES: list[tuple[str, str, Any, str]] = [
+    ("fused_sample", "logits", lambda: torch.randn(8), r"logits of shape \[N, L\], got \[8\]"),
+    ("fused_sample", "logits", lambda: torch.randn(2, 8).double(), "logits of dtype float32, float16 or bfloat16"),
+    ("fused_sample", "logits", lambda: filled(float("nan")), "without NaN or .inf.* in row 1"),
+    ("fused_sample", "logits", lambda: filled(float("inf")), "without NaN or .inf.* in row 1"),
+    ("fused_sample", "logits", lambda: torch.full((2, 8), float("-inf")), "above -inf, got none in row 0"),
+    ("fused_sample", "logits", lambda: torch.randn(2, 8, requires_grad=True), NEEDS_GRAD),
+    ("fused_sample", "temperature", lambda: 0.0, "temperature > 0, got 0"),
+    ("fused_sample", "temperature", lambda: -1.0, "temperature > 0, got -1"),
+    ("fused_sample", "temperature", lambda: float("nan"), "temperature > 0, got nan"),
+    ("fused_sample", "temperature", lambda: 1e-44, "after the division by temperature"),
+    ("fused_sample", "top_k", lambda: -1, "top_k >= 0.*got -1"),
+    ("fused_sample", "top_p", lambda: 0.0, r"top_p in \(0, 1\].*got 0"),
+    ("fused_sample", "top_p", lambda: 1.5, r"top_p in \(0, 1\].*got 1.5"),
+    ("fused_sample", "min_eos_p", lambda: -0.1, "min_eos_p >= 0.*got -0.1"),
+    ("fused_sample", "first_id", lambda: -1, "first_id >= 0, got -1"),
+    ("fused_sample", "allowed_begin", lambda: 3, r"range inside \[4, 12\), got \[3, 10\)"),
+    ("fused_sample", "allowed_begin", lambda: 10, r"non-empty allowed range.*got \[10, 10\)"),
+    ("fused_sample", "allowed_end", lambda: 13, r"range inside \[4, 12\), got \[5, 13\)"),
+    ("fused_sample", "eos_id", lambda: 12, r"eos_id -1 or inside \[4, 12\), got 12"),
+    ("fused_sample", "eos_id", lambda: 0, r"eos_id -1 or inside \[4, 12\), got 0"),
+    ("fused_sample", "noise", lambda: exponential(2, 11), "at least 12 ids, got 11"),
+    ("fused_sample", "noise", lambda: exponential(3, 12), "noise for 2 rows, got 3"),
+    ("fused_sample", "noise", lambda: exponential(12), r"noise of shape \[N, V\], got \[12\]"),
+    ("fused_sample", "noise", lambda: exponential(2, 12).half(), "noise of dtype float32"),
+    ("fused_sample", "noise", lambda: exponential(2, 12).to("meta"), "one device, got cpu and meta"),
+    ("codebook_embedding_sum", "codes", lambda: torch.zeros(2, 5).long(), r"codes of shape \[B, T, K\]"),
+    ("codebook_embedding_sum", "codes", lambda: torch.zeros(2, 5, 4), "codes of dtype int32 or int64"),
+    ("codebook_embedding_sum", "codes", lambda: torch.zeros(2, 5, 2).long(), "2 tables .*, got 3"),
+    ("codebook_embedding_sum", "codes", lambda: torch.zeros(2, 9, 4).long(), "at least 9 positions .*, got 7"),
+    ("codebook_embedding_sum", "codes", lambda: code(37), r"\[0, 37\), got 37 in codebook 2, frame 4, batch row 1"),
+    ("codebook_embedding_sum", "codes", lambda: code(-1), r"\[0, 37\), got -1 in codebook 2, frame 4, batch row 1"),
+    ("codebook_embedding_sum", "tables", lambda: [], "tables.*, got 0"),
+    ("codebook_embedding_sum", "tables", lambda: [torch.randn(37)], r"every table of shape \[V, C\]"),
+    ("codebook_embedding_sum", "tables", lambda: [torch.randn(37, 8), torch.randn(36, 8)], r"every table of shape \[37, 8\]"),
+    ("codebook_embedding_sum", "tables", lambda: [torch.randn(37, 8), torch.randn(37, 8).half()], "every table of"),
+    ("codebook_embedding_sum", "tables", lambda: [torch.zeros(37, 8).long()], "tables of dtype float32, float16"),
+    ("codebook_embedding_sum", "tables", lambda: [torch.randn(37, 8, requires_grad=True)], NEEDS_GRAD),
+    ("codebook_embedding_sum", "positions", lambda: torch.randn(7), "positions of shape"),
+    ("codebook_embedding_sum", "positions", lambda: torch.randn(7, 9), "positions of"),
+    ("codebook_embedding_sum", "positions", lambda: torch.randn(7, 8).half(), "positions of"),
+    ("codebook_embedding_sum", "positions", lambda: torch.randn(7, 8).to("meta"), "one device, got cpu and meta"),
+    ("static_cache_attention", "query", lambda: torch.randn(2, 3, 16), r"query of shape \[B, T, H, D\]"),
+    ("static_cache_attention", "query", lambda: torch.randn(2, 3, 2, 8).double(), "query of dtype float32, float16"),
+    ("static_cache_attention", "query", lambda: torch.randn(2, 3, 2, 8, requires_grad=True), NEEDS_GRAD),
+    ("static_cache_attention", "key", lambda: torch.randn(2, 4, 2, 8), r"key of shape \[2, 3, 2, 8\]"),
+    ("static_cache_attention", "key", lambda: torch.randn(2, 3, 2, 8).half(), "key of"),
+    ("static_cache_attention", "value", lambda: torch.randn(2, 3, 1, 8), r"value of shape \[2, 3, 2, 8\]"),
+    ("static_cache_attention", "value", lambda: torch.randn(2, 3, 2, 8).to("meta"), "one device, got cpu and meta"),
+    ("static_cache_attention", "key_cache", lambda: torch.randn(2, 2, 9), "key_cache of shape"),
+    ("static_cache_attention", "key_cache", lambda: torch.randn(1, 2, 11, 8), r"key_cache of shape \[2, 2, 11, 8\]"),
+    ("static_cache_attention", "value_cache", lambda: torch.randn(2, 2, 11, 8).half(), "value_cache of"),
+    ("static_cache_attention", "value_cache", lambda: torch.randn(2, 2, 10, 8), "value_cache of shape|one capacity"),
+    ("static_cache_attention", "length", lambda: torch.tensor([9]), r"capacity 11, got 9 \+ 3"),
+    ("static_cache_attention", "length", lambda: torch.tensor([-1]), "length >= 0, got -1"),
+    ("static_cache_attention", "length", lambda: torch.tensor([1], dtype=torch.int32), "length as an int64 tensor"),
+    ("static_cache_attention", "length", lambda: torch.tensor(1), r"length as an int64 tensor of shape \[1\]"),
+]  # fmt: skip
+
+# The compiled ops only: the twins take any stride.
+STRIDES: list[tuple[str, str, Callable[[], Any]]] = [
+    ("fused_sample", "logits", lambda: torch.randn(8, 2).t()),
+    ("fused_sample", "noise", lambda: exponential(12, 2).t()),
+    ("codebook_embedding_sum", "tables", lambda: [torch.randn(8, 37).t()]),
+    ("codebook_embedding_sum", "positions", lambda: torch.randn(8, 7).t()),
+    ("static_cache_attention", "query", lambda: torch.randn(2, 3, 8, 2).transpose(2, 3)),
+    ("static_cache_attention", "key", lambda: torch.randn(2, 3, 8, 2).transpose(2, 3)),
+    ("static_cache_attention", "value", lambda: torch.randn(2, 3, 8, 2).transpose(2, 3)),
+    ("static_cache_attention", "key_cache", lambda: torch.randn(2, 2, 8, 11).transpose(2, 3)),
+    ("static_cache_attention", "value_cache", lambda: torch.randn(2, 2, 8, 11).transpose(2, 3)),
+]
+
+
+def call(backend: Any, op: str, name: str, value: Any) -> None:
+    arguments = {key: make() for key, make in VALID[op].items()}
+    arguments[name] = value
+    getattr(backend, op)(**arguments)
+
+
+@pytest.mark.parametrize("backend", [ops, torch_ops], ids=["native", "torch"])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-{c[1]}-{c[3][:24]}")
+def test_refusal(backend: Any, case: tuple[str, str, Any, str]) -> None:
+    op, name, make, message = case
+    with torch.set_grad_enabled(message == NEEDS_GRAD), pytest.raises(ValueError, match=message) as error:
+        call(backend, op, name, make())
+    text = str(error.value).splitlines()[0]
+    assert text.startswith(f"{op}: expected ") and ", got " in text
+
+
+@pytest.mark.parametrize("case", STRIDES, ids=lambda c: f"{c[0]}-{c[1]}")
+def test_refused_strides(case: tuple[str, str, Callable[[], Any]]) -> None:
+    op, name, make = case
+    with pytest.raises(ValueError, match=f"{op}: expected .*unit stride in its last dimension, got strides"):
+        call(ops, op, name, make())
+
+
+@pytest.mark.parametrize("op", VALID)
+def test_parameters_are_accepted_without_grad_mode(op: str) -> None:
+    arguments = {key: make() for key, make in VALID[op].items()}
+    for backend in (ops, torch_ops):
+        for name, value in arguments.items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and name != "noise":
+                arguments[name] = value.detach().requires_grad_()
+        getattr(backend, op)(**arguments)

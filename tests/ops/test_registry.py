@@ -1,0 +1,65 @@
+"""What holds for every op: a sample exists, opcheck passes, the twins match, threads do not matter."""
+
+import inspect
+
+import pytest
+import torch
+
+from bark_accel import _library, ops, torch_ops
+
+from .conftest import OP_SAMPLES, attention_inputs, embedding_inputs, exponential
+
+NAMESPACE = "bark_accel::"
+
+
+def registered_ops() -> set[str]:
+    _library.load()
+    schemas = torch._C._jit_get_all_schemas()
+    return {s.name.removeprefix(NAMESPACE) for s in schemas if s.name.startswith(NAMESPACE)}
+
+
+def test_every_registered_op_has_a_sample() -> None:
+    assert registered_ops() == set(OP_SAMPLES)
+
+
+@pytest.mark.parametrize("name", OP_SAMPLES)
+def test_opcheck(name: str) -> None:
+    ops._op(name)
+    for arguments in OP_SAMPLES[name]():
+        torch.library.opcheck(getattr(torch.ops.bark_accel, name).default, arguments)
+
+
+@pytest.mark.parametrize("name", OP_SAMPLES)
+def test_samples_equal_the_torch_twin(name: str, isa: str) -> None:
+    for arguments in OP_SAMPLES[name]():
+        expected = getattr(torch_ops, name)(*arguments)
+        got = getattr(ops, name)(*arguments)
+        assert got.dtype == expected.dtype
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", OP_SAMPLES)
+def test_backends_share_one_signature(name: str) -> None:
+    assert inspect.signature(getattr(ops, name)) == inspect.signature(getattr(torch_ops, name))
+    assert getattr(ops, name).__doc__.count("Raises") == 1
+
+
+@pytest.mark.parametrize("name", OP_SAMPLES)
+def test_thread_count_does_not_change_results(name: str, isa: str) -> None:
+    arguments = {
+        "fused_sample": lambda: (
+            torch.randn(300, 1024),
+            exponential(300, 1024),
+            *(0, 0, 1024, -1, 0.0, 0.7, 50, 0.9),
+        ),
+        "codebook_embedding_sum": lambda: embedding_inputs(2, 300, 8, 8, 256),
+        "static_cache_attention": lambda: attention_inputs(2, 130, 4, 64, 100),
+    }[name]()
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(getattr(ops, name)(*arguments))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)

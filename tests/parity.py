@@ -1,0 +1,62 @@
+"""Side by side: stock Transformers and an accelerated copy with the same weights, in one process."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import BarkModel
+
+from bark_accel import accelerate_bark
+from bark_accel.patches.recorder import record_stages
+
+TOKEN_STAGES = ("semantic", "coarse", "fine")
+
+
+def accelerated_copy(model: BarkModel, **options: Any) -> BarkModel:
+    """A deep copy, accelerated; strict unless asked otherwise, so that no comparison is stock against stock."""
+    return accelerate_bark(copy.deepcopy(model), **{"strict": True, **options})
+
+
+def run(model: BarkModel, seed: int, **kwargs: Any) -> tuple[dict[str, torch.Tensor], Any, torch.Tensor]:
+    """(tokens of each stage and the waveform, what generate returned, the generator's end state)."""
+    torch.manual_seed(seed)
+    with record_stages(model) as record:
+        returned = model.generate(**_cloned(kwargs))
+    return record.outputs, returned, torch.get_rng_state()
+
+
+def _cloned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _cloned(v) for k, v in value.items()}
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def assert_equal_to_stock(stock: BarkModel, fast: BarkModel, seed: int = 0, **kwargs: Any) -> dict[str, torch.Tensor]:
+    """Every stage's tokens (ids, shape, dtype), the waveform, what is returned and the random state are equal."""
+    expected, expected_return, expected_state = run(stock, seed, **kwargs)
+    got, got_return, got_state = run(fast, seed, **kwargs)
+    for stage in TOKEN_STAGES:
+        assert_same_tokens(stage, expected[stage], got[stage])
+    assert_same_return(expected_return, got_return)
+    assert torch.equal(expected_state, got_state), "the generators end in different states"
+    return got
+
+
+def assert_same_tokens(stage: str, expected: torch.Tensor, got: torch.Tensor) -> None:
+    assert got.shape == expected.shape, f"{stage}: shape {tuple(got.shape)}, stock {tuple(expected.shape)}"
+    assert got.dtype == expected.dtype, f"{stage}: {got.dtype}, stock {expected.dtype}"
+    different = (got != expected).nonzero()
+    assert len(different) == 0, (
+        f"{stage}: {len(different)} of {got.numel()} tokens differ, first at {different[0].tolist()}"
+    )
+
+
+def assert_same_return(expected: Any, got: Any) -> None:
+    if isinstance(expected, tuple):
+        assert got[1] == expected[1], f"output lengths {got[1]}, stock {expected[1]}"
+        expected, got = expected[0], got[0]
+    assert got.shape == expected.shape and got.dtype == expected.dtype
+    # The same convolutions on folded weights: rounding only.
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)

@@ -1,0 +1,308 @@
+"""One clear error that says what was expected and what came, before any work, with nothing half-patched."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from bark_models import SMALL, build, preset, texts
+from parity import accelerated_copy, assert_equal_to_stock
+from torch import nn
+
+from bark_accel import accelerate_bark, acceleration_report, restore_bark
+from bark_accel.patches import compat
+
+INPUTS = texts(SMALL, [4, 9])
+EOS = SMALL.semantic_vocab
+
+
+@pytest.fixture(scope="module")
+def fast(small_model):
+    return accelerated_copy(small_model)
+
+
+def assert_untouched(model):
+    for owner in (model, model.semantic, model.coarse_acoustics, model.fine_acoustics):
+        assert not {"generate", "codec_decode"} & set(vars(owner))
+
+
+@pytest.mark.parametrize("function", [accelerate_bark, restore_bark, acceleration_report])
+def test_not_a_bark_model(function):
+    with pytest.raises(TypeError, match=r"expected a transformers.BarkModel, got torch.nn.*Linear"):
+        function(nn.Linear(2, 2))
+
+
+def test_report_of_a_stock_model(small_model):
+    with pytest.raises(ValueError, match="expected an accelerated model"):
+        acceleration_report(small_model)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"weights": "int3"}, r"weights: expected one of 'same', got 'int3'"),
+        ({"backend": "cuda"}, r"backend: expected one of 'auto', 'native', 'torch', got 'cuda'"),
+    ],
+)
+def test_unknown_arguments(small_model, options, message):
+    model = copy.deepcopy(small_model)
+    with pytest.raises(ValueError, match=message):
+        accelerate_bark(model, **options)
+    assert_untouched(model)
+
+
+def test_meta_model(small_model):
+    model = copy.deepcopy(small_model).to("meta")
+    with pytest.raises(ValueError, match="meta device"):
+        accelerate_bark(model)
+    assert_untouched(model)
+
+
+class Linear8bit(nn.Linear):
+    """Stands for a layer of another quantisation library."""
+
+
+def quantised(model):
+    old = model.coarse_acoustics.layers[0].mlp.in_proj
+    model.coarse_acoustics.layers[0].mlp.in_proj = Linear8bit(old.in_features, old.out_features, bias=False)
+
+
+def float64(model):
+    model.double()
+
+
+def mixed(model):
+    model.fine_acoustics.layers[0].mlp.half()
+
+
+def own_generate(model):
+    model.semantic.generate = lambda *args, **kwargs: None
+
+
+def own_submodel(model):
+    class Other(type(model.semantic)):
+        pass
+
+    model.semantic.__class__ = Other
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (quantised, r"coarse: .*expected Linear, got Linear8bit"),
+        (float64, r"semantic|codec: .*float32.*got torch.float64"),
+        (mixed, r"fine: .*got torch.float16, torch.float32"),
+        (own_generate, "expected the class's own, got one set on the instance"),
+        (own_submodel, "expected a BarkSemanticModel, got a Other"),
+    ],
+)
+def test_models_that_cannot_be_patched(small_model, change, message):
+    model = copy.deepcopy(small_model)
+    change(model)
+    before = vars(model.semantic).get("generate")
+    with pytest.raises(ValueError, match=message):
+        accelerate_bark(model)
+    assert "generate" not in vars(model) and "codec_decode" not in vars(model)
+    assert vars(model.semantic).get("generate") is before
+
+
+def test_refusal_keeps_an_earlier_acceleration(small_model):
+    model = accelerated_copy(small_model)
+    with pytest.raises(ValueError, match="backend"):
+        accelerate_bark(model, backend="nope")
+    assert_equal_to_stock(small_model, model, **INPUTS, semantic_max_new_tokens=5)
+
+
+def test_other_signatures_are_refused(small_model, monkeypatch):
+    def generate(self, input_ids=None, voice=None, **kwargs): ...
+
+    expected = compat.SIGNATURES["BarkModel.generate"][1]
+    monkeypatch.setitem(compat.SIGNATURES, "BarkModel.generate", (generate, expected))
+    model = copy.deepcopy(small_model)
+    with pytest.raises(
+        ImportError, match=r"tested with Transformers .* BarkModel.generate takes \(self, input_ids, voice"
+    ):
+        accelerate_bark(model)
+    assert_untouched(model)
+
+
+def test_transformers_without_custom_loops_is_refused(small_model, monkeypatch):
+    monkeypatch.setattr(compat, "_takes_custom_loop", lambda: False)
+    with pytest.raises(ImportError, match="takes no callable custom_generate"):
+        accelerate_bark(copy.deepcopy(small_model))
+
+
+def test_missing_library(small_model, monkeypatch):
+    from bark_accel import _library
+
+    def missing():
+        raise ImportError("bark_accel: the compiled library is missing; run `make setup`")
+
+    monkeypatch.setattr(_library, "load", missing)
+    model = copy.deepcopy(small_model)
+    with pytest.raises(ImportError, match="make setup"):
+        accelerate_bark(model)
+    assert_untouched(model)
+    accelerate_bark(model, backend="torch")
+
+
+def with_part(key, value):
+    return {**preset(SMALL, 20, 30), key: value}
+
+
+CODES = torch.zeros(8, 30, dtype=torch.int64)
+PRESETS = {
+    "a list": ([preset(SMALL, 20, 30)], TypeError, "expected one voice preset for the batch, got a list"),
+    "a name": ("v2/en_speaker_6", TypeError, "expected a mapping .* got str"),
+    "missing key": (
+        {"semantic_prompt": torch.zeros(3, dtype=torch.int64)},
+        ValueError,
+        "expected the keys .* got sem",
+    ),
+    "not an array": (with_part("fine_prompt", [[1]]), TypeError, "expected an array or tensor, got list"),
+    "floats": (
+        with_part("coarse_prompt", torch.zeros(2, 30)),
+        TypeError,
+        "expected integers, got torch.float32",
+    ),
+    "float array": (with_part("coarse_prompt", np.zeros((2, 30))), TypeError, "expected integers, got"),
+    "semantic 2-d": (with_part("semantic_prompt", CODES), ValueError, r"expected shape \[T\], got \[8, 30\]"),
+    "coarse rows": (with_part("coarse_prompt", CODES), ValueError, r"expected shape \[2, T\], got \[8, 30\]"),
+    "fine rows": (with_part("fine_prompt", CODES[:7]), ValueError, r"expected shape \[8, T\], got \[7, 30\]"),
+    "code too large": (
+        with_part("fine_prompt", CODES + 64),
+        ValueError,
+        r"expected codes in 0..63, got 64..64",
+    ),
+    "negative code": (
+        with_part("coarse_prompt", CODES[:2] - 1),
+        ValueError,
+        r"expected codes in 0..63, got -1..-1",
+    ),
+    "semantic too large": (
+        with_part("semantic_prompt", torch.tensor([5, 100])),
+        ValueError,
+        r"expected codes in 0..99, got 5..100",
+    ),
+}
+
+
+@pytest.mark.parametrize("history, error, message", PRESETS.values(), ids=PRESETS.keys())
+def test_presets(fast, history, error, message):
+    state = torch.get_rng_state()
+    with pytest.raises(error, match=message):
+        fast.generate(**INPUTS, history_prompt=history, do_sample=True)
+    assert torch.equal(torch.get_rng_state(), state), "no work is done before the check"
+
+
+def test_texts(fast):
+    ids, mask = INPUTS["input_ids"], INPUTS["attention_mask"].clone()
+    for bad, error, message in [
+        ({"input_ids": None}, TypeError, "input_ids: expected an integer tensor .* got NoneType"),
+        ({"input_ids": ids.float()}, TypeError, "got torch.float32"),
+        ({"input_ids": ids[0]}, ValueError, r"expected \[batch, 16\] .* got \[16\]"),
+        ({"input_ids": ids[:, :9]}, ValueError, r"pads to max_length=16\), got \[2, 9\]"),
+        ({"input_ids": ids[:0]}, ValueError, r"got \[0, 16\]"),
+        (
+            {"attention_mask": mask[:1]},
+            ValueError,
+            r"expected the shape of input_ids, \[2, 16\], got \[1, 16\]",
+        ),
+        ({"attention_mask": mask * torch.tensor([[1], [0]])}, ValueError, r"got an empty text in row \[1\]"),
+    ]:
+        with pytest.raises(error, match=message):
+            fast.generate(**{**INPUTS, **bad})
+
+
+def test_a_text_that_is_cut_warns(small_model, fast):
+    inputs = {k: torch.cat([v, v], dim=1) for k, v in texts(SMALL, [16, 4]).items()}
+    with pytest.warns(UserWarning, match="Bark reads 16 text tokens; a text of 32 is cut"):
+        assert_equal_to_stock(small_model, fast, **inputs, semantic_max_new_tokens=8)
+
+
+def test_a_text_that_fits_does_not_warn(fast):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fast.generate(**texts(SMALL, [16]), semantic_max_new_tokens=5)
+
+
+def test_what_stock_ignores_is_said_once(small_model):
+    model = build(SMALL, semantic={"min_eos_p": 0.05})
+    fast = accelerated_copy(model)
+    with pytest.warns(UserWarning, match="ignores generation_config.semantic_config"):
+        assert_equal_to_stock(model, fast, **INPUTS, do_sample=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fast.generate(**INPUTS, semantic_max_new_tokens=5)
+    with pytest.warns(UserWarning, match="ignores generation_config="):
+        fast.generate(**INPUTS, semantic_max_new_tokens=5, generation_config=model.generation_config)
+
+
+def test_generation_config_without_nested_dicts(small_model):
+    fast = accelerated_copy(small_model)
+    fast.generation_config = copy.deepcopy(fast.generation_config)
+    fast.generation_config.coarse_acoustics_config = None
+    with pytest.raises(ValueError, match=r"generation_config.coarse_acoustics_config: expected a dict .* got NoneType"):
+        fast.generate(**INPUTS)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_fine_temperature(fast, temperature):
+    with pytest.raises(ValueError, match=rf"fine temperature: expected None or a number > 0, got {temperature}"):
+        fast.generate(**INPUTS, semantic_max_new_tokens=5, fine_temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    "options", [{"semantic_temperature": -1.0, "do_sample": True}, {"semantic_top_k": -2, "do_sample": True}]
+)
+def test_transformers_own_checks_stay(small_model, fast, options):
+    errors = []
+    for model in (small_model, fast):
+        with pytest.raises(ValueError) as caught:
+            model.generate(**INPUTS, **options)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+
+
+def test_too_many_tokens_for_the_positions(fast):
+    with pytest.raises(IndexError, match=r"at most 160 positions \(block_size\), got 160 in the cache plus 1"):
+        fast.generate(**INPUTS, semantic_max_new_tokens=SMALL.block_size)
+
+
+def ends_at_once(model):
+    with torch.no_grad():
+        model.semantic.layernorm_final.weight.zero_()
+        model.semantic.layernorm_final.bias = nn.Parameter(torch.ones(model.config.semantic_config.hidden_size))
+        model.semantic.lm_head.weight[EOS] = 1.0
+    return model
+
+
+def test_an_immediate_eos_gives_an_empty_waveform():
+    """Stock fails in a view of no elements."""
+    stock = ends_at_once(build(SMALL))
+    with pytest.raises(RuntimeError):
+        stock.generate(**INPUTS)
+    fast = accelerated_copy(stock)
+    audio = fast.generate(**INPUTS)
+    assert audio.shape == (2, 0) and audio.dtype == torch.float32
+    audio, lengths = fast.generate(**INPUTS, return_output_lengths=True)
+    assert audio.shape == (2, 0) and lengths == [0, 0]
+
+
+def test_one_row_that_ends_at_once(fast):
+    """One silent row does not cost the others their sound."""
+    codes = torch.randint(0, SMALL.codebook_size, (2, 8, 9))
+    with torch.no_grad():
+        silent, heard = fast.codec_decode(codes, torch.tensor([0, 9]))
+    assert silent.shape == (0,) and heard.shape == (9 * 320,)
+
+
+def test_nan_weights_are_an_error():
+    stock = build(SMALL)
+    with torch.no_grad():
+        stock.semantic.lm_head.weight[3] = float("nan")
+    with pytest.raises(ValueError, match=r"fused_sample: expected .* without NaN"):
+        accelerated_copy(stock).generate(**INPUTS, do_sample=True)

@@ -1,0 +1,177 @@
+"""Tokens of every stage, the waveform and the random state equal stock's (float32)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bark_models import SMALL, SUNO, build, preset, texts
+from parity import accelerated_copy, assert_equal_to_stock
+
+SAMPLED = {"do_sample": True}
+CASES = {
+    "greedy": {},
+    "sampled": SAMPLED,
+    "temperature": {**SAMPLED, "temperature": 0.7, "fine_temperature": 0.5},
+    "top_k": {**SAMPLED, "top_k": 5},
+    "top_k over the vocabulary": {**SAMPLED, "top_k": 100_000},
+    "top_k off": {**SAMPLED, "top_k": 0},
+    "top_p": {**SAMPLED, "top_p": 0.8, "top_k": 0},
+    "top_k and top_p": {**SAMPLED, "top_k": 20, "top_p": 0.6, "temperature": 1.3},
+    "min_eos_p": {**SAMPLED, "min_eos_p": 0.02},
+    "min_eos_p, greedy": {"min_eos_p": 0.02},
+    "one stage sampled": {"coarse_do_sample": True, "coarse_temperature": 0.6},
+    "per-stage overrides": {
+        "do_sample": True,
+        "semantic_temperature": 0.9,
+        "semantic_top_k": 7,
+        "coarse_top_p": 0.7,
+        "fine_temperature": 1.4,
+    },
+    "without renormalize_logits": {**SAMPLED, "renormalize_logits": False},
+    "output lengths": {**SAMPLED, "return_output_lengths": True},
+}
+
+
+@pytest.fixture(scope="module")
+def small_pair(small_model):
+    return small_model, accelerated_copy(small_model)
+
+
+@pytest.fixture(scope="module")
+def suno_pair(suno_model):
+    return suno_model, accelerated_copy(suno_model)
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_options_and_batches(small_pair, options, batch):
+    lengths = [3, 16, 7, 1, 11][:batch]
+    for seed in (0, 1):
+        assert_equal_to_stock(*small_pair, seed=seed, **texts(SMALL, lengths), **options)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 7, 30, 33, 34, 40, 64, 65, 90])
+@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_every_length(small_pair, tokens, options):
+    """From one token past the coarse history (90 tokens) and past one fine window (96 frames)."""
+    assert_equal_to_stock(*small_pair, **texts(SMALL, [5]), semantic_max_new_tokens=tokens, **options)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (9, 14), (30, 45), (31, 46), (60, 90), (90, 200)])
+@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_presets_of_any_length(small_pair, shape, options):
+    history = preset(SMALL, *shape)
+    inputs = texts(SMALL, [5, 9])
+    for tokens in (10, 70):
+        assert_equal_to_stock(*small_pair, **inputs, history_prompt=history, semantic_max_new_tokens=tokens, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_preset_dtypes(small_pair, dtype):
+    """Stock takes only some integer dtypes, so it gets the same preset in int64."""
+    stock, fast = small_pair
+    wide, narrow = preset(SMALL, 30, 45), preset(SMALL, 30, 45, dtype=dtype)
+    inputs = texts(SMALL, [5])
+    torch.testing.assert_close(
+        fast.generate(**inputs, history_prompt=narrow),
+        stock.generate(**inputs, history_prompt=wide),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+def test_rows_that_end_at_different_times():
+    """A model that likes to end: EOS rows are padded and decoded at their own lengths."""
+    stock = build(SMALL, seed=3)
+    with torch.no_grad():
+        stock.semantic.lm_head.weight[SMALL.semantic_vocab] *= 3
+    fast = accelerated_copy(stock)
+    lengths = set()
+    for seed in range(6):
+        got = assert_equal_to_stock(
+            stock, fast, seed, **texts(SMALL, [3, 8, 12, 5]), do_sample=True, return_output_lengths=True
+        )
+        ended = (got["semantic"] != SMALL.semantic_vocab) & (
+            got["semantic"] != SMALL.semantic_vocab + 2 * SMALL.codebook_size
+        )
+        lengths |= set(ended.sum(1).tolist())
+    assert len(lengths) > 3, f"expected rows of different lengths, got {lengths}"
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_bias(bias):
+    stock = build(SMALL, bias=bias, heads=4, layers=1, seed=5)
+    assert_equal_to_stock(stock, accelerated_copy(stock), **texts(SMALL, [4, 9]), do_sample=True)
+
+
+def test_settings_from_the_generation_config():
+    settings = {"do_sample": True, "temperature": 0.8, "top_k": 12}
+    stock = build(SMALL, semantic=settings, coarse=settings, fine={"temperature": 0.5})
+    assert_equal_to_stock(stock, accelerated_copy(stock), **texts(SMALL, [4]))
+
+
+def test_torch_backend(small_model):
+    fast = accelerated_copy(small_model, backend="torch")
+    assert_equal_to_stock(small_model, fast, **texts(SMALL, [4, 9]), do_sample=True, top_p=0.9)
+
+
+@pytest.mark.parametrize("options", [{}, {**SAMPLED, "temperature": 0.7}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("tokens", [40, 300])
+def test_sunos_layout(suno_pair, tokens, options):
+    """300 semantic tokens: 901 coarse tokens, past the history of 630, with the re-prefill that follows."""
+    assert_equal_to_stock(*suno_pair, **texts(SUNO, [9]), semantic_max_new_tokens=tokens, **options)
+
+
+def test_longest_utterance(suno_pair):
+    """768 semantic tokens, 1154 frames: three fine windows."""
+    got = assert_equal_to_stock(*suno_pair, **texts(SUNO, [200]), do_sample=True)
+    assert got["semantic"].shape[1] == 768 and got["fine"].shape[2] == 1154
+
+
+def _real_presets() -> list[Path]:
+    import bark  # test data only: the voice presets of PyPI's bark 0.1.5
+
+    root = Path(bark.__path__[0]) / "assets" / "prompts"
+    names = ["announcer", "v2/en_speaker_6", "en_speaker_3", "v2/zh_speaker_0"]
+    return [root / f"{name}.npz" for name in names]
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_real_voice_presets(suno_pair, index):
+    """As stored: `announcer` is uint16, the others int64 and int32. Stock gets tensors, all int64."""
+    stock, fast = suno_pair
+    with np.load(_real_presets()[index]) as arrays:
+        history = {k: torch.from_numpy(arrays[k].astype(np.int64)) for k in arrays}
+        stored = {k: arrays[k] for k in arrays}
+    inputs = texts(SUNO, [12])
+    options = {"do_sample": True, "semantic_max_new_tokens": 30, "fine_temperature": 0.5}
+    assert_equal_to_stock(stock, fast, **inputs, history_prompt=history, **options)
+    torch.manual_seed(0)
+    expected = fast.generate(**inputs, history_prompt=history, **options)
+    torch.manual_seed(0)
+    assert torch.equal(fast.generate(**inputs, history_prompt=stored, **options), expected)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_bark_small_shapes(two_threads):
+    """12 layers, 12 heads, width 768; a short sampled utterance with a preset."""
+    stock = build(SUNO, width=768, layers=12, heads=12, filters=32, sharpen=2.0)
+    fast = accelerated_copy(stock)
+    assert_equal_to_stock(
+        stock,
+        fast,
+        **texts(SUNO, [9]),
+        history_prompt=preset(SUNO, 60, 90),
+        do_sample=True,
+        semantic_max_new_tokens=44,
+    )

@@ -1,0 +1,179 @@
+"""What the loops do not do runs Transformers' own code: same result, a typed reason, or an error when strict."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from bark_models import SMALL, stage_configs, texts
+from parity import accelerated_copy, assert_equal_to_stock, run
+from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
+
+from bark_accel import AccelerationError, FallbackKind, acceleration_report
+
+INPUTS = texts(SMALL, [4, 9])
+SHORT = {"semantic_max_new_tokens": 12}
+GENERATION_CASES = {
+    "beams": ({"semantic_num_beams": 2}, "semantic", FallbackKind.GENERATION_MODE),
+    "repetition_penalty": ({"repetition_penalty": 1.3}, "coarse", FallbackKind.LOGITS_PROCESSOR),
+    "min_p": ({"do_sample": True, "semantic_min_p": 0.05}, "semantic", FallbackKind.LOGITS_PROCESSOR),
+    "min_new_tokens": ({"semantic_min_new_tokens": 5}, "semantic", FallbackKind.LOGITS_PROCESSOR),
+    "typical_p": ({"do_sample": True, "coarse_typical_p": 0.9}, "coarse", FallbackKind.LOGITS_PROCESSOR),
+    "max_time": ({"semantic_max_time": 60.0}, "semantic", FallbackKind.STOPPING_CRITERIA),
+    "stopping criteria": (
+        {"semantic_stopping_criteria": StoppingCriteriaList([MaxTimeCriteria(60.0)])},
+        "semantic",
+        FallbackKind.ARGUMENTS,
+    ),
+    "output of scores": ({"semantic_output_scores": True}, None, None),
+    "coarse eos": ({"coarse_eos_token_id": 150}, "coarse", FallbackKind.TOKEN_LAYOUT),
+    "static cache": ({"cache_implementation": "static"}, None, None),
+}
+
+
+@pytest.mark.parametrize("case", GENERATION_CASES.values(), ids=GENERATION_CASES.keys())
+def test_generation_options(small_model, case):
+    options, stage, kind = case
+    fast = accelerated_copy(small_model, strict=False)
+    assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT, **options)
+    reasons = acceleration_report(fast).fallbacks
+    if kind is None:
+        assert reasons == ()
+        return
+    assert (stage, kind) in {(r.stage, r.kind) for r in reasons}
+    strict = accelerated_copy(small_model)
+    with pytest.raises(AccelerationError, match=kind.value.split("(")[0].strip()):
+        strict.generate(**INPUTS, **SHORT, **options)
+
+
+def test_return_dict_of_a_stage(small_model):
+    """BarkModel.generate cannot take it, the sub-model can."""
+    fast = accelerated_copy(small_model, strict=False)
+    config = stage_configs(small_model)["semantic_generation_config"]
+    options = {"max_new_tokens": 5, "return_dict_in_generate": True, "output_scores": True}
+    expected = small_model.semantic.generate(**INPUTS, semantic_generation_config=config, **options)
+    got = fast.semantic.generate(**INPUTS, semantic_generation_config=config, **options)
+    assert torch.equal(expected, got)
+    assert [r.kind for r in acceleration_report(fast).fallbacks] == [FallbackKind.EXTRA_OUTPUTS]
+
+
+def scale_hook(module, args, output):
+    return output * 1.5
+
+
+def add_hook(model):
+    model.semantic.layers[0].mlp.in_proj.register_forward_hook(scale_hook)
+
+
+def train(model):
+    model.coarse_acoustics.train()
+
+
+def override_forward(model):
+    layer = model.fine_acoustics.layers[0].mlp
+    layer.forward = lambda hidden: hidden * 0.5
+
+
+class Doubled(torch.nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def replace_layer(model):
+    old = model.fine_acoustics.layers[0].mlp.in_proj
+    new = Doubled(old.in_features, old.out_features, bias=False)
+    new.weight = old.weight
+    model.fine_acoustics.layers[0].mlp.in_proj = new.eval()
+
+
+def replace_activation(model):
+    model.semantic.layers[1].mlp.gelu = torch.nn.ReLU().eval()
+
+
+def hook_codec(model):
+    model.codec_model.decoder.layers[0].register_forward_hook(scale_hook)
+
+
+MODULE_CASES = [
+    (add_hook, "semantic", FallbackKind.HOOKED_MODULE),
+    (train, "coarse", FallbackKind.TRAINING),
+    (override_forward, "fine", FallbackKind.HOOKED_MODULE),
+    (replace_layer, "fine", FallbackKind.REPLACED_MODULE),
+    (replace_activation, "semantic", FallbackKind.REPLACED_MODULE),
+    (hook_codec, "codec", FallbackKind.HOOKED_MODULE),
+]
+
+
+@pytest.mark.parametrize("change, stage, kind", MODULE_CASES)
+def test_changed_modules(small_model, change, stage, kind):
+    """Reading weights past such a module would change the result silently."""
+    stock, fast = copy.deepcopy(small_model), accelerated_copy(small_model, strict=False)
+    plain = run(fast, 0, **INPUTS, **SHORT)[1]
+    change(stock)
+    change(fast)
+    assert_equal_to_stock(stock, fast, **INPUTS, **SHORT)
+    assert [(r.stage, r.kind) for r in acceleration_report(fast).fallbacks] == [(stage, kind)]
+    assert [s.stage for s in acceleration_report(fast).stages if s.blocked_by] == [stage]
+    if change is not train:
+        assert not torch.equal(plain, run(fast, 0, **INPUTS, **SHORT)[1]), "the change was expected to show"
+
+
+def test_recovers_when_the_reason_goes(small_model):
+    fast = accelerated_copy(small_model, strict=True)
+    fast.semantic.train()
+    with pytest.raises(AccelerationError, match="training"):
+        fast.generate(**INPUTS, **SHORT)
+    fast.semantic.eval()
+    assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT)
+
+
+def test_a_replaced_submodel_is_reported(small_model):
+    fast = accelerated_copy(small_model, strict=False)
+    fast.semantic = copy.deepcopy(small_model.semantic)
+    assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT)
+    assert acceleration_report(fast).fallbacks[0].kind is FallbackKind.REPLACED_MODULE
+
+
+def test_autocast(small_model):
+    fast = accelerated_copy(small_model, strict=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT)
+    assert {r.kind for r in acceleration_report(fast).fallbacks} == {FallbackKind.AUTOCAST}
+
+
+def test_gradients_through_the_codec(small_model):
+    fast = accelerated_copy(small_model, strict=False)
+    codes = torch.randint(0, SMALL.codebook_size, (1, 8, 12))
+    fast.codec_decode(codes).sum().backward()
+    assert fast.codec_model.decoder.layers[0].conv.bias.grad is not None
+    assert [r.kind for r in acceleration_report(fast).fallbacks] == [FallbackKind.GRADIENTS]
+
+
+def test_offloaded_modules(small_model):
+    """accelerate's hooks move modules on forward, which the loops never call."""
+    from accelerate import cpu_offload_with_hook
+
+    fast = accelerated_copy(small_model, strict=False)
+    fast.semantic, _ = cpu_offload_with_hook(fast.semantic, torch.device("cpu"))
+    assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT)
+    assert acceleration_report(fast).fallbacks[0].kind is FallbackKind.HOOKED_MODULE
+
+
+def test_a_reason_is_logged_once(small_model, caplog):
+    fast = accelerated_copy(small_model, strict=False)
+    with caplog.at_level(logging.WARNING, logger="bark_accel"):
+        for _ in range(3):
+            fast.generate(**INPUTS, **SHORT, semantic_num_beams=2)
+    assert len([r for r in caplog.records if r.name == "bark_accel"]) == 1
+
+
+def test_a_token_that_the_prompt_masks():
+    """A pad token without EOS makes Transformers mask the coarse prompt; the loop has no such mask."""
+    from bark_models import build
+
+    stock = build(SMALL, coarse={"pad_token_id": SMALL.semantic_vocab + 2 * SMALL.codebook_size})
+    fast = accelerated_copy(stock, strict=False)
+    assert_equal_to_stock(stock, fast, **INPUTS, **SHORT)
+    assert [(r.stage, r.kind) for r in acceleration_report(fast).fallbacks] == [("coarse", FallbackKind.TOKEN_LAYOUT)]

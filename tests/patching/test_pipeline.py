@@ -1,0 +1,58 @@
+"""Existing scripts: BarkProcessor and the text-to-speech pipeline on an accelerated model."""
+
+from __future__ import annotations
+
+import string
+
+import numpy as np
+import pytest
+import torch
+from bark_models import SUNO
+from parity import accelerated_copy, assert_equal_to_stock
+from transformers import BarkProcessor, BertTokenizer, pipeline
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory):
+    """A BarkProcessor whose tokenizer knows letters (suno's is a BERT tokenizer as well)."""
+    letters = [*string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase), ".", ","]
+    path = tmp_path_factory.mktemp("tokenizer") / "vocab.txt"
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]))
+    return BarkProcessor(BertTokenizer(str(path)))
+
+
+@pytest.fixture(scope="module")
+def pair(suno_model):
+    return suno_model, accelerated_copy(suno_model)
+
+
+def test_processor(pair, processor):
+    inputs = processor(["hello, world.", "good morning"])
+    assert inputs["input_ids"].shape == (2, SUNO.max_input)
+    assert_equal_to_stock(*pair, **inputs, do_sample=True, semantic_max_new_tokens=20)
+
+
+def test_processor_with_a_voice_preset(pair, processor):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 1024, (8, 120))
+    voice = {
+        "semantic_prompt": rng.integers(0, 10_000, 80),
+        "coarse_prompt": codes[:2].copy(),
+        "fine_prompt": codes,
+    }
+    inputs = processor("hello", voice_preset=voice)
+    assert_equal_to_stock(*pair, **inputs, do_sample=True, semantic_max_new_tokens=20)
+
+
+@pytest.mark.parametrize("text", ["hello, world.", ["hello, world.", "good morning"]])
+def test_text_to_speech_pipeline(pair, processor, text):
+    outputs = []
+    for model in pair:
+        speak = pipeline("text-to-speech", model=model, tokenizer=processor.tokenizer, processor=processor)
+        torch.manual_seed(0)
+        outputs.append(speak(text, forward_params={"do_sample": True, "semantic_max_new_tokens": 15}))
+    expected, got = (out if isinstance(out, list) else [out] for out in outputs)
+    assert len(expected) == len(got) == (1 if isinstance(text, str) else 2)
+    for a, b in zip(expected, got, strict=True):
+        assert a["sampling_rate"] == b["sampling_rate"] == 24_000
+        np.testing.assert_allclose(b["audio"], a["audio"], rtol=0, atol=1e-6)

@@ -1,0 +1,112 @@
+"""Windows that continue the one before, and tokens that are settled early."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bark_models import SMALL, SUNO, build, preset, stage_configs
+
+from bark_accel.backend import get_ops
+from bark_accel.kv_cache import KVCachePool
+from bark_accel.patches import extract
+from bark_accel.sampling import SamplingConfig
+from bark_accel.stages import coarse as coarse_module
+from bark_accel.stages.coarse import CoarseStage
+
+CPU = torch.device("cpu")
+SAMPLING = SamplingConfig(do_sample=True, max_new_tokens=21, temperature=0.8, top_k=50)
+
+
+def make_stage(model, layout):
+    configs = stage_configs(model)
+    spec = extract.coarse_spec(
+        configs["semantic_generation_config"], configs["coarse_generation_config"], layout.codebook_size
+    )
+    weights = extract.transformer_weights("coarse", model.coarse_acoustics)
+    transformer = extract.transformer_spec(model.coarse_acoustics)
+    return CoarseStage(weights, transformer, spec, get_ops("native", CPU)), weights, transformer
+
+
+def generate(model, layout, semantic, parts, history=None):
+    """Coarse tokens of `semantic` pushed in `parts`, as many tokens drawn after each push as are ready."""
+    stage, weights, transformer = make_stage(model, layout)
+    torch.manual_seed(0)
+    early = []
+    with KVCachePool().borrow(transformer, semantic.shape[0], weights.dtype, CPU) as cache:
+        state = stage.start(semantic.shape[0], history, SAMPLING, cache)
+        chunks = semantic.split(parts, dim=1)
+        for i, chunk in enumerate(chunks):
+            stage.push(state, chunk, final=i == len(chunks) - 1)
+            while stage.ready(state):
+                stage.step(state)
+            early.append(state.generated_tokens)
+        return state.result(), early
+
+
+@pytest.fixture
+def prefills(monkeypatch):
+    """Token counts of every forward pass of more than one token."""
+    counts = []
+    forward = coarse_module.causal_forward
+
+    def counting(weights, spec, hidden, cache, ops):
+        if hidden.shape[1] > 1:
+            counts.append(hidden.shape[1])
+        return forward(weights, spec, hidden, cache, ops)
+
+    monkeypatch.setattr(coarse_module, "causal_forward", counting)
+    return counts
+
+
+def test_five_seconds_without_a_preset_need_three_prefills(suno_model, prefills):
+    """Transformers prefills all 13 windows."""
+    semantic = torch.randint(0, 10_000, (1, 250))
+    tokens, _ = generate(suno_model, SUNO, semantic, [250])
+    assert tokens.shape == (1, 750)
+    assert prefills == [257, 257 + 630, 257 + 630]
+
+
+def test_a_full_preset_prefills_every_window(suno_model, prefills):
+    semantic = torch.randint(0, 10_000, (1, 60))
+    history = preset(SUNO, 400, 600)
+    parts = history["semantic_prompt"], history["coarse_prompt"]
+    tokens, _ = generate(suno_model, SUNO, semantic, [60], parts)
+    assert tokens.shape == (1, 180) and len(prefills) == 3
+
+
+@pytest.mark.parametrize("history", [None, preset(SMALL, 12, 20), preset(SMALL, 40, 60)])
+@pytest.mark.parametrize("parts", [[5] * 12, [17, 20, 23], [59, 1]])
+def test_pushing_in_parts_gives_the_same_tokens(small_model, parts, history):
+    """The readiness rule never lets a token be drawn that later semantic tokens would change."""
+    semantic = torch.randint(0, SMALL.semantic_vocab, (2, 60))
+    history = history and (history["semantic_prompt"], history["coarse_prompt"])
+    whole, _ = generate(small_model, SMALL, semantic, [60], history)
+    pushed, early = generate(small_model, SMALL, semantic, parts, history)
+    assert torch.equal(pushed, whole)
+    assert early[-2] > 0, "something was expected to be ready before the end"
+
+
+def test_early_start_needs_what_the_design_says(suno_model):
+    """256 semantic tokens without a preset, 47 with a full one (209 tokens of history are used)."""
+    for history, needed in ((None, 256), (preset(SUNO, 400, 600), 47)):
+        stage, weights, transformer = make_stage(suno_model, SUNO)
+        parts = history and (history["semantic_prompt"], history["coarse_prompt"])
+        with KVCachePool().borrow(transformer, 1, weights.dtype, CPU) as cache:
+            state = stage.start(1, parts, SAMPLING, cache)
+            base = 0 if history is None else 209
+            assert state.semantic_history == base
+            stage.push(state, torch.zeros(1, 256 - base - 1, dtype=torch.int64), final=False)
+            assert not stage.ready(state)
+            stage.push(state, torch.zeros(1, 1, dtype=torch.int64), final=False)
+            assert stage.ready(state)
+            assert 256 - base == needed
+
+
+def test_no_semantic_tokens_give_no_coarse_tokens():
+    model = build(SMALL)
+    stage, weights, transformer = make_stage(model, SMALL)
+    with KVCachePool().borrow(transformer, 2, weights.dtype, CPU) as cache:
+        state = stage.start(2, None, SAMPLING, cache)
+        pad = SMALL.semantic_vocab + 2 * SMALL.codebook_size
+        stage.push(state, torch.full((2, 3), pad), final=True)
+        assert not stage.ready(state) and state.result().shape == (2, 0)
