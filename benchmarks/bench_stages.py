@@ -76,11 +76,9 @@ def stock_forward(submodel: Any, context: int) -> Callable[[torch.Tensor], torch
         submodel(torch.zeros(1, context, dtype=torch.int64), past_key_values=cache, use_cache=True)
 
     def forward(ids: torch.Tensor) -> torch.Tensor:
-        # Layers made by the first call are emptied, as crop(0) would be refused by some versions.
         past = cache if context else DynamicCache(config=submodel.config)
         logits = submodel(ids, past_key_values=past, use_cache=True).logits[:, -1]
-        if context:
-            past.crop(context)
+        past.crop(-ids.shape[1])
         return logits
 
     return forward

@@ -34,9 +34,7 @@ def test_int32_codes_and_strided_tables(isa: str) -> None:
     wide = torch.randn(3, 37, 40)
     tables, positions = [t[:, 4:24] for t in wide], torch.randn(20, 40)[::2, :20]
     got = ops.codebook_embedding_sum(codes.int(), tables, positions)
-    torch.testing.assert_close(
-        got, torch_ops.codebook_embedding_sum(codes, tables, positions), atol=TOLERANCE, rtol=0
-    )
+    torch.testing.assert_close(got, torch_ops.codebook_embedding_sum(codes, tables, positions), atol=TOLERANCE, rtol=0)
 
 
 def test_codebooks_that_are_not_summed_are_not_read() -> None:

@@ -41,9 +41,7 @@ def test_undefined_symbol(monkeypatch: pytest.MonkeyPatch, fresh_loader: None) -
         _library.load()
 
 
-def test_a_missing_dependency_is_not_blamed_on_the_library(
-    monkeypatch: pytest.MonkeyPatch, fresh_loader: None
-) -> None:
+def test_a_missing_dependency_is_not_blamed_on_the_library(monkeypatch: pytest.MonkeyPatch, fresh_loader: None) -> None:
     fail_import(monkeypatch, ModuleNotFoundError("No module named 'other'", name="other"))
     with pytest.raises(ModuleNotFoundError, match="other"):
         _library.load()
@@ -55,9 +53,7 @@ def test_wrong_torch(monkeypatch: pytest.MonkeyPatch, fresh_loader: None) -> Non
         _library.load()
 
 
-def test_patch_release_and_build_tag_do_not_matter(
-    monkeypatch: pytest.MonkeyPatch, fresh_loader: None
-) -> None:
+def test_patch_release_and_build_tag_do_not_matter(monkeypatch: pytest.MonkeyPatch, fresh_loader: None) -> None:
     release = ".".join(torch.__version__.split(".")[:2])
     monkeypatch.setattr(torch, "__version__", f"{release}.99+cu130")
     assert _library.load() is importlib.import_module("bark_accel._C")

