@@ -190,9 +190,7 @@ def semantic_tokens(model: BarkModel, seconds: float) -> int:
     tokens = max(1, math.ceil(seconds * settings.semantic_rate_hz))
     if tokens > settings.max_new_tokens:
         limit = settings.max_new_tokens / settings.semantic_rate_hz
-        raise ValueError(
-            f"seconds: expected at most {limit:.2f} for one utterance of this model, got {seconds:g}"
-        )
+        raise ValueError(f"seconds: expected at most {limit:.2f} for one utterance of this model, got {seconds:g}")
     return tokens
 
 
@@ -221,11 +219,15 @@ def _semantic_settings(model: BarkModel) -> BarkSemanticGenerationConfig:
 def _from_pretrained(name: str, *, local_files_only: bool) -> LoadedBark:
     model = BarkModel.from_pretrained(name, local_files_only=local_files_only).eval()
     try:
-        processor, problem = AutoProcessor.from_pretrained(name, local_files_only=local_files_only), None
+        processor = AutoProcessor.from_pretrained(name, local_files_only=local_files_only)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        processor, problem = None, f"{name} has no usable tokenizer ({reason})"
-    return LoadedBark(model, processor, name, True, problem)
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        return LoadedBark(model, None, name, True, f"{name} has no usable tokenizer ({reason})")
+    tokenizer = processor.tokenizer
+    # Without its files, Transformers builds a tokenizer that knows special tokens only.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        return LoadedBark(model, None, name, True, f"{name} has no usable tokenizer (it knows no words)")
+    return LoadedBark(model, processor, name, True)
 
 
 def _as_dict(config: GenerationConfig) -> dict[str, Any]:

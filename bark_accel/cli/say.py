@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 _RANDOM_SECONDS = 3.0
 
 
-def say(
-    text: str, path: Path, name: str | None, voice: str | None, seed: int, max_seconds: float | None
-) -> None:
+def say(text: str, path: Path, name: str | None, voice: str | None, seed: int, max_seconds: float | None) -> None:
     from bark_accel.patches.checkpoints import sample_rate
 
     if not text.strip():
@@ -49,9 +47,7 @@ def say(
     out.print(f"wrote {path}: {summary}", markup=False, soft_wrap=True)
 
 
-def _generate(
-    loaded: LoadedBark, inputs: dict[str, Any], seed: int, max_seconds: float | None
-) -> torch.Tensor:
+def _generate(loaded: LoadedBark, inputs: dict[str, Any], seed: int, max_seconds: float | None) -> torch.Tensor:
     from bark_accel.patches.checkpoints import coarse_per_semantic, max_semantic_tokens, semantic_tokens
     from bark_accel.patches.recorder import record_stages
 
@@ -78,9 +74,7 @@ def _inputs(loaded: LoadedBark, text: str, voice: str | None) -> dict[str, Any]:
     names = [] if loaded.processor is None else loaded.processor.available_voice_presets
     if voice not in names:
         have = f"has {len(names)} voices, such as {names[0]!r}" if names else "has no named voices"
-        raise ValueError(
-            f"--voice: expected an .npz file or a voice name, got {voice!r}; this checkpoint {have}"
-        )
+        raise ValueError(f"--voice: expected an .npz file or a voice name, got {voice!r}; this checkpoint {have}")
     return dict(loaded.processor(text, voice_preset=voice))
 
 

@@ -1,0 +1,229 @@
+"""The command line on a tiny checkpoint, the recorder and the loader."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from bark_models import SUNO, build, submodels
+from typer.testing import CliRunner
+
+import bark_accel
+from bark_accel import accelerate_bark, restore_bark
+from bark_accel.cli import bench as bench_module
+from bark_accel.cli import measure
+from bark_accel.cli.app import app
+from bark_accel.patches import checkpoints
+from bark_accel.patches.checkpoints import fake_inputs, load_bark, semantic_tokens, twin
+from bark_accel.patches.recorder import STAGES, record_stages
+
+OPTIONS = {"semantic_max_new_tokens": 8}
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder with a saved tiny model and no tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-bark")
+    build(SUNO).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(suno_model):
+    return twin(suno_model)
+
+
+def test_info_shows_the_build():
+    result = run("info")
+    assert result.exit_code == 0
+    for fact in (bark_accel.__version__, torch.__version__, "instruction sets", "in use"):
+        assert fact in result.output
+
+
+def test_info_says_what_to_run_when_the_library_is_missing(monkeypatch):
+    def missing():
+        raise ImportError("the compiled library is missing; run make setup")
+
+    monkeypatch.setattr("bark_accel._library.load", missing)
+    result = run("info")
+    assert result.exit_code == 1
+    assert "run make setup" in result.output and torch.__version__ in result.output
+
+
+def test_demo_compares_and_writes(checkpoint, tmp_path):
+    out = tmp_path / "demo"
+    result = run("demo", "--model", checkpoint, "--seconds", 0.2, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "All tokens are equal" in result.output and "no usable tokenizer" in result.output
+    for words in ("real-time factor", "ratio", "fell back: never"):
+        assert words in result.output
+    stock, rate = soundfile.read(out / "stock.wav")
+    accelerated, _ = soundfile.read(out / "accelerated.wav")
+    assert rate == 24_000 and len(stock) > 0
+    np.testing.assert_allclose(accelerated, stock, atol=1e-4)
+    assert (out / "stage_times.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_fails_where_tokens_differ(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("bark_accel.cli.demo.token_differences", lambda *runs: ["coarse: 1 of 48 tokens differ"])
+    result = run("demo", "--model", checkpoint, "--seconds", 0.1, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "NOT equal" in result.output and "coarse: 1 of 48" in result.output
+
+
+def test_random_weights_are_announced(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "is_cached", lambda name: False)
+    monkeypatch.setattr(checkpoints, "random_bark", lambda shape: tiny)
+    result = run("say", "hello", "-o", tmp_path / "x.wav", "--max-seconds", 0.1)
+    assert result.exit_code == 0, result.output
+    assert "RANDOM WEIGHTS" in result.output and "noise, not speech" in result.output
+
+
+def test_say_writes_a_file_with_a_voice(checkpoint, tmp_path):
+    voice, out = tmp_path / "voice.npz", tmp_path / "out.wav"
+    rng = np.random.default_rng(0)
+    fine = rng.integers(0, 1024, (8, 60))
+    np.savez(voice, semantic_prompt=rng.integers(0, 10_000, 40), coarse_prompt=fine[:2], fine_prompt=fine)
+    result = run("say", "hello there", "-o", out, "--model", checkpoint, "--voice", voice, "--max-seconds", 0.2)
+    assert result.exit_code == 0, result.output
+    samples, rate = soundfile.read(out)
+    assert rate == 24_000 and len(samples) == 15 * 320
+    assert "wrote" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["   "], "the text is empty"),
+        (["hello", "--model", "no/such/folder/anywhere"], "no/such/folder/anywhere"),
+        (["hello", "--voice", "missing.npz"], "there is no file missing.npz"),
+        (["hello", "--voice", "v2/en_speaker_6"], "no named voices"),
+        (["hello", "--max-seconds", "100"], "expected at most"),
+    ],
+)
+def test_say_explains_bad_input(checkpoint, tmp_path, arguments, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = [] if "--model" in arguments else ["--model", checkpoint]
+    result = run("say", *arguments, "-o", tmp_path / "out.wav", *model)
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "out.wav").exists()
+
+
+def test_say_refuses_a_voice_of_the_wrong_kind(checkpoint, tmp_path):
+    voice = tmp_path / "voice.npz"
+    for content, message in (({"other": np.zeros(3)}, "history_prompt"), (None, "voice.npz")):
+        if content is None:
+            voice.write_bytes(b"not an archive")
+        else:
+            np.savez(voice, **content)
+        result = run("say", "hello", "-o", tmp_path / "out.wav", "--model", checkpoint, "--voice", voice)
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())
+
+
+def test_say_warns_of_a_text_that_is_cut(checkpoint, tmp_path):
+    text = "word " * 300
+    result = run("say", text, "-o", tmp_path / "out.wav", "--model", checkpoint, "--max-seconds", 0.1)
+    assert result.exit_code == 0, result.output
+    assert "300 tokens and Bark reads 256" in result.output
+
+
+def test_bench_writes_what_it_measured(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "random_bark", lambda shape: tiny)
+    arguments = ["--seconds", 0.1, "--repeats", 2, "--json", tmp_path / "b.json", "--plot", tmp_path / "b.png"]
+    result = run("bench", *arguments)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "b.json").read_text())
+    assert {"machine", "versions", "commit", "settings", "summary", "runs"} <= set(record)
+    assert record["tokens_equal"] and len(record["runs"]) == 2
+    assert set(record["summary"]) == {*STAGES, "total"}
+    assert (tmp_path / "b.png").exists()
+
+
+def test_bench_refuses_an_unknown_dtype():
+    assert run("bench", "--dtype", "int4").exit_code == 2
+    assert "float32" in bench_module.DTYPES
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_recorder_leaves_no_trace(tiny, accelerated, fails):
+    if accelerated:
+        accelerate_bark(tiny)
+    owners = [tiny, *submodels(tiny)]
+    before = [dict(vars(owner)) for owner in owners]
+    inputs = {} if fails else fake_inputs(tiny, "hello")
+    try:
+        with record_stages(tiny) as record:
+            tiny.generate(**inputs, **OPTIONS)
+    except Exception:
+        assert fails
+    else:
+        assert not fails and set(record.outputs) == set(record.seconds) == set(STAGES)
+    assert [dict(vars(owner)) for owner in owners] == before
+    restore_bark(tiny)
+
+
+def test_recorder_copies_what_a_later_stage_overwrites(tiny):
+    started: list[str] = []
+    with record_stages(tiny, started.append) as record:
+        tiny.generate(**fake_inputs(tiny, "hello"), **OPTIONS, return_output_lengths=True)
+    assert started == list(STAGES)
+    assert record.outputs["semantic"].shape == (1, 8)
+    assert record.outputs["coarse"].shape == (1, 24) and record.outputs["fine"].shape == (1, 8, 12)
+    assert [waveform.shape for waveform in record.outputs["codec"]] == [(12 * 320,)]
+
+
+def test_a_saved_model_loads_back(checkpoint):
+    loaded = load_bark(str(checkpoint))
+    assert loaded.processor is None and "no usable tokenizer" in loaded.processor_problem
+    assert loaded.pretrained and not loaded.model.training
+    expected, inputs = build(SUNO), loaded.inputs("hello there")
+    torch.testing.assert_close(
+        loaded.model.generate(**inputs, **OPTIONS), expected.generate(**inputs, **OPTIONS), rtol=0, atol=0
+    )
+
+
+def test_load_bark_refuses_an_unknown_shape():
+    with pytest.raises(ValueError, match="bark-small"):
+        load_bark(shape="bark-huge")
+
+
+def test_fake_inputs_are_the_same_every_time(suno_model):
+    first, again = (fake_inputs(suno_model, "one two one") for _ in range(2))
+    assert torch.equal(first["input_ids"], again["input_ids"]) and first["input_ids"].shape == (1, 256)
+    ids = first["input_ids"][0]
+    assert ids[0] == ids[2] != ids[1] and first["attention_mask"].sum() == 3
+    with pytest.raises(ValueError, match="at least one word"):
+        fake_inputs(suno_model, " ")
+
+
+def test_a_twin_shares_weights_and_nothing_else(suno_model):
+    copy = twin(suno_model)
+    pairs = zip(suno_model.parameters(), copy.parameters(), strict=True)
+    assert all(a is b for a, b in pairs)
+    accelerate_bark(copy)
+    assert "generate" not in vars(suno_model) and "generate" not in vars(suno_model.semantic)
+
+
+def test_lengths_are_asked_for_in_seconds(suno_model):
+    assert semantic_tokens(suno_model, 2.0) == 100
+    with pytest.raises(ValueError, match="at most"):
+        semantic_tokens(suno_model, 16)
+
+
+def test_differences_are_found():
+    tokens = {stage: torch.zeros(1, 4, dtype=torch.int64) for stage in measure.TOKEN_STAGES}
+    other = {**tokens, "coarse": torch.tensor([[0, 0, 5, 0]]), "fine": torch.zeros(1, 3)}
+    stock, accelerated = (measure.Run({}, 1.0, outputs, 1.0) for outputs in (tokens, other))
+    assert measure.token_differences(stock, stock) == []
+    coarse, fine = measure.token_differences(stock, accelerated)
+    assert coarse == "coarse: 1 of 4 tokens differ, first at [0, 2]" and "shape" in fine
