@@ -93,9 +93,7 @@ def test_embedding_sum(benchmark, which: str, last: int) -> None:
     tables, positions = [torch.randn(1056, 768) for _ in range(8)], torch.randn(1024, 768)
 
     def stock() -> torch.Tensor:
-        looked_up = [
-            torch.nn.functional.embedding(codes[:, :, i], t).unsqueeze(-1) for i, t in enumerate(tables)
-        ]
+        looked_up = [torch.nn.functional.embedding(codes[:, :, i], t).unsqueeze(-1) for i, t in enumerate(tables)]
         return torch.cat(looked_up, dim=-1)[:, :, :, : last + 1].sum(dim=-1) + positions
 
     candidates = {
@@ -110,9 +108,7 @@ def stock_attention(
 ) -> torch.Tensor:
     """BarkSelfAttention between its two projections, on a DynamicCache of `length` entries."""
     tokens = projected.shape[1]
-    query, key, value = (
-        x.view(1, tokens, HEADS, HEAD_DIM).transpose(1, 2) for x in projected.chunk(3, dim=2)
-    )
+    query, key, value = (x.view(1, tokens, HEADS, HEAD_DIM).transpose(1, 2) for x in projected.chunk(3, dim=2))
     cache = DynamicCache()
     if length:
         cache.update(keys[:, :, :0], values[:, :, :0], 0)
@@ -126,9 +122,7 @@ def stock_attention(
 
 def sdpa(keys: torch.Tensor, values: torch.Tensor, projected: torch.Tensor, length: int) -> torch.Tensor:
     tokens, end = projected.shape[1], length + projected.shape[1]
-    query, key, value = (
-        x.view(1, tokens, HEADS, HEAD_DIM).transpose(1, 2) for x in projected.chunk(3, dim=2)
-    )
+    query, key, value = (x.view(1, tokens, HEADS, HEAD_DIM).transpose(1, 2) for x in projected.chunk(3, dim=2))
     keys[:, :, length:end], values[:, :, length:end] = key, value
     mask = None if tokens == 1 or length == 0 else torch.ones(tokens, end, dtype=torch.bool).tril(length)
     return torch.nn.functional.scaled_dot_product_attention(

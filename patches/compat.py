@@ -88,6 +88,11 @@ def _takes_custom_loop() -> bool:
     return parameter is not None and "Callable" in str(parameter.annotation)
 
 
+def prompt_argument(module: Any) -> str:
+    """The name under which the model takes embeddings; older versions of Transformers miss an s."""
+    return "inputs_embeds" if "inputs_embeds" in inspect.signature(type(module).forward).parameters else "input_embeds"
+
+
 class _Captured(Exception):
     """Carries what `GenerationMixin.generate` prepared out of it, before its loop would start."""
 

@@ -29,6 +29,7 @@ from bark_accel.stages.semantic import SemanticStage
 from bark_accel.weights import TransformerWeights, tensors_of
 
 from . import extract
+from .compat import prompt_argument
 from .fallback import Fallback
 from .inputs import check_input_ids, read_history
 from .resolve import resolve_sampling
@@ -145,7 +146,7 @@ class SemanticHook(Hook):
             generation_config=config,
             token_rules=rules,
             kwargs=kwargs,
-            inputs_embeds=weights.positions.new_empty(1).expand(rows, spec.prompt_tokens, 1),
+            **{prompt_argument(self.module): weights.positions.new_empty(1).expand(rows, spec.prompt_tokens, 1)},
         )
         return replace(sampling, min_eos_p=min_eos_p or 0.0)
 

@@ -117,7 +117,15 @@ class ModelHook:
     def _check_hooked(self) -> None:
         for stage, name in SUBMODELS.items():
             submodel = getattr(self.module, name)
-            hook = getattr(vars(submodel).get("generate"), "__self__", None)
-            if submodel is not self._submodels[stage] and not isinstance(hook, Hook):
+            if submodel is not self._submodels[stage] and not _is_hooked(submodel.generate):
                 detail = f"model.{name} was replaced after accelerate_bark; call it again"
                 self.settings.log.record(FallbackReason(stage, FallbackKind.REPLACED_MODULE, detail))
+
+
+def _is_hooked(method: Any) -> bool:
+    """Whether a method is a stage hook, also under wrappers such as the recorder's."""
+    while method is not None:
+        if isinstance(getattr(method, "__self__", None), Hook):
+            return True
+        method = getattr(method, "__wrapped__", None)
+    return False

@@ -59,6 +59,7 @@ def _recorded(
     record: StageRecord,
     on_stage: Callable[[str], None] | None,
 ) -> Callable[..., Any]:
+    @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         if on_stage is not None:
             on_stage(stage)

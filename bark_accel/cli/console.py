@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +17,7 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 
 # What the loaders, the checks of `accelerate_bark` and of `generate` raise for bad input.
-_EXPECTED = (ValueError, TypeError, ImportError, OSError, AccelerationError, zipfile.BadZipFile)
+_EXPECTED = (ValueError, TypeError, ImportError, OSError, AccelerationError)
 
 
 @contextmanager

@@ -41,8 +41,8 @@ def demo(name: str | None, seconds: float, seed: int, folder: Path) -> None:
         warn(f"the checkpoint is {model.dtype}; the demo runs it in float32, where tokens have to be equal")
         model.float()
     tokens = semantic_tokens(model, seconds)
-    limit = "at most" if loaded.pretrained else "exactly, as random weights never end an utterance themselves,"
-    out.print(f"Length: {limit} {seconds:g} s ({tokens} semantic tokens). Seed: {seed}.")
+    ending = "at most" if loaded.pretrained else "exactly: random weights never end an utterance themselves"
+    out.print(f"Length: {seconds:g} s ({tokens} semantic tokens), {ending}. Seed: {seed}.")
     read_weights(model)
     inputs = loaded.inputs(TEXT)
     with progress_bars() as progress:

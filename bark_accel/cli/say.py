@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,8 @@ def _inputs(loaded: LoadedBark, text: str, voice: str | None) -> dict[str, Any]:
 def _read_preset(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ValueError(f"--voice: there is no file {path}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"--voice: expected an .npz archive of arrays, got {path}")
     with np.load(path, allow_pickle=False) as arrays:
         return {key: arrays[key] for key in arrays.files}
 
