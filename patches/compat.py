@@ -11,7 +11,7 @@ import transformers
 from transformers import BarkModel, GenerationMixin
 from transformers.models.bark import modeling_bark as hf
 
-TESTED_VERSIONS = ("5.17.0", "5.23.0")
+TESTED_VERSIONS = ("5.0.0", "5.17.0", "5.23.0")
 
 # What the hooks replace or call, with the leading parameters they rely on. A tail of other parameters is allowed only
 # where the hook passes it on untouched.
@@ -65,7 +65,7 @@ def check_signatures() -> None:
     differences = _differences()
     if differences:
         raise ImportError(
-            f"bark_accel was tested with Transformers {' to '.join(TESTED_VERSIONS)} and cannot patch "
+            f"bark_accel was tested with Transformers {', '.join(TESTED_VERSIONS)} and cannot patch "
             f"{transformers.__version__}, where {'; '.join(differences)}. Install a tested version: "
             f"pip install transformers=={TESTED_VERSIONS[-1]}"
         )

@@ -43,8 +43,9 @@ def bench(settings: Settings, json_path: Path | None, plot_path: Path | None) ->
     out.print()
     out.print(comparison_table(rows, audio_s, settings.repeats))
     differences = [line for pair in pairs for line in token_differences(*pair)]
+    promised = "" if settings.dtype == "float32" else f" (in {settings.dtype} equality is not promised)"
     for line in differences:
-        warn(f"tokens are not equal: {line}")
+        warn(f"tokens are not equal{promised}: {line}")
     if not differences:
         out.print("All tokens are equal.")
     if json_path is not None:
