@@ -36,20 +36,10 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _STAGE_CLASSES = {"semantic": hf.BarkSemanticModel, "coarse": hf.BarkCoarseModel, "fine": hf.BarkFineModel}
 
 
-def fingerprint(module: nn.Module) -> tuple:
-    """Changes whenever a module is replaced or a parameter is moved, cast, replaced or written to.
-
-    Writes are seen through torch's version counter, which `tensor.data` bypasses; views see those all the same.
-    """
-    tensors = (*module.parameters(), *module.buffers())
-    return (
-        *(type(part) for part in module.modules()),
-        *((t.data_ptr(), t.dtype, t.device, 0 if t.is_inference() else t._version) for t in tensors),
-    )
-
-
 def check_modules(stage: str, module: nn.Module) -> None:
     """Refuse modules whose forward is not their class's own."""
+    if nn.modules.module._has_any_global_hook():
+        raise Fallback(stage, FallbackKind.HOOKED_MODULE, "hooks for all modules of the process")
     for name, part in module.named_modules():
         where = f"{name or 'the model'} ({type(part).__name__})"
         if part.training:
@@ -120,7 +110,8 @@ def _layer(stage: str, block: Any) -> Layer:
     if type(attention) not in hf.BARK_ATTENTION_CLASSES.values():
         raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"attention is a {type(attention).__name__}")
     mlp = _exact(stage, block.mlp, hf.BarkMLP)
-    _exact(stage, mlp.gelu, nn.GELU)
+    if _exact(stage, mlp.gelu, nn.GELU).approximate != "none":
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"expected the exact GELU, got {mlp.gelu}")
     return Layer(
         norm_1=_norm(stage, block.layernorm_1),
         qkv=_linear(stage, attention.att_proj),

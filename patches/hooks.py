@@ -52,22 +52,15 @@ class Hook:
     def __init__(self, module: Any, settings: Settings):
         self.module = module
         self.settings = settings
-        self._fingerprint: tuple | None = None
-        self._weights: Any = None
-
-    def __getstate__(self) -> dict:
-        return {**vars(self), "_fingerprint": None, "_weights": None}
 
     def weights(self) -> Any:
-        """The module's weights as they are now; raises `Fallback` where they cannot be used."""
-        fingerprint = extract.fingerprint(self.module)
-        if fingerprint != self._fingerprint:
-            with torch.inference_mode(False), torch.no_grad():
-                self._weights = self._read_weights()
-            self._fingerprint = fingerprint
-        else:
-            extract.check_modules(self.stage, self.module)
-        return self._weights
+        """The module's weights as they are now; raises `Fallback` where they cannot be used.
+
+        They are read at every call: views cost a millisecond, the codec's folded copies a few, and nothing can be
+        out of date, whatever was loaded, moved, cast, replaced or written to in between.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            return self._read_weights()
 
     def _read_weights(self) -> Any:
         return extract.transformer_weights(self.stage, self.module)

@@ -65,8 +65,7 @@ class ModelHook:
             empty = torch.zeros(fine_output.shape[0], 0, dtype=self.module.dtype, device=fine_output.device)
             return empty if output_lengths is None else list(empty)
         try:
-            if self.codec.module is not self.module.codec_model:
-                self.codec = CodecHook(self.module.codec_model, self.settings)
+            self.codec.module = self.module.codec_model
             stage = self.codec.ready_stage()
         except Fallback as fallback:
             self.settings.log.record(fallback.reason)

@@ -92,6 +92,11 @@ def replace_activation(model):
     model.semantic.layers[1].mlp.gelu = torch.nn.ReLU().eval()
 
 
+def approximate_activation(model):
+    for layer in model.coarse_acoustics.layers:
+        layer.mlp.gelu = torch.nn.GELU(approximate="tanh").eval()
+
+
 def hook_codec(model):
     model.codec_model.decoder.layers[0].register_forward_hook(scale_hook)
 
@@ -102,6 +107,7 @@ MODULE_CASES = [
     (override_forward, "fine", FallbackKind.HOOKED_MODULE),
     (replace_layer, "fine", FallbackKind.REPLACED_MODULE),
     (replace_activation, "semantic", FallbackKind.REPLACED_MODULE),
+    (approximate_activation, "coarse", FallbackKind.REPLACED_MODULE),
     (hook_codec, "codec", FallbackKind.HOOKED_MODULE),
 ]
 
@@ -116,8 +122,22 @@ def test_changed_modules(small_model, change, stage, kind):
     assert_equal_to_stock(stock, fast, **INPUTS, **SHORT)
     assert [(r.stage, r.kind) for r in acceleration_report(fast).fallbacks] == [(stage, kind)]
     assert [s.stage for s in acceleration_report(fast).stages if s.blocked_by] == [stage]
-    if change is not train:
+    if change not in (train, approximate_activation):
         assert not torch.equal(plain, run(fast, 0, **INPUTS, **SHORT)[1]), "the change was expected to show"
+
+
+def test_hooks_for_all_modules(small_model):
+    fast = accelerated_copy(small_model, strict=False)
+
+    def double_gelu(module, args, output):
+        return output * 2 if isinstance(module, torch.nn.GELU) else None
+
+    handle = torch.nn.modules.module.register_module_forward_hook(double_gelu)
+    try:
+        assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT)
+    finally:
+        handle.remove()
+    assert {r.kind for r in acceleration_report(fast).fallbacks} == {FallbackKind.HOOKED_MODULE}
 
 
 def test_recovers_when_the_reason_goes(small_model):

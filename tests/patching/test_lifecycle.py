@@ -124,6 +124,17 @@ def edit_in_place(model):
         model.codec_model.decoder.layers[0].conv.parametrizations.weight.original0.mul_(2)
 
 
+def edit_data(model):
+    """Bypasses torch's version counter."""
+    model.fine_acoustics.layernorm_final.weight.data.mul_(torch.rand_like(model.fine_acoustics.layernorm_final.weight))
+    model.codec_model.decoder.layers[0].conv.parametrizations.weight.original0.data.mul_(3)
+
+
+def change_eps(model):
+    for layer in model.semantic.layers:
+        layer.layernorm_1.eps = 0.5
+
+
 def replace_parameter(model):
     layer = model.fine_acoustics.layers[1].mlp.in_proj
     layer.weight = torch.nn.Parameter(torch.randn_like(layer.weight))
@@ -134,7 +145,9 @@ def replace_submodel(model):
     model.codec_model = donor.codec_model
 
 
-@pytest.mark.parametrize("change", [new_state, edit_in_place, replace_parameter, replace_submodel])
+@pytest.mark.parametrize(
+    "change", [new_state, edit_in_place, edit_data, change_eps, replace_parameter, replace_submodel]
+)
 def test_new_weights_are_noticed(small_model, change):
     stock, fast = copy.deepcopy(small_model), accelerated_copy(small_model)
     before = assert_equal_to_stock(stock, fast, **INPUTS, **OPTIONS)
