@@ -45,8 +45,15 @@ def fused_sample(
         scores = _keep_top_p(scores, top_p)
     if renormalize:
         scores = scores.log_softmax(dim=-1)
-    race = scores.softmax(dim=-1) / noise[:, first_id : first_id + scores.shape[-1]]
-    return race.argmax(dim=-1) + first_id
+    noise = noise[:, first_id : first_id + scores.shape[-1]]
+    winner = (scores.softmax(dim=-1) / noise).argmax(dim=-1)
+    positive = noise.gather(1, winner[:, None]).flatten() > 0
+    _require(
+        bool(positive.all()),
+        "fused_sample",
+        f"expected noise > 0 (torch.Tensor.exponential_), got none in row {int(positive.int().argmin())}",
+    )
+    return winner + first_id
 
 
 def codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
@@ -171,7 +178,7 @@ def _check_sample_options(min_eos_p: float, temperature: float, top_k: int, top_
         f"expected a finite temperature > 0, got {temperature}",
     )
     _require(top_k >= 0, op, f"expected top_k >= 0 (0: off), got {top_k}")
-    _require(0 < top_p <= 1, op, f"expected top_p in (0, 1] (1: off), got {top_p}")
+    _require(0 <= top_p <= 1, op, f"expected top_p in [0, 1] (1: off), got {top_p}")
 
 
 def _check_scores(scores: Tensor) -> None:

@@ -34,15 +34,15 @@ def apply(model: Any, *, weights: str, backend: str, strict: bool) -> BarkModel:
     _check_model(model)
     if weights not in WEIGHTS:
         raise ValueError(f"weights: expected one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}")
-    if model_hook(model) is None:
-        _check_unpatched(model)
+    _check_classes(model)
+    _check_not_covered(model)
     _check_not_meta(model)
     check_signatures()
     check_backend(backend, model.device)
     hooks = _make_hooks(model, Settings(backend, FallbackLog(strict)))
     for hook in (hooks["model"].codec, *(hooks[stage] for stage in SUBMODELS)):
         _check_extractable(hook)
-    remove(model)
+    _remove_hooks(model)
     model.generate = hooks["model"].generate
     model.codec_decode = hooks["model"].codec_decode
     for stage, name in SUBMODELS.items():
@@ -53,11 +53,25 @@ def apply(model: Any, *, weights: str, backend: str, strict: bool) -> BarkModel:
 def remove(model: Any) -> BarkModel:
     """See `bark_accel.restore_bark`."""
     _check_model(model)
-    for owner in (model, *(getattr(model, name) for name in SUBMODELS.values())):
+    if model_hook(model) is None:
+        return model
+    _check_not_covered(model)
+    _remove_hooks(model)
+    return model
+
+
+def _remove_hooks(model: BarkModel) -> None:
+    for owner in (model, *_submodels(model)):
         for name in ("generate", "codec_decode"):
             if _is_ours(vars(owner).get(name)):
                 delattr(owner, name)
-    return model
+
+
+def _submodels(model: BarkModel) -> list[Any]:
+    """The sub-models a model has now, and those it had when it was accelerated."""
+    hook = model_hook(model)
+    now = [getattr(model, name) for name in SUBMODELS.values()]
+    return now if hook is None else [*now, *(m for m in hook.patched_submodels if all(m is not n for n in now))]
 
 
 def report(model: Any) -> AccelerationReport:
@@ -71,7 +85,7 @@ def report(model: Any) -> AccelerationReport:
     settings = hook.settings
     submodels = (getattr(model, name) for name in SUBMODELS.values())
     stage_hooks = [m.generate.__self__ for m in submodels if _is_ours(vars(m).get("generate"))]
-    stages = tuple(_stage_report(h) for h in (*stage_hooks, hook.codec))
+    stages = tuple(_stage_report(h) for h in (*stage_hooks, hook.codec_hook()))
     native = runs_natively(settings.backend, model.device)
     return AccelerationReport(
         stages=stages,
@@ -91,8 +105,11 @@ def report(model: Any) -> AccelerationReport:
 
 def model_hook(model: BarkModel) -> ModelHook | None:
     """The hook that owns an accelerated model, or None."""
-    owner = getattr(vars(model).get("generate"), "__self__", None)
-    return owner if isinstance(owner, ModelHook) else None
+    for name in ("generate", "codec_decode"):
+        owner = getattr(vars(model).get(name), "__self__", None)
+        if isinstance(owner, ModelHook):
+            return owner
+    return None
 
 
 def _make_hooks(model: BarkModel, settings: Settings) -> dict[str, Any]:
@@ -109,17 +126,22 @@ def _check_model(model: Any) -> None:
         raise TypeError(f"expected a transformers.BarkModel, got {type(model).__module__}.{type(model).__name__}")
 
 
-def _check_unpatched(model: BarkModel) -> None:
+def _check_classes(model: BarkModel) -> None:
     for name, kind in _CLASSES.items():
         submodel = getattr(model, name)
         if type(submodel) is not kind:
             raise ValueError(f"model.{name}: expected a {kind.__name__}, got a {type(submodel).__name__}")
-    for owner in (model, *(getattr(model, name) for name in _CLASSES)):
-        taken = sorted({"generate", "codec_decode"} & set(vars(owner)))
-        if taken:
-            raise ValueError(
-                f"{type(owner).__name__}.{taken[0]}: expected the class's own, got one set on the instance"
-            )
+    if type(model).codec_decode is not BarkModel.codec_decode:
+        raise ValueError(f"{type(model).__name__}.codec_decode: expected BarkModel's own, got an override")
+
+
+def _check_not_covered(model: BarkModel) -> None:
+    """Refuse methods that somebody else set on the instance."""
+    for owner in (model, *_submodels(model)):
+        for name in ("generate", "codec_decode"):
+            if name in vars(owner) and not _is_ours(vars(owner)[name]):
+                kind = type(owner).__name__
+                raise ValueError(f"{kind}.{name}: expected the class's own or ours, got one set on the instance")
 
 
 def _check_not_meta(model: BarkModel) -> None:

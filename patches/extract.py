@@ -6,12 +6,14 @@ layer, another dtype) is refused with `Fallback`.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers.models.bark import modeling_bark as hf
 from transformers.models.encodec import modeling_encodec as encodec
 
@@ -32,20 +34,37 @@ from bark_accel.weights import (
 
 from .fallback import Fallback
 
+# Where the patched methods of a sub-model live.
+_HOOKED_METHODS = {"generate"}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _STAGE_CLASSES = {"semantic": hf.BarkSemanticModel, "coarse": hf.BarkCoarseModel, "fine": hf.BarkFineModel}
 
 
 def check_modules(stage: str, module: nn.Module) -> None:
-    """Refuse modules whose forward is not their class's own."""
+    """Refuse modules that would not compute what their class of Transformers or torch does."""
     if nn.modules.module._has_any_global_hook():
         raise Fallback(stage, FallbackKind.HOOKED_MODULE, "hooks for all modules of the process")
+    for kind in {type(part) for part in module.modules()}:
+        _check_class(stage, kind)
     for name, part in module.named_modules():
         where = f"{name or 'the model'} ({type(part).__name__})"
         if part.training:
             raise Fallback(stage, FallbackKind.TRAINING, where)
-        if hasattr(part, "_hf_hook") or "forward" in vars(part) or _has_hooks(part):
+        if hasattr(part, "_hf_hook") or part._forward_hooks or part._forward_pre_hooks:
             raise Fallback(stage, FallbackKind.HOOKED_MODULE, where)
+        own = vars(part).keys() - _HOOKED_METHODS
+        overridden = sorted(k for k in own if callable(getattr(type(part), k, None)))
+        if overridden:
+            raise Fallback(stage, FallbackKind.HOOKED_MODULE, f"{where}: {overridden[0]} was set on the instance")
+
+
+def _check_class(stage: str, kind: Any) -> None:
+    """Refuse a class whose methods somebody replaced or overrode."""
+    for name, method in (*vars(kind).items(), ("forward", kind.forward)):
+        home = getattr(method, "__module__", None) if inspect.isfunction(method) else None
+        if home is not None and home.partition(".")[0] not in ("torch", "transformers"):
+            detail = f"{kind.__name__}.{name} comes from {home}"
+            raise Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
 
 
 def check_tensors(stage: str, tensors: Iterable[Tensor]) -> None:
@@ -63,10 +82,6 @@ def check_tensors(stage: str, tensors: Iterable[Tensor]) -> None:
     if len(seen_devices) != 1:
         got = ", ".join(sorted(map(str, seen_devices)))
         raise Fallback(stage, FallbackKind.DEVICE, f"expected one device, got {got}")
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _exact(stage: str, module: Any, kind: type) -> Any:
@@ -91,24 +106,46 @@ def transformer_weights(stage: str, module: Any) -> TransformerWeights:
     """Read one of the three transformers. Only LayerNorms of 16-bit models are copied (to float32)."""
     _exact(stage, module, _STAGE_CLASSES[stage])
     check_tensors(stage, module.parameters())
+    if len(module.layers) != module.config.num_layers:
+        detail = f"expected {module.config.num_layers} layers (num_layers), got {len(module.layers)}"
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
     tables = module.input_embeds_layers if stage == "fine" else [module.input_embeds_layer]
     heads = module.lm_heads if stage == "fine" else [module.lm_head]
     weights = TransformerWeights(
-        token_tables=tuple(_exact(stage, table, nn.Embedding).weight.detach() for table in tables),
-        positions=_exact(stage, module.position_embeds_layer, nn.Embedding).weight.detach(),
-        layers=tuple(_layer(stage, block) for block in module.layers),
+        token_tables=tuple(_table(stage, table) for table in tables),
+        positions=_table(stage, module.position_embeds_layer),
+        layers=tuple(_layer(stage, block, module.config) for block in module.layers),
         norm_final=_norm(stage, module.layernorm_final),
-        heads=tuple(_linear(stage, head).weight for head in heads),
+        heads=tuple(_head(stage, head, module.config) for head in heads),
     )
     check_modules(stage, module)
     return weights
 
 
-def _layer(stage: str, block: Any) -> Layer:
+def _table(stage: str, module: Any) -> Tensor:
+    if _exact(stage, module, nn.Embedding).max_norm is not None:
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"an embedding with max_norm={module.max_norm}")
+    weight = module.weight.detach()
+    return weight if weight.stride(-1) == 1 else weight.contiguous()
+
+
+def _head(stage: str, module: Any, config: Any) -> Tensor:
+    linear = _linear(stage, module)
+    if linear.bias is not None or linear.weight.shape[0] != config.output_vocab_size:
+        detail = f"expected a head of {config.output_vocab_size} rows (output_vocab_size) without bias, got {module}"
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
+    return linear.weight
+
+
+def _layer(stage: str, block: Any, config: Any) -> Layer:
     _exact(stage, block, hf.BarkBlock)
     attention = block.attn
     if type(attention) not in hf.BARK_ATTENTION_CLASSES.values():
         raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"attention is a {type(attention).__name__}")
+    heads, head_dim = config.num_heads, config.hidden_size // config.num_heads
+    if (attention.num_heads, attention.head_dim) != (heads, head_dim):
+        got = f"{attention.num_heads} heads of {attention.head_dim}"
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"expected {heads} heads of {head_dim}, got {got}")
     mlp = _exact(stage, block.mlp, hf.BarkMLP)
     if _exact(stage, mlp.gelu, nn.GELU).approximate != "none":
         raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"expected the exact GELU, got {mlp.gelu}")
@@ -128,14 +165,15 @@ def _linear(stage: str, module: Any) -> Linear:
 
 
 def _norm(stage: str, module: Any) -> Norm:
-    _exact(stage, module, nn.LayerNorm)
+    if _exact(stage, module, nn.LayerNorm).weight is None:
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, "a LayerNorm without weight")
     bias = None if module.bias is None else module.bias.detach().float()
     return Norm(module.weight.detach().float(), bias, module.eps)
 
 
 def codec_weights(module: Any) -> CodecWeights:
     """Read EnCodec's decoder, weight_norm folded (a copy of its weights)."""
-    check_modules("codec", module)
+    _check_codec_classes(module)
     check_tensors("codec", (*module.decoder.parameters(), *(layer.codebook.embed for layer in module.quantizer.layers)))
     config = module.config
     if config.norm_type != "weight_norm" or not config.use_causal_conv:
@@ -143,7 +181,7 @@ def codec_weights(module: Any) -> CodecWeights:
         raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, detail)
     layers = list(module.decoder.layers)
     conv_in, lstm, conv_out = layers[0], layers[1], layers[-1]
-    _exact("codec", lstm, encodec.EncodecLSTM)
+    check_modules("codec", module)
     return CodecWeights(
         codebooks=tuple(layer.codebook.embed.detach() for layer in module.quantizer.layers),
         conv_in=_conv(conv_in),
@@ -151,6 +189,21 @@ def codec_weights(module: Any) -> CodecWeights:
         upsampling=_upsampling(layers[2:-2]),
         conv_out=_conv(conv_out),
     )
+
+
+def _check_codec_classes(module: Any) -> None:
+    _exact("codec", module, encodec.EncodecModel)
+    _exact("codec", module.decoder, encodec.EncodecDecoder)
+    for layer in _exact("codec", module.quantizer, encodec.EncodecResidualVectorQuantizer).layers:
+        _exact("codec", layer, encodec.EncodecVectorQuantization)
+        _exact("codec", layer.codebook, encodec.EncodecEuclideanCodebook)
+    lstm = _exact("codec", _exact("codec", module.decoder.layers[1], encodec.EncodecLSTM).lstm, nn.LSTM)
+    plain = lstm.bias and not (lstm.bidirectional or lstm.batch_first or lstm.proj_size)
+    if not plain:
+        raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, f"{lstm}")
+    for part in module.decoder.modules():
+        if isinstance(part, nn.ELU) and (type(part) is not nn.ELU or part.alpha != 1.0):
+            raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, f"{part}")
 
 
 def _upsampling(layers: list) -> tuple[Upsampling, ...]:
@@ -167,15 +220,21 @@ def _upsampling(layers: list) -> tuple[Upsampling, ...]:
 
 def _conv(module: Any) -> Conv:
     _exact("codec", module, encodec.EncodecConv1d)
-    conv = module.conv
+    conv = _unparametrized(module.conv, nn.Conv1d)
     if conv.stride != (1,) or conv.groups != 1:
         raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, f"convolution {conv}")
     bias = None if conv.bias is None else conv.bias.detach()
     return Conv(conv.weight.detach().contiguous(), bias, conv.dilation[0], module.pad_mode)
 
 
+def _unparametrized(conv: Any, kind: type) -> Any:
+    if parametrize.type_before_parametrizations(conv) is not kind:
+        raise Fallback("codec", FallbackKind.REPLACED_MODULE, f"expected {kind.__name__}, got {type(conv).__name__}")
+    return conv
+
+
 def _conv_transpose(module: Any) -> ConvTranspose:
-    conv = module.conv
+    conv = _unparametrized(module.conv, nn.ConvTranspose1d)
     bias = None if conv.bias is None else conv.bias.detach()
     total = conv.kernel_size[0] - conv.stride[0]
     right = math.ceil(total * module.trim_right_ratio)

@@ -31,7 +31,7 @@ from bark_accel.weights import TransformerWeights, tensors_of
 from . import extract
 from .compat import prompt_argument
 from .fallback import Fallback
-from .inputs import check_input_ids, read_history
+from .inputs import check_input_ids, read_history, warn_if_cut
 from .resolve import resolve_sampling
 
 
@@ -67,9 +67,11 @@ class Hook:
 
     def _ready_weights(self) -> Any:
         weights = self.weights()
-        device_type = next(self.module.parameters()).device.type
-        if torch.is_autocast_enabled(device_type):
-            raise Fallback(self.stage, FallbackKind.AUTOCAST, f"for {device_type}")
+        device = next(self.module.parameters()).device
+        if self.settings.backend == "native" and not runs_natively("native", device):
+            raise Fallback(self.stage, FallbackKind.DEVICE, f"backend='native' has no ops for {device}")
+        if torch.is_autocast_enabled(device.type):
+            raise Fallback(self.stage, FallbackKind.AUTOCAST, f"for {device.type}")
         return weights
 
     def copied_bytes(self) -> int:
@@ -107,11 +109,10 @@ class SemanticHook(Hook):
         if config is None:
             return self.stock(input_ids, config, history_prompt, attention_mask, **kwargs)
         check_input_ids(input_ids, attention_mask, config.max_input_semantic_length)
-        history = read_history(history_prompt, "semantic_prompt", rows=0, ids=config.semantic_vocab_size)
+        warn_if_cut(input_ids, attention_mask, config.max_input_semantic_length)
+        history = read_history(history_prompt, "semantic_prompt", rows=0, ids=semantic_ids(config))
         try:
-            weights = self._ready_weights()
-            spec = extract.semantic_spec(config)
-            sampling = self._resolve(weights, spec, config, input_ids.shape[0], kwargs)
+            weights, spec, sampling = self.prepare(config, input_ids.shape[0], kwargs)
         except Fallback as fallback:
             self.settings.log.record(fallback.reason)
             return self.stock(
@@ -119,9 +120,11 @@ class SemanticHook(Hook):
             )
         return self._run(weights, spec, sampling, (input_ids, attention_mask, history), kwargs.get("streamer"))
 
-    def _resolve(
-        self, weights: TransformerWeights, spec: SemanticSpec, config: Any, rows: int, kwargs: dict[str, Any]
-    ) -> SamplingConfig:
+    def prepare(
+        self, config: Any, rows: int, kwargs: dict[str, Any]
+    ) -> tuple[TransformerWeights, SemanticSpec, SamplingConfig]:
+        """What a generation of `rows` needs; raises `Fallback` where Transformers has to run it."""
+        weights, spec = self._ready_weights(), extract.semantic_spec(config)
         pad = spec.pad_token
         if not isinstance(pad, int) or config.eos_token_id != pad or pad >= self.module.config.output_vocab_size:
             detail = f"eos_token_id={config.eos_token_id}, semantic_pad_token={spec.pad_token}"
@@ -141,7 +144,7 @@ class SemanticHook(Hook):
             kwargs=kwargs,
             **{prompt_argument(self.module): weights.positions.new_empty(1).expand(rows, spec.prompt_tokens, 1)},
         )
-        return replace(sampling, min_eos_p=min_eos_p or 0.0)
+        return weights, spec, replace(sampling, min_eos_p=min_eos_p or 0.0)
 
     def _run(
         self,
@@ -189,8 +192,7 @@ class CoarseHook(Hook):
             return self.stock(semantic_output, semantic, coarse, **kwargs)
         history = _coarse_history(history_prompt, semantic, coarse, codebook_size)
         try:
-            weights = self._ready_weights()
-            sampling = self._resolve(weights, semantic, coarse, codebook_size, semantic_output.shape[0], kwargs)
+            weights, sampling = self.prepare(semantic, coarse, codebook_size, semantic_output.shape[0], kwargs)
         except Fallback as fallback:
             self.settings.log.record(fallback.reason)
             past = history or (None, None)
@@ -208,15 +210,11 @@ class CoarseHook(Hook):
         lengths = stage.row_lengths(semantic_output)
         return (state.result(), lengths) if return_output_lengths else state.result()
 
-    def _resolve(
-        self,
-        weights: TransformerWeights,
-        semantic: Any,
-        coarse: Any,
-        codebook_size: int,
-        rows: int,
-        kwargs: dict[str, Any],
-    ) -> SamplingConfig:
+    def prepare(
+        self, semantic: Any, coarse: Any, codebook_size: int, rows: int, kwargs: dict[str, Any]
+    ) -> tuple[TransformerWeights, SamplingConfig]:
+        """What a generation of `rows` needs; raises `Fallback` where Transformers has to run it."""
+        weights = self._ready_weights()
         # The prompt's length and ids decide nothing that the loop can do: what depends on them (a padding mask)
         # shows in the config.
         prompt = torch.full((rows, 1), coarse.coarse_infer_token, device=weights.device)
@@ -233,7 +231,7 @@ class CoarseHook(Hook):
         if sampling.stop_tokens or sampling.pad_token is not None:
             detail = f"eos_token_id={sampling.stop_tokens}, pad_token_id={sampling.pad_token}, expected none"
             raise Fallback(self.stage, FallbackKind.TOKEN_LAYOUT, detail)
-        return sampling
+        return weights, sampling
 
 
 def _run_coarse(stage: CoarseStage, state: CoarseState, streamer: Any) -> None:
@@ -266,14 +264,12 @@ class FineHook(Hook):
         semantic, coarse, fine = semantic_generation_config, coarse_generation_config, fine_generation_config
         if semantic is None or coarse is None or fine is None:
             return self.stock(coarse_output, semantic, coarse, fine, **kwargs)
-        temperature = kwargs.get("temperature", fine.temperature)
-        if temperature is not None and not temperature > 0:
-            raise ValueError(f"fine temperature: expected None or a number > 0, got {temperature}")
+        temperature = fine_temperature(fine, kwargs)
         history = read_history(history_prompt, "fine_prompt", rows=fine.n_fine_codebooks, ids=codebook_size)
         if coarse_output.shape[1] == 0:
             return coarse_output.new_zeros(coarse_output.shape[0], fine.n_fine_codebooks, 0)
         try:
-            weights = self._ready_weights()
+            weights = self.prepare()
         except Fallback as fallback:
             self.settings.log.record(fallback.reason)
             prompt = _preset(self.module, fine_prompt=history)
@@ -281,6 +277,18 @@ class FineHook(Hook):
         spec = extract.fine_spec(semantic, coarse, fine, codebook_size)
         stage = FineStage(weights, extract.transformer_spec(self.module), spec, self.ops(weights.device))
         return stage.run(coarse_output.to(weights.device), history, temperature)
+
+    def prepare(self) -> TransformerWeights:
+        """What a generation needs; raises `Fallback` where Transformers has to run it."""
+        return self._ready_weights()
+
+
+def fine_temperature(config: Any, kwargs: dict[str, Any]) -> float | None:
+    """The temperature of the fine stage; raises `ValueError` for one that cannot be divided by or drawn with."""
+    temperature = kwargs.get("temperature", config.temperature)
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"fine temperature: expected None or a number > 0, got {temperature}")
+    return temperature
 
 
 class CodecHook(Hook):
@@ -304,9 +312,14 @@ class CodecHook(Hook):
 
 
 def _coarse_history(history: Any, semantic: Any, coarse: Any, codebook_size: int) -> tuple[Tensor, Tensor] | None:
-    semantic_part = read_history(history, "semantic_prompt", rows=0, ids=semantic.semantic_vocab_size)
+    semantic_part = read_history(history, "semantic_prompt", rows=0, ids=semantic_ids(semantic))
     coarse_part = read_history(history, "coarse_prompt", rows=coarse.n_coarse_codebooks, ids=codebook_size)
     return None if semantic_part is None or coarse_part is None else (semantic_part, coarse_part)
+
+
+def semantic_ids(config: Any) -> int:
+    """Exclusive bound of the ids in a semantic history: a preset made of generated tokens may end in padding."""
+    return max(config.semantic_vocab_size, config.semantic_pad_token + 1)
 
 
 def _preset(module: Any, **parts: Tensor | None) -> dict[str, Tensor] | None:

@@ -13,8 +13,11 @@ from torch import Tensor
 _PRESET_KEYS = ("semantic_prompt", "coarse_prompt", "fine_prompt")
 
 
-def check_input_ids(input_ids: Any, attention_mask: Any, max_tokens: int) -> None:
-    """Raise `TypeError` or `ValueError` unless this is a padded batch of texts; warn where a text will be cut."""
+def check_input_ids(input_ids: Any, attention_mask: Any, max_tokens: int) -> int:
+    """Raise `TypeError` or `ValueError` unless this is a padded batch of texts.
+
+    Returns the number of rows.
+    """
     if not isinstance(input_ids, Tensor) or input_ids.is_floating_point():
         got = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
         raise TypeError(f"input_ids: expected an integer tensor [batch, {max_tokens}], got {got}")
@@ -23,8 +26,11 @@ def check_input_ids(input_ids: Any, attention_mask: Any, max_tokens: int) -> Non
             f"input_ids: expected [batch, {max_tokens}] (BarkProcessor pads to max_length={max_tokens}), "
             f"got {list(input_ids.shape)}"
         )
+    rows = input_ids.shape[0]
     if attention_mask is None:
-        return
+        return rows
+    if not isinstance(attention_mask, Tensor):
+        raise TypeError(f"attention_mask: expected a tensor, got {type(attention_mask).__name__}")
     if tuple(attention_mask.shape) != tuple(input_ids.shape):
         raise ValueError(
             f"attention_mask: expected the shape of input_ids, {list(input_ids.shape)}, "
@@ -32,12 +38,18 @@ def check_input_ids(input_ids: Any, attention_mask: Any, max_tokens: int) -> Non
         )
     tokens = attention_mask.sum(1)
     if bool((tokens == 0).any()):
-        rows = (tokens == 0).nonzero().flatten().tolist()
-        raise ValueError(f"input_ids: expected at least one text token in every row, got an empty text in row {rows}")
-    if bool(attention_mask[:, max_tokens:].any()):
+        empty = (tokens == 0).nonzero().flatten().tolist()
+        raise ValueError(f"input_ids: expected at least one text token in every row, got an empty text in row {empty}")
+    return rows
+
+
+def warn_if_cut(input_ids: Tensor, attention_mask: Tensor | None, max_tokens: int) -> None:
+    """Say aloud that Bark will not read all of a text, which Transformers does silently."""
+    tokens = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
+    beyond = input_ids[:, max_tokens:] if attention_mask is None else attention_mask[:, max_tokens:]
+    if beyond.shape[1] and (attention_mask is None or bool(beyond.any())):
         warnings.warn(
-            f"Bark reads {max_tokens} text tokens; a text of {int(tokens.max())} is cut. Split it into sentences.",
-            stacklevel=4,
+            f"Bark reads {max_tokens} text tokens; a text of {tokens} is cut. Split it into sentences.", stacklevel=4
         )
 
 

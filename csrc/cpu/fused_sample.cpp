@@ -40,7 +40,7 @@ void check_options(double min_eos_p, double temperature, int64_t top_k, double t
   BARK_CHECK(float(temperature) > 0 && std::isfinite(temperature), kOp,
              "expected a finite temperature > 0, got ", temperature);
   BARK_CHECK(top_k >= 0, kOp, "expected top_k >= 0 (0: off), got ", top_k);
-  BARK_CHECK(top_p > 0 && top_p <= 1, kOp, "expected top_p in (0, 1] (1: off), got ", top_p);
+  BARK_CHECK(top_p >= 0 && top_p <= 1, kOp, "expected top_p in [0, 1] (1: off), got ", top_p);
 }
 
 void raise_bad_rows(const int64_t* ids, int64_t rows) {
@@ -51,6 +51,8 @@ void raise_bad_rows(const int64_t* ids, int64_t rows) {
                n);
     BARK_CHECK(ids[n] != -int64_t(SampleStatus::kAllMasked), kOp,
                "expected at least one allowed logit above -inf, got none in row ", n);
+    BARK_CHECK(ids[n] != -int64_t(SampleStatus::kBadNoise), kOp,
+               "expected noise > 0 (torch.Tensor.exponential_), got none in row ", n);
   }
 }
 

@@ -297,6 +297,8 @@ inline SampleStatus sample_row(const SampleParams& p, int64_t n, float* scratch,
   if (p.use_top_p) kept = keep_top_p(row, kept, top, p.top_p_cut);
   gather_noise(row, p, n, kept, compact);
   const int64_t winner = race(row.values, row.noise, row.work, kept, top, p.renormalize);
+  // Where no noise is positive, padding wins or nothing does.
+  if (winner < 0 || winner >= kept || !(row.noise[winner] > 0)) return SampleStatus::kBadNoise;
   *id = p.first_id + column_of(row, p, compact ? row.kept[winner] : winner);
   return SampleStatus::kOk;
 }

@@ -16,7 +16,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-enum class SampleStatus : int32_t { kOk = 0, kNotFinite = 1, kAllMasked = 2 };
+enum class SampleStatus : int32_t { kOk = 0, kNotFinite = 1, kAllMasked = 2, kBadNoise = 3 };
 
 struct SampleParams {
   const void* logits;  // [N, L], unit stride along L

@@ -59,13 +59,15 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("fused_sample", "logits", lambda: filled(float("inf")), "without NaN or .inf.* in row 1"),
     ("fused_sample", "logits", lambda: torch.full((2, 8), float("-inf")), "above -inf, got none in row 0"),
     ("fused_sample", "logits", lambda: torch.randn(2, 8, requires_grad=True), NEEDS_GRAD),
+    ("fused_sample", "noise", lambda: torch.full((2, 12), float("nan")), "noise > 0 .*, got none in row 0"),
+    ("fused_sample", "noise", lambda: -exponential(2, 12), "noise > 0 .*, got none in row 0"),
     ("fused_sample", "temperature", lambda: 0.0, "temperature > 0, got 0"),
     ("fused_sample", "temperature", lambda: -1.0, "temperature > 0, got -1"),
     ("fused_sample", "temperature", lambda: float("nan"), "temperature > 0, got nan"),
     ("fused_sample", "temperature", lambda: 1e-44, "after the division by temperature"),
     ("fused_sample", "top_k", lambda: -1, "top_k >= 0.*got -1"),
-    ("fused_sample", "top_p", lambda: 0.0, r"top_p in \(0, 1\].*got 0"),
-    ("fused_sample", "top_p", lambda: 1.5, r"top_p in \(0, 1\].*got 1.5"),
+    ("fused_sample", "top_p", lambda: -0.1, r"top_p in \[0, 1\].*got -0.1"),
+    ("fused_sample", "top_p", lambda: 1.5, r"top_p in \[0, 1\].*got 1.5"),
     ("fused_sample", "min_eos_p", lambda: -0.1, "min_eos_p >= 0.*got -0.1"),
     ("fused_sample", "first_id", lambda: -1, "first_id >= 0, got -1"),
     ("fused_sample", "allowed_begin", lambda: 3, r"range inside \[4, 12\), got \[3, 10\)"),
@@ -108,6 +110,7 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("static_cache_attention", "length", lambda: torch.tensor([9]), r"capacity 11, got 9 \+ 3"),
     ("static_cache_attention", "length", lambda: torch.tensor([-1]), "length >= 0, got -1"),
     ("static_cache_attention", "length", lambda: torch.tensor([1], dtype=torch.int32), "length as an int64 tensor"),
+    ("static_cache_attention", "length", lambda: torch.tensor([2**63 - 1]), r"length \+ tokens <= capacity"),
     ("static_cache_attention", "length", lambda: torch.tensor(1), r"length as an int64 tensor of shape \[1\]"),
 ]  # fmt: skip
 
@@ -146,6 +149,26 @@ def test_refused_strides(case: tuple[str, str, Callable[[], Any]]) -> None:
     op, name, make = case
     with pytest.raises(ValueError, match=f"{op}: expected .*unit stride in its last dimension, got strides"):
         call(ops, op, name, make())
+
+
+@pytest.mark.parametrize("name", ["key_cache", "value_cache"])
+def test_refused_overlaps(name: str) -> None:
+    with pytest.raises(ValueError, match=f"expected {name} without elements that share memory, got strides"):
+        call(ops, "static_cache_attention", name, ATTENTION[name]()[:1].expand(2, -1, -1, -1))
+    arguments = {key: make() for key, make in ATTENTION.items()}
+    arguments["value_cache"] = arguments["key_cache"]
+    with pytest.raises(ValueError, match="expected key_cache and value_cache in separate memory, got overlapping"):
+        ops.static_cache_attention(**arguments)
+
+
+@pytest.mark.parametrize("count", [1, 5, 16, 40])
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_bad_noise_never_gives_an_id_outside(count: int, top_k: int) -> None:
+    """The SIMD padding of a row must not win where its noise is no noise."""
+    logits = torch.randn(1, count)
+    for bad in (torch.full((1, count), float("nan")), -torch.rand(1, count)):
+        with pytest.raises(ValueError, match="noise > 0"):
+            ops.fused_sample(logits, bad, 0, 0, count, top_k=top_k)
 
 
 @pytest.mark.parametrize("op", VALID)

@@ -11,9 +11,11 @@ import torch
 from bark_models import SMALL, build, preset, texts
 from parity import accelerated_copy, assert_equal_to_stock
 from torch import nn
+from transformers import BarkModel
 
 from bark_accel import accelerate_bark, acceleration_report, restore_bark
 from bark_accel.patches import compat
+from bark_accel.patches.recorder import record_stages
 
 INPUTS = texts(SMALL, [4, 9])
 EOS = SMALL.semantic_vocab
@@ -95,7 +97,7 @@ def own_submodel(model):
         (quantised, r"coarse: .*expected Linear, got Linear8bit"),
         (float64, r"semantic|codec: .*float32.*got torch.float64"),
         (mixed, r"fine: .*got torch.float16, torch.float32"),
-        (own_generate, "expected the class's own, got one set on the instance"),
+        (own_generate, "expected the class's own or ours, got one set on the instance"),
         (own_submodel, "expected a BarkSemanticModel, got a Other"),
     ],
 )
@@ -183,9 +185,9 @@ PRESETS = {
         r"expected codes in 0..63, got -1..-1",
     ),
     "semantic too large": (
-        with_part("semantic_prompt", torch.tensor([5, 100])),
+        with_part("semantic_prompt", torch.tensor([5, 101])),
         ValueError,
-        r"expected codes in 0..99, got 5..100",
+        r"expected codes in 0..100, got 5..101",
     ),
 }
 
@@ -265,6 +267,24 @@ def test_transformers_own_checks_stay(small_model, fast, options):
             model.generate(**INPUTS, **options)
         errors.append(str(caught.value))
     assert errors[0] == errors[1]
+
+
+def test_a_fine_temperature_is_refused_before_any_work(fast):
+    with record_stages(fast) as record, pytest.raises(ValueError, match="fine temperature"):
+        fast.generate(**INPUTS, temperature=0.0)
+    assert record.seconds == {}
+
+
+def test_an_overridden_codec_decode(small_model):
+    class Quiet(BarkModel):
+        def codec_decode(self, *args, **kwargs):
+            return 0.5 * super().codec_decode(*args, **kwargs)
+
+    model = copy.deepcopy(small_model)
+    model.__class__ = Quiet
+    with pytest.raises(ValueError, match=r"Quiet.codec_decode: expected BarkModel's own"):
+        accelerate_bark(model)
+    assert_untouched(model)
 
 
 def test_too_many_tokens_for_the_positions(fast):

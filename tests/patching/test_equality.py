@@ -20,6 +20,7 @@ CASES = {
     "top_k over the vocabulary": {**SAMPLED, "top_k": 100_000},
     "top_k off": {**SAMPLED, "top_k": 0},
     "top_p": {**SAMPLED, "top_p": 0.8, "top_k": 0},
+    "top_p 0": {**SAMPLED, "top_p": 0.0},
     "top_k and top_p": {**SAMPLED, "top_k": 20, "top_p": 0.6, "temperature": 1.3},
     "min_eos_p": {**SAMPLED, "min_eos_p": 0.02},
     "min_eos_p, greedy": {"min_eos_p": 0.02},

@@ -12,6 +12,7 @@ from parity import accelerated_copy, assert_equal_to_stock, run
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
 
 from bark_accel import AccelerationError, FallbackKind, acceleration_report
+from bark_accel.patches.recorder import record_stages
 
 INPUTS = texts(SMALL, [4, 9])
 SHORT = {"semantic_max_new_tokens": 12}
@@ -101,7 +102,76 @@ def hook_codec(model):
     model.codec_model.decoder.layers[0].register_forward_hook(scale_hook)
 
 
+def head_with_bias(model):
+    old = model.semantic.lm_head
+    model.semantic.lm_head = torch.nn.Linear(old.in_features, old.out_features).eval()
+    torch.nn.init.normal_(model.semantic.lm_head.bias, std=5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.semantic.lm_head.weight.copy_(old.weight)
+
+
+def wider_head(model):
+    old = model.semantic.lm_head.weight
+    model.semantic.lm_head = torch.nn.Linear(old.shape[1], old.shape[0] + 7, bias=False).eval()
+    with torch.no_grad():
+        model.semantic.lm_head.weight.copy_(torch.cat([old, 3 * old[:7]]))
+
+
+def fewer_heads(model):
+    for layer in model.semantic.layers:
+        layer.attn.num_heads, layer.attn.head_dim = 1, 2 * layer.attn.head_dim
+
+
+def another_layer(model):
+    model.fine_acoustics.layers.append(copy.deepcopy(model.fine_acoustics.layers[0]))
+
+
+def embedding_with_max_norm(model):
+    model.coarse_acoustics.position_embeds_layer.max_norm = 0.05
+
+
+def norm_without_weight(model):
+    width = model.config.semantic_config.hidden_size
+    model.semantic.layers[0].layernorm_1 = torch.nn.LayerNorm(width, elementwise_affine=False).eval()
+    with torch.no_grad():
+        model.semantic.layers[0].attn.att_proj.weight.mul_(2)
+
+
+def other_elu(model):
+    for part in model.codec_model.decoder.modules():
+        if isinstance(part, torch.nn.ELU):
+            part.alpha = 0.2
+
+
+class DoubledConv(torch.nn.Conv1d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def other_conv(model):
+    holder = model.codec_model.decoder.layers[-1]
+    old, new = holder.conv, DoubledConv(holder.conv.in_channels, 1, holder.conv.kernel_size[0]).eval()
+    with torch.no_grad():
+        new.weight.copy_(old.weight)
+        new.bias.copy_(old.bias)
+    holder.conv = new
+
+
+def other_quantizer(model):
+    quantizer = model.codec_model.quantizer
+    quantizer.decode = lambda codes: 0.5 * type(quantizer).decode(quantizer, codes)
+
+
 MODULE_CASES = [
+    (head_with_bias, "semantic", FallbackKind.REPLACED_MODULE),
+    (wider_head, "semantic", FallbackKind.REPLACED_MODULE),
+    (fewer_heads, "semantic", FallbackKind.REPLACED_MODULE),
+    (another_layer, "fine", FallbackKind.REPLACED_MODULE),
+    (embedding_with_max_norm, "coarse", FallbackKind.REPLACED_MODULE),
+    (norm_without_weight, "semantic", FallbackKind.REPLACED_MODULE),
+    (other_elu, "codec", FallbackKind.CODEC_ARCHITECTURE),
+    (other_conv, "codec", FallbackKind.REPLACED_MODULE),
+    (other_quantizer, "codec", FallbackKind.HOOKED_MODULE),
     (add_hook, "semantic", FallbackKind.HOOKED_MODULE),
     (train, "coarse", FallbackKind.TRAINING),
     (override_forward, "fine", FallbackKind.HOOKED_MODULE),
@@ -124,6 +194,41 @@ def test_changed_modules(small_model, change, stage, kind):
     assert [s.stage for s in acceleration_report(fast).stages if s.blocked_by] == [stage]
     if change not in (train, approximate_activation):
         assert not torch.equal(plain, run(fast, 0, **INPUTS, **SHORT)[1]), "the change was expected to show"
+
+
+def test_a_patched_class(small_model, monkeypatch):
+    """As kernel packages do: a method of a Transformers class replaced for the whole process."""
+    from transformers.models.bark import modeling_bark
+
+    forward = modeling_bark.BarkMLP.forward
+    fast = accelerated_copy(small_model, strict=False)
+    monkeypatch.setattr(modeling_bark.BarkMLP, "forward", lambda self, hidden: 0.5 * forward(self, hidden))
+    assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT)
+    kinds = {(r.stage, r.kind) for r in acceleration_report(fast).fallbacks}
+    assert kinds == {(stage, FallbackKind.REPLACED_MODULE) for stage in ("semantic", "coarse", "fine")}
+
+
+@pytest.mark.parametrize("options", [{"coarse_num_beams": 2}, {"coarse_repetition_penalty": 2.0}])
+def test_strict_refuses_before_any_work(small_model, options):
+    fast = accelerated_copy(small_model)
+    with record_stages(fast) as record, pytest.raises(AccelerationError, match="coarse"):
+        fast.generate(**INPUTS, **SHORT, **options)
+    assert record.seconds == {}
+
+
+def test_native_ops_and_another_device(small_model):
+    """The meta device stands for one without compiled ops."""
+    fast = accelerated_copy(small_model, backend="native")
+    fast.semantic.to("meta")
+    with pytest.raises(AccelerationError, match="backend='native' has no ops for meta"):
+        fast.generate(**INPUTS, **SHORT)
+
+
+def test_a_submodel_restored_elsewhere_is_reported(small_model):
+    fast = accelerated_copy(small_model)
+    del fast.coarse_acoustics.generate
+    with pytest.raises(AccelerationError, match=r"model.coarse_acoustics was replaced or restored"):
+        fast.generate(**INPUTS, **SHORT)
 
 
 def test_hooks_for_all_modules(small_model):

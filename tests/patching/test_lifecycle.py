@@ -14,6 +14,8 @@ import torch
 from bark_models import SMALL, SUNO, build, texts
 from parity import accelerated_copy, assert_equal_to_stock
 from transformers import BarkModel
+from transformers.models.bark import modeling_bark
+from transformers.models.encodec import modeling_encodec
 
 from bark_accel import accelerate_bark, acceleration_report, restore_bark
 
@@ -22,8 +24,12 @@ OPTIONS = {"do_sample": True, "semantic_max_new_tokens": 25}
 
 
 def snapshot(model):
-    """Everything an instance holds, by identity where it is shared and by value where it is data."""
-    return {name: dict(vars(module)) for name, module in model.named_modules()}
+    """Everything an instance holds: containers by their content, the rest by identity."""
+
+    def content(value):
+        return dict(value) if isinstance(value, dict) else value
+
+    return {name: {k: content(v) for k, v in vars(module).items()} for name, module in model.named_modules()}
 
 
 def is_accelerated(model):
@@ -49,11 +55,14 @@ def test_returns_the_same_object_and_restores_it_exactly():
 
 def test_nothing_but_the_instance_changes():
     other = build(SMALL)
-    methods = {k: v for k, v in vars(BarkModel).items()}
+    classes = [kind for module in other.modules() for kind in type(module).__mro__]
+    spaces = [*map(vars, classes), vars(modeling_bark), vars(modeling_encodec)]
+    before = [dict(space) for space in spaces]
     fast = accelerated_copy(other)
     fast.generate(**INPUTS, **OPTIONS)
-    assert dict(vars(BarkModel)) == methods
-    assert not is_accelerated(other) and is_accelerated(fast)
+    for space, names in zip(spaces, before, strict=True):
+        public = {k: v for k, v in space.items() if not k.startswith("__")}
+        assert public == {k: v for k, v in names.items() if not k.startswith("__")}
 
 
 def test_accelerating_twice_is_harmless_and_applies_new_arguments(small_model):
@@ -63,6 +72,29 @@ def test_accelerating_twice_is_harmless_and_applies_new_arguments(small_model):
     assert_equal_to_stock(small_model, fast, **INPUTS, **OPTIONS)
     restore_bark(fast)
     assert not is_accelerated(fast) and "generate" not in vars(fast)
+
+
+def test_restoring_a_wrapped_model_is_refused(small_model):
+    fast = accelerated_copy(small_model)
+    ours = fast.generate
+    fast.generate = lambda *args, **kwargs: ours(*args, **kwargs)
+    for function in (restore_bark, accelerate_bark):
+        with pytest.raises(ValueError, match=r"BarkModel.generate: expected the class's own or ours"):
+            function(fast)
+    del fast.generate
+    restore_bark(fast)
+    assert not any({"generate", "codec_decode"} & set(vars(m)) for m in fast.modules())
+
+
+def test_restoring_frees_replaced_submodels_and_leaves_others_alone(small_model):
+    fast, other = accelerated_copy(small_model), accelerated_copy(small_model)
+    old, fast.semantic = fast.semantic, other.semantic
+    stock = copy.deepcopy(small_model)
+    stock.coarse_acoustics = other.coarse_acoustics
+    restore_bark(stock)
+    assert "generate" in vars(other.coarse_acoustics)
+    restore_bark(fast)
+    assert "generate" not in vars(old)
 
 
 def test_deepcopy_is_accelerated_and_independent(small_model):

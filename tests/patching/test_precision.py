@@ -57,6 +57,7 @@ def compare(name, reference, stock, ours):
         f"top-1 {agreement(ours):.3f} ({agreement(stock):.3f})"
     )
     assert error(ours) <= SLACK * error(stock)
+    assert kl(ours) <= 1.05 * kl(stock)
     assert agreement(ours) >= agreement(stock) - 0.02
 
 
