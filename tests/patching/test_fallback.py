@@ -7,6 +7,7 @@ import logging
 
 import pytest
 import torch
+import transformers
 from bark_models import SMALL, stage_configs, texts
 from parity import accelerated_copy, assert_equal_to_stock, run
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
@@ -37,6 +38,8 @@ GENERATION_CASES = {
 @pytest.mark.parametrize("case", GENERATION_CASES.values(), ids=GENERATION_CASES.keys())
 def test_generation_options(small_model, case):
     options, stage, kind = case
+    if "cache_implementation" in options and transformers.__version__.startswith("5.0."):
+        pytest.skip("stock fails: Transformers 5.0 builds a static cache too small for Bark")
     fast = accelerated_copy(small_model, strict=False)
     assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT, **options)
     reasons = acceleration_report(fast).fallbacks
