@@ -20,6 +20,10 @@ TORCH_LIBRARY(bark_accel, m) {
       "static_cache_attention(Tensor query, Tensor key, Tensor value, Tensor(a!) key_cache, "
       "Tensor(b!) value_cache, Tensor length) -> Tensor",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "decode_step(Tensor ids, Tensor token_table, Tensor positions, Tensor?[] weights, float[] eps, Tensor head, "
+      "Tensor? head_scales, int num_heads, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor length) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
 }
 
 PYBIND11_MODULE(_C, m) {

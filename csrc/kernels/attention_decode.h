@@ -5,22 +5,31 @@
 
 namespace bark_accel::BARK_ACCEL_ISA {
 
-template <typename T, int kRows>
-inline void dot_rows(const float* query, const T* keys, int64_t stride, int64_t head_dim, float* scores) {
-  VecF acc[kRows] = {};
+template <typename T>
+inline float dot_row(const float* query, const T* key, int64_t head_dim) {
+  VecF acc{};
+  for (int64_t d = 0; d < head_dim; d += kWidth) {
+    acc += load(query + d) * (d + kWidth <= head_dim ? load(key + d) : load_first(key + d, head_dim - d));
+  }
+  return sum_lanes(acc);
+}
+
+// kWidth scores at once; `query` is padded with zeros to whole vectors.
+template <typename T>
+inline VecF dot_rows(const float* query, const T* keys, int64_t stride, int64_t head_dim) {
+  VecF acc[kWidth] = {};
   int64_t d = 0;
   for (; d + kWidth <= head_dim; d += kWidth) {
     const VecF q = load(query + d);
     BARK_UNROLL
-    for (int r = 0; r < kRows; ++r) acc[r] += q * load(keys + r * stride + d);
+    for (int r = 0; r < kWidth; ++r) acc[r] += q * load(keys + r * stride + d);
   }
   if (d < head_dim) {
     const VecF q = load(query + d);
     BARK_UNROLL
-    for (int r = 0; r < kRows; ++r) acc[r] += q * load_first(keys + r * stride + d, head_dim - d);
+    for (int r = 0; r < kWidth; ++r) acc[r] += q * load_first(keys + r * stride + d, head_dim - d);
   }
-  BARK_UNROLL
-  for (int r = 0; r < kRows; ++r) scores[r] = sum_lanes(acc[r]);
+  return sum_each(acc);
 }
 
 // out[0, kVecs * kWidth) = sum_t weights[t] * values[t]
@@ -60,42 +69,47 @@ inline float softmax_numerators(float* scores, int64_t count) {
   return sum_lanes(sum);
 }
 
-template <typename T>
-void decode_query(const AttentionParams& p, Pair pair, int64_t t, float* scratch) {
-  const int64_t padded_dim = round_up(p.head_dim, kWidth), count = p.length + t + 1;
-  float* query = scratch;
-  float* result = scratch + padded_dim;
-  float* scores = scratch + 2 * padded_dim;
-  const T* keys = cache_of<T>(p.key_cache, p.key_cache_strides, pair);
-  const T* values = cache_of<T>(p.value_cache, p.value_cache_strides, pair);
-  const int64_t key_stride = p.key_cache_strides[2], value_stride = p.value_cache_strides[2];
-
-  convert(query, row_of<T>(p.query, p.query_strides, pair, t), p.head_dim);
-  for (int64_t d = 0; d < p.head_dim; ++d) query[d] *= p.scale;
-  for (int64_t d = p.head_dim; d < padded_dim; ++d) query[d] = 0;
+// One query [D], scaled, over `count` positions; `query` is the start of scratch that holds, after it, D floats for the
+// result and `count` scores, each rounded up to kWidth.
+template <typename T, typename Out>
+void attend_query(float* query, const T* keys, int64_t key_stride, const T* values, int64_t value_stride, int64_t count,
+                  int64_t head_dim, Out* out) {
+  const int64_t padded_dim = round_up(head_dim, kWidth);
+  float* result = query + padded_dim;
+  float* scores = query + 2 * padded_dim;
+  for (int64_t d = head_dim; d < padded_dim; ++d) query[d] = 0;
 
   int64_t i = 0;
-  for (; i + 4 <= count; i += 4)
-    dot_rows<T, 4>(query, keys + i * key_stride, key_stride, p.head_dim, scores + i);
-  for (; i < count; ++i) dot_rows<T, 1>(query, keys + i * key_stride, key_stride, p.head_dim, scores + i);
+  for (; i + kWidth <= count; i += kWidth) {
+    store(scores + i, dot_rows(query, keys + i * key_stride, key_stride, head_dim));
+  }
+  for (; i < count; ++i) scores[i] = dot_row(query, keys + i * key_stride, head_dim);
   const float sum = softmax_numerators(scores, count);
 
   int64_t d = 0;
-  for (; d + 8 * kWidth <= p.head_dim; d += 8 * kWidth) {
+  for (; d + 8 * kWidth <= head_dim; d += 8 * kWidth) {
     weighted_rows<T, 8>(scores, values + d, value_stride, count, result + d);
   }
-  for (; d + 4 * kWidth <= p.head_dim; d += 4 * kWidth) {
+  for (; d + 4 * kWidth <= head_dim; d += 4 * kWidth) {
     weighted_rows<T, 4>(scores, values + d, value_stride, count, result + d);
   }
-  for (; d + kWidth <= p.head_dim; d += kWidth) {
+  for (; d + kWidth <= head_dim; d += kWidth) {
     weighted_rows<T, 1>(scores, values + d, value_stride, count, result + d);
   }
-  if (d < p.head_dim) weighted_tail(scores, values + d, value_stride, count, p.head_dim - d, result + d);
+  if (d < head_dim) weighted_tail(scores, values + d, value_stride, count, head_dim - d, result + d);
 
-  T* out = out_row<T>(p, pair, t);
-  for (d = 0; d < p.head_dim; d += kWidth) {
-    store_first(out + d, load(result + d) / sum, min64(kWidth, p.head_dim - d));
+  for (d = 0; d < head_dim; d += kWidth) {
+    store_first(out + d, load(result + d) / sum, min64(kWidth, head_dim - d));
   }
+}
+
+template <typename T>
+void decode_query(const AttentionParams& p, Pair pair, int64_t t, float* scratch) {
+  convert(scratch, row_of<T>(p.query, p.query_strides, pair, t), p.head_dim);
+  for (int64_t d = 0; d < p.head_dim; ++d) scratch[d] *= p.scale;
+  attend_query(scratch, cache_of<T>(p.key_cache, p.key_cache_strides, pair), p.key_cache_strides[2],
+               cache_of<T>(p.value_cache, p.value_cache_strides, pair), p.value_cache_strides[2], p.length + t + 1,
+               p.head_dim, out_row<T>(p, pair, t));
 }
 
 }  // namespace bark_accel::BARK_ACCEL_ISA

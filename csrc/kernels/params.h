@@ -1,4 +1,4 @@
-// What crosses the border between torch and the kernels: plain structs, no inline functions.
+// What crosses the border between torch and the kernels: plain structs.
 // Strides count elements, not bytes.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace bark_accel {
 
-enum class DType : int32_t { kFloat32, kFloat16, kBFloat16 };
+enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kInt8 };
 
 // Bits only: the kernels convert to float on load.
 struct Half {
@@ -63,6 +63,58 @@ struct AttentionParams {
   DType dtype;
 };
 
+struct NormView {
+  const float* weight;
+  const float* bias;  // or null
+  float eps;
+};
+
+struct MatrixView {
+  const void* weight;  // [N, K], unit stride along K
+  int64_t stride, depth;
+  DType dtype;
+  const float* scales;  // int8: [N, ceil(K / group)]
+  int64_t scale_stride, group;
+  const float* bias;  // [N] or null
+};
+
+struct DecodeLayer {
+  NormView norm_1;
+  MatrixView qkv, attention_out;
+  NormView norm_2;
+  MatrixView mlp_in, mlp_out;
+};
+
+struct CacheView {
+  void *keys, *values;  // [B, H, capacity, D], unit stride along D
+  int64_t key_strides[3], value_strides[3];
+};
+
+struct DecodeParams {
+  const int64_t* ids;  // [B, T]
+  int64_t batch, tokens, width, heads, inner, layers_count, head_rows;
+  const void* token_table;  // [V, C]
+  const void* positions;    // [P, C]
+  int64_t token_stride, position_stride;
+  DType table_dtype, cache_dtype;
+  const DecodeLayer* layers;
+  const CacheView* caches;  // one per layer
+  NormView norm_final;
+  MatrixView head;
+  int64_t length;  // valid cache entries before this call
+  float* logits;   // [B, T, head_rows]
+  float* scratch;  // decode_scratch floats
+};
+
+// Threads inside one kernel call. wait_all(barrier, size) returns once all of them have called it.
+struct Team {
+  int64_t rank, size;
+  void* barrier;
+  void (*wait_all)(void* barrier, int64_t size);
+
+  void wait() const { wait_all(barrier, size); }
+};
+
 struct KernelTable {
   const char* name;
 
@@ -79,6 +131,10 @@ struct KernelTable {
   void (*attention_append)(const AttentionParams&, int64_t pair_begin, int64_t pair_end);
   void (*attention_decode)(const AttentionParams&, int64_t pair_begin, int64_t pair_end, float* scratch);
   void (*attention_block)(const AttentionParams&, int64_t task_begin, int64_t task_end, float* scratch);
+
+  // Floats of scratch for a team of this size; decode_step is called by every thread of the team.
+  int64_t (*decode_scratch)(const DecodeParams&, int64_t threads);
+  void (*decode_step)(const DecodeParams&, const Team&);
 };
 
 const KernelTable& generic_kernels();

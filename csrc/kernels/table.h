@@ -2,6 +2,7 @@
 #pragma once
 
 #include "codebook_embedding_sum.h"
+#include "decode_step.h"
 #include "fused_sample.h"
 #include "static_cache_attention.h"
 
@@ -20,6 +21,8 @@ constexpr KernelTable kTable = {
     attention_append,
     attention_decode,
     attention_block,
+    decode_scratch,
+    decode_step,
 };
 
 }  // namespace bark_accel::BARK_ACCEL_ISA

@@ -27,6 +27,8 @@ constexpr int kWidth = 4;
 typedef float VecF __attribute__((vector_size(kWidth * 4)));
 typedef int32_t VecI __attribute__((vector_size(kWidth * 4)));
 typedef uint32_t VecU __attribute__((vector_size(kWidth * 4)));
+typedef int16_t VecS __attribute__((vector_size(kWidth * 4)));  // twice kWidth
+typedef int8_t VecB __attribute__((vector_size(kWidth * 2)));   // twice kWidth
 typedef uint16_t VecH __attribute__((vector_size(kWidth * 2)));
 typedef float Vec4 __attribute__((vector_size(16)));
 
@@ -42,6 +44,8 @@ inline VecF splat(float x) { return VecF{} + x; }
 
 // Keeps `a` where `b` is NaN.
 inline VecF vmax(VecF a, VecF b) { return b > a ? b : a; }
+
+inline VecF vabs(VecF v) { return (VecF)((VecI)v & (VecI{} + 0x7fffffff)); }
 
 inline VecF load(const float* p) {
   VecF v;
@@ -174,6 +178,29 @@ inline float sum_lanes(VecF v) {
   return (s[0] + s[2]) + (s[1] + s[3]);
 }
 
+// Sums of neighbouring lanes: those of a in the lower half, those of b in the upper one.
+inline VecF sum_neighbours(VecF a, VecF b) {
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#endif
+}
+
+// Lane i of the result is the sum of the lanes of v[i]: about three operations a vector, sum_lanes takes ten.
+inline VecF sum_each(VecF (&v)[kWidth]) {
+  BARK_UNROLL
+  for (int count = kWidth / 2; count > 0; count /= 2) {
+    BARK_UNROLL
+    for (int i = 0; i < count; ++i) v[i] = sum_neighbours(v[2 * i], v[2 * i + 1]);
+  }
+  return v[0];
+}
+
 inline float max_lanes(VecF v) {
   float m = v[0];
   for (int i = 1; i < kWidth; ++i) m = v[i] > m ? v[i] : m;
@@ -199,6 +226,98 @@ inline VecF vexp(VecF x) {
   const VecF power = (VecF)(((VecI)shifted + (127 - 0x4b400000)) << 23);
   const VecF result = p * power;
   return x < low ? VecF{} : result;
+}
+
+// Error function within 1.5e-7: two polynomials, fitted to erf(x) / x on [0, 1) and -log(erfc(x)) on [1, 4].
+inline VecF verf(VecF x) {
+  const VecF magnitude = vabs(x);
+  const VecF a = magnitude > 4.0f ? splat(4.0f) : magnitude;
+  const VecF u = a * a;
+  VecF small = splat(7.882497448e-05f);
+  small = small * u + -8.018855006e-04f;
+  small = small * u + 5.189312156e-03f;
+  small = small * u + -2.685432881e-02f;
+  small = small * u + 1.128359735e-01f;
+  small = small * u + -3.761262596e-01f;
+  small = small * u + 1.128379107e+00f;
+  VecF q = splat(-1.614061603e-06f);
+  q = q * a + 4.559062290e-05f;
+  q = q * a + -5.927695311e-04f;
+  q = q * a + 4.740222357e-03f;
+  q = q * a + -2.636471763e-02f;
+  q = q * a + 1.099782437e-01f;
+  q = q * a + 6.319370866e-01f;
+  q = q * a + 1.130166650e+00f;
+  q = q * a + -3.032132990e-04f;
+  const VecF large = 1.0f - vexp(-q);
+  const VecF result = magnitude < 1.0f ? a * small : large;
+  // The sign of x, and NaN stays NaN.
+  const VecI sign = (VecI)x & VecI(VecI{} + INT32_MIN);
+  return x != x ? x : (VecF)((VecI)result | sign);
+}
+
+// x * Phi(x), the exact GELU
+inline VecF vgelu(VecF x) { return 0.5f * x * (1.0f + verf(x * 0.707106781186547524f)); }
+
+// ---- int16 and int8: vectors of twice kWidth
+
+inline VecS load_short(const int16_t* p) {
+  VecS v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline VecS load_short_first(const int16_t* p, int64_t n) {
+  VecS v{};
+  __builtin_memcpy(&v, p, n * sizeof(int16_t));
+  return v;
+}
+
+// Spelled out: GCC 12 splits the conversion of a vector in two.
+inline VecS widen(VecB v) {
+#if defined(__AVX512BW__)
+  return (VecS)_mm512_cvtepi8_epi16((__m256i)v);
+#elif defined(__AVX2__)
+  return (VecS)_mm256_cvtepi8_epi16((__m128i)v);
+#else
+  return __builtin_convertvector(v, VecS);
+#endif
+}
+
+inline VecS load_short(const int8_t* p) {
+  VecB v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return widen(v);
+}
+
+inline VecS load_short_first(const int8_t* p, int64_t n) {
+  VecB v{};
+  __builtin_memcpy(&v, p, n);
+  return widen(v);
+}
+
+// a[2i] * b[2i] + a[2i + 1] * b[2i + 1]
+inline VecI multiply_add_pairs(VecS a, VecS b) {
+#if defined(__AVX512BW__)
+  return (VecI)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (VecI)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (VecI)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  VecI sums;
+  for (int i = 0; i < kWidth; ++i) sums[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+  return sums;
+#endif
+}
+
+// Rounds n <= kWidth values within +-32767 to int16.
+inline void store_short(int16_t* p, VecF v, int64_t n) {
+  const VecF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const VecI rounded = (VecI)(v + magic) - 0x4b400000;
+  typedef int16_t Narrow __attribute__((vector_size(kWidth * 2)));
+  const Narrow narrow = __builtin_convertvector(rounded, Narrow);
+  __builtin_memcpy(p, &narrow, n * sizeof(int16_t));
 }
 
 }  // namespace bark_accel::BARK_ACCEL_ISA

@@ -1,0 +1,208 @@
+// Row-major weights [N, K] times a few rows of activations [R, K]: every weight is read once, whatever R is.
+// Four weight rows go side by side, each from its own quarter of the range: four long sequential streams.
+#pragma once
+
+#include "vec.h"
+
+namespace bark_accel::BARK_ACCEL_ISA {
+
+constexpr int kStreams = 4;
+
+// Activations of one product. `quantized` serves int8 weights: int16 numbers, one scale per row.
+struct Activations {
+  const float* x;            // [R, x_stride]
+  const int16_t* quantized;  // [R, x_stride]
+  const float* scales;       // [R]
+  int64_t x_stride, rows;
+};
+
+// Destination [R, N] of a product.
+struct Result {
+  float* y;
+  int64_t stride;
+
+  void put(int64_t r, int64_t n, float value) const { y[r * stride + n] = value; }
+};
+
+template <int N, int R>
+inline void sum_tile(const VecF (&acc)[N][R], float (&sums)[N][R]) {
+  constexpr int kWhole = N * R / kWidth * kWidth;
+  BARK_UNROLL
+  for (int first = 0; first < kWhole; first += kWidth) {
+    VecF v[kWidth];
+    BARK_UNROLL
+    for (int i = 0; i < kWidth; ++i) v[i] = acc[(first + i) / R][(first + i) % R];
+    store(&sums[0][0] + first, sum_each(v));
+  }
+  BARK_UNROLL
+  for (int i = kWhole; i < N * R; ++i) sums[i / R][i % R] = sum_lanes(acc[i / R][i % R]);
+}
+
+// kPrefetch fetches the next weight rows: worth it where this tile's own weights are in the cache already, so that
+// memory would be idle.
+template <typename T, int N, int R, bool kPrefetch>
+inline void dot_tile(const T* const (&w)[N], int64_t stride, const float* x, int64_t x_stride, int64_t depth,
+                     float (&sums)[N][R]) {
+  VecF acc[N][R] = {};
+  int64_t k = 0;
+  for (; k + kWidth <= depth; k += kWidth) {
+    VecF weight[N];
+    BARK_UNROLL
+    for (int n = 0; n < N; ++n) {
+      weight[n] = load(w[n] + k);
+      if (kPrefetch) __builtin_prefetch(w[n] + stride + k, 0, 2);
+    }
+    BARK_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const VecF input = load(x + r * x_stride + k);
+      BARK_UNROLL
+      for (int n = 0; n < N; ++n) acc[n][r] += weight[n] * input;
+    }
+  }
+  if (k < depth) {
+    BARK_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const VecF input = load_first(x + r * x_stride + k, depth - k);
+      BARK_UNROLL
+      for (int n = 0; n < N; ++n) acc[n][r] += load_first(w[n] + k, depth - k) * input;
+    }
+  }
+  sum_tile(acc, sums);
+}
+
+// N weight rows times R activation rows from r on.
+template <typename T, int N, int R, bool kPrefetch = false>
+inline void dot_tile_at(const MatrixView& m, const int64_t* row, const Activations& a, int64_t r, Result result) {
+  const T* w[N];
+  for (int n = 0; n < N; ++n) w[n] = static_cast<const T*>(m.weight) + row[n] * m.stride;
+  float sums[N][R];
+  dot_tile<T, N, R, kPrefetch>(w, m.stride, a.x + r * a.x_stride, a.x_stride, m.depth, sums);
+  for (int n = 0; n < N; ++n) {
+    for (int i = 0; i < R; ++i) result.put(r + i, row[n], sums[n][i]);
+  }
+}
+
+template <typename T, int N>
+inline void dot_rows_of(const MatrixView& m, const int64_t (&row)[N], const Activations& a, Result result) {
+  constexpr int kRows = kWidth == 16 ? N : (N + 1) / 2;  // weight rows a tile of 4: their sums must stay in registers
+  int64_t r = 0;
+  for (; r + 4 <= a.rows; r += 4) {
+    for (int n = 0; n < N; n += kRows) {
+      r == 0 ? dot_tile_at<T, kRows, 4>(m, row + n, a, r, result)
+             : dot_tile_at<T, kRows, 4, true>(m, row + n, a, r, result);
+    }
+  }
+  for (; r + 2 <= a.rows; r += 2) dot_tile_at<T, N, 2>(m, row, a, r, result);
+  for (; r < a.rows; ++r) dot_tile_at<T, N, 1>(m, row, a, r, result);
+}
+
+// ---- int8 weights, int16 activations: exact integer sums within a group of weights that share a scale
+
+template <int N, int R>
+inline void dot_tile_int8(const int8_t* const (&w)[N], const float* const (&scales)[N], int64_t group,
+                          const int16_t* x, int64_t x_stride, int64_t depth, float (&sums)[N][R]) {
+  VecF acc[N][R] = {};
+  for (int64_t begin = 0, g = 0; begin < depth; begin += group, ++g) {
+    const int64_t end = min64(begin + group, depth);
+    VecI inner[N][R] = {};
+    int64_t k = begin;
+    for (; k + 2 * kWidth <= end; k += 2 * kWidth) {
+      VecS weight[N];
+      BARK_UNROLL
+      for (int n = 0; n < N; ++n) weight[n] = load_short(w[n] + k);
+      BARK_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const VecS input = load_short(x + r * x_stride + k);
+        BARK_UNROLL
+        for (int n = 0; n < N; ++n) inner[n][r] += multiply_add_pairs(weight[n], input);
+      }
+    }
+    if (k < end) {
+      BARK_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const VecS input = load_short_first(x + r * x_stride + k, end - k);
+        BARK_UNROLL
+        for (int n = 0; n < N; ++n) {
+          inner[n][r] += multiply_add_pairs(load_short_first(w[n] + k, end - k), input);
+        }
+      }
+    }
+    BARK_UNROLL
+    for (int n = 0; n < N; ++n) {
+      BARK_UNROLL
+      for (int r = 0; r < R; ++r) acc[n][r] += __builtin_convertvector(inner[n][r], VecF) * scales[n][g];
+    }
+  }
+  sum_tile(acc, sums);
+}
+
+template <int N, int R>
+inline void dot_rows_int8_tile(const MatrixView& m, const int64_t* row, const Activations& a, int64_t r,
+                               Result result) {
+  const int8_t* w[N];
+  const float* scales[N];
+  for (int n = 0; n < N; ++n) {
+    w[n] = static_cast<const int8_t*>(m.weight) + row[n] * m.stride;
+    scales[n] = m.scales + row[n] * m.scale_stride;
+  }
+  float sums[N][R];
+  dot_tile_int8<N, R>(w, scales, m.group, a.quantized + r * a.x_stride, a.x_stride, m.depth, sums);
+  for (int n = 0; n < N; ++n) {
+    for (int i = 0; i < R; ++i) result.put(r + i, row[n], sums[n][i] * a.scales[r + i]);
+  }
+}
+
+template <int N>
+inline void dot_rows_int8(const MatrixView& m, const int64_t (&row)[N], const Activations& a, Result result) {
+  constexpr int kRows = kWidth == 16 ? 4 : 2;      // activation rows a tile
+  constexpr int kAtOnce = N < 2 || kWidth < 8 ? 1 : 2;  // weight rows a tile: both sums must stay in registers
+  int64_t r = 0;
+  for (; r + kRows <= a.rows; r += kRows) {
+    for (int n = 0; n < N; n += kAtOnce) dot_rows_int8_tile<kAtOnce, kRows>(m, row + n, a, r, result);
+  }
+  for (; r < a.rows; ++r) dot_rows_int8_tile<N, 1>(m, row, a, r, result);
+}
+
+template <int N>
+inline void dot_any(const MatrixView& m, const int64_t (&row)[N], const Activations& a, Result result) {
+  switch (m.dtype) {
+    case DType::kFloat32:
+      return dot_rows_of<float, N>(m, row, a, result);
+    case DType::kFloat16:
+      return dot_rows_of<Half, N>(m, row, a, result);
+    case DType::kBFloat16:
+      return dot_rows_of<BFloat16, N>(m, row, a, result);
+    case DType::kInt8:
+      return dot_rows_int8<N>(m, row, a, result);
+  }
+}
+
+// y[r, n] = w[n] . x[r] for n in [begin, end)
+inline void gemv(const MatrixView& m, const Activations& a, int64_t begin, int64_t end, Result result) {
+  const int64_t quarter = (end - begin) / kStreams;
+  for (int64_t i = 0; i < quarter; ++i) {
+    const int64_t first = begin + i;
+    const int64_t rows[kStreams] = {first, first + quarter, first + 2 * quarter, first + 3 * quarter};
+    dot_any<kStreams>(m, rows, a, result);
+  }
+  for (int64_t n = begin + kStreams * quarter; n < end; ++n) {
+    const int64_t row[1] = {n};
+    dot_any<1>(m, row, a, result);
+  }
+}
+
+// int16 numbers and the scale of each row, so that x ~ quantized * scale within 2^-16 of the row's largest value.
+inline void quantize_row(const float* x, int64_t n, int16_t* quantized, float* scale) {
+  VecF top{};
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) top = vmax(top, vabs(load(x + i)));
+  if (i < n) top = vmax(top, vabs(load_first(x + i, n - i)));
+  const float largest = max_lanes(top);
+  // Infinite or NaN activations stay so in the result through the scale.
+  *scale = largest > 0 ? largest / 32767.0f : largest;
+  const float inverse = largest > 0 && largest < kInfinity ? 32767.0f / largest : 0.0f;
+  for (i = 0; i + kWidth <= n; i += kWidth) store_short(quantized + i, load(x + i) * inverse, kWidth);
+  if (i < n) store_short(quantized + i, load_first(x + i, n - i) * inverse, n - i);
+}
+
+}  // namespace bark_accel::BARK_ACCEL_ISA
