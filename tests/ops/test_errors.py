@@ -97,7 +97,6 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("fused_multinomial", "logits", lambda: torch.randn(2, 8, requires_grad=True), NEEDS_GRAD),
     ("fused_multinomial", "vocab_size", lambda: 11, "vocab_size >= 12, .*got 11"),
     ("fused_multinomial", "vocab_size", lambda: -1, "vocab_size >= 12, .*got -1"),
-    ("fused_multinomial", "generator", lambda: torch.Generator("meta"), "generator on the cpu, got meta"),
     ("fused_multinomial", "eos_id", lambda: 12, r"inside \[4, 12\), got 12"),
     ("fused_multinomial", "temperature", lambda: 0.0, "temperature > 0, got 0"),
     ("fused_multinomial", "top_p", lambda: 1.5, r"top_p in \[0, 1\].*got 1.5"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -166,3 +166,10 @@ def test_threads_share_a_generator(lazy: bool) -> None:
         got = list(pool.map(draw, range(draws)))
     assert sorted(got) == sorted(expected)
     assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a generator of another device")
+@pytest.mark.parametrize("draw", [ops.fused_multinomial, torch_ops.fused_multinomial], ids=["native", "torch"])
+def test_refuses_a_generator_of_another_device(draw: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"fused_multinomial: expected a generator on the cpu, got cuda"):
+        draw(torch.randn(1, 8), torch.Generator("cuda"), 8, 0, 0, 8)
