@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from transformers.generation.logits_process import (
 )
 
 from bark_accel import _library, ops, torch_ops
+from bark_accel.sampling import Sampler, SamplingConfig, TokenRange
 
 VOCABULARIES = [1, 15, 16, 17, 1072, 10048, 12096]
 OPTIONS = {
@@ -136,6 +138,21 @@ def test_an_eos_that_has_priority_still_draws(isa: str, lazy: bool) -> None:
     expected = stock(logits, theirs, range(90), 99, **options)
     assert ops.fused_multinomial(logits, ours, 100, 0, 0, 90, 99, **options).tolist() == expected.tolist() == [99]
     assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+@pytest.mark.parametrize("backend", [ops, torch_ops], ids=["native", "torch"])
+def test_the_sampler_draws_only_when_sampling(backend: Any) -> None:
+    logits, allowed = torch.randn(2, 1072), TokenRange(0, 1072)
+    for do_sample in (False, True):
+        sampler = Sampler(SamplingConfig(do_sample, 1), 2, 1072, logits.device, backend)
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        expected = stock(logits, None, range(1072), -1) if do_sample else logits.argmax(-1)
+        after = torch.get_rng_state()
+        torch.manual_seed(5)
+        assert torch.equal(sampler.draw(logits, allowed), expected)
+        assert torch.equal(torch.get_rng_state(), after)
+        assert torch.equal(before, after) != do_sample
 
 
 def test_no_rows_draw_nothing(lazy: bool) -> None:
