@@ -54,6 +54,7 @@ setup(
                 "csrc/ops.cpp",
                 "csrc/cpu/isa.cpp",
                 "csrc/cpu/fused_sample.cpp",
+                "csrc/cpu/lazy_noise.cpp",
                 "csrc/cpu/codebook_embedding_sum.cpp",
                 "csrc/cpu/static_cache_attention.cpp",
                 "csrc/cpu/decode_step.cpp",

@@ -1,4 +1,4 @@
-"""Which implementation of the three ops a generation uses."""
+"""Which implementation of the ops a generation uses."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ class Ops(Protocol):
         self,
         logits: Tensor,
         noise: Tensor | None,
+        *,
+        first_id: int,
+        allowed_begin: int,
+        allowed_end: int,
+        eos_id: int = -1,
+        min_eos_p: float = 0.0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        renormalize: bool = True,
+    ) -> Tensor: ...
+
+    def fused_multinomial(
+        self,
+        logits: Tensor,
+        generator: torch.Generator | None,
+        vocab_size: int,
         *,
         first_id: int,
         allowed_begin: int,

@@ -79,6 +79,63 @@ def fused_sample(
     )
 
 
+def fused_multinomial(
+    logits: Tensor,
+    generator: torch.Generator | None,
+    vocab_size: int,
+    first_id: int,
+    allowed_begin: int,
+    allowed_end: int,
+    eos_id: int = -1,
+    min_eos_p: float = 0.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    renormalize: bool = True,
+) -> Tensor:
+    """Pick one token per row as :func:`fused_sample` does, drawing the noise as ``torch.multinomial(p, 1)`` would.
+
+    Token and generator state equal those of the noise ``torch.empty(N, vocab_size).exponential_(1)``. On a torch
+    whose noise is known (a test at first use decides; ``_library.load().lazy_noise()`` tells) it is not computed in
+    full: the generator advances past all entries, and the logarithm is taken only where it can decide.
+
+    Parameters
+    ----------
+    logits : Tensor [N, L], float32, float16 or bfloat16
+        Scores of the ids ``first_id .. first_id + L - 1``; unit stride in L, any row stride.
+    generator : torch.Generator of the logits' device, or None
+        None: torch's default one. It is advanced by N * vocab_size entries, in rows that are refused as well.
+    vocab_size : int
+        Entries per row, at least ``first_id + L``.
+    first_id, allowed_begin, allowed_end, eos_id, min_eos_p, temperature, top_k, top_p, renormalize
+        As in :func:`fused_sample`.
+
+    Returns
+    -------
+    Tensor [N], int64
+        Token ids.
+
+    Raises
+    ------
+    ValueError
+        As :func:`fused_sample` does, on a ``vocab_size`` that is too small, and on a generator of another device.
+    """
+    return _op("fused_multinomial")(
+        logits,
+        generator,
+        vocab_size,
+        first_id,
+        allowed_begin,
+        allowed_end,
+        eos_id,
+        min_eos_p,
+        temperature,
+        top_k,
+        top_p,
+        renormalize,
+    )
+
+
 def codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
     """Sum the embeddings of the first ``len(tables)`` codebooks and the position embedding.
 
@@ -155,6 +212,10 @@ def _fake_fused_sample(logits: Tensor, noise: Tensor | None, *options: Any, **mo
     return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
 
+def _fake_fused_multinomial(logits: Tensor, *options: Any, **more: Any) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)
+
+
 def _fake_codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
     _require_one_device("codebook_embedding_sum", codes, *tables, positions)
     return positions.new_empty(codes.shape[0], codes.shape[1], positions.shape[1], dtype=torch.float32)
@@ -171,5 +232,6 @@ def _fake_static_cache_attention(
 @functools.cache
 def _register_fakes() -> None:
     torch.library.register_fake("bark_accel::fused_sample", _fake_fused_sample)
+    torch.library.register_fake("bark_accel::fused_multinomial", _fake_fused_multinomial)
     torch.library.register_fake("bark_accel::codebook_embedding_sum", _fake_codebook_embedding_sum)
     torch.library.register_fake("bark_accel::static_cache_attention", _fake_static_cache_attention)

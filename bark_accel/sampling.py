@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,31 +47,32 @@ class TokenRange:
 class Sampler:
     """Draws one token per row.
 
-    `torch.multinomial(p, 1)` is `argmax(p / Exponential(1) noise)`, value and generator state alike, so noise for the
-    full vocabulary drawn from the default generator gives Transformers' token while only the allowed rows of the
-    head are computed.
+    The draw advances torch's default generator past the full vocabulary, as Transformers' `torch.multinomial` does,
+    so that the same seed gives the same token while only the allowed rows of the head are computed.
     """
 
     def __init__(self, config: SamplingConfig, rows: int, vocab_size: int, device: torch.device, ops: Ops):
         self.config = config
+        self._vocab_size = vocab_size
         self._ops = ops
-        with torch.inference_mode(False):
-            shape = (rows, vocab_size)
-            self._noise = torch.empty(shape, dtype=torch.float32, device=device) if config.do_sample else None
 
     def draw(self, logits: Tensor, allowed: TokenRange) -> Tensor:
         """Token ids [B] int64 from `logits` [B, head rows of `allowed`]."""
         config = self.config
-        if self._noise is not None:
-            self._noise.exponential_()
-        return self._ops.fused_sample(
+        rules: dict[str, Any] = {
+            "first_id": allowed.begin,
+            "allowed_begin": allowed.begin,
+            "allowed_end": allowed.end,
+            "eos_id": allowed.eos,
+            "min_eos_p": config.min_eos_p,
+        }
+        if not config.do_sample:
+            return self._ops.fused_sample(logits, None, **rules)
+        return self._ops.fused_multinomial(
             logits,
-            self._noise,
-            first_id=allowed.begin,
-            allowed_begin=allowed.begin,
-            allowed_end=allowed.end,
-            eos_id=allowed.eos,
-            min_eos_p=config.min_eos_p,
+            None,
+            self._vocab_size,
+            **rules,
             temperature=config.temperature,
             top_k=config.top_k,
             top_p=config.top_p,

@@ -29,31 +29,38 @@ def fused_sample(
     renormalize: bool = True,
 ) -> Tensor:
     """Plain-torch twin of :func:`bark_accel.ops.fused_sample`."""
-    _check_sample_inputs(logits, noise, first_id, allowed_begin, allowed_end, eos_id)
-    _check_sample_options(min_eos_p, temperature, top_k, top_p)
-    scores = _mask_disallowed(logits.float(), first_id, allowed_begin, allowed_end, eos_id)
-    _check_scores(scores)
-    if eos_id >= 0 and min_eos_p > 0:
-        scores = _prioritize_eos(scores, eos_id - first_id, min_eos_p)
-    if noise is None:
-        return scores.argmax(dim=-1) + first_id
-    scores = scores / temperature
-    _check_scores(scores)
-    if top_k > 0:
-        scores = _keep_top_k(scores, top_k)
-    if top_p < 1.0:
-        scores = _keep_top_p(scores, top_p)
-    if renormalize:
-        scores = scores.log_softmax(dim=-1)
-    noise = noise[:, first_id : first_id + scores.shape[-1]]
-    winner = (scores.softmax(dim=-1) / noise).argmax(dim=-1)
-    positive = noise.gather(1, winner[:, None]).flatten() > 0
-    _require(
-        bool(positive.all()),
-        "fused_sample",
-        f"expected noise > 0 (torch.Tensor.exponential_), got none in row {int(positive.int().argmin())}",
-    )
-    return winner + first_id
+    op = "fused_sample"
+    _check_sample_inputs(op, logits, first_id, allowed_begin, allowed_end, eos_id)
+    _check_sample_options(op, min_eos_p, temperature, top_k, top_p)
+    if noise is not None:
+        _check_noise(op, noise, logits, first_id)
+    rules = (first_id, allowed_begin, allowed_end, eos_id)
+    return _sample(op, logits, noise, *rules, min_eos_p, temperature, top_k, top_p, renormalize)
+
+
+def fused_multinomial(
+    logits: Tensor,
+    generator: torch.Generator | None,
+    vocab_size: int,
+    first_id: int,
+    allowed_begin: int,
+    allowed_end: int,
+    eos_id: int = -1,
+    min_eos_p: float = 0.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    renormalize: bool = True,
+) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.fused_multinomial`."""
+    op = "fused_multinomial"
+    _check_sample_inputs(op, logits, first_id, allowed_begin, allowed_end, eos_id)
+    _check_sample_options(op, min_eos_p, temperature, top_k, top_p)
+    _check_source(op, logits, generator, vocab_size, first_id)
+    noise = torch.empty(len(logits), vocab_size, dtype=torch.float32, device=logits.device)
+    noise.exponential_(generator=generator)
+    rules = (first_id, allowed_begin, allowed_end, eos_id)
+    return _sample(op, logits, noise, *rules, min_eos_p, temperature, top_k, top_p, renormalize)
 
 
 def codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
@@ -82,6 +89,45 @@ def static_cache_attention(
         scores = scores.masked_fill(future, NEG_INF)
     mixed = scores.softmax(dim=-1) @ value_cache[:, :, :end].float()
     return mixed.transpose(1, 2).reshape(batch, tokens, heads * head_dim).to(query.dtype)
+
+
+def _sample(
+    op: str,
+    logits: Tensor,
+    noise: Tensor | None,
+    first_id: int,
+    allowed_begin: int,
+    allowed_end: int,
+    eos_id: int,
+    min_eos_p: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    renormalize: bool,
+) -> Tensor:
+    scores = _mask_disallowed(logits.float(), first_id, allowed_begin, allowed_end, eos_id)
+    _check_scores(op, scores)
+    if eos_id >= 0 and min_eos_p > 0:
+        scores = _prioritize_eos(scores, eos_id - first_id, min_eos_p)
+    if noise is None:
+        return scores.argmax(dim=-1) + first_id
+    scores = scores / temperature
+    _check_scores(op, scores)
+    if top_k > 0:
+        scores = _keep_top_k(scores, top_k)
+    if top_p < 1.0:
+        scores = _keep_top_p(scores, top_p)
+    if renormalize:
+        scores = scores.log_softmax(dim=-1)
+    noise = noise[:, first_id : first_id + scores.shape[-1]]
+    winner = (scores.softmax(dim=-1) / noise).argmax(dim=-1)
+    positive = noise.gather(1, winner[:, None]).flatten() > 0
+    _require(
+        bool(positive.all()),
+        op,
+        f"expected noise > 0 (torch.Tensor.exponential_), got none in row {int(positive.int().argmin())}",
+    )
+    return winner + first_id
 
 
 def _mask_disallowed(scores: Tensor, first_id: int, begin: int, end: int, eos_id: int) -> Tensor:
@@ -137,11 +183,7 @@ def _require_no_grad(op: str, *tensors: Tensor) -> None:
     )
 
 
-def _check_sample_inputs(
-    logits: Tensor, noise: Tensor | None, first_id: int, begin: int, end: int, eos_id: int
-) -> None:
-    op = "fused_sample"
-    _require_one_device(op, logits, noise)
+def _check_sample_inputs(op: str, logits: Tensor, first_id: int, begin: int, end: int, eos_id: int) -> None:
     _require(logits.dim() == 2, op, f"expected logits of shape [N, L], got {list(logits.shape)}")
     _require_float(op, "logits", logits)
     _require_no_grad(op, logits)
@@ -157,8 +199,11 @@ def _check_sample_inputs(
         op,
         f"expected eos_id -1 or inside [{first_id}, {stop}), got {eos_id}",
     )
-    if noise is None:
-        return
+
+
+def _check_noise(op: str, noise: Tensor, logits: Tensor, first_id: int) -> None:
+    stop = first_id + logits.shape[1]
+    _require_one_device(op, logits, noise)
     _require(noise.dim() == 2, op, f"expected noise of shape [N, V], got {list(noise.shape)}")
     _require(noise.dtype == torch.float32, op, f"expected noise of dtype float32, got {noise.dtype}")
     _require(
@@ -169,8 +214,17 @@ def _check_sample_inputs(
     _require(noise.shape[1] >= stop, op, f"expected noise for at least {stop} ids, got {noise.shape[1]}")
 
 
-def _check_sample_options(min_eos_p: float, temperature: float, top_k: int, top_p: float) -> None:
-    op = "fused_sample"
+def _check_source(op: str, logits: Tensor, generator: torch.Generator | None, vocab_size: int, first_id: int) -> None:
+    stop, device = first_id + logits.shape[1], logits.device
+    _require(vocab_size >= stop, op, f"expected vocab_size >= {stop}, the end of the logits' ids, got {vocab_size}")
+    _require(
+        generator is None or generator.device.type == device.type,
+        op,
+        f"expected a generator on the {device.type}, got {generator.device if generator else None}",
+    )
+
+
+def _check_sample_options(op: str, min_eos_p: float, temperature: float, top_k: int, top_p: float) -> None:
     _require(min_eos_p >= 0, op, f"expected min_eos_p >= 0 (0: off), got {min_eos_p}")
     _require(
         temperature > 0 and math.isfinite(temperature),
@@ -181,8 +235,7 @@ def _check_sample_options(min_eos_p: float, temperature: float, top_k: int, top_
     _require(0 <= top_p <= 1, op, f"expected top_p in [0, 1] (1: off), got {top_p}")
 
 
-def _check_scores(scores: Tensor) -> None:
-    op = "fused_sample"
+def _check_scores(op: str, scores: Tensor) -> None:
     bad = (~(scores < math.inf)).any(dim=-1)
     if bad.any():
         _require(

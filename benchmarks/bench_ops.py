@@ -42,33 +42,40 @@ def compare(benchmark, which: str, candidates: dict[str, Callable[[], object]], 
     measure(benchmark, candidates[which])
 
 
-@pytest.mark.parametrize("which", ["stock", "native", "native_without_noise"])
-def test_sample_semantic(benchmark, which: str) -> None:
-    """Vocabulary 10048, ids 0..9999 and the EOS allowed, temperature 0.7, top-k 50."""
-    logits, eos, generator = torch.randn(1, 10048) * 3, 10000, torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("which", ["stock", "full_noise", "lazy_noise", "without_noise"])
+@pytest.mark.parametrize("top_k", [50, 0])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_sample_semantic(benchmark, which: str, top_k: int, rows: int) -> None:
+    """Vocabulary 10048, ids 0..9999 and the EOS allowed, temperature 0.7; noise in full, or drawn by the op."""
+    logits, eos, generator = torch.randn(rows, 10048) * 3, 10000, torch.Generator().manual_seed(0)
     chain = LogitsProcessorList(
         [
             SuppressTokensLogitsProcessor(list(range(eos + 1, 10048))),
             BarkEosPrioritizerLogitsProcessor(eos, 0.2),
             TemperatureLogitsWarper(0.7),
-            TopKLogitsWarper(50),
+            *([TopKLogitsWarper(top_k)] if top_k else []),
         ]
     )
-    fixed = torch.empty(1, 10048).exponential_(generator=generator)
+    fixed = torch.empty(rows, 10048).exponential_(generator=generator)
+    rules = (0, 0, eos, eos, 0.2, 0.7, top_k)
 
     def stock() -> torch.Tensor:
         probabilities = chain(fixed, logits).log_softmax(-1).softmax(-1)
         return torch.multinomial(probabilities, 1, generator=generator)
 
-    def native(noise: torch.Tensor | None = None) -> torch.Tensor:
-        noise = torch.empty(1, 10048).exponential_(generator=generator) if noise is None else noise
-        return ops.fused_sample(logits, noise, 0, 0, eos, eos, 0.2, 0.7, 50)
+    def full_noise() -> torch.Tensor:
+        return ops.fused_sample(logits, torch.empty(rows, 10048).exponential_(generator=generator), *rules)
 
-    candidates = {"stock": stock, "native": native, "native_without_noise": lambda: native(fixed)}
-    compare(benchmark, which, candidates, "sample, semantic, 1 x 10048, top-k 50")
+    candidates = {
+        "stock": stock,
+        "full_noise": full_noise,
+        "lazy_noise": lambda: ops.fused_multinomial(logits, generator, 10048, *rules),
+        "without_noise": lambda: ops.fused_sample(logits, fixed, *rules),
+    }
+    compare(benchmark, which, candidates, f"sample, semantic, {rows} x 10048, top-k {top_k}")
 
 
-@pytest.mark.parametrize("which", ["stock", "native", "native_without_noise"])
+@pytest.mark.parametrize("which", ["stock", "full_noise", "lazy_noise", "without_noise"])
 def test_sample_fine(benchmark, which: str) -> None:
     """All 1024 frames of a fine pass over 1024 codes; stock samples them without any processor."""
     logits, generator = torch.randn(1024, 1024) * 3, torch.Generator().manual_seed(0)
@@ -77,11 +84,19 @@ def test_sample_fine(benchmark, which: str) -> None:
     def stock() -> torch.Tensor:
         return torch.multinomial((logits / 0.5).softmax(-1), 1, generator=generator)
 
-    def native(noise: torch.Tensor | None = None) -> torch.Tensor:
-        noise = torch.empty(1024, 1024).exponential_(generator=generator) if noise is None else noise
+    def full_noise() -> torch.Tensor:
+        noise = torch.empty(1024, 1024).exponential_(generator=generator)
         return ops.fused_sample(logits, noise, 0, 0, 1024, temperature=0.5, renormalize=False)
 
-    candidates = {"stock": stock, "native": native, "native_without_noise": lambda: native(fixed)}
+    def lazy_noise() -> torch.Tensor:
+        return ops.fused_multinomial(logits, generator, 1024, 0, 0, 1024, temperature=0.5, renormalize=False)
+
+    candidates = {
+        "stock": stock,
+        "full_noise": full_noise,
+        "lazy_noise": lazy_noise,
+        "without_noise": lambda: ops.fused_sample(logits, fixed, 0, 0, 1024, temperature=0.5, renormalize=False),
+    }
     compare(benchmark, which, candidates, "sample, fine, 1024 x 1024")
 
 

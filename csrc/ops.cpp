@@ -7,6 +7,7 @@
 #include <map>
 
 #include "cpu/isa.h"
+#include "cpu/lazy_noise.h"
 
 TORCH_LIBRARY(bark_accel, m) {
   m.def(
@@ -14,6 +15,12 @@ TORCH_LIBRARY(bark_accel, m) {
       "eos_id, "
       "float min_eos_p, float temperature, int top_k, float top_p, bool renormalize=True) -> Tensor",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "fused_multinomial(Tensor logits, Generator? generator, int vocab_size, int first_id, int "
+      "allowed_begin, "
+      "int allowed_end, int eos_id, float min_eos_p, float temperature, int top_k, float top_p, "
+      "bool renormalize=True) -> Tensor",
+      {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
   m.def("codebook_embedding_sum(Tensor codes, Tensor[] tables, Tensor positions) -> Tensor",
         {at::Tag::pt2_compliant_tag});
   m.def(
@@ -33,4 +40,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return std::string(bark_accel::kernels().name); });
   m.def("available_isas", &bark_accel::available_isas);
   m.def("set_isa", &bark_accel::set_isa);
+  m.def("lazy_noise", &bark_accel::lazy_noise);
+  m.def("set_lazy_noise", &bark_accel::set_lazy_noise);
 }

@@ -1,3 +1,4 @@
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -6,71 +7,68 @@
 
 #include "../checks.h"
 #include "isa.h"
+#include "lazy_noise.h"
 
 namespace bark_accel {
 namespace {
 
-constexpr const char* kOp = "fused_sample";
 constexpr int64_t kValuesPerTask = 32768;
 
-void check_noise(const at::Tensor& noise, const at::Tensor& logits, int64_t first_id) {
-  check_cpu(kOp, "noise", noise);
-  check_dim(kOp, "noise", noise, 2, "[N, V]");
-  check_unit_stride(kOp, "noise", noise);
-  BARK_CHECK(noise.scalar_type() == at::kFloat, kOp, "expected noise of dtype float32, got ",
+void check_noise(const char* op, const at::Tensor& noise, const at::Tensor& logits, int64_t first_id) {
+  check_cpu(op, "noise", noise);
+  check_dim(op, "noise", noise, 2, "[N, V]");
+  check_unit_stride(op, "noise", noise);
+  BARK_CHECK(noise.scalar_type() == at::kFloat, op, "expected noise of dtype float32, got ",
              noise.scalar_type());
-  BARK_CHECK(noise.size(0) == logits.size(0), kOp, "expected noise for ", logits.size(0), " rows, got ",
+  BARK_CHECK(noise.size(0) == logits.size(0), op, "expected noise for ", logits.size(0), " rows, got ",
              noise.size(0));
-  BARK_CHECK(noise.size(1) >= first_id + logits.size(1), kOp, "expected noise for at least ",
+  BARK_CHECK(noise.size(1) >= first_id + logits.size(1), op, "expected noise for at least ",
              first_id + logits.size(1), " ids, got ", noise.size(1));
 }
 
-void check_ids(const at::Tensor& logits, int64_t first_id, int64_t begin, int64_t end, int64_t eos) {
+void check_ids(const char* op, const at::Tensor& logits, int64_t first_id, int64_t begin, int64_t end,
+               int64_t eos) {
   const int64_t stop = first_id + logits.size(1);
-  BARK_CHECK(first_id >= 0, kOp, "expected first_id >= 0, got ", first_id);
-  BARK_CHECK(first_id <= begin && begin < end && end <= stop, kOp,
+  BARK_CHECK(first_id >= 0, op, "expected first_id >= 0, got ", first_id);
+  BARK_CHECK(first_id <= begin && begin < end && end <= stop, op,
              "expected a non-empty allowed range inside [", first_id, ", ", stop, "), got [", begin, ", ",
              end, ")");
-  BARK_CHECK(eos < 0 || (first_id <= eos && eos < stop), kOp, "expected eos_id -1 or inside [", first_id,
-             ", ", stop, "), got ", eos);
+  BARK_CHECK(eos < 0 || (first_id <= eos && eos < stop), op, "expected eos_id -1 or inside [", first_id, ", ",
+             stop, "), got ", eos);
 }
 
-void check_options(double min_eos_p, double temperature, int64_t top_k, double top_p) {
-  BARK_CHECK(min_eos_p >= 0, kOp, "expected min_eos_p >= 0 (0: off), got ", min_eos_p);
-  BARK_CHECK(float(temperature) > 0 && std::isfinite(temperature), kOp,
+void check_options(const char* op, double min_eos_p, double temperature, int64_t top_k, double top_p) {
+  BARK_CHECK(min_eos_p >= 0, op, "expected min_eos_p >= 0 (0: off), got ", min_eos_p);
+  BARK_CHECK(float(temperature) > 0 && std::isfinite(temperature), op,
              "expected a finite temperature > 0, got ", temperature);
-  BARK_CHECK(top_k >= 0, kOp, "expected top_k >= 0 (0: off), got ", top_k);
-  BARK_CHECK(top_p >= 0 && top_p <= 1, kOp, "expected top_p in [0, 1] (1: off), got ", top_p);
+  BARK_CHECK(top_k >= 0, op, "expected top_k >= 0 (0: off), got ", top_k);
+  BARK_CHECK(top_p >= 0 && top_p <= 1, op, "expected top_p in [0, 1] (1: off), got ", top_p);
 }
 
-void raise_bad_rows(const int64_t* ids, int64_t rows) {
+void raise_bad_rows(const char* op, const int64_t* ids, int64_t rows) {
   for (int64_t n = 0; n < rows; ++n) {
-    BARK_CHECK(ids[n] != -int64_t(SampleStatus::kNotFinite), kOp,
+    BARK_CHECK(ids[n] != -int64_t(SampleStatus::kNotFinite), op,
                "expected allowed logits without NaN or +inf, also after the division by temperature, got one "
                "in row ",
                n);
-    BARK_CHECK(ids[n] != -int64_t(SampleStatus::kAllMasked), kOp,
+    BARK_CHECK(ids[n] != -int64_t(SampleStatus::kAllMasked), op,
                "expected at least one allowed logit above -inf, got none in row ", n);
-    BARK_CHECK(ids[n] != -int64_t(SampleStatus::kBadNoise), kOp,
+    BARK_CHECK(ids[n] != -int64_t(SampleStatus::kBadNoise), op,
                "expected noise > 0 (torch.Tensor.exponential_), got none in row ", n);
   }
 }
 
-at::Tensor fused_sample(const at::Tensor& logits, const std::optional<at::Tensor>& noise, int64_t first_id,
-                        int64_t allowed_begin, int64_t allowed_end, int64_t eos_id, double min_eos_p,
-                        double temperature, int64_t top_k, double top_p, bool renormalize) {
-  check_dim(kOp, "logits", logits, 2, "[N, L]");
-  check_unit_stride(kOp, "logits", logits);
-  check_no_grad(kOp, "logits", logits);
+// Everything but the noise, checked.
+SampleParams checked_params(const char* op, const at::Tensor& logits, int64_t first_id, int64_t allowed_begin,
+                            int64_t allowed_end, int64_t eos_id, double min_eos_p, double temperature,
+                            int64_t top_k, double top_p, bool renormalize) {
+  check_dim(op, "logits", logits, 2, "[N, L]");
+  check_unit_stride(op, "logits", logits);
+  check_no_grad(op, "logits", logits);
   SampleParams p{};
-  p.dtype = checked_dtype(kOp, "logits", logits);
-  check_ids(logits, first_id, allowed_begin, allowed_end, eos_id);
-  check_options(min_eos_p, temperature, top_k, top_p);
-  if (noise) {
-    check_noise(*noise, logits, first_id);
-    p.noise = noise->const_data_ptr<float>();
-    p.noise_stride = noise->stride(0);
-  }
+  p.dtype = checked_dtype(op, "logits", logits);
+  check_ids(op, logits, first_id, allowed_begin, allowed_end, eos_id);
+  check_options(op, min_eos_p, temperature, top_k, top_p);
   p.logits = logits.const_data_ptr();
   p.row_stride = logits.stride(0);
   p.first_id = first_id;
@@ -83,9 +81,12 @@ at::Tensor fused_sample(const at::Tensor& logits, const std::optional<at::Tensor
   p.use_top_p = top_p < 1;
   p.top_p_cut = float(1 - top_p);
   p.renormalize = renormalize;
+  return p;
+}
 
+at::Tensor sample_rows(const char* op, const SampleParams& p, const at::Tensor& logits) {
   const KernelTable& table = kernels();
-  const int64_t rows = logits.size(0), allowed = allowed_end - allowed_begin + 1;
+  const int64_t rows = logits.size(0), allowed = p.end - p.begin + 1;
   at::Tensor out = at::empty({rows}, logits.options().dtype(at::kLong));
   int64_t* ids = out.mutable_data_ptr<int64_t>();
   at::parallel_for(0, rows, std::max<int64_t>(1, kValuesPerTask / allowed), [&](int64_t begin, int64_t end) {
@@ -95,12 +96,55 @@ at::Tensor fused_sample(const at::Tensor& logits, const std::optional<at::Tensor
       if (status != SampleStatus::kOk) ids[n] = -int64_t(status);
     }
   });
-  raise_bad_rows(ids, rows);
+  raise_bad_rows(op, ids, rows);
   return out;
+}
+
+at::Tensor fused_sample(const at::Tensor& logits, const std::optional<at::Tensor>& noise, int64_t first_id,
+                        int64_t allowed_begin, int64_t allowed_end, int64_t eos_id, double min_eos_p,
+                        double temperature, int64_t top_k, double top_p, bool renormalize) {
+  const char* op = "fused_sample";
+  SampleParams p = checked_params(op, logits, first_id, allowed_begin, allowed_end, eos_id, min_eos_p,
+                                  temperature, top_k, top_p, renormalize);
+  if (noise) {
+    check_noise(op, *noise, logits, first_id);
+    p.noise = noise->const_data_ptr<float>();
+    p.noise_stride = noise->stride(0);
+  }
+  return sample_rows(op, p, logits);
+}
+
+at::Tensor fused_multinomial(const at::Tensor& logits, const std::optional<at::Generator>& generator,
+                             int64_t vocab_size, int64_t first_id, int64_t allowed_begin, int64_t allowed_end,
+                             int64_t eos_id, double min_eos_p, double temperature, int64_t top_k,
+                             double top_p, bool renormalize) {
+  const char* op = "fused_multinomial";
+  SampleParams p = checked_params(op, logits, first_id, allowed_begin, allowed_end, eos_id, min_eos_p,
+                                  temperature, top_k, top_p, renormalize);
+  const int64_t stop = first_id + logits.size(1), rows = logits.size(0);
+  BARK_CHECK(vocab_size >= stop, op, "expected vocab_size >= ", stop, ", the end of the logits' ids, got ",
+             vocab_size);
+  const at::Generator source =
+      generator && generator->defined() ? *generator : at::detail::getDefaultCPUGenerator();
+  BARK_CHECK(source.device().is_cpu(), op, "expected a generator on the cpu, got ", source.device());
+  Words words;
+  at::Tensor noise;
+  if (lazy_noise()) {
+    words = draw_words(source, rows * vocab_size);
+    p.words = words.first;
+  } else {
+    noise = at::empty({rows, vocab_size}, at::kFloat).exponential_(1, source);
+    p.noise = noise.const_data_ptr<float>();
+  }
+  p.noise_stride = vocab_size;
+  return sample_rows(op, p, logits);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(bark_accel, CPU, m) { m.impl("fused_sample", fused_sample); }
+TORCH_LIBRARY_IMPL(bark_accel, CPU, m) {
+  m.impl("fused_sample", fused_sample);
+  m.impl("fused_multinomial", fused_multinomial);
+}
 
 }  // namespace bark_accel

@@ -2,11 +2,15 @@
 // the exponential race argmax(p / noise) that equals torch.multinomial(p, 1). Float operations follow the
 // order of Transformers' processors and of ATen's CPU softmax, so a different token needs a tie within
 // rounding error. No full sort: top-k goes through 256 partial maxima, top-p through a weighted quickselect.
+// Noise given as a generator's words is never computed in full: a cheap lower bound of it bounds the scores
+// from above, and only the few that can win are computed exactly.
 #pragma once
 
-#include "vec.h"
+#include "mt19937.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
+
+constexpr float kBoundSlack = 1 - 1e-5f;  // far above the roundings of a score and of its bound
 
 constexpr int kGroups = 256;  // partial maxima, also the padding of a row (with -inf)
 
@@ -234,6 +238,7 @@ inline int64_t keep_top_p(const Row& row, int64_t kept, float top, float limit) 
 }
 
 // argmax(softmax(values) / noise), after log_softmax when stock renormalises; first position at ties.
+// Leaves the probabilities in `values` and the quotients in `work`.
 inline int64_t race(float* values, const float* noise, float* work, int64_t count, float top,
                     bool renormalize) {
   pad(values, count, -kInfinity);
@@ -246,11 +251,58 @@ inline int64_t race(float* values, const float* noise, float* work, int64_t coun
   const float scale = 1.0f / sum;
   VecF best = splat(-1.0f);
   for (int64_t i = 0; i < count; i += kWidth) {
-    const VecF score = load(work + i) * scale / load(noise + i);
+    const VecF probability = load(work + i) * scale;
+    const VecF score = probability / load(noise + i);
+    store(values + i, probability);
     store(work + i, score);
     best = vmax(best, score);
   }
   return first_equal(work, count, max_lanes(best));
+}
+
+inline const uint32_t* words_of(const SampleParams& p, int64_t n, int64_t column) {
+  return p.words + 2 * (n * p.noise_stride + p.first_id + column);
+}
+
+// Lower bounds of the noise instead of the noise.
+inline void gather_noise_bounds(const Row& row, const SampleParams& p, int64_t n, int64_t kept,
+                                bool compact) {
+  if (compact) {
+    uint32_t* words = reinterpret_cast<uint32_t*>(row.work);
+    for (int64_t i = 0; i < kept; ++i) {
+      __builtin_memcpy(words + 2 * i, words_of(p, n, column_of(row, p, row.kept[i])), 8);
+    }
+    exponential_lower_bounds(row.noise, words, kept);
+  } else {
+    exponential_lower_bounds(row.noise + row.range_start, words_of(p, n, p.begin), p.end - p.begin);
+    if (row.eos_outside) exponential_lower_bounds(row.noise + row.eos, words_of(p, n, p.eos), 1);
+  }
+  pad(row.noise, kept, 1.0f);
+}
+
+// The winner of the race against the exact noise, after the race against its lower bounds, which `likely`
+// won.
+inline int64_t exact_winner(const Row& row, const SampleParams& p, int64_t n, int64_t kept, bool compact,
+                            int64_t likely) {
+  const auto score = [&](int64_t i) {
+    const int64_t column = column_of(row, p, compact ? row.kept[i] : i);
+    return row.values[i] / exponential(words_of(p, n, column));
+  };
+  int64_t winner = likely;
+  float best = score(likely);
+  for (int64_t i = 0; i < kept; i += kWidth) {
+    uint32_t mask = lane_mask(load(row.work + i) >= splat(best * kBoundSlack));
+    for (; mask; mask &= mask - 1) {
+      const int64_t position = i + __builtin_ctz(mask);
+      if (position >= kept) break;
+      const float challenger = score(position);
+      if (challenger > best || (challenger == best && position < winner)) {
+        best = challenger;
+        winner = position;
+      }
+    }
+  }
+  return winner;
 }
 
 inline void gather_noise(const Row& row, const SampleParams& p, int64_t n, int64_t kept, bool compact) {
@@ -275,7 +327,7 @@ inline SampleStatus sample_row(const SampleParams& p, int64_t n, float* scratch,
     *id = p.first_id + p.eos;
     return SampleStatus::kOk;
   }
-  if (!p.noise) {
+  if (!p.noise && !p.words) {
     *id = p.first_id + column_of(row, p, first_equal(row.values, row.count, top));
     return SampleStatus::kOk;
   }
@@ -295,10 +347,14 @@ inline SampleStatus sample_row(const SampleParams& p, int64_t n, float* scratch,
     for (int64_t i = 0; i < kept; ++i) row.kept[i] = int32_t(i);
   }
   if (p.use_top_p) kept = keep_top_p(row, kept, top, p.top_p_cut);
-  gather_noise(row, p, n, kept, compact);
-  const int64_t winner = race(row.values, row.noise, row.work, kept, top, p.renormalize);
-  // Where no noise is positive, padding wins or nothing does.
-  if (winner < 0 || winner >= kept || !(row.noise[winner] > 0)) return SampleStatus::kBadNoise;
+  p.words ? gather_noise_bounds(row, p, n, kept, compact) : gather_noise(row, p, n, kept, compact);
+  int64_t winner = race(row.values, row.noise, row.work, kept, top, p.renormalize);
+  if (p.words) {
+    winner = exact_winner(row, p, n, kept, compact, winner);
+  } else if (winner < 0 || winner >= kept || !(row.noise[winner] > 0)) {
+    // Where no noise is positive, padding wins or nothing does.
+    return SampleStatus::kBadNoise;
+  }
   *id = p.first_id + column_of(row, p, compact ? row.kept[winner] : winner);
   return SampleStatus::kOk;
 }

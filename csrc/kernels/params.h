@@ -18,15 +18,21 @@ struct BFloat16 {
 
 enum class SampleStatus : int32_t { kOk = 0, kNotFinite = 1, kAllMasked = 2, kBadNoise = 3 };
 
+// Words in one state of the MT19937 generator.
+constexpr int64_t kMt19937Block = 624;
+
 struct SampleParams {
   const void* logits;  // [N, L], unit stride along L
   int64_t row_stride;
   DType dtype;
-  const float* noise;  // [N, V] or null for greedy; indexed by id
-  int64_t noise_stride;
-  int64_t first_id;    // id of logits column 0
-  int64_t begin, end;  // allowed columns
-  int64_t eos;         // allowed column as well, or -1
+  // Exponential noise indexed by id, [N, V], or the generator's words that make it, [N, V, 2]: see mt19937.h.
+  // Both null: greedy.
+  const float* noise;
+  const uint32_t* words;
+  int64_t noise_stride;  // entries, not words
+  int64_t first_id;      // id of logits column 0
+  int64_t begin, end;    // allowed columns
+  int64_t eos;           // allowed column as well, or -1
   float min_eos_p;
   float temperature;
   int64_t top_k;  // 0: off
@@ -121,6 +127,9 @@ struct KernelTable {
   // Floats of scratch for sample_row with this many allowed ids.
   int64_t (*sample_scratch)(int64_t allowed);
   SampleStatus (*sample_row)(const SampleParams&, int64_t row, float* scratch, int64_t* id);
+
+  void (*mt19937_extend)(uint32_t* words, int64_t count);
+  float (*exponential)(const uint32_t* words);
 
   // Rows are (batch, frame) pairs. Returns row * tables_count + codebook of the first bad code, or -1.
   int64_t (*embedding_sum)(const EmbeddingSumParams&, int64_t row_begin, int64_t row_end);

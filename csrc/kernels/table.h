@@ -15,6 +15,8 @@ constexpr KernelTable kTable = {
     BARK_ACCEL_STRING(BARK_ACCEL_ISA),
     sample_scratch,
     sample_row,
+    mt19937_extend,
+    exponential,
     embedding_sum,
     kBlockQueries,
     attention_scratch,

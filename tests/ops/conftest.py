@@ -59,6 +59,10 @@ OP_SAMPLES = {
         (torch.randn(3, 40), exponential(3, 50), 10, 12, 40, 49, 0.1, 0.7, 5, 0.9, False),
         (torch.randn(1, 80)[:, :40].half(), exponential(1, 40), 0, 3, 30, 35, 0.0, 0.7, 50, 1.0),
     ],
+    "fused_multinomial": lambda: [  # top-k 1 and the default generator: the same token in every run of a check
+        (torch.randn(2, 40), None, 40, 0, 0, 40, -1, 0.0, 1.0, 1, 1.0),
+        (torch.randn(3, 40), None, 60, 10, 12, 40, 49, 0.1, 0.7, 1, 0.9, False),
+    ],
     "codebook_embedding_sum": lambda: [
         embedding_inputs(2, 5, 8, 3, 24),
         embedding_inputs(1, 3, 2, 2, 7, torch.bfloat16),

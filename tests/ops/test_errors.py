@@ -36,7 +36,18 @@ ATTENTION = dict(
         strict=True,
     )
 )
-VALID = {"fused_sample": SAMPLE, "codebook_embedding_sum": EMBEDDING, "static_cache_attention": ATTENTION}
+MULTINOMIAL = {
+    "logits": SAMPLE["logits"],
+    "generator": lambda: torch.Generator().manual_seed(0),
+    "vocab_size": lambda: 12,
+    **{key: SAMPLE[key] for key in ("first_id", "allowed_begin", "allowed_end", "eos_id", "top_k")},
+}
+VALID = {
+    "fused_sample": SAMPLE,
+    "fused_multinomial": MULTINOMIAL,
+    "codebook_embedding_sum": EMBEDDING,
+    "static_cache_attention": ATTENTION,
+}
 
 
 def filled(value: float, row: int = 1) -> torch.Tensor:
@@ -80,6 +91,15 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("fused_sample", "noise", lambda: exponential(12), r"noise of shape \[N, V\], got \[12\]"),
     ("fused_sample", "noise", lambda: exponential(2, 12).half(), "noise of dtype float32"),
     ("fused_sample", "noise", lambda: exponential(2, 12).to("meta"), "one device, got cpu and meta"),
+    ("fused_multinomial", "logits", lambda: torch.randn(8), r"logits of shape \[N, L\], got \[8\]"),
+    ("fused_multinomial", "logits", lambda: filled(float("nan")), "without NaN or .inf.* in row 1"),
+    ("fused_multinomial", "logits", lambda: torch.full((2, 8), float("-inf")), "above -inf, got none in row 0"),
+    ("fused_multinomial", "logits", lambda: torch.randn(2, 8, requires_grad=True), NEEDS_GRAD),
+    ("fused_multinomial", "vocab_size", lambda: 11, "vocab_size >= 12, .*got 11"),
+    ("fused_multinomial", "vocab_size", lambda: -1, "vocab_size >= 12, .*got -1"),
+    ("fused_multinomial", "eos_id", lambda: 12, r"inside \[4, 12\), got 12"),
+    ("fused_multinomial", "temperature", lambda: 0.0, "temperature > 0, got 0"),
+    ("fused_multinomial", "top_p", lambda: 1.5, r"top_p in \[0, 1\].*got 1.5"),
     ("codebook_embedding_sum", "codes", lambda: torch.zeros(2, 5).long(), r"codes of shape \[B, T, K\]"),
     ("codebook_embedding_sum", "codes", lambda: torch.zeros(2, 5, 4), "codes of dtype int32 or int64"),
     ("codebook_embedding_sum", "codes", lambda: torch.zeros(2, 5, 2).long(), "2 tables .*, got 3"),

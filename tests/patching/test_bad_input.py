@@ -324,5 +324,5 @@ def test_nan_weights_are_an_error():
     stock = build(SMALL)
     with torch.no_grad():
         stock.semantic.lm_head.weight[3] = float("nan")
-    with pytest.raises(ValueError, match=r"fused_sample: expected .* without NaN"):
+    with pytest.raises(ValueError, match=r"fused_multinomial: expected .* without NaN"):
         accelerated_copy(stock).generate(**INPUTS, do_sample=True)

@@ -1,0 +1,192 @@
+"""fused_multinomial against Transformers' own processors and torch.multinomial: same token, same generator state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    BarkEosPrioritizerLogitsProcessor,
+    LogitsProcessorList,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from bark_accel import _library, ops, torch_ops
+from bark_accel.sampling import Sampler, SamplingConfig, TokenRange
+
+VOCABULARIES = [1, 15, 16, 17, 1072, 10048, 12096]
+OPTIONS = {
+    "plain": {},
+    "top_k": {"top_k": 50},
+    "top_k_of_many": {"top_k": 700},
+    "top_p": {"top_p": 0.8},
+    "bark": {"top_k": 50, "top_p": 0.95, "min_eos_p": 0.2, "temperature": 0.7},
+    "flat": {"temperature": 50.0},
+}
+
+
+@pytest.fixture(params=[True, False], ids=["lazy", "full"])
+def lazy(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Runs the test with the noise computed where it matters, and in full."""
+    library = _library.load()
+    assert library.lazy_noise(), "the lazy noise does not match this torch's"
+    library.set_lazy_noise(request.param)
+    yield request.param
+    library.set_lazy_noise(True)
+
+
+def prepared(seed: int, skipped: int = 0, randn: bool = False) -> torch.Generator:
+    """A generator `skipped` words into its sequence, with a cached normal sample where wanted."""
+    generator = torch.Generator().manual_seed(seed)
+    if skipped:
+        torch.randint(0, 2**16, (skipped,), generator=generator)  # one word each
+    if randn:
+        torch.randn(1, generator=generator)
+        torch.randn(1, generator=generator, dtype=torch.float64)
+    return generator
+
+
+def stock(
+    logits: Tensor,
+    generator: torch.Generator | None,
+    allowed: range,
+    eos: int,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_eos_p: float = 0.0,
+    temperature: float = 1.0,
+) -> Tensor:
+    banned = sorted({*range(logits.shape[1])} - {*allowed, eos})
+    chain = LogitsProcessorList([SuppressTokensLogitsProcessor(banned)] if banned else [])
+    if min_eos_p:
+        chain.append(BarkEosPrioritizerLogitsProcessor(eos, min_eos_p))
+    chain.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        chain.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        chain.append(TopPLogitsWarper(top_p))
+    probabilities = chain(torch.empty(0), logits).log_softmax(-1).softmax(-1)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("vocab_size", VOCABULARIES)
+def test_same_token_and_generator_state_as_stock(isa: str, lazy: bool, vocab_size: int, options: dict) -> None:
+    begin, end = vocab_size // 9, max(1, vocab_size - vocab_size // 20)
+    for seed in range(6):
+        eos = (-1, vocab_size - 1, 0)[seed % 3] if not options.get("min_eos_p") else (vocab_size - 1, 0)[seed % 2]
+        for rows in (1, 2, 5):
+            logits = torch.randn(rows, vocab_size) * 3
+            # Fresh, inside a block, at and around its end (624 words), with the caches of randn.
+            skipped = (0, 1, 311, 623, 624, 625)[seed]
+            theirs, ours = (prepared(seed, skipped, randn=seed % 2 == 1) for _ in range(2))
+            for _ in range(2):
+                expected = stock(logits, theirs, range(begin, end), eos, **options)
+                first = min(begin, eos) if eos >= 0 else begin
+                got = ops.fused_multinomial(logits[:, first:], ours, vocab_size, first, begin, end, eos, **options)
+                assert got.tolist() == expected.tolist()
+                assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+def test_every_position_in_a_block(isa: str) -> None:
+    logits = torch.randn(1, 300)
+    for skipped in range(0, 1250):
+        theirs, ours = prepared(3, skipped), prepared(3, skipped)
+        noise = torch.empty(1, 300).exponential_(generator=theirs)
+        assert torch.equal(
+            ops.fused_multinomial(logits, ours, 300, 0, 0, 300), ops.fused_sample(logits, noise, 0, 0, 300)
+        )
+        assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 30.0])
+@pytest.mark.parametrize("top_k", [0, 50])
+def test_equals_full_noise_whatever_the_distribution(isa: str, scale: float, top_k: int) -> None:
+    """Same kernel, so bit for bit: no near tie is excused."""
+    theirs, ours = prepared(0), prepared(0)
+    for renormalize in (True, False):
+        logits = torch.randn(400, 1000) * scale
+        noise = torch.empty(400, 1000).exponential_(generator=theirs)
+        options = {"top_k": top_k, "renormalize": renormalize}
+        expected = ops.fused_sample(logits, noise, 0, 20, 990, 5, **options)
+        assert torch.equal(ops.fused_multinomial(logits, ours, 1000, 0, 20, 990, 5, **options), expected)
+    assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+def test_the_default_generator_is_the_one_of_stock(lazy: bool) -> None:
+    logits = torch.randn(2, 1072)
+    for draw in (ops.fused_multinomial, torch_ops.fused_multinomial):
+        torch.manual_seed(5)
+        expected, state = stock(logits, None, range(1072), -1), torch.get_rng_state()
+        torch.manual_seed(5)
+        assert torch.equal(draw(logits, None, 1072, 0, 0, 1072), expected)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_eos_that_has_priority_still_draws(isa: str, lazy: bool) -> None:
+    logits = torch.zeros(1, 100)
+    logits[0, 99] = 20
+    theirs, ours = prepared(0), prepared(0)
+    options = {"min_eos_p": 0.5}
+    expected = stock(logits, theirs, range(90), 99, **options)
+    assert ops.fused_multinomial(logits, ours, 100, 0, 0, 90, 99, **options).tolist() == expected.tolist() == [99]
+    assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+@pytest.mark.parametrize("backend", [ops, torch_ops], ids=["native", "torch"])
+def test_the_sampler_draws_only_when_sampling(backend: Any) -> None:
+    logits, allowed = torch.randn(2, 1072), TokenRange(0, 1072)
+    for do_sample in (False, True):
+        sampler = Sampler(SamplingConfig(do_sample, 1), 2, 1072, logits.device, backend)
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        expected = stock(logits, None, range(1072), -1) if do_sample else logits.argmax(-1)
+        after = torch.get_rng_state()
+        torch.manual_seed(5)
+        assert torch.equal(sampler.draw(logits, allowed), expected)
+        assert torch.equal(torch.get_rng_state(), after)
+        assert torch.equal(before, after) != do_sample
+
+
+def test_no_rows_draw_nothing(lazy: bool) -> None:
+    generator = prepared(0)
+    state = generator.get_state()
+    assert ops.fused_multinomial(torch.empty(0, 8), generator, 8, 0, 0, 8).shape == (0,)
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_refused_arguments_draw_nothing(lazy: bool) -> None:
+    generator = prepared(0)
+    state = generator.get_state()
+    with pytest.raises(ValueError, match="vocab_size"):
+        ops.fused_multinomial(torch.randn(1, 8), generator, 7, 0, 0, 8)
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_threads_share_a_generator(lazy: bool) -> None:
+    """Draws of one size in any order: what each gets is one of the sequential draws, none twice."""
+    logits, draws = torch.zeros(1, 10048), 40
+    theirs, ours = prepared(1), prepared(1)
+    expected = [int(stock(logits, theirs, range(10048), -1)) for _ in range(draws)]
+
+    def draw(_: int) -> int:
+        return int(ops.fused_multinomial(logits, ours, 10048, 0, 0, 10048))
+
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(draw, range(draws)))
+    assert sorted(got) == sorted(expected)
+    assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a generator of another device")
+@pytest.mark.parametrize("draw", [ops.fused_multinomial, torch_ops.fused_multinomial], ids=["native", "torch"])
+def test_refuses_a_generator_of_another_device(draw: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"fused_multinomial: expected a generator on the cpu, got cuda"):
+        draw(torch.randn(1, 8), torch.Generator("cuda"), 8, 0, 0, 8)
