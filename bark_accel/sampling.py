@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .backend import Ops
@@ -51,7 +50,7 @@ class Sampler:
     so that the same seed gives the same token while only the allowed rows of the head are computed.
     """
 
-    def __init__(self, config: SamplingConfig, rows: int, vocab_size: int, device: torch.device, ops: Ops):
+    def __init__(self, config: SamplingConfig, vocab_size: int, ops: Ops):
         self.config = config
         self._vocab_size = vocab_size
         self._ops = ops

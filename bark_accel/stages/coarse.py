@@ -83,7 +83,7 @@ class CoarseStage:
             `semantic_prompt` and `coarse_prompt` of a voice preset.
         """
         device = self._weights.device
-        sampler = Sampler(sampling, batch_size, self._transformer.output_vocab_size, device, self._ops)
+        sampler = Sampler(sampling, self._transformer.output_vocab_size, self._ops)
         semantic, coarse = _trim_history(self._spec, history, device)
         semantic, coarse = (t.expand(batch_size, -1) for t in (semantic, coarse))
         return CoarseState(cache, sampler, semantic, coarse, semantic.shape[1], coarse.shape[1])

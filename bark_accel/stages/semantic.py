@@ -67,7 +67,7 @@ class SemanticStage:
         """
         rows = input_ids.shape[0]
         vocab_size = self._transformer.output_vocab_size
-        sampler = Sampler(sampling, rows, vocab_size, self._weights.device, self._ops)
+        sampler = Sampler(sampling, vocab_size, self._ops)
         return SemanticState(cache, sampler, self._prompt(input_ids, attention_mask, history), [True] * rows)
 
     def step(self, state: SemanticState) -> Tensor:

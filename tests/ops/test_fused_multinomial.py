@@ -144,7 +144,7 @@ def test_an_eos_that_has_priority_still_draws(isa: str, lazy: bool) -> None:
 def test_the_sampler_draws_only_when_sampling(backend: Any) -> None:
     logits, allowed = torch.randn(2, 1072), TokenRange(0, 1072)
     for do_sample in (False, True):
-        sampler = Sampler(SamplingConfig(do_sample, 1), 2, 1072, logits.device, backend)
+        sampler = Sampler(SamplingConfig(do_sample, 1), 1072, backend)
         torch.manual_seed(5)
         before = torch.get_rng_state()
         expected = stock(logits, None, range(1072), -1) if do_sample else logits.argmax(-1)
