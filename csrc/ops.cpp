@@ -20,6 +20,10 @@ TORCH_LIBRARY(bark_accel, m) {
       "static_cache_attention(Tensor query, Tensor key, Tensor value, Tensor(a!) key_cache, "
       "Tensor(b!) value_cache, Tensor length) -> Tensor",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "int16_linear(Tensor input, Tensor weight, Tensor? scales=None, Tensor? bias=None, bool gelu=False) -> "
+      "Tensor",
+      {at::Tag::pt2_compliant_tag});
 }
 
 PYBIND11_MODULE(_C, m) {

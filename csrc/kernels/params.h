@@ -63,6 +63,24 @@ struct AttentionParams {
   DType dtype;
 };
 
+constexpr int64_t kInt8Group = 64;  // weights that share one scale
+
+struct Int16LinearParams {
+  const float* input;  // [M, K], unit stride along K
+  int64_t input_stride;
+  const void* weight;  // [N, K], unit stride along K; int8 when scales is set, else of `dtype`
+  int64_t weight_stride;
+  DType dtype;
+  const float* scales;  // [N, ceil(K / kInt8Group)], or null
+  int64_t scales_stride;
+  const float* bias;  // [N] or null
+  float* out;         // [M, N] contiguous
+  int64_t rows, columns, inner;
+  bool gelu;
+  int64_t row_parts;  // tasks a column panel is cut into
+  void* packed;       // int16_packed_bytes(): the input as integers
+};
+
 struct KernelTable {
   const char* name;
 
@@ -79,12 +97,20 @@ struct KernelTable {
   void (*attention_append)(const AttentionParams&, int64_t pair_begin, int64_t pair_end);
   void (*attention_decode)(const AttentionParams&, int64_t pair_begin, int64_t pair_end, float* scratch);
   void (*attention_block)(const AttentionParams&, int64_t task_begin, int64_t task_end, float* scratch);
+
+  // Panels are kPanelRows rows of the input, tasks kPanelColumns columns of the output times row_parts.
+  int64_t int16_panel_rows, int16_panel_columns;
+  int64_t (*int16_packed_bytes)(const Int16LinearParams&);
+  int64_t (*int16_scratch)(const Int16LinearParams&);
+  void (*int16_pack_rows)(const Int16LinearParams&, int64_t panel_begin, int64_t panel_end);
+  void (*int16_multiply)(const Int16LinearParams&, int64_t task_begin, int64_t task_end, float* scratch);
 };
 
 const KernelTable& generic_kernels();
 #ifdef BARK_ACCEL_X86
 const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
+const KernelTable& avx512_vnni_kernels();
 #endif
 
 }  // namespace bark_accel

@@ -3,6 +3,7 @@
 
 #include "codebook_embedding_sum.h"
 #include "fused_sample.h"
+#include "int16_linear.h"
 #include "static_cache_attention.h"
 
 #define BARK_ACCEL_STRING_(x) #x
@@ -20,6 +21,12 @@ constexpr KernelTable kTable = {
     attention_append,
     attention_decode,
     attention_block,
+    kPanelRows,
+    kPanelColumns,
+    int16_packed_bytes,
+    int16_scratch,
+    int16_pack_rows,
+    int16_multiply,
 };
 
 }  // namespace bark_accel::BARK_ACCEL_ISA
