@@ -55,6 +55,7 @@ setup(
                 "csrc/ops.cpp",
                 "csrc/cpu/isa.cpp",
                 "csrc/cpu/fused_sample.cpp",
+                "csrc/cpu/int16_attention.cpp",
                 "csrc/cpu/int16_linear.cpp",
                 "csrc/cpu/codebook_embedding_sum.cpp",
                 "csrc/cpu/static_cache_attention.cpp",

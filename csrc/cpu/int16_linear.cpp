@@ -15,7 +15,8 @@ constexpr int64_t kRowsPerTask = 1024;
 void check_vector(const char* name, const at::Tensor& t, at::IntArrayRef sizes) {
   check_cpu(kOp, name, t);
   check_sizes(kOp, name, t, sizes);
-  BARK_CHECK(t.scalar_type() == at::kFloat, kOp, "expected ", name, " of dtype float32, got ", t.scalar_type());
+  BARK_CHECK(t.scalar_type() == at::kFloat, kOp, "expected ", name, " of dtype float32, got ",
+             t.scalar_type());
   check_unit_stride(kOp, name, t);
   check_no_grad(kOp, name, t);
 }
@@ -51,7 +52,8 @@ void multiply(Int16LinearParams& p) {
   p.row_parts = std::max<int64_t>(1, std::min(wanted, row_panels));
   at::Tensor packed = at::empty({table.int16_packed_bytes(p)}, at::kByte);
   p.packed = packed.mutable_data_ptr();
-  at::parallel_for(0, row_panels, 8, [&](int64_t begin, int64_t end) { table.int16_pack_rows(p, begin, end); });
+  at::parallel_for(0, row_panels, 8,
+                   [&](int64_t begin, int64_t end) { table.int16_pack_rows(p, begin, end); });
   const int64_t work = p.rows * table.int16_panel_columns * p.inner / p.row_parts;
   at::parallel_for(0, column_panels * p.row_parts, std::max<int64_t>(1, kMultipliesPerTask / work),
                    [&](int64_t begin, int64_t end) {
@@ -59,8 +61,9 @@ void multiply(Int16LinearParams& p) {
                    });
 }
 
-at::Tensor int16_linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& scales,
-                        const std::optional<at::Tensor>& bias, bool gelu) {
+at::Tensor int16_linear(const at::Tensor& input, const at::Tensor& weight,
+                        const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias,
+                        bool gelu) {
   check_inputs(input, weight, scales, bias);
   at::Tensor out = at::empty({input.size(0), weight.size(0)}, input.options());
   if (out.numel() == 0) return out;

@@ -81,6 +81,19 @@ struct Int16LinearParams {
   void* packed;       // int16_packed_bytes(): the input as integers
 };
 
+struct Int16AttentionParams {
+  const float* query;                        // [B, T, H, D], unit stride along D
+  const void *key, *value;                   // [B, H, S, D] of `dtype`, unit stride along D
+  int64_t query_strides[3];                  // B, T, H
+  int64_t key_strides[3], value_strides[3];  // B, H, S
+  DType dtype;
+  float* out;  // [B, T, H, D] contiguous
+  int64_t batch, tokens, heads, head_dim, keys;
+  bool causal;  // query t sees keys 0 .. S - T + t
+  float scale;
+  void* packed;  // int16_attention_packed_bytes(): keys and values as integers
+};
+
 struct KernelTable {
   const char* name;
 
@@ -104,6 +117,13 @@ struct KernelTable {
   int64_t (*int16_scratch)(const Int16LinearParams&);
   void (*int16_pack_rows)(const Int16LinearParams&, int64_t panel_begin, int64_t panel_end);
   void (*int16_multiply)(const Int16LinearParams&, int64_t task_begin, int64_t task_end, float* scratch);
+
+  // Pack tasks are (batch, head, int16_group keys), tasks (batch, head, int16_panel_rows queries).
+  int64_t int16_group;
+  int64_t (*int16_attention_packed_bytes)(const Int16AttentionParams&);
+  int64_t (*int16_attention_scratch)(const Int16AttentionParams&);
+  void (*int16_attention_pack)(const Int16AttentionParams&, int64_t task_begin, int64_t task_end);
+  void (*int16_attention)(const Int16AttentionParams&, int64_t task_begin, int64_t task_end, float* scratch);
 };
 
 const KernelTable& generic_kernels();

@@ -3,6 +3,7 @@
 
 #include "codebook_embedding_sum.h"
 #include "fused_sample.h"
+#include "int16_attention.h"
 #include "int16_linear.h"
 #include "static_cache_attention.h"
 
@@ -27,6 +28,11 @@ constexpr KernelTable kTable = {
     int16_scratch,
     int16_pack_rows,
     int16_multiply,
+    kGroup,
+    int16_attention_packed_bytes,
+    int16_attention_scratch,
+    int16_attention_pack,
+    int16_attention,
 };
 
 }  // namespace bark_accel::BARK_ACCEL_ISA
