@@ -28,6 +28,7 @@ if X86:
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
         "-mprefer-vector-width=512",
     ]
+    ISA_FLAGS["avx512_vnni"] = [*ISA_FLAGS["avx512"], "-mavx512vnni"]
 
 
 class BuildWithIsas(BuildExtension):
@@ -55,6 +56,8 @@ setup(
                 "csrc/cpu/isa.cpp",
                 "csrc/cpu/fused_sample.cpp",
                 "csrc/cpu/lazy_noise.cpp",
+                "csrc/cpu/int16_attention.cpp",
+                "csrc/cpu/int16_linear.cpp",
                 "csrc/cpu/codebook_embedding_sum.cpp",
                 "csrc/cpu/static_cache_attention.cpp",
                 "csrc/cpu/decode_step.cpp",

@@ -31,6 +31,12 @@ TORCH_LIBRARY(bark_accel, m) {
       "decode_step(Tensor ids, Tensor token_table, Tensor positions, Tensor?[] weights, float[] eps, Tensor head, "
       "Tensor? head_scales, int num_heads, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor length) -> Tensor",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "int16_linear(Tensor input, Tensor weight, Tensor? scales=None, Tensor? bias=None, bool gelu=False) -> "
+      "Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def("int16_attention(Tensor query, Tensor key, Tensor value, bool causal=False) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
 }
 
 PYBIND11_MODULE(_C, m) {

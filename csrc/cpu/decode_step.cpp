@@ -14,7 +14,6 @@ namespace {
 
 constexpr const char* kOp = "decode_step";
 constexpr int64_t kLayerTensors = 16;
-constexpr int64_t kInt8Group = 64;
 
 using Weights = c10::List<std::optional<at::Tensor>>;
 

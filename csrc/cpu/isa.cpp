@@ -19,6 +19,7 @@ std::vector<const KernelTable*> supported_tables() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
       tables.push_back(&avx512_kernels());
+      if (__builtin_cpu_supports("avx512vnni")) tables.push_back(&avx512_vnni_kernels());
     }
   }
 #endif

@@ -121,6 +121,37 @@ struct Team {
   void wait() const { wait_all(barrier, size); }
 };
 
+constexpr int64_t kInt8Group = 64;  // weights that share one scale
+
+struct Int16LinearParams {
+  const float* input;  // [M, K], unit stride along K
+  int64_t input_stride;
+  const void* weight;  // [N, K], unit stride along K; int8 when scales is set, else of `dtype`
+  int64_t weight_stride;
+  DType dtype;
+  const float* scales;  // [N, ceil(K / kInt8Group)], or null
+  int64_t scales_stride;
+  const float* bias;  // [N] or null
+  float* out;         // [M, N] contiguous
+  int64_t rows, columns, inner;
+  bool gelu;
+  int64_t row_parts;  // tasks a column panel is cut into
+  void* packed;       // int16_packed_bytes(): the input as integers
+};
+
+struct Int16AttentionParams {
+  const float* query;                        // [B, T, H, D], unit stride along D
+  const void *key, *value;                   // [B, H, S, D] of `dtype`, unit stride along D
+  int64_t query_strides[3];                  // B, T, H
+  int64_t key_strides[3], value_strides[3];  // B, H, S
+  DType dtype;
+  float* out;  // [B, T, H, D] contiguous
+  int64_t batch, tokens, heads, head_dim, keys;
+  bool causal;  // query t sees keys 0 .. S - T + t
+  float scale;
+  void* packed;  // int16_attention_packed_bytes(): keys and values as integers
+};
+
 struct KernelTable {
   const char* name;
 
@@ -146,10 +177,26 @@ struct KernelTable {
   void (*decode_step)(const DecodeParams&, const Team&);
 };
 
+  // Panels are kPanelRows rows of the input, tasks kPanelColumns columns of the output times row_parts.
+  int64_t int16_panel_rows, int16_panel_columns;
+  int64_t (*int16_packed_bytes)(const Int16LinearParams&);
+  int64_t (*int16_scratch)(const Int16LinearParams&);
+  void (*int16_pack_rows)(const Int16LinearParams&, int64_t panel_begin, int64_t panel_end);
+  void (*int16_multiply)(const Int16LinearParams&, int64_t task_begin, int64_t task_end, float* scratch);
+
+  // Pack tasks are (batch, head, int16_group keys), tasks (batch, head, int16_panel_rows queries).
+  int64_t int16_group;
+  int64_t (*int16_attention_packed_bytes)(const Int16AttentionParams&);
+  int64_t (*int16_attention_scratch)(const Int16AttentionParams&);
+  void (*int16_attention_pack)(const Int16AttentionParams&, int64_t task_begin, int64_t task_end);
+  void (*int16_attention)(const Int16AttentionParams&, int64_t task_begin, int64_t task_end, float* scratch);
+};
+
 const KernelTable& generic_kernels();
 #ifdef BARK_ACCEL_X86
 const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
+const KernelTable& avx512_vnni_kernels();
 #endif
 
 }  // namespace bark_accel

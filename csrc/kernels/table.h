@@ -4,6 +4,8 @@
 #include "codebook_embedding_sum.h"
 #include "decode_step.h"
 #include "fused_sample.h"
+#include "int16_attention.h"
+#include "int16_linear.h"
 #include "static_cache_attention.h"
 
 #define BARK_ACCEL_STRING_(x) #x
@@ -25,6 +27,17 @@ constexpr KernelTable kTable = {
     attention_block,
     decode_scratch,
     decode_step,
+    kPanelRows,
+    kPanelColumns,
+    int16_packed_bytes,
+    int16_scratch,
+    int16_pack_rows,
+    int16_multiply,
+    kGroup,
+    int16_attention_packed_bytes,
+    int16_attention_scratch,
+    int16_attention_pack,
+    int16_attention,
 };
 
 }  // namespace bark_accel::BARK_ACCEL_ISA

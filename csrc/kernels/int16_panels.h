@@ -1,0 +1,150 @@
+// Integer panels shared by int16_linear.h and int16_attention.h: rows and columns scaled to int16 by groups
+// along k, and the product of a row panel and a column panel in int32.
+//
+// A group's scale keeps the Euclidean norm of its integers below sqrt(2^31), so no dot product can leave
+// int32 (Cauchy-Schwarz), whatever its partial sums do modulo 2^32. For normal data that leaves an rms of
+// 2^15.5 / 16 a number, a relative rounding error of about 1e-4: less than float16's own.
+#pragma once
+
+#include "vec.h"
+
+namespace bark_accel::BARK_ACCEL_ISA {
+
+constexpr int64_t kGroup = 256;
+constexpr int64_t kPairs = kGroup / 2;
+constexpr int kPanelRows = kWidth == 16 ? 14 : kWidth == 8 ? 6 : 4;  // accumulators: 2 * rows
+constexpr int64_t kPanelColumns = 2 * kWidth;
+// Each of the two factors, after roundings of up to 1/2: (46331 + 0.5 * sqrt(256))^2 < 2^31.
+constexpr float kMaxNorm = 46331.0f;
+constexpr float kMaxInteger = 32767.0f;
+constexpr float kTiniest = 1e-37f;  // its reciprocal is finite; groups below count as zero
+
+// Two int16 in each 32-bit lane.
+typedef int32_t VecPairs __attribute__((vector_size(kWidth * 4)));
+
+// acc += a.low * b.low + a.high * b.high, modulo 2^32
+inline VecU add_products(VecU acc, VecPairs a, VecPairs b) {
+#if defined(__AVX512VNNI__)
+  return (VecU)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+  return acc + (VecU)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return acc + (VecU)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return acc + (VecU)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  const VecI low = ((VecI)((VecU)a << 16) >> 16) * ((VecI)((VecU)b << 16) >> 16);
+  return acc + (VecU)low + (VecU)((a >> 16) * (b >> 16));
+#endif
+}
+
+inline VecPairs load_pairs(const int32_t* p) {
+  VecPairs v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// tile[kPanelRows, kPanelColumns] = rows x columns over `pairs` pairs of k.
+inline void multiply_panels(const int32_t* rows, const int32_t* columns, int64_t pairs, int32_t* tile) {
+  VecU acc[kPanelRows][2] = {};
+  for (int64_t k = 0; k < pairs; ++k) {
+    const VecPairs b0 = load_pairs(columns + k * kPanelColumns);
+    const VecPairs b1 = load_pairs(columns + k * kPanelColumns + kWidth);
+    BARK_UNROLL
+    for (int r = 0; r < kPanelRows; ++r) {
+      const VecPairs a = VecPairs{} + rows[k * kPanelRows + r];
+      acc[r][0] = add_products(acc[r][0], a, b0);
+      acc[r][1] = add_products(acc[r][1], a, b1);
+    }
+  }
+  BARK_UNROLL
+  for (int r = 0; r < kPanelRows; ++r) {
+    __builtin_memcpy(tile + r * kPanelColumns, &acc[r][0], sizeof(VecU));
+    __builtin_memcpy(tile + r * kPanelColumns + kWidth, &acc[r][1], sizeof(VecU));
+  }
+}
+
+inline VecF vabs(VecF x) { return (VecF)((VecI)x & 0x7fffffff); }
+
+#if defined(__AVX512F__)
+#define BARK_INTERLEAVE(a, b, i)                                                                       \
+  __builtin_shufflevector(a, b, i, i + 16, i + 1, i + 17, i + 2, i + 18, i + 3, i + 19, i + 4, i + 20, \
+                          i + 5, i + 21, i + 6, i + 22, i + 7, i + 23)
+#elif defined(__AVX2__)
+#define BARK_INTERLEAVE(a, b, i) \
+  __builtin_shufflevector(a, b, i, i + 8, i + 1, i + 9, i + 2, i + 10, i + 3, i + 11)
+#else
+#define BARK_INTERLEAVE(a, b, i) __builtin_shufflevector(a, b, i, i + 4, i + 1, i + 5)
+#endif
+
+// Transposes kWidth vectors: log2(kWidth) perfect shuffles.
+inline void transpose(VecPairs (&v)[kWidth]) {
+  for (int round = 1; round < kWidth; round *= 2) {
+    VecPairs w[kWidth];
+    BARK_UNROLL
+    for (int i = 0; i < kWidth / 2; ++i) {
+      w[2 * i] = BARK_INTERLEAVE(v[i], v[i + kWidth / 2], 0);
+      w[2 * i + 1] = BARK_INTERLEAVE(v[i], v[i + kWidth / 2], kWidth / 2);
+    }
+    __builtin_memcpy(&v, &w, sizeof v);
+  }
+}
+
+// The factor that makes x[0, length) integers.
+inline float integer_factor(const float* x, int64_t length) {
+  VecF top{};
+  for (int64_t k = 0; k < length; k += kWidth) {
+    const VecF a = vabs(load(x + k));
+    top = a < top ? top : a;  // may lose a NaN: the norm below keeps it
+  }
+  const float max = max_lanes(top);
+  const float shrink = max < kTiniest ? 0.0f : 1.0f / max;
+  VecF squares{};
+  for (int64_t k = 0; k < length; k += kWidth) {
+    const VecF a = load(x + k) * shrink;
+    squares += a * a;
+  }
+  const float norm = __builtin_sqrtf(sum_lanes(squares));  // at least 1, unless all is zero
+  return shrink * (norm * kMaxInteger < kMaxNorm ? kMaxInteger : kMaxNorm / norm);
+}
+
+inline VecI to_integers(VecF x) {
+  // 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits.
+  return (VecI)(x + 12582912.0f);
+}
+
+// Multiplies kWidth vectors x[kWidth, kGroup], of which `length` numbers count (a multiple of 2 * kWidth), by
+// a factor each and rounds: pairs[k * stride + lane], the k-th pair of each. A pair is two numbers that are
+// kWidth apart. Writes `lanes` of every kWidth lanes.
+inline void pack_lanes(const float* x, const float* factors, int64_t length, int32_t* pairs, int64_t stride,
+                       int64_t lanes) {
+  for (int64_t k = 0; k < length; k += 2 * kWidth) {
+    VecPairs v[kWidth];
+    BARK_UNROLL
+    for (int lane = 0; lane < kWidth; ++lane) {
+      const float* from = x + lane * kGroup + k;
+      const VecI low = to_integers(load(from) * factors[lane]);
+      const VecI high = to_integers(load(from + kWidth) * factors[lane]);
+      v[lane] = (VecPairs)(((VecU)low & 0xffffu) | (VecU)high << 16);
+    }
+    transpose(v);
+    for (int64_t i = 0; i < kWidth; ++i) {
+      __builtin_memcpy(pairs + (k / 2 + i) * stride, &v[i], lanes * sizeof(int32_t));
+    }
+  }
+}
+
+// pack_lanes with each vector's own factor; scales[lane] turns the integers back.
+inline void quantize_lanes(const float* x, int64_t length, int32_t* pairs, int64_t stride, int64_t lanes,
+                           float* scales) {
+  float factors[kWidth];
+  for (int64_t lane = 0; lane < kWidth; ++lane) {
+    const float factor = factors[lane] = integer_factor(x + lane * kGroup, length);
+    if (lane < lanes) scales[lane] = factor == 0.0f ? 0.0f : 1.0f / factor;
+  }
+  pack_lanes(x, factors, length, pairs, stride, lanes);
+}
+
+constexpr int64_t kTile = kPanelRows * kPanelColumns;
+
+}  // namespace bark_accel::BARK_ACCEL_ISA
