@@ -1,8 +1,7 @@
-"""The two forward passes of Bark's transformers: causal over a static cache, and bidirectional.
+"""Bark's causal transformers over a static cache.
 
-The residual stream, LayerNorm statistics and softmax are float32 whatever the dtype of the weights; a 16-bit model
-rounds once at the input and once at the output of each matrix product.
-Implements `BarkCausalModel.forward` and `BarkFineModel.forward` of Transformers.
+Implements `BarkCausalModel.forward` of Transformers. The residual stream, LayerNorm statistics and softmax are float32
+whatever the dtype of the weights.
 """
 
 from __future__ import annotations
@@ -12,112 +11,98 @@ from torch import Tensor
 
 from .backend import Ops
 from .kv_cache import KVCache
+from .layers import linear, output_rows
+from .prefill import prefill
 from .spec import TransformerSpec
-from .weights import Layer, Linear, Norm, TransformerWeights
+from .weights import Layer, Norm, TransformerWeights
+
+# Up to here `decode_step` reads the weights once for all rows; beyond, matrix products over all rows are faster.
+MAX_DECODE_ROWS = 16
 
 
-def _norm(hidden: Tensor, norm: Norm) -> Tensor:
-    return F.layer_norm(hidden, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+class CausalModel:
+    """One causal transformer: weights, shape and the ops that run it."""
 
+    def __init__(self, weights: TransformerWeights, spec: TransformerSpec, ops: Ops):
+        self.weights = weights
+        self.spec = spec
+        self._ops = ops
+        self._flat = flat_weights(weights)
+        self._eps = [*(norm.eps for layer in weights.layers for norm in (layer.norm_1, layer.norm_2))]
+        self._eps.append(weights.norm_final.eps)
 
-def _linear(hidden: Tensor, linear: Linear) -> Tensor:
-    return F.linear(hidden.to(linear.weight.dtype), linear.weight, linear.bias)
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings [..., C] float32 of ids [...] (an exact conversion)."""
+        return F.embedding(ids, self.weights.token_tables[0]).float()
 
+    def positions(self, start: int, tokens: int) -> Tensor:
+        """Position embeddings [tokens, C] float32.
 
-def _mlp(hidden: Tensor, layer: Layer) -> Tensor:
-    inner = F.gelu(_linear(_norm(hidden, layer.norm_2), layer.mlp_in))
-    return _linear(inner, layer.mlp_out)
+        Raises
+        ------
+        IndexError
+            The model has no such positions (Transformers fails there too).
+        """
+        table = self.weights.positions
+        if start + tokens > table.shape[0]:
+            raise IndexError(
+                f"bark_accel: expected at most {table.shape[0]} positions (block_size), got {start} in the cache plus "
+                f"{tokens} new; ask for fewer new tokens"
+            )
+        return table[start : start + tokens].float()
 
+    def next_logits(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:
+        """Append tokens [B, T] to the cache; scores [B, rows] float32 of what follows the last one."""
+        tokens = ids.shape[1]
+        if ids.numel() <= MAX_DECODE_ROWS:
+            return self.decode(ids, cache, rows)[:, -1]
+        hidden = self.embed(ids) + self.positions(cache.position, tokens)
+        return self.prefill_logits(hidden, cache, rows)
 
-def causal_forward(
-    weights: TransformerWeights, spec: TransformerSpec, hidden: Tensor, cache: KVCache, ops: Ops
-) -> Tensor:
-    """Append a block of tokens to the cache.
+    def prefill_logits(self, hidden: Tensor, cache: KVCache, rows: slice) -> Tensor:
+        """The same for token plus position embeddings [B, T, C] float32, which are overwritten."""
+        hidden = prefill(self.weights, self.spec, hidden, cache, self._ops)
+        return linear(hidden, output_rows(self.weights.heads[0], rows.start, rows.stop), self._ops)
 
-    Parameters
-    ----------
-    hidden : Tensor [B, T, C] float32
-        Token plus position embeddings; overwritten.
-    cache : KVCache
-        Grows by T entries.
-
-    Returns
-    -------
-    Tensor [B, C] float32
-        Final LayerNorm of the last position: what the head needs for the next token.
-    """
-    batch_size, tokens, _ = hidden.shape
-    heads = (batch_size, tokens, 3, spec.num_heads, spec.head_size)
-    last = len(weights.layers) - 1
-    for i, layer in enumerate(weights.layers):
-        qkv = _linear(_norm(hidden, layer.norm_1), layer.qkv).view(heads)
-        query, key, value = qkv.unbind(2)
-        attended = ops.static_cache_attention(query, key, value, cache.keys[i], cache.values[i], cache.length)
-        if i == last and tokens > 1:
-            hidden, attended = hidden[:, -1:], attended[:, -1:]
-        hidden = hidden.add_(_linear(attended, layer.attention_out))
-        hidden = hidden.add_(_mlp(hidden, layer))
-    cache.advance(tokens)
-    return _norm(hidden[:, -1], weights.norm_final)
-
-
-def bidirectional_forward(
-    weights: TransformerWeights,
-    spec: TransformerSpec,
-    hidden: Tensor,
-    first_row: int = 0,
-    last_row: int | None = None,
-) -> Tensor:
-    """Run every frame against every frame.
-
-    Parameters
-    ----------
-    hidden : Tensor [B, T, C] float32
-        Codebook plus position embeddings; overwritten.
-    first_row, last_row : int
-        Only these frames are returned, so the last layer skips the others.
-
-    Returns
-    -------
-    Tensor [B, last_row - first_row, C] float32
-        After the final LayerNorm.
-    """
-    batch_size, frames, _ = hidden.shape
-    rows = slice(first_row, frames if last_row is None else last_row)
-    heads = (batch_size, frames, 3, spec.num_heads, spec.head_size)
-    last = len(weights.layers) - 1
-    for i, layer in enumerate(weights.layers):
-        qkv = _linear(_norm(hidden, layer.norm_1), layer.qkv).view(heads)
-        query, key, value = qkv.transpose(1, 3).unbind(2)
-        if i == last:
-            hidden, query = hidden[:, rows], query[:, :, rows]
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        hidden = hidden.add_(_linear(attended, layer.attention_out))
-        hidden = hidden.add_(_mlp(hidden, layer))
-    return _norm(hidden, weights.norm_final)
-
-
-def head_logits(hidden: Tensor, head: Tensor) -> Tensor:
-    """Scores [B, V'] of hidden [B, C] under a head or a slice of its rows [V', C], in the head's dtype."""
-    return F.linear(hidden.to(head.dtype), head)
-
-
-def embed(table: Tensor, ids: Tensor) -> Tensor:
-    """Rows of `table` [V, C] at `ids`, as float32 (an exact conversion)."""
-    return F.embedding(ids, table).float()
-
-
-def positions(weights: TransformerWeights, start: int, tokens: int) -> Tensor:
-    """Position embeddings [tokens, C] float32.
-
-    Raises
-    ------
-    IndexError
-        The model has no such positions (Transformers fails there too).
-    """
-    if start + tokens > weights.positions.shape[0]:
-        raise IndexError(
-            f"bark_accel: expected at most {weights.positions.shape[0]} positions (block_size), got {start} in the "
-            f"cache plus {tokens} new; ask for fewer new tokens"
+    def decode(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:
+        """Append tokens [B, T], at most `MAX_DECODE_ROWS` in all; scores [B, T, rows] float32 after each of them."""
+        self.positions(cache.position, ids.shape[1])
+        head = output_rows(self.weights.heads[0], rows.start, rows.stop)
+        logits = self._ops.decode_step(
+            ids,
+            self.weights.token_tables[0],
+            self.weights.positions,
+            self._flat,
+            self._eps,
+            head.weight,
+            head.scales,
+            self.spec.num_heads,
+            cache.keys,
+            cache.values,
+            cache.length,
         )
-    return weights.positions[start : start + tokens].float()
+        cache.advance(ids.shape[1])
+        return logits
+
+
+def flat_weights(weights: TransformerWeights) -> list[Tensor | None]:
+    """The list that `decode_step` takes: 16 entries a layer, then the final LayerNorm."""
+    return [t for layer in weights.layers for t in _flat_layer(layer)] + _flat_norm(weights.norm_final)
+
+
+def _flat_layer(layer: Layer) -> list[Tensor | None]:
+    flat = _flat_norm(layer.norm_1)
+    for product in (layer.qkv, layer.attention_out):
+        flat += [product.weight, _float(product.bias), product.scales]
+    flat += _flat_norm(layer.norm_2)
+    for product in (layer.mlp_in, layer.mlp_out):
+        flat += [product.weight, _float(product.bias), product.scales]
+    return flat
+
+
+def _flat_norm(norm: Norm) -> list[Tensor | None]:
+    return [norm.weight, norm.bias]
+
+
+def _float(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float()

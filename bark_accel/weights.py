@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -22,10 +23,14 @@ class Norm:
 
 @dataclass(frozen=True)
 class Linear:
-    """weight [out, in] in the model's dtype, bias [out] or None."""
+    """weight [out, in] in the model's dtype, bias [out] or None.
+
+    An int8 weight has scales [out, ceil(in / 64)] float32: one for each 64 numbers of a row.
+    """
 
     weight: Tensor
     bias: Tensor | None
+    scales: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class TransformerWeights:
-    """token_tables: one [V, C] (causal models) or K of them (fine); positions [P, C]; heads: [V_out, C] each."""
+    """token_tables: one [V, C] (causal models) or K of them (fine); positions [P, C]; heads [V_out, C] without bias."""
 
     token_tables: tuple[Tensor, ...]
     positions: Tensor
     layers: tuple[Layer, ...]
     norm_final: Norm
-    heads: tuple[Tensor, ...]
+    heads: tuple[Linear, ...]
 
     @property
     def device(self):
@@ -56,7 +61,14 @@ class TransformerWeights:
 
     @property
     def dtype(self):
+        """The model's own dtype."""
         return self.positions.dtype
+
+    @property
+    def cache_dtype(self):
+        """Of keys and values: the products' dtype; float16 beside int8 weights."""
+        dtype = self.layers[0].qkv.weight.dtype
+        return dtype if dtype.is_floating_point else torch.float16
 
 
 @dataclass(frozen=True)

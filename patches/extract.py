@@ -129,12 +129,12 @@ def _table(stage: str, module: Any) -> Tensor:
     return weight if weight.stride(-1) == 1 else weight.contiguous()
 
 
-def _head(stage: str, module: Any, config: Any) -> Tensor:
+def _head(stage: str, module: Any, config: Any) -> Linear:
     linear = _linear(stage, module)
     if linear.bias is not None or linear.weight.shape[0] != config.output_vocab_size:
         detail = f"expected a head of {config.output_vocab_size} rows (output_vocab_size) without bias, got {module}"
         raise Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
-    return linear.weight
+    return linear
 
 
 def _layer(stage: str, block: Any, config: Any) -> Layer:

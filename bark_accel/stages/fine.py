@@ -71,7 +71,7 @@ class FineStage:
         for codebook in range(spec.num_coarse_codebooks, spec.num_codebooks):
             hidden = self._ops.codebook_embedding_sum(window, weights.token_tables[: codebook + 1], weights.positions)
             hidden = bidirectional_forward(weights, self._transformer, hidden, first_row)
-            head = weights.heads[codebook - codebooks_without_head][: spec.codebook_size]
+            head = weights.heads[codebook - codebooks_without_head].weight[: spec.codebook_size]
             logits = F.linear(hidden.to(head.dtype), head).flatten(0, 1)
             window[:, first_row:, codebook] = self._draw(logits, temperature).view(window.shape[0], -1)
 

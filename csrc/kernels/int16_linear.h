@@ -83,19 +83,6 @@ inline void pack_columns(const Int16LinearParams& p, int64_t first, int64_t k, i
   }
 }
 
-// erf within 2e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
-inline VecF verf(VecF x) {
-  const VecF a = vabs(x), t = 1.0f / (a * 0.3275911f + 1.0f);
-  VecF poly = t * 1.061405429f - 1.453152027f;
-  poly = poly * t + 1.421413741f;
-  poly = poly * t - 0.284496736f;
-  poly = poly * t + 0.254829592f;
-  const VecF magnitude = 1.0f - poly * t * vexp(-a * a);
-  return (VecF)((VecI)magnitude | ((VecI)x & int32_t(0x80000000)));
-}
-
-inline VecF gelu(VecF x) { return x * 0.5f * (verf(x * 0.70710678118654752f) + 1.0f); }
-
 // Rescales one group's integers and adds them to `sums` (unless first).
 inline void add_tile(const int32_t* tile, const float* row_scales, const float* column_scales, bool first,
                      float* sums) {
@@ -120,7 +107,7 @@ inline void write_tile(const Int16LinearParams& p, const float* sums, int64_t fi
     for (int64_t r = 0; r < rows; ++r) {
       float* out = p.out + (first_row + r) * p.columns + first_column + c;
       VecF value = load(sums + r * kPanelColumns + c) + bias;
-      if (p.gelu) value = gelu(value);
+      if (p.gelu) value = vgelu(value);
       lanes == kWidth ? store(out, value) : store_first(out, value, lanes);
     }
   }

@@ -64,8 +64,6 @@ inline void multiply_panels(const int32_t* rows, const int32_t* columns, int64_t
   }
 }
 
-inline VecF vabs(VecF x) { return (VecF)((VecI)x & 0x7fffffff); }
-
 #if defined(__AVX512F__)
 #define BARK_INTERLEAVE(a, b, i)                                                                       \
   __builtin_shufflevector(a, b, i, i + 16, i + 1, i + 17, i + 2, i + 18, i + 3, i + 19, i + 4, i + 20, \

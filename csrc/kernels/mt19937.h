@@ -9,7 +9,7 @@
 namespace bark_accel::BARK_ACCEL_ISA {
 
 constexpr int64_t kFarWord = 397;  // the recurrence reaches this far; kMt19937Block is the other distance
-typedef uint64_t VecPairs __attribute__((vector_size(kWidth * 8)));
+typedef uint64_t VecEntries __attribute__((vector_size(kWidth * 8)));
 
 inline VecU load(const uint32_t* p) {
   VecU v;
@@ -46,7 +46,7 @@ inline float exponential(const uint32_t* words) {
 // -log1p(-u) = u + u^2/2 + u^3/3 + ...: all terms are positive, so the first ones are a lower bound.
 inline VecF exponential_lower_bounds(const uint32_t* words) {
   VecU tempered[2] = {temper(load(words)), temper(load(words + kWidth))};
-  VecPairs pairs;  // little-endian: the first word of each entry is the low half
+  VecEntries pairs;  // little-endian: the first word of each entry is the low half
   __builtin_memcpy(&pairs, tempered, sizeof pairs);
   const VecI high = __builtin_convertvector(pairs & 0x1fffffu, VecI);
   const VecI low = __builtin_convertvector(pairs >> 40, VecI);  // without its last 8 bits

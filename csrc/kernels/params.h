@@ -175,7 +175,6 @@ struct KernelTable {
   // Floats of scratch for a team of this size; decode_step is called by every thread of the team.
   int64_t (*decode_scratch)(const DecodeParams&, int64_t threads);
   void (*decode_step)(const DecodeParams&, const Team&);
-};
 
   // Panels are kPanelRows rows of the input, tasks kPanelColumns columns of the output times row_parts.
   int64_t int16_panel_rows, int16_panel_columns;
