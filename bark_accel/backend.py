@@ -1,4 +1,4 @@
-"""Which implementation of the three ops a generation uses."""
+"""Which implementation of the ops a generation uses."""
 
 from __future__ import annotations
 
@@ -41,6 +41,17 @@ class Ops(Protocol):
         value_cache: Tensor,
         length: Tensor,
     ) -> Tensor: ...
+
+    def int16_linear(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        scales: Tensor | None = None,
+        bias: Tensor | None = None,
+        gelu: bool = False,
+    ) -> Tensor: ...
+
+    def int16_attention(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor: ...
 
 
 def runs_natively(backend: str, device: torch.device) -> bool:

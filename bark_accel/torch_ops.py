@@ -10,9 +10,13 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 NEG_INF = float("-inf")
+INT8_GROUP = 64
+"""Numbers of an int8 weight's row that share a scale."""
+MAX_HEAD_SIZE = 256
 
 
 def fused_sample(
@@ -82,6 +86,30 @@ def static_cache_attention(
         scores = scores.masked_fill(future, NEG_INF)
     mixed = scores.softmax(dim=-1) @ value_cache[:, :, :end].float()
     return mixed.transpose(1, 2).reshape(batch, tokens, heads * head_dim).to(query.dtype)
+
+
+def int16_linear(
+    input: Tensor, weight: Tensor, scales: Tensor | None = None, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.int16_linear`: 16-bit weights take the device's own 16-bit product."""
+    _check_int16_linear_inputs(input, weight, scales, bias)
+    if scales is not None:
+        weight = weight.float() * scales.repeat_interleave(INT8_GROUP, dim=1)[:, : weight.shape[1]]
+    product = F.linear(input.to(weight.dtype), weight).float()
+    if bias is not None:
+        product = product + bias
+    return F.gelu(product) if gelu else product
+
+
+def int16_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.int16_attention`, in the keys' dtype."""
+    _check_int16_attention_inputs(query, key, value, causal)
+    tokens, keys = query.shape[1], key.shape[2]
+    mask = None
+    if causal and tokens > 1:
+        mask = torch.ones(tokens, keys, dtype=torch.bool, device=query.device).tril(diagonal=keys - tokens)
+    attended = F.scaled_dot_product_attention(query.transpose(1, 2).to(key.dtype), key, value, attn_mask=mask)
+    return attended.transpose(1, 2).flatten(2).float()
 
 
 def _mask_disallowed(scores: Tensor, first_id: int, begin: int, end: int, eos_id: int) -> Tensor:
@@ -287,3 +315,62 @@ def _check_attention_inputs(
         op,
         f"expected length + tokens <= capacity {capacity}, got {start} + {tokens}",
     )
+
+
+def _require_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    _require(
+        tuple(tensor.shape) == shape and tensor.dtype == dtype,
+        op,
+        f"expected {name} of shape {list(shape)} and dtype {dtype}, got {list(tensor.shape)} and {tensor.dtype}",
+    )
+
+
+def _check_int16_linear_inputs(input: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None) -> None:
+    op = "int16_linear"
+    _require_one_device(op, input, weight, scales, bias)
+    _require(input.dim() == 2, op, f"expected input of shape [M, K], got {list(input.shape)}")
+    _require(input.dtype == torch.float32, op, f"expected input of dtype float32, got {input.dtype}")
+    _require(weight.dim() == 2, op, f"expected weight of shape [N, K], got {list(weight.shape)}")
+    outputs, inner = weight.shape
+    _require(
+        inner == input.shape[1],
+        op,
+        f"expected weight of shape {[outputs, input.shape[1]]}, got {list(weight.shape)}",
+    )
+    _require(inner > 0, op, f"expected input of shape [M, K] with K > 0, got {list(input.shape)}")
+    is_int8 = weight.dtype == torch.int8
+    given = "none" if scales is None else "scales"
+    _require(
+        is_int8 == (scales is not None),
+        op,
+        f"expected scales with an int8 weight and only then, got {given} with a weight of dtype {weight.dtype}",
+    )
+    if scales is None:
+        _require_float(op, "weight", weight)
+    else:
+        _require_shape(op, "scales", scales, (outputs, -(-inner // INT8_GROUP)), torch.float32)
+    if bias is not None:
+        _require_shape(op, "bias", bias, (outputs,), torch.float32)
+    _require_no_grad(op, *(t for t in (input, weight, scales, bias) if t is not None))
+
+
+def _check_int16_attention_inputs(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> None:
+    op = "int16_attention"
+    _require_one_device(op, query, key, value)
+    _require(query.dim() == 4, op, f"expected query of shape [B, T, H, D], got {list(query.shape)}")
+    _require(query.dtype == torch.float32, op, f"expected query of dtype float32, got {query.dtype}")
+    batch, tokens, heads, head_dim = query.shape
+    limits = f"expected a head size of 1 to {MAX_HEAD_SIZE}, got {head_dim}"
+    _require(1 <= head_dim <= MAX_HEAD_SIZE, op, limits)
+    _require(key.dim() == 4, op, f"expected key of shape [B, H, S, D], got {list(key.shape)}")
+    _require_float(op, "key", key)
+    shape = (batch, heads, key.shape[2], head_dim)
+    _require_shape(op, "key", key, shape, key.dtype)
+    _require_shape(op, "value", value, shape, key.dtype)
+    _require(key.shape[2] >= 1, op, f"expected at least one key, got {key.shape[2]}")
+    _require(
+        not causal or key.shape[2] >= tokens,
+        op,
+        f"expected at least as many keys as queries ({tokens}) with causal=True, got {key.shape[2]}",
+    )
+    _require_no_grad(op, query, key, value)

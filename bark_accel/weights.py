@@ -22,10 +22,14 @@ class Norm:
 
 @dataclass(frozen=True)
 class Linear:
-    """weight [out, in] in the model's dtype, bias [out] or None."""
+    """weight [out, in] in the model's dtype, bias [out] or None.
+
+    An int8 weight has scales [out, ceil(in / 64)] float32: one for each 64 numbers of a row.
+    """
 
     weight: Tensor
     bias: Tensor | None
+    scales: Tensor | None = None
 
 
 @dataclass(frozen=True)
