@@ -59,6 +59,32 @@ class Ops(Protocol):
         length: Tensor,
     ) -> Tensor: ...
 
+    def decode_step(
+        self,
+        ids: Tensor,
+        token_table: Tensor,
+        positions: Tensor,
+        weights: Sequence[Tensor | None],
+        eps: Sequence[float],
+        head: Tensor,
+        head_scales: Tensor | None,
+        num_heads: int,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        length: Tensor,
+    ) -> Tensor: ...
+
+    def int16_linear(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        scales: Tensor | None = None,
+        bias: Tensor | None = None,
+        gelu: bool = False,
+    ) -> Tensor: ...
+
+    def int16_attention(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor: ...
+
 
 def runs_natively(backend: str, device: torch.device) -> bool:
     """Whether the compiled ops serve this device: they exist for CPUs."""

@@ -194,6 +194,136 @@ def static_cache_attention(
     return _op("static_cache_attention")(query, key, value, key_cache, value_cache, length)
 
 
+def int16_linear(
+    input: Tensor, weight: Tensor, scales: Tensor | None = None, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
+    """``F.linear`` for weights of 16 bits or fewer, in integer arithmetic.
+
+    Input and weight are scaled to int16 per row and group of 256 along K, multiplied and added in int32, and rescaled
+    to float32. A group's scale bounds the Euclidean norm of its integers, so no sum can overflow (Cauchy-Schwarz).
+    The relative error is about 1.4e-4 for normal data (rounding both sides to float16 gives 3.6e-4). The weight is
+    converted while it is packed for the cache; no copy of it stays. Meant for many rows: the weight is read once per
+    1024 rows, and packed again in every call. A NaN or infinite input makes its row NaN.
+
+    Parameters
+    ----------
+    input : Tensor [M, K], float32
+        Unit stride in K, any row stride.
+    weight : Tensor [N, K], float32, float16, bfloat16 or int8
+        Unit stride in K, any row stride.
+    scales : Tensor [N, ceil(K / 64)], float32
+        For an int8 weight only: ``weight[n, k] * scales[n, k // 64]`` is meant.
+    bias : Tensor [N], float32, optional
+    gelu : bool
+        Exact (erf) GELU of the result.
+
+    Returns
+    -------
+    Tensor [M, N], float32
+
+    Raises
+    ------
+    ValueError
+        On shapes, dtypes, devices or strides that do not fit, K = 0, and on scales without an int8 weight or the
+        other way round.
+    """
+    return _op("int16_linear")(input, weight, scales, bias, gelu)
+
+
+def int16_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
+    """Softmax attention whose two products run in integer arithmetic, as in :func:`int16_linear`.
+
+    Equals ``scaled_dot_product_attention`` with an error of about 2.5e-4 relative to the result's norm. Softmax is
+    float32, online over groups of 256 keys. A NaN or infinite key makes every query that sees it NaN, a value every
+    query that sees one of its group of 256 in that head dimension.
+
+    Parameters
+    ----------
+    query : Tensor [B, T, H, D], float32
+        Unit stride in D, other strides are free; D up to 256.
+    key, value : Tensor [B, H, S, D], float32, float16 or bfloat16
+        Of one dtype; unit stride in D, other strides are free (a filled part of a cache does).
+    causal : bool
+        Query t sees keys ``0 .. S - T + t`` (the last query sees all), so ``S >= T``; else every key.
+
+    Returns
+    -------
+    Tensor [B, T, H * D], float32
+
+    Raises
+    ------
+    ValueError
+        On shapes, dtypes, devices or strides that do not fit, on no keys, and on more causal queries than keys.
+    """
+    return _op("int16_attention")(query, key, value, causal)
+
+
+def decode_step(
+    ids: Tensor,
+    token_table: Tensor,
+    positions: Tensor,
+    weights: Sequence[Tensor | None],
+    eps: Sequence[float],
+    head: Tensor,
+    head_scales: Tensor | None,
+    num_heads: int,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    length: Tensor,
+) -> Tensor:
+    """Feed a few tokens to a whole causal transformer, and score what follows each of them.
+
+    Equals Transformers' ``BarkCausalModel.forward`` on a cache: embedding plus position, and per layer LayerNorm, QKV,
+    cache append, attention, output projection, LayerNorm, MLP with the exact GELU; then the final LayerNorm and the
+    head. Every weight is read once, whatever the number of rows, by a team of ``torch.get_num_threads()`` threads.
+    Sums, residual, LayerNorm and softmax are float32; beside int8 weights activations are rounded to int16 per row.
+
+    Parameters
+    ----------
+    ids : Tensor [B, T], int64, contiguous
+        Best for ``B * T <= 16``.
+    token_table, positions : Tensor [V, C] and [P, C], float32, float16 or bfloat16
+        Token t of a row takes position ``length + t``.
+    weights : list of 16 tensors or None for each layer, then 2
+        Layer: norm_1 (weight [C], bias), qkv (weight [3C, C], bias, scales), attention_out (weight [C, C], bias,
+        scales), norm_2 (weight, bias), mlp_in (weight [N, C], bias, scales), mlp_out (weight [C, N], bias, scales);
+        then the final norm (weight, bias). LayerNorms and biases are float32; weights float32, float16, bfloat16, or
+        int8 with scales [out, ceil(in / 64)] float32 (``weight[n, k] * scales[n, k // 64]`` is meant).
+    eps : list of 2 * layers + 1 floats
+        Of norm_1 and norm_2 of each layer and of the final norm.
+    head, head_scales : Tensor [N', C] as the weights, and its scales or None
+        May be some rows of the model's head.
+    num_heads : int
+    key_cache, value_cache : Tensor [layers, B, H, capacity, D], float32, float16 or bfloat16
+        Unit stride in D. Positions ``length .. length + T - 1`` are overwritten.
+    length : Tensor [1], int64
+        Valid entries before this call, the same for all rows. It is not changed.
+
+    Returns
+    -------
+    Tensor [B, T, N'], float32
+
+    Raises
+    ------
+    ValueError
+        On shapes, dtypes, devices or strides that do not fit, ids outside the table, and when ``length + T`` exceeds
+        the capacity or the positions.
+    """
+    return _op("decode_step")(
+        ids,
+        token_table,
+        positions,
+        weights,
+        eps,
+        head,
+        head_scales,
+        num_heads,
+        key_cache,
+        value_cache,
+        length,
+    )
+
+
 @functools.cache
 def _op(name: str) -> Callable[..., Any]:
     _library.load()
@@ -229,9 +359,42 @@ def _fake_static_cache_attention(
     return query.new_empty(batch, tokens, heads * head_dim)
 
 
+def _fake_int16_linear(
+    input: Tensor, weight: Tensor, scales: Tensor | None = None, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
+    _require_one_device("int16_linear", input, weight, scales, bias)
+    return input.new_empty(input.shape[0], weight.shape[0])
+
+
+def _fake_int16_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
+    _require_one_device("int16_attention", query, key, value)
+    batch, tokens, heads, head_dim = query.shape
+    return query.new_empty(batch, tokens, heads * head_dim)
+
+
+def _fake_decode_step(
+    ids: Tensor,
+    token_table: Tensor,
+    positions: Tensor,
+    weights: Sequence[Tensor | None],
+    eps: Sequence[float],
+    head: Tensor,
+    head_scales: Tensor | None,
+    num_heads: int,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    length: Tensor,
+) -> Tensor:
+    _require_one_device("decode_step", ids, token_table, positions, *weights, head, key_cache, value_cache, length)
+    return positions.new_empty(*ids.shape, head.shape[0], dtype=torch.float32)
+
+
 @functools.cache
 def _register_fakes() -> None:
+    torch.library.register_fake("bark_accel::decode_step", _fake_decode_step)
     torch.library.register_fake("bark_accel::fused_sample", _fake_fused_sample)
     torch.library.register_fake("bark_accel::fused_multinomial", _fake_fused_multinomial)
     torch.library.register_fake("bark_accel::codebook_embedding_sum", _fake_codebook_embedding_sum)
     torch.library.register_fake("bark_accel::static_cache_attention", _fake_static_cache_attention)
+    torch.library.register_fake("bark_accel::int16_linear", _fake_int16_linear)
+    torch.library.register_fake("bark_accel::int16_attention", _fake_int16_attention)

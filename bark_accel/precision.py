@@ -10,12 +10,10 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from .weights import Layer, Linear, TransformerWeights
+from .weights import INT8_GROUP, Layer, Linear, TransformerWeights
 
 WEIGHTS = ("same", "float16", "bfloat16", "int8")
-INT8_GROUP = 64
 
 
 def convert(weights: TransformerWeights, precision: str) -> TransformerWeights:
@@ -48,11 +46,3 @@ def quantize(linear: Linear) -> Linear:
     levels = (groups / scales.clamp(min=torch.finfo(torch.float32).tiny)[..., None]).round_()
     int8 = levels.flatten(1)[:, : weight.shape[1]].to(torch.int8).contiguous()
     return Linear(int8, linear.bias, scales)
-
-
-def dequantize(linear: Linear) -> Tensor:
-    """The float32 weight [out, in] that a product uses."""
-    if linear.scales is None:
-        return linear.weight.float()
-    scales = linear.scales.repeat_interleave(INT8_GROUP, 1)[:, : linear.weight.shape[1]]
-    return linear.weight.float() * scales

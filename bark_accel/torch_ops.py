@@ -7,12 +7,30 @@ call them under ``torch.no_grad()``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-NEG_INF = float("-inf")
+from .op_checks import (
+    NEG_INF,
+    check_attention_inputs,
+    check_decode_inputs,
+    check_embedding_inputs,
+    check_int16_attention_inputs,
+    check_int16_linear_inputs,
+    check_noise,
+    check_sample_inputs,
+    check_sample_options,
+    check_scores,
+    check_source,
+    require,
+)
+from .weights import INT8_GROUP
+
+"""Numbers of an int8 weight's row that share a scale."""
 
 
 def fused_sample(
@@ -30,10 +48,10 @@ def fused_sample(
 ) -> Tensor:
     """Plain-torch twin of :func:`bark_accel.ops.fused_sample`."""
     op = "fused_sample"
-    _check_sample_inputs(op, logits, first_id, allowed_begin, allowed_end, eos_id)
-    _check_sample_options(op, min_eos_p, temperature, top_k, top_p)
+    check_sample_inputs(op, logits, first_id, allowed_begin, allowed_end, eos_id)
+    check_sample_options(op, min_eos_p, temperature, top_k, top_p)
     if noise is not None:
-        _check_noise(op, noise, logits, first_id)
+        check_noise(op, noise, logits, first_id)
     rules = (first_id, allowed_begin, allowed_end, eos_id)
     return _sample(op, logits, noise, *rules, min_eos_p, temperature, top_k, top_p, renormalize)
 
@@ -54,9 +72,9 @@ def fused_multinomial(
 ) -> Tensor:
     """Plain-torch twin of :func:`bark_accel.ops.fused_multinomial`."""
     op = "fused_multinomial"
-    _check_sample_inputs(op, logits, first_id, allowed_begin, allowed_end, eos_id)
-    _check_sample_options(op, min_eos_p, temperature, top_k, top_p)
-    _check_source(op, logits, generator, vocab_size, first_id)
+    check_sample_inputs(op, logits, first_id, allowed_begin, allowed_end, eos_id)
+    check_sample_options(op, min_eos_p, temperature, top_k, top_p)
+    check_source(op, logits, generator, vocab_size, first_id)
     noise = torch.empty(len(logits), vocab_size, dtype=torch.float32, device=logits.device)
     noise.exponential_(generator=generator)
     rules = (first_id, allowed_begin, allowed_end, eos_id)
@@ -65,7 +83,7 @@ def fused_multinomial(
 
 def codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
     """Plain-torch twin of :func:`bark_accel.ops.codebook_embedding_sum`."""
-    _check_embedding_inputs(codes, tables, positions)
+    check_embedding_inputs(codes, tables, positions)
     total = tables[0][codes[..., 0].long()].float()
     for i, table in enumerate(tables[1:], start=1):
         total = total + table[codes[..., i].long()].float()
@@ -76,7 +94,7 @@ def static_cache_attention(
     query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor
 ) -> Tensor:
     """Plain-torch twin of :func:`bark_accel.ops.static_cache_attention`."""
-    _check_attention_inputs(query, key, value, key_cache, value_cache, length)
+    check_attention_inputs(query, key, value, key_cache, value_cache, length)
     batch, tokens, heads, head_dim = query.shape
     start = int(length.item())
     end = start + tokens
@@ -89,6 +107,71 @@ def static_cache_attention(
         scores = scores.masked_fill(future, NEG_INF)
     mixed = scores.softmax(dim=-1) @ value_cache[:, :, :end].float()
     return mixed.transpose(1, 2).reshape(batch, tokens, heads * head_dim).to(query.dtype)
+
+
+def int16_linear(
+    input: Tensor, weight: Tensor, scales: Tensor | None = None, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.int16_linear`: 16-bit weights take the device's own 16-bit product."""
+    check_int16_linear_inputs(input, weight, scales, bias)
+    if scales is not None:
+        weight = weight.float() * scales.repeat_interleave(INT8_GROUP, dim=1)[:, : weight.shape[1]]
+    product = F.linear(input.to(weight.dtype), weight).float()
+    if bias is not None:
+        product = product + bias
+    return F.gelu(product) if gelu else product
+
+
+def int16_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.int16_attention`, in the keys' dtype."""
+    check_int16_attention_inputs(query, key, value, causal)
+    tokens, keys = query.shape[1], key.shape[2]
+    mask = None
+    if causal and tokens > 1:
+        mask = torch.ones(tokens, keys, dtype=torch.bool, device=query.device).tril(diagonal=keys - tokens)
+    attended = F.scaled_dot_product_attention(query.transpose(1, 2).to(key.dtype), key, value, attn_mask=mask)
+    return attended.transpose(1, 2).flatten(2).float()
+
+
+def decode_step(
+    ids: Tensor,
+    token_table: Tensor,
+    positions: Tensor,
+    weights: Sequence[Tensor | None],
+    eps: Sequence[float],
+    head: Tensor,
+    head_scales: Tensor | None,
+    num_heads: int,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    length: Tensor,
+) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.decode_step`."""
+    check_decode_inputs(ids, token_table, positions, weights, eps, head, num_heads, key_cache, value_cache, length)
+    (batch, tokens), cache_dtype = ids.shape, key_cache.dtype
+    where = length + torch.arange(tokens, device=ids.device)
+    hidden = F.embedding(ids, token_table).float() + F.embedding(where, positions).float()
+    hidden = hidden.flatten(0, 1)
+    for i in range(len(key_cache)):
+        norm_1, qkv, out, norm_2, mlp_in, mlp_out = _split_layer(weights[16 * i : 16 * i + 16])
+        packed = int16_linear(_layer_norm(hidden, norm_1, eps[2 * i]), *qkv).to(cache_dtype)
+        query, key, value = packed.view(batch, tokens, 3, num_heads, -1).unbind(2)
+        attended = static_cache_attention(query, key, value, key_cache[i], value_cache[i], length)
+        hidden = hidden + int16_linear(attended.flatten(0, 1).float(), *out)
+        inner = int16_linear(_layer_norm(hidden, norm_2, eps[2 * i + 1]), *mlp_in, gelu=True)
+        hidden = hidden + int16_linear(inner, *mlp_out)
+    logits = int16_linear(_layer_norm(hidden, weights[-2:], eps[-1]), head, head_scales)
+    return logits.view(batch, tokens, -1)
+
+
+def _split_layer(flat: Sequence[Tensor | None]) -> Iterator[Any]:
+    """norm_1, qkv, attention_out, norm_2, mlp_in, mlp_out: (weight, bias), or (weight, scales, bias) as a product."""
+    for start, is_norm in ((0, True), (2, False), (5, False), (8, True), (10, False), (13, False)):
+        yield flat[start : start + 2] if is_norm else (flat[start], flat[start + 2], flat[start + 1])
+
+
+def _layer_norm(hidden: Tensor, norm: Sequence[Tensor | None], eps: float) -> Tensor:
+    return F.layer_norm(hidden, hidden.shape[-1:], norm[0], norm[1], eps)
 
 
 def _sample(
@@ -106,13 +189,13 @@ def _sample(
     renormalize: bool,
 ) -> Tensor:
     scores = _mask_disallowed(logits.float(), first_id, allowed_begin, allowed_end, eos_id)
-    _check_scores(op, scores)
+    check_scores(op, scores)
     if eos_id >= 0 and min_eos_p > 0:
         scores = _prioritize_eos(scores, eos_id - first_id, min_eos_p)
     if noise is None:
         return scores.argmax(dim=-1) + first_id
     scores = scores / temperature
-    _check_scores(op, scores)
+    check_scores(op, scores)
     if top_k > 0:
         scores = _keep_top_k(scores, top_k)
     if top_p < 1.0:
@@ -122,7 +205,7 @@ def _sample(
     noise = noise[:, first_id : first_id + scores.shape[-1]]
     winner = (scores.softmax(dim=-1) / noise).argmax(dim=-1)
     positive = noise.gather(1, winner[:, None]).flatten() > 0
-    _require(
+    require(
         bool(positive.all()),
         op,
         f"expected noise > 0 (torch.Tensor.exponential_), got none in row {int(positive.int().argmin())}",
@@ -154,189 +237,3 @@ def _keep_top_p(scores: Tensor, top_p: float) -> Tensor:
     remove = ordered.softmax(dim=-1).cumsum(dim=-1) <= (1 - top_p)
     remove[:, -1] = False
     return scores.masked_fill(remove.scatter(1, order, remove), NEG_INF)
-
-
-def _require(condition: bool, op: str, message: str) -> None:
-    if not condition:
-        raise ValueError(f"{op}: {message}")
-
-
-def _require_one_device(op: str, *tensors: Tensor | None) -> None:
-    devices = sorted({str(t.device) for t in tensors if t is not None})
-    _require(len(devices) == 1, op, f"expected all tensors on one device, got {' and '.join(devices)}")
-
-
-def _require_float(op: str, name: str, tensor: Tensor) -> None:
-    accepted = (torch.float32, torch.float16, torch.bfloat16)
-    _require(
-        tensor.dtype in accepted,
-        op,
-        f"expected {name} of dtype float32, float16 or bfloat16, got {tensor.dtype}",
-    )
-
-
-def _require_no_grad(op: str, *tensors: Tensor) -> None:
-    _require(
-        not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)),
-        op,
-        "expected torch.no_grad() or inputs that need no gradient, got requires_grad=True",
-    )
-
-
-def _check_sample_inputs(op: str, logits: Tensor, first_id: int, begin: int, end: int, eos_id: int) -> None:
-    _require(logits.dim() == 2, op, f"expected logits of shape [N, L], got {list(logits.shape)}")
-    _require_float(op, "logits", logits)
-    _require_no_grad(op, logits)
-    stop = first_id + logits.shape[1]
-    _require(first_id >= 0, op, f"expected first_id >= 0, got {first_id}")
-    _require(
-        first_id <= begin < end <= stop,
-        op,
-        f"expected a non-empty allowed range inside [{first_id}, {stop}), got [{begin}, {end})",
-    )
-    _require(
-        eos_id < 0 or first_id <= eos_id < stop,
-        op,
-        f"expected eos_id -1 or inside [{first_id}, {stop}), got {eos_id}",
-    )
-
-
-def _check_noise(op: str, noise: Tensor, logits: Tensor, first_id: int) -> None:
-    stop = first_id + logits.shape[1]
-    _require_one_device(op, logits, noise)
-    _require(noise.dim() == 2, op, f"expected noise of shape [N, V], got {list(noise.shape)}")
-    _require(noise.dtype == torch.float32, op, f"expected noise of dtype float32, got {noise.dtype}")
-    _require(
-        noise.shape[0] == logits.shape[0],
-        op,
-        f"expected noise for {logits.shape[0]} rows, got {noise.shape[0]}",
-    )
-    _require(noise.shape[1] >= stop, op, f"expected noise for at least {stop} ids, got {noise.shape[1]}")
-
-
-def _check_source(op: str, logits: Tensor, generator: torch.Generator | None, vocab_size: int, first_id: int) -> None:
-    stop, device = first_id + logits.shape[1], logits.device
-    _require(vocab_size >= stop, op, f"expected vocab_size >= {stop}, the end of the logits' ids, got {vocab_size}")
-    _require(
-        generator is None or generator.device.type == device.type,
-        op,
-        f"expected a generator on the {device.type}, got {generator.device if generator else None}",
-    )
-
-
-def _check_sample_options(op: str, min_eos_p: float, temperature: float, top_k: int, top_p: float) -> None:
-    _require(min_eos_p >= 0, op, f"expected min_eos_p >= 0 (0: off), got {min_eos_p}")
-    _require(
-        temperature > 0 and math.isfinite(temperature),
-        op,
-        f"expected a finite temperature > 0, got {temperature}",
-    )
-    _require(top_k >= 0, op, f"expected top_k >= 0 (0: off), got {top_k}")
-    _require(0 <= top_p <= 1, op, f"expected top_p in [0, 1] (1: off), got {top_p}")
-
-
-def _check_scores(op: str, scores: Tensor) -> None:
-    bad = (~(scores < math.inf)).any(dim=-1)
-    if bad.any():
-        _require(
-            False,
-            op,
-            "expected allowed logits without NaN or +inf, also after the division by temperature, "
-            f"got one in row {int(bad.nonzero()[0])}",
-        )
-    masked = (scores == NEG_INF).all(dim=-1)
-    if masked.any():
-        _require(
-            False,
-            op,
-            f"expected at least one allowed logit above -inf, got none in row {int(masked.nonzero()[0])}",
-        )
-
-
-def _check_embedding_inputs(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> None:
-    op = "codebook_embedding_sum"
-    _require_one_device(op, codes, *tables, positions)
-    _require(codes.dim() == 3, op, f"expected codes of shape [B, T, K], got {list(codes.shape)}")
-    _require(
-        codes.dtype in (torch.int32, torch.int64),
-        op,
-        f"expected codes of dtype int32 or int64, got {codes.dtype}",
-    )
-    _require(
-        0 < len(tables) <= codes.shape[2],
-        op,
-        f"expected 1 to {codes.shape[2]} tables (one per codebook), got {len(tables)}",
-    )
-    first = tables[0]
-    _require_float(op, "tables", first)
-    for table in tables:
-        _require(table.dim() == 2, op, f"expected every table of shape [V, C], got {list(table.shape)}")
-        _require(
-            table.shape == first.shape and table.dtype == first.dtype,
-            op,
-            f"expected every table of shape {list(first.shape)} and dtype {first.dtype}, "
-            f"got {list(table.shape)} and {table.dtype}",
-        )
-    _require(
-        positions.dim() == 2 and positions.shape[1] == first.shape[1] and positions.dtype == first.dtype,
-        op,
-        f"expected positions of shape [P, {first.shape[1]}] and dtype {first.dtype}, "
-        f"got {list(positions.shape)} and {positions.dtype}",
-    )
-    _require(
-        positions.shape[0] >= codes.shape[1],
-        op,
-        f"expected at least {codes.shape[1]} positions (one per frame), got {positions.shape[0]}",
-    )
-    _require_no_grad(op, positions, *tables)
-    _check_codes(codes, len(tables), first.shape[0])
-
-
-def _check_codes(codes: Tensor, count: int, vocabulary: int) -> None:
-    used = codes[:, :, :count]
-    bad = (used < 0) | (used >= vocabulary)
-    if bad.any():
-        row, frame, codebook = bad.nonzero()[0].tolist()
-        _require(
-            False,
-            "codebook_embedding_sum",
-            f"expected codes in [0, {vocabulary}), got {int(used[row, frame, codebook])} "
-            f"in codebook {codebook}, frame {frame}, batch row {row}",
-        )
-
-
-def _check_attention_inputs(
-    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor
-) -> None:
-    op = "static_cache_attention"
-    _require_one_device(op, query, key, value, key_cache, value_cache, length)
-    _require(query.dim() == 4, op, f"expected query of shape [B, T, H, D], got {list(query.shape)}")
-    _require_float(op, "query", query)
-    batch, tokens, heads, head_dim = query.shape
-    capacity = key_cache.shape[2] if key_cache.dim() == 4 else -1
-    cache_shape = (batch, heads, capacity, head_dim)
-    for name, tensor, shape in (
-        ("key", key, query.shape),
-        ("value", value, query.shape),
-        ("key_cache", key_cache, cache_shape),
-        ("value_cache", value_cache, cache_shape),
-    ):
-        _require(
-            tuple(tensor.shape) == tuple(shape) and tensor.dtype == query.dtype,
-            op,
-            f"expected {name} of shape {list(shape)} and dtype {query.dtype}, "
-            f"got {list(tensor.shape)} and {tensor.dtype}",
-        )
-    _require_no_grad(op, query, key, value, key_cache, value_cache)
-    _require(
-        length.dtype == torch.int64 and tuple(length.shape) == (1,),
-        op,
-        f"expected length as an int64 tensor of shape [1], got {length.dtype} of shape {list(length.shape)}",
-    )
-    start = int(length.item())
-    _require(start >= 0, op, f"expected length >= 0, got {start}")
-    _require(
-        start + tokens <= capacity,
-        op,
-        f"expected length + tokens <= capacity {capacity}, got {start} + {tokens}",
-    )

@@ -11,6 +11,9 @@ from dataclasses import dataclass, fields, is_dataclass
 import torch
 from torch import Tensor
 
+# Weights along a row of an int8 matrix that share one scale.
+INT8_GROUP = 64
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -25,7 +28,7 @@ class Norm:
 class Linear:
     """weight [out, in] in the model's dtype, bias [out] or None.
 
-    An int8 weight has scales [out, ceil(in / 64)] float32: one for each 64 numbers of a row.
+    An int8 weight has scales [out, ceil(in / INT8_GROUP)] float32.
     """
 
     weight: Tensor

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "bark_accel").glob("*.py")) + sorted((ROOT / "bark_accel" / "stages").glob("*.py"))
-LAYERS = ["spec", "weights", "kv_cache", "backend", "sampling", "gpt", "stages"]
+LAYERS = ["spec", "weights", "kv_cache", "backend", "sampling", "layers", "prefill", "bidirectional", "gpt", "stages"]
 
 
 def imports(path: Path) -> set[str]:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import Ops
-from ..gpt import bidirectional_forward
+from ..bidirectional import bidirectional_forward
+from ..layers import linear, output_rows
 from ..spec import FineSpec, TransformerSpec
 from ..weights import TransformerWeights
 
@@ -70,9 +71,9 @@ class FineStage:
         codebooks_without_head = len(weights.token_tables) - len(weights.heads)
         for codebook in range(spec.num_coarse_codebooks, spec.num_codebooks):
             hidden = self._ops.codebook_embedding_sum(window, weights.token_tables[: codebook + 1], weights.positions)
-            hidden = bidirectional_forward(weights, self._transformer, hidden, first_row)
-            head = weights.heads[codebook - codebooks_without_head].weight[: spec.codebook_size]
-            logits = F.linear(hidden.to(head.dtype), head).flatten(0, 1)
+            hidden = bidirectional_forward(weights, self._transformer, hidden, self._ops, first_row)
+            head = output_rows(weights.heads[codebook - codebooks_without_head], 0, spec.codebook_size)
+            logits = linear(hidden, head, self._ops).flatten(0, 1)
             window[:, first_row:, codebook] = self._draw(logits, temperature).view(window.shape[0], -1)
 
     def _draw(self, logits: Tensor, temperature: float | None) -> Tensor:

@@ -108,7 +108,7 @@ struct QueryPanel {
   int32_t* weights;  // [kPairs, kPanelRows]
   int32_t* tile;     // [kPanelRows, kPanelColumns]
   float* out;        // [kPanelRows, value_panels * kPanelColumns]
-  float query_scales[kWidth], weight_factors[kWidth], rescale[kWidth], top[kWidth], sum[kWidth];
+  float query_scales[kWidth], weight_factors[kWidth], weight_scales[kWidth], rescale[kWidth], top[kWidth], sum[kWidth];
 };
 
 inline int64_t int16_attention_scratch(const Int16AttentionParams& p) {
@@ -153,26 +153,42 @@ inline void score_group(const QueryPanel& q, const PackedKeys& s, const int32_t*
   }
 }
 
-// Row r's scores to e^(score - running maximum), of which the first `seen` count.
-inline void exponentiate(QueryPanel& q, int64_t r, int64_t seen, int64_t length) {
-  float* scores = q.rows + r * kGroup;
+// Hides row r's scores from `seen` on and returns its largest.
+inline float mask_row(float* scores, int64_t seen, int64_t length, float top) {
   for (int64_t k = seen > 0 ? seen : 0; k < length; ++k) scores[k] = -kInfinity;
-  VecF top = splat(q.top[r]);
-  for (int64_t k = 0; k < length; k += kWidth) top = vmax(top, load(scores + k));
-  const float max = max_lanes(top);
-  VecF sum{}, squares{};
-  for (int64_t k = 0; k < length; k += kWidth) {
-    const VecF e = vexp(load(scores + k) - max);
-    store(scores + k, e);
-    sum += e;
-    squares += e * e;
+  VecF max0 = splat(top), max1 = max0;
+  for (int64_t k = 0; k < length; k += 2 * kWidth) {
+    max0 = vmax(max0, load(scores + k));
+    max1 = vmax(max1, load(scores + k + kWidth));
   }
-  const float rescale = vexp(splat(q.top[r] - max))[0], total = sum_lanes(squares);
-  q.rescale[r] = rescale;
-  q.sum[r] = q.sum[r] * rescale + sum_lanes(sum);
-  q.top[r] = max;
+  return max_lanes(vmax(max0, max1));
+}
+
+// q.rows to e^(score - running maximum). Row 0 sees the first `seen` keys, each row `more` further ones.
+inline void exponentiate(QueryPanel& q, int64_t seen, int64_t more, int64_t length) {
+  float tops[kWidth] = {}, sums[kWidth] = {}, squares[kWidth] = {};
+  for (int64_t r = 0; r < kPanelRows; ++r) {
+    float* scores = q.rows + r * kGroup;
+    tops[r] = mask_row(scores, min64(seen + r * more, length), length, q.top[r]);
+    VecF sum{}, square{};
+    for (int64_t k = 0; k < length; k += kWidth) {
+      const VecF e = vexp(load(scores + k) - tops[r]);
+      store(scores + k, e);
+      sum += e;
+      square += e * e;
+    }
+    sums[r] = sum_lanes(sum);
+    squares[r] = sum_lanes(square);
+  }
+  const VecF rescale = vexp(load(q.top) - load(tops));
+  store(q.rescale, rescale);
+  store(q.sum, load(q.sum) * rescale + load(sums));
+  store(q.top, load(tops));
   // e is at most 1: below sqrt(2), the norm is not what limits the integers.
-  q.weight_factors[r] = kMaxNorm / __builtin_sqrtf(total < 2.0f ? 2.0f : total);
+  for (int r = 0; r < kPanelRows; ++r) {
+    q.weight_factors[r] = kMaxNorm / __builtin_sqrtf(squares[r] < 2.0f ? 2.0f : squares[r]);
+    q.weight_scales[r] = 1.0f / q.weight_factors[r];
+  }
 }
 
 inline void accumulate_group(const QueryPanel& q, const PackedKeys& s, const int32_t* values,
@@ -187,7 +203,7 @@ inline void accumulate_group(const QueryPanel& q, const PackedKeys& s, const int
         VecI integers;
         __builtin_memcpy(&integers, q.tile + r * kPanelColumns + c, sizeof integers);
         float* to = q.out + (r * s.value_panels + panel) * kPanelColumns + c;
-        const VecF add = __builtin_convertvector(integers, VecF) * (scale / q.weight_factors[r]);
+        const VecF add = __builtin_convertvector(integers, VecF) * (scale * q.weight_scales[r]);
         store(to, load(to) * q.rescale[r] + add);
       }
     }
@@ -211,9 +227,7 @@ inline void int16_attention(const Int16AttentionParams& p, int64_t begin, int64_
       const int64_t length = round_up(min64(kGroup, visible - k), kPanelColumns);
       const int32_t* group = packed_group(p, s, pair * s.groups + k / kGroup);
       score_group(q, s, group, length);
-      for (int64_t r = 0; r < kPanelRows; ++r) {
-        exponentiate(q, r, min64(min64(p.keys, before + r + 1) - k, length), length);
-      }
+      exponentiate(q, (p.causal ? before + 1 : p.keys) - k, p.causal, length);
       accumulate_group(q, s, group + s.group_keys, length);
     }
     for (int64_t r = 0; r < rows; ++r) {

@@ -11,7 +11,8 @@ from bark_models import SUNO, build, texts
 from parity import accelerated_copy
 
 from bark_accel.backend import get_ops
-from bark_accel.gpt import bidirectional_forward, causal_forward, embed, head_logits, positions
+from bark_accel.bidirectional import bidirectional_forward
+from bark_accel.gpt import causal_forward, embed, head_logits, positions
 from bark_accel.kv_cache import KVCachePool
 from bark_accel.patches import extract
 
@@ -37,7 +38,7 @@ def fine_logits(module, codes, codebook):
     ops = get_ops("native", CPU)
     hidden = ops.codebook_embedding_sum(codes, weights.token_tables[: codebook + 1], weights.positions)
     head = weights.heads[codebook - module.config.n_codes_given]
-    return F.linear(bidirectional_forward(weights, spec, hidden).to(head.dtype), head).float()
+    return F.linear(bidirectional_forward(weights, spec, hidden, ops).to(head.dtype), head).float()
 
 
 def compare(name, reference, stock, ours):

@@ -1,0 +1,301 @@
+"""What the plain-torch ops refuse: the compiled ops check the same in csrc/checks.h and csrc/cpu/."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .weights import INT8_GROUP
+
+NEG_INF = float("-inf")
+MAX_HEAD_SIZE = 256  # of int16_attention
+
+
+def require(condition: bool, op: str, message: str) -> None:
+    if not condition:
+        raise ValueError(f"{op}: {message}")
+
+
+def _require_one_device(op: str, *tensors: Tensor | None) -> None:
+    devices = sorted({str(t.device) for t in tensors if t is not None})
+    require(len(devices) == 1, op, f"expected all tensors on one device, got {' and '.join(devices)}")
+
+
+def _require_float(op: str, name: str, tensor: Tensor) -> None:
+    accepted = (torch.float32, torch.float16, torch.bfloat16)
+    require(
+        tensor.dtype in accepted,
+        op,
+        f"expected {name} of dtype float32, float16 or bfloat16, got {tensor.dtype}",
+    )
+
+
+def _require_no_grad(op: str, *tensors: Tensor) -> None:
+    require(
+        not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)),
+        op,
+        "expected torch.no_grad() or inputs that need no gradient, got requires_grad=True",
+    )
+
+
+def check_decode_inputs(
+    ids: Tensor,
+    token_table: Tensor,
+    positions: Tensor,
+    weights: Sequence[Tensor | None],
+    eps: Sequence[float],
+    head: Tensor,
+    num_heads: int,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    length: Tensor,
+) -> None:
+    op, layers, width = "decode_step", len(key_cache), positions.shape[-1]
+    _require_one_device(
+        op, ids, token_table, positions, *(t for t in weights if t is not None), head, key_cache, length
+    )
+    _require_no_grad(op, token_table, positions, *(t for t in weights if t is not None), head, key_cache, value_cache)
+    require(
+        ids.dtype == torch.int64 and ids.dim() == 2 and ids.is_contiguous(),
+        op,
+        f"expected ids contiguous, int64 and of shape [B, T], got {ids.dtype} of shape {list(ids.shape)}",
+    )
+    _require_float(op, "positions", positions)
+    _require_shape(op, "token_table", token_table, (len(token_table), width), positions.dtype)
+    outside = ids[(ids < 0) | (ids >= len(token_table))].tolist()
+    require(not outside, op, f"expected ids in [0, {len(token_table)}), got {outside[:1]}")
+    require(num_heads > 0 and width % num_heads == 0, op, f"expected num_heads to divide {width}, got {num_heads}")
+    count = 16 * layers + 2
+    require(len(weights) == count, op, f"expected 16 weights for each of {layers} layers and 2, got {len(weights)}")
+    require(len(eps) == 2 * layers + 1, op, f"expected {2 * layers + 1} eps, got {len(eps)}")
+    capacity = key_cache.shape[3] if key_cache.dim() == 5 else -1
+    cache_shape = (layers, len(ids), num_heads, capacity, width // num_heads)
+    _require_float(op, "key_cache", key_cache)
+    _require_shape(op, "key_cache", key_cache, cache_shape, key_cache.dtype)
+    _require_shape(op, "value_cache", value_cache, cache_shape, key_cache.dtype)
+    _check_length(op, length, ids.shape[1], min(capacity, len(positions)))
+
+
+def _check_length(op: str, length: Tensor, tokens: int, capacity: int) -> None:
+    require(
+        length.dtype == torch.int64 and tuple(length.shape) == (1,),
+        op,
+        f"expected length as an int64 tensor of shape [1], got {length.dtype} of shape {list(length.shape)}",
+    )
+    start = int(length.item())
+    require(start >= 0, op, f"expected length >= 0, got {start}")
+    require(
+        start + tokens <= capacity,
+        op,
+        f"expected length + tokens <= capacity {capacity}, got {start} + {tokens}",
+    )
+
+
+def check_sample_inputs(op: str, logits: Tensor, first_id: int, begin: int, end: int, eos_id: int) -> None:
+    require(logits.dim() == 2, op, f"expected logits of shape [N, L], got {list(logits.shape)}")
+    _require_float(op, "logits", logits)
+    _require_no_grad(op, logits)
+    stop = first_id + logits.shape[1]
+    require(first_id >= 0, op, f"expected first_id >= 0, got {first_id}")
+    require(
+        first_id <= begin < end <= stop,
+        op,
+        f"expected a non-empty allowed range inside [{first_id}, {stop}), got [{begin}, {end})",
+    )
+    require(
+        eos_id < 0 or first_id <= eos_id < stop,
+        op,
+        f"expected eos_id -1 or inside [{first_id}, {stop}), got {eos_id}",
+    )
+
+
+def check_noise(op: str, noise: Tensor, logits: Tensor, first_id: int) -> None:
+    stop = first_id + logits.shape[1]
+    _require_one_device(op, logits, noise)
+    require(noise.dim() == 2, op, f"expected noise of shape [N, V], got {list(noise.shape)}")
+    require(noise.dtype == torch.float32, op, f"expected noise of dtype float32, got {noise.dtype}")
+    require(
+        noise.shape[0] == logits.shape[0],
+        op,
+        f"expected noise for {logits.shape[0]} rows, got {noise.shape[0]}",
+    )
+    require(noise.shape[1] >= stop, op, f"expected noise for at least {stop} ids, got {noise.shape[1]}")
+
+
+def check_source(op: str, logits: Tensor, generator: torch.Generator | None, vocab_size: int, first_id: int) -> None:
+    stop, device = first_id + logits.shape[1], logits.device
+    require(vocab_size >= stop, op, f"expected vocab_size >= {stop}, the end of the logits' ids, got {vocab_size}")
+    require(
+        generator is None or generator.device.type == device.type,
+        op,
+        f"expected a generator on the {device.type}, got {generator.device if generator else None}",
+    )
+
+
+def check_sample_options(op: str, min_eos_p: float, temperature: float, top_k: int, top_p: float) -> None:
+    require(min_eos_p >= 0, op, f"expected min_eos_p >= 0 (0: off), got {min_eos_p}")
+    require(
+        temperature > 0 and math.isfinite(temperature),
+        op,
+        f"expected a finite temperature > 0, got {temperature}",
+    )
+    require(top_k >= 0, op, f"expected top_k >= 0 (0: off), got {top_k}")
+    require(0 <= top_p <= 1, op, f"expected top_p in [0, 1] (1: off), got {top_p}")
+
+
+def check_scores(op: str, scores: Tensor) -> None:
+    bad = (~(scores < math.inf)).any(dim=-1)
+    if bad.any():
+        require(
+            False,
+            op,
+            "expected allowed logits without NaN or +inf, also after the division by temperature, "
+            f"got one in row {int(bad.nonzero()[0])}",
+        )
+    masked = (scores == NEG_INF).all(dim=-1)
+    if masked.any():
+        require(
+            False,
+            op,
+            f"expected at least one allowed logit above -inf, got none in row {int(masked.nonzero()[0])}",
+        )
+
+
+def check_embedding_inputs(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> None:
+    op = "codebook_embedding_sum"
+    _require_one_device(op, codes, *tables, positions)
+    require(codes.dim() == 3, op, f"expected codes of shape [B, T, K], got {list(codes.shape)}")
+    require(
+        codes.dtype in (torch.int32, torch.int64),
+        op,
+        f"expected codes of dtype int32 or int64, got {codes.dtype}",
+    )
+    require(
+        0 < len(tables) <= codes.shape[2],
+        op,
+        f"expected 1 to {codes.shape[2]} tables (one per codebook), got {len(tables)}",
+    )
+    first = tables[0]
+    _require_float(op, "tables", first)
+    for table in tables:
+        require(table.dim() == 2, op, f"expected every table of shape [V, C], got {list(table.shape)}")
+        require(
+            table.shape == first.shape and table.dtype == first.dtype,
+            op,
+            f"expected every table of shape {list(first.shape)} and dtype {first.dtype}, "
+            f"got {list(table.shape)} and {table.dtype}",
+        )
+    require(
+        positions.dim() == 2 and positions.shape[1] == first.shape[1] and positions.dtype == first.dtype,
+        op,
+        f"expected positions of shape [P, {first.shape[1]}] and dtype {first.dtype}, "
+        f"got {list(positions.shape)} and {positions.dtype}",
+    )
+    require(
+        positions.shape[0] >= codes.shape[1],
+        op,
+        f"expected at least {codes.shape[1]} positions (one per frame), got {positions.shape[0]}",
+    )
+    _require_no_grad(op, positions, *tables)
+    _check_codes(codes, len(tables), first.shape[0])
+
+
+def _check_codes(codes: Tensor, count: int, vocabulary: int) -> None:
+    used = codes[:, :, :count]
+    bad = (used < 0) | (used >= vocabulary)
+    if bad.any():
+        row, frame, codebook = bad.nonzero()[0].tolist()
+        require(
+            False,
+            "codebook_embedding_sum",
+            f"expected codes in [0, {vocabulary}), got {int(used[row, frame, codebook])} "
+            f"in codebook {codebook}, frame {frame}, batch row {row}",
+        )
+
+
+def check_attention_inputs(
+    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor
+) -> None:
+    op = "static_cache_attention"
+    _require_one_device(op, query, key, value, key_cache, value_cache, length)
+    require(query.dim() == 4, op, f"expected query of shape [B, T, H, D], got {list(query.shape)}")
+    _require_float(op, "query", query)
+    batch, tokens, heads, head_dim = query.shape
+    capacity = key_cache.shape[2] if key_cache.dim() == 4 else -1
+    cache_shape = (batch, heads, capacity, head_dim)
+    for name, tensor, shape in (
+        ("key", key, query.shape),
+        ("value", value, query.shape),
+        ("key_cache", key_cache, cache_shape),
+        ("value_cache", value_cache, cache_shape),
+    ):
+        require(
+            tuple(tensor.shape) == tuple(shape) and tensor.dtype == query.dtype,
+            op,
+            f"expected {name} of shape {list(shape)} and dtype {query.dtype}, "
+            f"got {list(tensor.shape)} and {tensor.dtype}",
+        )
+    _require_no_grad(op, query, key, value, key_cache, value_cache)
+    _check_length(op, length, tokens, capacity)
+
+
+def _require_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    require(
+        tuple(tensor.shape) == shape and tensor.dtype == dtype,
+        op,
+        f"expected {name} of shape {list(shape)} and dtype {dtype}, got {list(tensor.shape)} and {tensor.dtype}",
+    )
+
+
+def check_int16_linear_inputs(input: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None) -> None:
+    op = "int16_linear"
+    _require_one_device(op, input, weight, scales, bias)
+    require(input.dim() == 2, op, f"expected input of shape [M, K], got {list(input.shape)}")
+    require(input.dtype == torch.float32, op, f"expected input of dtype float32, got {input.dtype}")
+    require(weight.dim() == 2, op, f"expected weight of shape [N, K], got {list(weight.shape)}")
+    outputs, inner = weight.shape
+    require(
+        inner == input.shape[1],
+        op,
+        f"expected weight of shape {[outputs, input.shape[1]]}, got {list(weight.shape)}",
+    )
+    require(inner > 0, op, f"expected input of shape [M, K] with K > 0, got {list(input.shape)}")
+    is_int8 = weight.dtype == torch.int8
+    given = "none" if scales is None else "scales"
+    require(
+        is_int8 == (scales is not None),
+        op,
+        f"expected scales with an int8 weight and only then, got {given} with a weight of dtype {weight.dtype}",
+    )
+    if scales is None:
+        _require_float(op, "weight", weight)
+    else:
+        _require_shape(op, "scales", scales, (outputs, -(-inner // INT8_GROUP)), torch.float32)
+    if bias is not None:
+        _require_shape(op, "bias", bias, (outputs,), torch.float32)
+    _require_no_grad(op, *(t for t in (input, weight, scales, bias) if t is not None))
+
+
+def check_int16_attention_inputs(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> None:
+    op = "int16_attention"
+    _require_one_device(op, query, key, value)
+    require(query.dim() == 4, op, f"expected query of shape [B, T, H, D], got {list(query.shape)}")
+    require(query.dtype == torch.float32, op, f"expected query of dtype float32, got {query.dtype}")
+    batch, tokens, heads, head_dim = query.shape
+    limits = f"expected a head size of 1 to {MAX_HEAD_SIZE}, got {head_dim}"
+    require(1 <= head_dim <= MAX_HEAD_SIZE, op, limits)
+    require(key.dim() == 4, op, f"expected key of shape [B, H, S, D], got {list(key.shape)}")
+    _require_float(op, "key", key)
+    shape = (batch, heads, key.shape[2], head_dim)
+    _require_shape(op, "key", key, shape, key.dtype)
+    _require_shape(op, "value", value, shape, key.dtype)
+    require(key.shape[2] >= 1, op, f"expected at least one key, got {key.shape[2]}")
+    require(
+        not causal or key.shape[2] >= tokens,
+        op,
+        f"expected at least as many keys as queries ({tokens}) with causal=True, got {key.shape[2]}",
+    )
+    _require_no_grad(op, query, key, value)
