@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .backend import Ops
@@ -55,8 +56,8 @@ class Sampler:
         self._vocab_size = vocab_size
         self._ops = ops
 
-    def draw(self, logits: Tensor, allowed: TokenRange) -> Tensor:
-        """Token ids [B] int64 from `logits` [B, head rows of `allowed`]."""
+    def draw(self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None = None) -> Tensor:
+        """Token ids [B] int64 from `logits` [B, head rows of `allowed`]; None draws from torch's default generator."""
         config = self.config
         rules: dict[str, Any] = {
             "first_id": allowed.begin,
@@ -69,7 +70,7 @@ class Sampler:
             return self._ops.fused_sample(logits, None, **rules)
         return self._ops.fused_multinomial(
             logits,
-            None,
+            generator,
             self._vocab_size,
             **rules,
             temperature=config.temperature,

@@ -30,8 +30,6 @@ from .op_checks import (
 )
 from .weights import INT8_GROUP
 
-"""Numbers of an int8 weight's row that share a scale."""
-
 
 def fused_sample(
     logits: Tensor,
