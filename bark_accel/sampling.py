@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .backend import Ops
@@ -53,6 +54,8 @@ class Sampler:
     def __init__(self, config: SamplingConfig, vocab_size: int, ops: Ops):
         self.config = config
         self._vocab_size = vocab_size
+        self.generator: torch.Generator | None = None
+        """Drawn from instead of torch's default generator, where a generation leaves Transformers' order."""
         self._ops = ops
 
     def draw(self, logits: Tensor, allowed: TokenRange) -> Tensor:
@@ -69,7 +72,7 @@ class Sampler:
             return self._ops.fused_sample(logits, None, **rules)
         return self._ops.fused_multinomial(
             logits,
-            None,
+            self.generator,
             self._vocab_size,
             **rules,
             temperature=config.temperature,

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "bark_accel").glob("*.py")) + sorted((ROOT / "bark_accel" / "stages").glob("*.py"))
-LAYERS = ["spec", "weights", "kv_cache", "backend", "sampling", "gpt", "stages"]
+LAYERS = ["spec", "weights", "kv_cache", "backend", "generators", "sampling", "gpt", "stages"]
+LAYERS += ["policies", "pipeline", "streamer"]
 
 
 def imports(path: Path) -> set[str]:
