@@ -30,6 +30,7 @@ class ChunkDecoder:
         self._emit = emit
         self._state = codec.start()
         self._frame: list[Tensor] = []
+        self._seen_frames = 0
         self._total_frames: int | None = None
         self._row_frames: Tensor | None = None
 
@@ -54,19 +55,32 @@ class ChunkDecoder:
         if len(self._frame) == self._spec.num_codebooks:
             self._policy.push(torch.stack(self._frame, dim=1))
             self._frame = []
+            self._seen_frames += 1
             self._drain()
+
+    def end(self) -> None:
+        """No more tokens will come, even if the semantic tokens ask for more (a stopping criterion cut them short)."""
+        if self._row_frames is None or self._seen_frames == self._total_frames:
+            return
+        if self._frame:
+            tokens, whole = self._seen_frames * self._spec.num_codebooks + len(self._frame), self._spec.num_codebooks
+            raise ValueError(f"coarse stage: expected a multiple of {whole} tokens before it stops, got {tokens}")
+        self._total_frames = self._seen_frames
+        self._row_frames = self._row_frames.clamp(max=self._seen_frames)
+        self._policy.plan(self._seen_frames)
+        self._drain()
+        if self._state.frames == self._seen_frames:
+            self._decode(self._row_frames.new_empty(self._row_frames.shape[0], 1, 0), final=True)
 
     def _drain(self) -> None:
         while (codes := self._policy.take()) is not None:
-            several = self._row_frames is not None and self._row_frames.shape[0] > 1
-            waveform = self._codec.push(
-                self._state,
-                codes,
-                final=self._state.frames + codes.shape[2] == self._total_frames,
-                row_frames=self._row_frames if several else None,
-            )
-            if waveform.shape[1] > 0:
-                self._emit(waveform.float().cpu())
+            self._decode(codes, final=self._state.frames + codes.shape[2] == self._total_frames)
+
+    def _decode(self, codes: Tensor, *, final: bool) -> None:
+        several = self._row_frames is not None and self._row_frames.shape[0] > 1
+        waveform = self._codec.push(self._state, codes, final=final, row_frames=self._row_frames if several else None)
+        if waveform.shape[1] > 0:
+            self._emit(waveform.float().cpu())
 
 
 class BarkPipeline:

@@ -164,11 +164,11 @@ class Exact:
             self._sampling.generator = self._upcoming_generator(total_frames)
 
     def take(self) -> Tensor | None:
-        total = self._total_frames
-        if total is None or self._emitted_frames == total:
+        total, known = self._total_frames, self._known_frames()
+        if total is None or known == 0 or self._emitted_frames == total:
             return None
         early = self._sampling.generator is not None
-        if not early and self._known_frames() < total:
+        if not early and known < total:
             return None
         state = self._fed_state(total)
         while self._fine.ready(state):

@@ -100,7 +100,7 @@ class AudioStreamer:
         self.max_queued_chunks = max_queued_chunks
         self.interleave = interleave
         self.row_lengths_samples: list[int] | None = None
-        """Samples of each row; None until the semantic stage has ended."""
+        """Samples of each row; None until that is settled (at the latest when the generation has ended)."""
         self._changed = threading.Condition()
         self._queue: deque[Tensor] = deque()
         self._used = self._ended = self._cancelled = False

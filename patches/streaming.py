@@ -60,7 +60,6 @@ class AudioGeneration:
         self._hooks = hooks
         self._request = request
         self._streamer = streamer
-        self._emit = emit
         self._device = hooks.fine.module.device
         semantic, coarse, fine = request.configs
         size, rows = request.codebook_size, request.rows
@@ -76,7 +75,7 @@ class AudioGeneration:
         codec = hooks.codec.ready_stage()
         if rows > 1 and not codec.cuts_right_only:
             raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, "rows that end at different times")
-        self._decoder = ChunkDecoder(self._policy(), codec, self._coarse_spec, self._emit_chunk)
+        self._decoder = ChunkDecoder(self._policy(), codec, self._coarse_spec, emit)
         self._pipeline = BarkPipeline(self._semantic_spec, self._coarse_spec, self._decoder, streamer.check)
 
     def run(self) -> None:
@@ -89,6 +88,7 @@ class AudioGeneration:
         tokens = self._run_semantic() if self._semantic.fallback is None else self._loop_semantic()
         semantic_tokens = self._pipeline.repad(tokens)
         self._decoder.set_semantic(semantic_tokens, final=True)
+        self._tell_lengths()
         if self._coarse.fallback is None:
             self._run_coarse(semantic_tokens)
         else:
@@ -129,6 +129,7 @@ class AudioGeneration:
         with self._start_semantic() as (semantic, semantic_state), self._start_coarse() as (coarse, coarse_state):
             coarse_state.sampler.generator = fork(self._device, "coarse")
             self._pipeline.run_interleaved(semantic, semantic_state, coarse, coarse_state)
+        self._tell_lengths()
 
     # Transformers' own loops.
 
@@ -158,6 +159,8 @@ class AudioGeneration:
         preset = preset_on(hook.module, semantic_prompt=past[0], coarse_prompt=past[1])
         size = self._request.codebook_size
         hook.stock(semantic_tokens, semantic, coarse, size, preset, **_listened(self._kwargs("coarse"), rules, tap))
+        self._decoder.end()
+        self._tell_lengths()
 
     # How chunks are made.
 
@@ -185,9 +188,8 @@ class AudioGeneration:
         rows, device = self._request.rows, self._device
         return lambda frames: after_noise(device, rows, vocab_size, draws=frames * tokens_per_frame)
 
-    def _emit_chunk(self, chunk: Tensor) -> None:
+    def _tell_lengths(self) -> None:
         self._streamer.row_lengths_samples = self._decoder.row_lengths_samples
-        self._emit(chunk)
 
 
 class _Prepared:
