@@ -153,7 +153,7 @@ class AudioGeneration:
         second = first + self._request.codebook_size
         hook = self._hooks.coarse
         end = hook.module.config.output_vocab_size
-        tap = TokenTap(self._streamer.check, self._decoder.push)
+        tap = TokenTap(self._streamer.check, lambda tokens: self._decoder.push(tokens.to(self._device)))
         rules = BarkTokenRules([TokenRange(first, second), TokenRange(second, end)], tap=tap)
         past = self._coarse_history() or (None, None)
         preset = preset_on(hook.module, semantic_prompt=past[0], coarse_prompt=past[1])
