@@ -1,8 +1,11 @@
 """Makes Transformers' Bark fast: the same tokens for the same seed.
 
-from bark_accel import accelerate_bark
+from bark_accel import accelerate_bark, stream
 
 model = accelerate_bark(BarkModel.from_pretrained("suno/bark-small"))
+audio = model.generate(**inputs)  # as before
+for chunk in stream(model, **inputs):  # or while it is generated
+    play(chunk)
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .report import AccelerationError, AccelerationReport, FallbackKind, FallbackReason, StageReport
+from .streamer import AudioStreamer, stream
 
 if TYPE_CHECKING:
     from transformers import BarkModel
@@ -19,12 +23,14 @@ __version__ = "0.1.0"
 __all__ = [
     "AccelerationError",
     "AccelerationReport",
+    "AudioStreamer",
     "FallbackKind",
     "FallbackReason",
     "StageReport",
     "accelerate_bark",
     "acceleration_report",
     "restore_bark",
+    "stream",
 ]
 
 

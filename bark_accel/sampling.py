@@ -54,10 +54,12 @@ class Sampler:
     def __init__(self, config: SamplingConfig, vocab_size: int, ops: Ops):
         self.config = config
         self._vocab_size = vocab_size
+        self.generator: torch.Generator | None = None
+        """Drawn from instead of torch's default generator, where a generation leaves Transformers' order."""
         self._ops = ops
 
     def draw(self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None = None) -> Tensor:
-        """Token ids [B] int64 from `logits` [B, head rows of `allowed`]; None draws from torch's default generator."""
+        """Token ids [B] int64 from `logits` [B, head rows of `allowed`]; `generator` replaces the sampler's own."""
         config = self.config
         rules: dict[str, Any] = {
             "first_id": allowed.begin,
@@ -70,7 +72,7 @@ class Sampler:
             return self._ops.fused_sample(logits, None, **rules)
         return self._ops.fused_multinomial(
             logits,
-            generator,
+            generator or self.generator,
             self._vocab_size,
             **rules,
             temperature=config.temperature,

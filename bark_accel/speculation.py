@@ -91,7 +91,8 @@ class Speculation:
     ) -> list[Tensor]:
         """`last` and up to `count` drafts, [1, 1] each."""
         if sampler.config.do_sample:
-            self._generator.set_state(torch.get_rng_state())
+            source = torch.default_generator if sampler.generator is None else sampler.generator
+            self._generator.set_state(source.get_state())
         fed = [last]
         for i in range(count):
             logits = self.draft.decode(fed[-1], cache, allowed(i).head_rows)[:, -1]

@@ -6,6 +6,8 @@ deep-copies, and the copy is patched too. Names and signatures are those of the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,11 +23,11 @@ from bark_accel.backend import Ops, get_ops, runs_natively
 from bark_accel.kv_cache import KVCachePool
 from bark_accel.report import FallbackKind, FallbackLog
 from bark_accel.sampling import SamplingConfig
-from bark_accel.spec import SemanticSpec
+from bark_accel.spec import CoarseSpec, FineSpec, SemanticSpec
 from bark_accel.stages.coarse import CoarseStage, CoarseState
 from bark_accel.stages.codec import CodecStage
-from bark_accel.stages.fine import FineStage
-from bark_accel.stages.semantic import SemanticStage
+from bark_accel.stages.fine import FineSampling, FineStage
+from bark_accel.stages.semantic import SemanticStage, SemanticState
 from bark_accel.weights import TransformerWeights, tensors_of
 
 from . import extract
@@ -116,7 +118,7 @@ class SemanticHook(Hook):
         except Fallback as fallback:
             self.settings.log.record(fallback.reason)
             return self.stock(
-                input_ids, config, _preset(self.module, semantic_prompt=history), attention_mask, **kwargs
+                input_ids, config, preset_on(self.module, semantic_prompt=history), attention_mask, **kwargs
             )
         return self._run(weights, spec, sampling, (input_ids, attention_mask, history), kwargs.get("streamer"))
 
@@ -154,15 +156,9 @@ class SemanticHook(Hook):
         prompt: tuple[Tensor, Tensor | None, Tensor | None],
         streamer: Any,
     ) -> Tensor:
-        transformer = extract.transformer_spec(self.module)
-        stage = SemanticStage(weights, transformer, spec, self.ops(weights.device))
-        input_ids = prompt[0].to(weights.device)
-        attention_mask, history = (None if t is None else t.to(weights.device) for t in prompt[1:])
-        rows = input_ids.shape[0]
         if streamer is not None:
-            streamer.put(torch.ones((rows, spec.prompt_tokens), dtype=torch.int))
-        with self.settings.pool.borrow(transformer, rows, weights.dtype, weights.device) as cache:
-            state = stage.start(input_ids, attention_mask, history, sampling, cache)
+            streamer.put(torch.ones((prompt[0].shape[0], spec.prompt_tokens), dtype=torch.int))
+        with self.started(weights, spec, sampling, prompt) as (stage, state):
             while not state.done:
                 tokens = stage.step(state)
                 if streamer is not None:
@@ -170,6 +166,23 @@ class SemanticHook(Hook):
         if streamer is not None:
             streamer.end()
         return state.result()
+
+    @contextmanager
+    def started(
+        self,
+        weights: TransformerWeights,
+        spec: SemanticSpec,
+        sampling: SamplingConfig,
+        prompt: tuple[Tensor, Tensor | None, Tensor | None],
+    ) -> Iterator[tuple[SemanticStage, SemanticState]]:
+        """A generation of (input_ids, attention_mask, history), and a cache for it."""
+        transformer = extract.transformer_spec(self.module)
+        stage = SemanticStage(weights, transformer, spec, self.ops(weights.device))
+        input_ids = prompt[0].to(weights.device)
+        attention_mask, history = (None if t is None else t.to(weights.device) for t in prompt[1:])
+        rows = input_ids.shape[0]
+        with self.settings.pool.borrow(transformer, rows, weights.dtype, weights.device) as cache:
+            yield stage, stage.start(input_ids, attention_mask, history, sampling, cache)
 
 
 class CoarseHook(Hook):
@@ -190,21 +203,17 @@ class CoarseHook(Hook):
         semantic, coarse = semantic_generation_config, coarse_generation_config
         if semantic is None or coarse is None:
             return self.stock(semantic_output, semantic, coarse, **kwargs)
-        history = _coarse_history(history_prompt, semantic, coarse, codebook_size)
+        history = coarse_history(history_prompt, semantic, coarse, codebook_size)
         try:
             weights, sampling = self.prepare(semantic, coarse, codebook_size, semantic_output.shape[0], kwargs)
         except Fallback as fallback:
             self.settings.log.record(fallback.reason)
             past = history or (None, None)
-            prompt = _preset(self.module, semantic_prompt=past[0], coarse_prompt=past[1])
+            prompt = preset_on(self.module, semantic_prompt=past[0], coarse_prompt=past[1])
             return self.stock(semantic_output, semantic, coarse, codebook_size, prompt, return_output_lengths, **kwargs)
         semantic_output.masked_fill_(semantic_output == semantic.semantic_pad_token, coarse.coarse_semantic_pad_token)
-        transformer = extract.transformer_spec(self.module)
         spec = extract.coarse_spec(semantic, coarse, codebook_size)
-        stage = CoarseStage(weights, transformer, spec, self.ops(weights.device))
-        rows = semantic_output.shape[0]
-        with self.settings.pool.borrow(transformer, rows, weights.dtype, weights.device) as cache:
-            state = stage.start(rows, history, sampling, cache)
+        with self.started(weights, spec, sampling, semantic_output.shape[0], history) as (stage, state):
             stage.push(state, semantic_output.to(weights.device, torch.int64), final=True)
             _run_coarse(stage, state, kwargs.get("streamer"))
         lengths = stage.row_lengths(semantic_output)
@@ -232,6 +241,21 @@ class CoarseHook(Hook):
             detail = f"eos_token_id={sampling.stop_tokens}, pad_token_id={sampling.pad_token}, expected none"
             raise Fallback(self.stage, FallbackKind.TOKEN_LAYOUT, detail)
         return weights, sampling
+
+    @contextmanager
+    def started(
+        self,
+        weights: TransformerWeights,
+        spec: CoarseSpec,
+        sampling: SamplingConfig,
+        rows: int,
+        history: tuple[Tensor, Tensor] | None,
+    ) -> Iterator[tuple[CoarseStage, CoarseState]]:
+        """A generation of `rows` utterances, and a cache for it."""
+        transformer = extract.transformer_spec(self.module)
+        stage = CoarseStage(weights, transformer, spec, self.ops(weights.device))
+        with self.settings.pool.borrow(transformer, rows, weights.dtype, weights.device) as cache:
+            yield stage, stage.start(rows, history, sampling, cache)
 
 
 def _run_coarse(stage: CoarseStage, state: CoarseState, streamer: Any) -> None:
@@ -272,15 +296,18 @@ class FineHook(Hook):
             weights = self.prepare()
         except Fallback as fallback:
             self.settings.log.record(fallback.reason)
-            prompt = _preset(self.module, fine_prompt=history)
+            prompt = preset_on(self.module, fine_prompt=history)
             return self.stock(coarse_output, semantic, coarse, fine, codebook_size, prompt, **kwargs)
-        spec = extract.fine_spec(semantic, coarse, fine, codebook_size)
-        stage = FineStage(weights, extract.transformer_spec(self.module), spec, self.ops(weights.device))
-        return stage.run(coarse_output.to(weights.device), history, temperature)
+        stage = self.ready_stage(weights, extract.fine_spec(semantic, coarse, fine, codebook_size))
+        return stage.run(coarse_output.to(weights.device), history, FineSampling(temperature))
 
     def prepare(self) -> TransformerWeights:
         """What a generation needs; raises `Fallback` where Transformers has to run it."""
         return self._ready_weights()
+
+    def ready_stage(self, weights: TransformerWeights, spec: FineSpec) -> FineStage:
+        """The stage on the weights that `prepare` gave."""
+        return FineStage(weights, extract.transformer_spec(self.module), spec, self.ops(weights.device))
 
 
 def fine_temperature(config: Any, kwargs: dict[str, Any]) -> float | None:
@@ -311,7 +338,7 @@ class CodecHook(Hook):
         return CodecStage(weights)
 
 
-def _coarse_history(history: Any, semantic: Any, coarse: Any, codebook_size: int) -> tuple[Tensor, Tensor] | None:
+def coarse_history(history: Any, semantic: Any, coarse: Any, codebook_size: int) -> tuple[Tensor, Tensor] | None:
     semantic_part = read_history(history, "semantic_prompt", rows=0, ids=semantic_ids(semantic))
     coarse_part = read_history(history, "coarse_prompt", rows=coarse.n_coarse_codebooks, ids=codebook_size)
     return None if semantic_part is None or coarse_part is None else (semantic_part, coarse_part)
@@ -322,6 +349,6 @@ def semantic_ids(config: Any) -> int:
     return max(config.semantic_vocab_size, config.semantic_pad_token + 1)
 
 
-def _preset(module: Any, **parts: Tensor | None) -> dict[str, Tensor] | None:
+def preset_on(module: Any, **parts: Tensor | None) -> dict[str, Tensor] | None:
     """A voice preset for Transformers' own method, on the module's device."""
     return {key: part.to(module.device) for key, part in parts.items() if part is not None} or None

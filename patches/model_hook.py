@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,11 +14,13 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkSemanticGenerationConfig,
 )
 
-from bark_accel.report import FallbackKind, FallbackReason
+from bark_accel.report import FallbackKind
+from bark_accel.streamer import AudioSource, AudioStreamer
 
 from .fallback import Fallback
 from .hooks import CodecHook, Hook, Settings, fine_temperature, semantic_ids
-from .inputs import check_input_ids, read_history
+from .inputs import check_input_ids, read_history, warn_if_cut
+from .streaming import AudioGeneration, Request, StageHooks
 
 SUBMODELS = {"semantic": "semantic", "coarse": "coarse_acoustics", "fine": "fine_acoustics"}
 
@@ -29,7 +31,7 @@ _NESTED = {
 }
 
 
-class ModelHook:
+class ModelHook(AudioSource):
     """Owns the whole model.
 
     The data flow between the stages stays Transformers' own `generate`, which calls the sub-models' hooks.
@@ -42,6 +44,10 @@ class ModelHook:
         self.patched_submodels = [getattr(module, name) for name in SUBMODELS.values()]
         self._warned: set[str] = set()
 
+    @property
+    def sampling_rate(self) -> int:
+        return self.module.generation_config.sample_rate
+
     @torch.no_grad()
     def generate(
         self,
@@ -50,8 +56,22 @@ class ModelHook:
         return_output_lengths: bool | None = None,
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, list[int]]:
-        """See `BarkModel.generate`. An empty utterance gives an empty waveform, where Transformers fails."""
-        semantic, coarse, fine = self._generation_configs()
+        """See `BarkModel.generate`. An empty utterance gives an empty waveform, where Transformers fails.
+
+        With an `AudioStreamer` as `streamer`, the waveform is what was streamed: rows are silent after their end.
+        """
+        streamer = kwargs.get("streamer")
+        if isinstance(streamer, AudioStreamer):
+            audio, lengths = self._stream(
+                streamer, input_ids, history_prompt, {k: v for k, v in kwargs.items() if k != "streamer"}
+            )
+            return (audio, lengths) if return_output_lengths else audio
+        preset = self._check(input_ids, history_prompt, kwargs)
+        return type(self.module).generate(self.module, input_ids, preset, return_output_lengths, **kwargs)
+
+    def _check(self, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any]) -> dict[str, Tensor] | None:
+        """Raise for bad input, before any work is done; returns the voice preset on the model's device."""
+        semantic, coarse, fine = self.generation_configs()
         max_tokens = semantic.max_input_semantic_length
         rows = check_input_ids(input_ids, kwargs.get("attention_mask"), max_tokens)
         preset = self._preset(history_prompt, semantic, coarse, fine)
@@ -60,7 +80,70 @@ class ModelHook:
         self._check_hooked()
         if self.settings.log.strict:
             self._check_all_stages(semantic, coarse, rows, kwargs)
-        return type(self.module).generate(self.module, input_ids, preset, return_output_lengths, **kwargs)
+        return preset
+
+    def _stream(
+        self, streamer: AudioStreamer, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, list[int]]:
+        """What was streamed, [B, S] on the model's device and in its dtype, and the samples of each row."""
+        chunks: list[Tensor] = []
+
+        def emit(chunk: Tensor) -> None:
+            streamer.deliver(chunk)
+            chunks.append(chunk)
+
+        with streamer.producing():
+            if streamer.sampling_rate != self.sampling_rate:
+                got = f"{streamer.sampling_rate}, this model has {self.sampling_rate}"
+                raise ValueError(f"streamer: expected one made for this model, got one with a sampling rate of {got}")
+            preset = self._check(input_ids, history_prompt, kwargs)
+            self._generate_audio(streamer, input_ids, preset, kwargs, emit)
+        audio = torch.cat(chunks, dim=1) if chunks else torch.zeros(len(input_ids), 0)
+        lengths = streamer.row_lengths_samples or [audio.shape[1]] * audio.shape[0]
+        return audio.to(self.module.device, self.module.dtype), [min(n, audio.shape[1]) for n in lengths]
+
+    def _generate_audio(
+        self,
+        streamer: AudioStreamer,
+        input_ids: Tensor,
+        preset: dict[str, Tensor] | None,
+        kwargs: dict[str, Any],
+        emit: Callable[[Tensor], None],
+    ) -> None:
+        semantic, coarse, fine = self.generation_configs()
+        stage_kwargs = {stage: stage_arguments(kwargs, stage) for stage in SUBMODELS}
+        if any("streamer" in arguments for arguments in stage_kwargs.values()):
+            raise ValueError("streamer: expected one for audio or those for tokens, got both")
+        stage_kwargs["semantic"] = {"min_eos_p": kwargs.get("min_eos_p"), **stage_kwargs["semantic"]}
+        mask = kwargs.get("attention_mask")
+        size = self.module.generation_config.codebook_size
+        request = Request(input_ids, mask, preset, (semantic, coarse, fine), size, stage_kwargs)
+        try:
+            generation = AudioGeneration(self._stage_hooks(), request, streamer, emit)
+        except Fallback as fallback:
+            self.settings.log.record(fallback.reason)
+            self._generate_one_chunk(streamer, request, kwargs, emit)
+            return
+        warn_if_cut(input_ids, mask, semantic.max_input_semantic_length)
+        generation.run()
+
+    def _generate_one_chunk(
+        self, streamer: AudioStreamer, request: Request, kwargs: dict[str, Any], emit: Callable[[Tensor], None]
+    ) -> None:
+        """The whole waveform at once, where nothing can be given out early."""
+        audio, lengths = type(self.module).generate(self.module, request.input_ids, request.preset, True, **kwargs)
+        streamer.row_lengths_samples = lengths
+        streamer.check()
+        if audio.shape[1] > 0:
+            emit(audio.float().cpu())
+
+    def _stage_hooks(self) -> StageHooks:
+        """Raises `Fallback` where a sub-model is not ours."""
+        hooks = {stage: _stage_hook(getattr(self.module, name)) for stage, name in SUBMODELS.items()}
+        missing = [stage for stage, hook in hooks.items() if hook is None]
+        if missing:
+            raise _not_hooked(missing[0])
+        return StageHooks(**hooks, codec=self.codec_hook())
 
     def codec_decode(self, fine_output: Tensor, output_lengths: Tensor | None = None) -> Tensor | list[Tensor]:
         """See `BarkModel.codec_decode`. No frames give no samples, where Transformers fails."""
@@ -97,7 +180,7 @@ class ModelHook:
         except Fallback as fallback:
             self.settings.log.record(fallback.reason)
 
-    def _generation_configs(self) -> list[Any]:
+    def generation_configs(self) -> list[Any]:
         config = self.module.generation_config
         built = []
         for name, kind in _NESTED.items():
@@ -136,8 +219,12 @@ class ModelHook:
     def _check_hooked(self) -> None:
         for stage, name in SUBMODELS.items():
             if _stage_hook(getattr(self.module, name)) is None:
-                detail = f"model.{name} was replaced or restored after accelerate_bark; call it again"
-                self.settings.log.record(FallbackReason(stage, FallbackKind.REPLACED_MODULE, detail))
+                self.settings.log.record(_not_hooked(stage).reason)
+
+
+def _not_hooked(stage: str) -> Fallback:
+    detail = f"model.{SUBMODELS[stage]} was replaced or restored after accelerate_bark; call it again"
+    return Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
 
 
 def stage_arguments(kwargs: dict[str, Any], stage: str) -> dict[str, Any]:

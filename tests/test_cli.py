@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -134,6 +136,53 @@ def test_say_warns_of_a_text_that_is_cut(checkpoint, tmp_path):
     result = run("say", text, "-o", tmp_path / "out.wav", "--model", checkpoint, "--max-seconds", 0.1)
     assert result.exit_code == 0, result.output
     assert "300 tokens and Bark reads 256" in result.output
+
+
+STREAM = ("--stream", "--policy", "preview", "--max-seconds", 1.0)
+
+
+def test_say_streams_into_a_file(checkpoint, tmp_path):
+    whole, streamed = tmp_path / "whole.wav", tmp_path / "streamed.wav"
+    assert run("say", "hello", "-o", whole, "--model", checkpoint, "--max-seconds", 1.0).exit_code == 0
+    result = run("say", "hello", "-o", streamed, "--model", checkpoint, *STREAM)
+    assert result.exit_code == 0, result.output
+    for words in ("s of audio", "first sound after", "real-time factor", f"wrote {streamed.name}"):
+        assert words in result.output.replace(f"{tmp_path}/", "")
+    assert soundfile.info(streamed).frames == soundfile.info(whole).frames > 0
+
+
+def test_say_streams_into_a_pipe(checkpoint, tmp_path):
+    """16-bit samples and nothing else on stdout, all words on stderr."""
+    file = tmp_path / "streamed.wav"
+    assert run("say", "hello", "-o", file, "--model", checkpoint, *STREAM).exit_code == 0
+    result = run("say", "hello", "-o", "-", "--model", checkpoint, *STREAM)
+    assert result.exit_code == 0, result.stderr
+    samples = np.frombuffer(result.stdout_bytes, dtype="<i2")
+    np.testing.assert_allclose(samples, soundfile.read(file, dtype="int16")[0], atol=1)
+    assert "real-time factor" in result.stderr and "wrote" not in result.stderr
+
+
+def test_say_ends_with_its_player(checkpoint):
+    command = [sys.executable, "-m", "bark_accel", "say", "hello", "-o", "-", "--model", str(checkpoint), "--stream"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert len(process.stdout.read(100)) == 100
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+        assert process.wait(60) == 0, errors
+    assert "closed the pipe" in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["-o", "-"], "--out -: expected --stream with it"),
+        (["-o", "x.wav", "--policy", "exact"], "--policy exact: expected --stream with it"),
+        (["-o", "x.wav", "--stream", "--policy", "fast"], "expected one of exact, low_latency, preview, got fast"),
+    ],
+)
+def test_say_explains_bad_streaming_options(arguments, message):
+    result = run("say", "hello", *arguments, "--model", "not/looked/at")
+    assert result.exit_code == 2 and message in " ".join(result.output.split())
 
 
 def test_bench_writes_what_it_measured(tiny, tmp_path, monkeypatch):

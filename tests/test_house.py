@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "bark_accel").glob("*.py")) + sorted((ROOT / "bark_accel" / "stages").glob("*.py"))
-LAYERS = ["spec", "weights", "kv_cache", "backend", "sampling", "layers", "prefill", "bidirectional", "gpt", "stages"]
+LAYERS = ["spec", "weights", "precision", "kv_cache", "backend", "generators", "sampling", "layers", "prefill"]
+LAYERS += ["bidirectional", "gpt", "speculation", "stages", "policies", "pipeline", "streamer"]
 
 
 def imports(path: Path) -> set[str]:

@@ -46,7 +46,10 @@ def demo(
 @app.command()
 def say(
     text: Annotated[str, typer.Argument(help="What to say, up to 256 tokens.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .wav file to write.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="The .wav file to write; with --stream, - is raw PCM (s16le) to stdout."),
+    ],
     model: Model = None,
     voice: Annotated[
         Optional[str],  # noqa: UP045
@@ -57,12 +60,18 @@ def say(
         Optional[float],  # noqa: UP045
         typer.Option(min=0.02, help="Stop after this much audio. Not given: the model's own limit."),
     ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Write the audio while it is generated.")] = False,
+    policy: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="With --stream: low_latency (default), preview (two codebooks only) or exact."),
+    ] = None,
 ) -> None:
-    """Say a text into a .wav file."""
+    """Say a text into a .wav file, or through a pipe into a player."""
     with friendly_errors():
+        from .say import Request
         from .say import say as run
 
-        run(text, out, model, voice, seed, max_seconds)
+        run(Request(text, voice, seed, max_seconds, stream, policy), out, model)
 
 
 @app.command()

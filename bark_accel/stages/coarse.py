@@ -96,10 +96,7 @@ class CoarseStage:
 
     def row_lengths(self, semantic_tokens: Tensor) -> Tensor:
         """Coarse tokens [B] int32 that each row of semantic tokens [B, T] asks for."""
-        spec = self._spec
-        semantic = (semantic_tokens != spec.semantic_pad_token).sum(1)
-        frames = torch.floor(semantic * spec.tokens_per_semantic / spec.num_codebooks)
-        return torch.round(frames * spec.num_codebooks).int()
+        return row_lengths(self._spec, semantic_tokens)
 
     def ready(self, state: CoarseState) -> bool:
         """Whether the tokens pushed so far settle the next coarse token."""
@@ -157,6 +154,13 @@ class CoarseStage:
         hidden = embed(self._weights.token_tables[0], tokens)
         hidden = hidden + positions(self._weights, state.cache.position, tokens.shape[1])
         return causal_forward(self._weights, self._transformer, hidden, state.cache, self._ops)
+
+
+def row_lengths(spec: CoarseSpec, semantic_tokens: Tensor) -> Tensor:
+    """Coarse tokens [B] int32 that each row of semantic tokens [B, T] asks for."""
+    semantic = (semantic_tokens != spec.semantic_pad_token).sum(1)
+    frames = torch.floor(semantic * spec.tokens_per_semantic / spec.num_codebooks)
+    return torch.round(frames * spec.num_codebooks).int()
 
 
 def _trim_history(

@@ -12,7 +12,7 @@ from bark_models import SUNO
 from parity import accelerated_copy, assert_equal_to_stock
 from transformers import BarkProcessor, BertTokenizer, pipeline
 
-from bark_accel import FallbackKind, acceleration_report
+from bark_accel import AudioStreamer, FallbackKind, acceleration_report
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,14 @@ def test_text_to_speech_pipeline(suno_model, processor, text):
     for a, b in zip(expected, got, strict=True):
         assert a["sampling_rate"] == b["sampling_rate"] == 24_000
         np.testing.assert_allclose(b["audio"], a["audio"], rtol=0, atol=1e-6)
+
+
+def test_text_to_speech_pipeline_with_an_audio_streamer(suno_model, processor):
+    if transformers.__version__.startswith("5.17."):
+        pytest.skip("the pipeline of Transformers 5.17 cannot run Bark")
+    fast = accelerated_copy(suno_model, strict=False)
+    speak = pipeline("text-to-speech", model=fast, tokenizer=processor.tokenizer, processor=processor)
+    streamer = AudioStreamer(fast, policy="preview", first_chunk_frames=8)
+    spoken = speak("hello, world.", forward_params={"semantic_max_new_tokens": 15, "streamer": streamer})
+    chunks = list(streamer)
+    np.testing.assert_array_equal(np.squeeze(spoken["audio"]), torch.cat(chunks, dim=1)[0].numpy())

@@ -1,0 +1,38 @@
+"""Random number generators for the parts of a generation that draw out of Transformers' order."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Generator
+
+
+def default_generator(device: torch.device) -> Generator:
+    """The generator that torch draws from on `device` when none is given."""
+    if device.type == "cpu":
+        return torch.default_generator
+    module = torch.get_device_module(device)
+    index = module.current_device() if device.index is None else device.index
+    return module.default_generators[index]
+
+
+def fork(device: torch.device, purpose: str) -> Generator:
+    """A new generator that follows from the state of the device's own, and from `purpose`; that state stays as it is.
+
+    Its numbers are unrelated to those that the device's own generator draws next.
+    """
+    state = default_generator(device).get_state().numpy().tobytes()
+    digest = hashlib.blake2b(state, digest_size=8, person=purpose.encode()[:16]).digest()
+    generator = Generator(device)
+    return generator.manual_seed(int.from_bytes(digest, "little"))
+
+
+def after_noise(device: torch.device, rows: int, columns: int, draws: int) -> Generator:
+    """A generator in the state that the device's own will have after `draws` draws of [rows, columns] exponentials."""
+    generator = Generator(device)
+    generator.set_state(default_generator(device).get_state())
+    noise = torch.empty(rows, columns, dtype=torch.float32, device=device)
+    for _ in range(draws):
+        noise.exponential_(generator=generator)
+    return generator

@@ -1,0 +1,329 @@
+"""Audio while it is generated: the queue between a generation and its listener."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import BarkModel
+
+POLICIES = ("exact", "low_latency", "preview")
+
+
+class GenerationCancelled(Exception):
+    """Raised inside a generation whose listener has left; `generate` catches it."""
+
+
+class AudioSource:
+    """Base of the object behind `model.generate` of an accelerated model: what a streamer can listen to."""
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples per second."""
+        raise NotImplementedError
+
+
+class AudioStreamer:
+    """Pass it as `model.generate(..., streamer=streamer)` in one thread, iterate over it in another.
+
+    Yields float32 CPU tensors [B, S], rows silent after their end. Joined along S they are exactly the waveform that
+    `generate` returns. Also an asynchronous iterator (`async for`), and a context manager that cancels the generation
+    when the block is left.
+
+    Parameters
+    ----------
+    model : BarkModel
+        Accelerated; the streamer takes the sampling rate from it and does not keep it.
+    policy : {"low_latency", "exact", "preview"}
+        `"exact"`: a frame's codes are final as in Transformers, which hardly streams below 15 s. `"low_latency"`:
+        the fine stage runs on what is there, `lookahead_frames` beyond each chunk; the codes differ from those of the
+        whole utterance. `"preview"`: the coarse codebooks only, no fine stage.
+    first_chunk_frames, max_chunk_frames : int
+        Length of the first chunk and bound of the later ones (75 frames a second). Low-latency chunks double in
+        length on an accelerator and go to the bound at once on a CPU; a preview's all have the first one's length.
+        Unused by `"exact"`.
+    lookahead_frames : int
+        Frames that the fine stage sees beyond a low-latency chunk.
+    timeout : float, optional
+        Seconds to wait: for a chunk, before the listener gets a `TimeoutError`; for room in the queue, before the
+        generation fails with one. None: for ever.
+    max_queued_chunks : int
+        Chunks that may wait for the listener before the generation pauses. No utterance of suno's models has more
+        than 64 with the default lengths, so that a generation pauses only where it is asked to.
+    interleave : bool
+        Generate coarse tokens before the semantic stage has ended. Each stage then draws from a generator of its own:
+        the same seed gives the same audio again, but not the audio of a run without it. Unused where Transformers'
+        own loop has to run a stage.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Name the argument, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        model: BarkModel,
+        *,
+        policy: str = "low_latency",
+        first_chunk_frames: int = 30,
+        max_chunk_frames: int = 480,
+        lookahead_frames: int = 15,
+        timeout: float | None = None,
+        max_queued_chunks: int = 64,
+        interleave: bool = False,
+    ):
+        if policy not in POLICIES:
+            raise ValueError(f"policy: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
+        _check_count("first_chunk_frames", first_chunk_frames, 1)
+        _check_count("max_chunk_frames", max_chunk_frames, first_chunk_frames)
+        _check_count("lookahead_frames", lookahead_frames, 0)
+        _check_count("max_queued_chunks", max_queued_chunks, 1)
+        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+            raise ValueError(f"timeout: expected None or seconds > 0, got {timeout!r}")
+        if not isinstance(interleave, bool):
+            raise TypeError(f"interleave: expected True or False, got {interleave!r}")
+        self.sampling_rate = _source(model).sampling_rate
+        self.policy = policy
+        self.first_chunk_frames = first_chunk_frames
+        self.max_chunk_frames = max_chunk_frames
+        self.lookahead_frames = lookahead_frames
+        self.timeout = timeout
+        self.max_queued_chunks = max_queued_chunks
+        self.interleave = interleave
+        self.row_lengths_samples: list[int] | None = None
+        """Samples of each row; None until that is settled (at the latest when the generation has ended)."""
+        self._changed = threading.Condition()
+        self._queue: deque[Tensor] = deque()
+        self._used = self._ended = self._cancelled = False
+        self._error: BaseException | None = None
+        self._async_waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    # Whoever copies the arguments of `generate` means this very queue.
+
+    def __copy__(self) -> AudioStreamer:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> AudioStreamer:
+        return self
+
+    # The listener's side.
+
+    def __iter__(self) -> AudioStreamer:
+        return self
+
+    def __next__(self) -> Tensor:
+        """The next chunk; raises what the generation raised, or `TimeoutError`."""
+        with self._changed:
+            if not self._changed.wait_for(self._something_to_take, self.timeout):
+                raise self._timed_out()
+            chunk = self._take()
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    def __aiter__(self) -> AudioStreamer:
+        return self
+
+    async def __anext__(self) -> Tensor:
+        """As `__next__`, without blocking the event loop."""
+        waiter = (asyncio.get_running_loop(), asyncio.Event())
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        while True:
+            with self._changed:
+                if self._something_to_take():
+                    chunk = self._take()
+                    break
+                waiter[1].clear()
+                self._async_waiters.append(waiter)
+            try:
+                await asyncio.wait_for(waiter[1].wait(), None if deadline is None else deadline - time.monotonic())
+            except asyncio.TimeoutError:
+                raise self._timed_out() from None
+            finally:
+                with self._changed:
+                    self._async_waiters.remove(waiter)
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    def cancel(self) -> None:
+        """Stop listening: waiting chunks are dropped, iterators end, and `generate` stops before its next step.
+
+        It returns what it had generated. Safe from any thread, at any time, and more than once.
+        """
+        with self._changed:
+            self._cancelled = True
+            self._queue.clear()
+            if self._error is None:
+                self._ended = True
+            self._notify()
+
+    def __enter__(self) -> AudioStreamer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cancel()
+
+    # The generation's side.
+
+    @property
+    def used(self) -> bool:
+        """Whether a generation has taken this streamer; it serves one."""
+        return self._used
+
+    @contextmanager
+    def producing(self) -> Iterator[None]:
+        """Wrap a generation: its end, or its error, becomes the listener's. A cancelled one ends quietly."""
+        with self._changed:
+            if self._used:
+                raise ValueError("streamer: expected a new AudioStreamer for every generation, got one that was used")
+            self._used = True
+        try:
+            yield
+        except GenerationCancelled:
+            self._end(None)
+        except BaseException as error:
+            self.fail(error)
+            raise
+        else:
+            self._end(None)
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error, which the listener gets after the chunks that are still queued."""
+        self._end(error)
+
+    def check(self) -> None:
+        """Raise `GenerationCancelled` if nobody listens any more."""
+        if self._cancelled:
+            raise GenerationCancelled
+
+    def deliver(self, chunk: Tensor) -> None:
+        """Queue a chunk [B, S], waiting for room."""
+        with self._changed:
+            if not self._changed.wait_for(self._has_room, self.timeout):
+                raise TimeoutError(
+                    f"AudioStreamer: the listener took none of {len(self._queue)} chunks for {self.timeout} s"
+                )
+            self.check()
+            self._queue.append(chunk)
+            self._notify()
+
+    def put(self, value: Any) -> None:
+        """What Transformers' own loop would call on a streamer of tokens: refused, this one takes audio."""
+        raise TypeError(
+            "AudioStreamer: expected to be passed as streamer= to generate of a model made faster with accelerate_bark,"
+            " got tokens from another generation; for tokens use a streamer of Transformers"
+        )
+
+    def end(self) -> None:
+        """See `put`."""
+
+    # With the lock held.
+
+    def _something_to_take(self) -> bool:
+        return bool(self._queue) or self._ended
+
+    def _has_room(self) -> bool:
+        return self._cancelled or len(self._queue) < self.max_queued_chunks
+
+    def _take(self) -> Tensor | None:
+        if self._queue:
+            chunk = self._queue.popleft()
+            self._notify()
+            return chunk
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        for loop, event in self._async_waiters:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(event.set)
+
+    def _end(self, error: BaseException | None) -> None:
+        with self._changed:
+            self._ended = True
+            # A listener that has left is told nothing more.
+            self._error = None if self._cancelled else error
+            self._notify()
+
+    def _timed_out(self) -> TimeoutError:
+        state = "no generation has started with it" if not self._used else "the generation is still running"
+        return TimeoutError(f"AudioStreamer: no audio for {self.timeout} s; {state}")
+
+
+def stream(model: BarkModel, **generate_kwargs: Any) -> Iterator[Tensor]:
+    """Generate in a thread of its own and yield the audio as it comes.
+
+    The generation starts with the first chunk asked for. Closing the iterator (or leaving the loop, once the iterator
+    is freed) cancels it; the thread is joined in any case.
+
+    Parameters
+    ----------
+    model : BarkModel
+        Accelerated.
+    generate_kwargs
+        What `model.generate` takes. `streamer=AudioStreamer(model, ...)` chooses other settings than the default ones.
+
+    Yields
+    ------
+    Tensor
+        As `AudioStreamer` does.
+
+    Raises
+    ------
+    Whatever `generate` raises.
+    """
+    streamer = generate_kwargs.pop("streamer", None)
+    if streamer is None:
+        streamer = AudioStreamer(model)
+    if not isinstance(streamer, AudioStreamer):
+        raise TypeError(f"streamer: expected an AudioStreamer, got {type(streamer).__name__}")
+    if streamer.used:
+        raise ValueError("streamer: expected a new AudioStreamer for every generation, got one that was used")
+    _source(model)
+    return _listen(model, streamer, generate_kwargs)
+
+
+def _listen(model: BarkModel, streamer: AudioStreamer, generate_kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    def generate() -> None:
+        try:
+            model.generate(**generate_kwargs, streamer=streamer)
+        except BaseException as error:
+            # What fails before the generation has taken the streamer has not reached the listener yet.
+            streamer.fail(error)
+
+    worker = threading.Thread(target=generate, name="bark_accel.stream", daemon=True)
+    worker.start()
+    try:
+        yield from streamer
+    finally:
+        streamer.cancel()
+        worker.join()
+
+
+def _source(model: Any) -> AudioSource:
+    method = getattr(model, "generate", None)
+    while method is not None:
+        owner = getattr(method, "__self__", None)
+        if isinstance(owner, AudioSource):
+            return owner
+        method = getattr(method, "__wrapped__", None)
+    raise ValueError(
+        f"model: expected a BarkModel made faster with accelerate_bark, got a {type(model).__name__} that is not"
+    )
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")

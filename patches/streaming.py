@@ -1,0 +1,209 @@
+"""`BarkModel.generate(..., streamer=AudioStreamer)` of an accelerated instance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from bark_accel.generators import after_noise, fork
+from bark_accel.pipeline import BarkPipeline, ChunkDecoder
+from bark_accel.policies import Exact, Hops, LowLatency, Policy, Preview, hop_growth
+from bark_accel.report import FallbackKind
+from bark_accel.sampling import TokenRange
+from bark_accel.stages.fine import FineSampling
+from bark_accel.streamer import AudioStreamer
+
+from . import extract
+from .fallback import Fallback
+from .hooks import CoarseHook, CodecHook, FineHook, SemanticHook, coarse_history, fine_temperature, preset_on
+from .token_loop import BarkTokenRules, TokenLoop, TokenTap
+
+# What leaves no tokens to listen to.
+_NO_TOKENS = {FallbackKind.GENERATION_MODE, FallbackKind.EXTRA_OUTPUTS}
+
+
+@dataclass(frozen=True)
+class StageHooks:
+    """Those of one model."""
+
+    semantic: SemanticHook
+    coarse: CoarseHook
+    fine: FineHook
+    codec: CodecHook
+
+
+@dataclass(frozen=True)
+class Request:
+    """Checked arguments of `BarkModel.generate`: the three generation configs, and the arguments of each stage."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    preset: dict[str, Tensor] | None
+    configs: tuple[Any, Any, Any]
+    codebook_size: int
+    stage_kwargs: dict[str, dict[str, Any]]
+
+    @property
+    def rows(self) -> int:
+        return self.input_ids.shape[0]
+
+
+class AudioGeneration:
+    """One utterance (or a batch of them), given out chunk by chunk."""
+
+    def __init__(self, hooks: StageHooks, request: Request, streamer: AudioStreamer, emit: Callable[[Tensor], None]):
+        """Raises `Fallback` where there can be no more than one chunk."""
+        self._hooks = hooks
+        self._request = request
+        self._streamer = streamer
+        self._device = hooks.fine.module.device
+        semantic, coarse, fine = request.configs
+        size, rows = request.codebook_size, request.rows
+        self._semantic_spec = extract.semantic_spec(semantic)
+        self._coarse_spec = extract.coarse_spec(semantic, coarse, size)
+        self._fine_spec = extract.fine_spec(semantic, coarse, fine, size)
+        self._semantic = _Prepared(lambda: hooks.semantic.prepare(semantic, rows, self._kwargs("semantic")))
+        self._coarse = _Prepared(lambda: hooks.coarse.prepare(semantic, coarse, size, rows, self._kwargs("coarse")))
+        self._fallbacks = [p.fallback for p in (self._semantic, self._coarse) if p.fallback is not None]
+        for fallback in self._fallbacks:
+            if fallback.reason.kind in _NO_TOKENS:
+                raise fallback
+        codec = hooks.codec.ready_stage()
+        if rows > 1 and not codec.cuts_right_only:
+            raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, "rows that end at different times")
+        self._decoder = ChunkDecoder(self._policy(), codec, self._coarse_spec, emit)
+        self._pipeline = BarkPipeline(self._semantic_spec, self._coarse_spec, self._decoder, streamer.check)
+
+    def run(self) -> None:
+        """Generate and emit."""
+        for fallback in self._fallbacks:
+            self._hooks.semantic.settings.log.record(fallback.reason)
+        if self._streamer.interleave and not self._fallbacks:
+            self._run_interleaved()
+            return
+        tokens = self._run_semantic() if self._semantic.fallback is None else self._loop_semantic()
+        semantic_tokens = self._pipeline.repad(tokens)
+        self._decoder.set_semantic(semantic_tokens, final=True)
+        self._tell_lengths()
+        if self._coarse.fallback is None:
+            self._run_coarse(semantic_tokens)
+        else:
+            self._loop_coarse(semantic_tokens)
+
+    def _kwargs(self, stage: str) -> dict[str, Any]:
+        return self._request.stage_kwargs[stage]
+
+    def _preset_part(self, name: str) -> Tensor | None:
+        return None if self._request.preset is None else self._request.preset[name]
+
+    def _coarse_history(self) -> tuple[Tensor, Tensor] | None:
+        semantic, coarse, _ = self._request.configs
+        return coarse_history(self._request.preset, semantic, coarse, self._request.codebook_size)
+
+    # The compiled loops.
+
+    def _start_semantic(self) -> Any:
+        weights, spec, sampling = self._semantic.value
+        request = self._request
+        prompt = (request.input_ids, request.attention_mask, self._preset_part("semantic_prompt"))
+        return self._hooks.semantic.started(weights, spec, sampling, prompt)
+
+    def _start_coarse(self) -> Any:
+        weights, sampling = self._coarse.value
+        rows, history = self._request.rows, self._coarse_history()
+        return self._hooks.coarse.started(weights, self._coarse_spec, sampling, rows, history)
+
+    def _run_semantic(self) -> Tensor:
+        with self._start_semantic() as (stage, state):
+            return self._pipeline.run_semantic(stage, state)
+
+    def _run_coarse(self, semantic_tokens: Tensor) -> None:
+        with self._start_coarse() as (stage, state):
+            self._pipeline.run_coarse(stage, state, semantic_tokens)
+
+    def _run_interleaved(self) -> None:
+        with self._start_semantic() as (semantic, semantic_state), self._start_coarse() as (coarse, coarse_state):
+            coarse_state.sampler.generator = fork(self._device, "coarse")
+            self._pipeline.run_interleaved(semantic, semantic_state, coarse, coarse_state)
+        self._tell_lengths()
+
+    # Transformers' own loops.
+
+    def _loop_semantic(self) -> Tensor:
+        config, spec, kwargs = self._request.configs[0], self._semantic_spec, self._kwargs("semantic")
+        tap = TokenTap(self._streamer.check)
+        rules = BarkTokenRules(
+            [TokenRange(0, min(spec.vocab_size, spec.pad_token), eos=spec.pad_token)],
+            end_tokens=torch.as_tensor(config.eos_token_id).flatten().tolist(),
+            min_eos_p=kwargs.get("min_eos_p", config.min_eos_p),
+            tap=tap,
+        )
+        hook = self._hooks.semantic
+        preset = preset_on(hook.module, semantic_prompt=self._preset_part("semantic_prompt"))
+        request = self._request
+        return hook.stock(request.input_ids, config, preset, request.attention_mask, **_listened(kwargs, rules, tap))
+
+    def _loop_coarse(self, semantic_tokens: Tensor) -> None:
+        semantic, coarse, _ = self._request.configs
+        first = semantic.semantic_vocab_size
+        second = first + self._request.codebook_size
+        hook = self._hooks.coarse
+        end = hook.module.config.output_vocab_size
+        tap = TokenTap(self._streamer.check, lambda tokens: self._decoder.push(tokens.to(self._device)))
+        rules = BarkTokenRules([TokenRange(first, second), TokenRange(second, end)], tap=tap)
+        past = self._coarse_history() or (None, None)
+        preset = preset_on(hook.module, semantic_prompt=past[0], coarse_prompt=past[1])
+        size = self._request.codebook_size
+        hook.stock(semantic_tokens, semantic, coarse, size, preset, **_listened(self._kwargs("coarse"), rules, tap))
+        self._decoder.end()
+        self._tell_lengths()
+
+    # How chunks are made.
+
+    def _policy(self) -> Policy:
+        streamer = self._streamer
+        growth = hop_growth(streamer.policy, self._device)
+        hops = Hops(streamer.first_chunk_frames, growth, streamer.max_chunk_frames)
+        if streamer.policy == "preview":
+            return Preview(self._fine_spec, hops)
+        fine = self._hooks.fine.ready_stage(self._hooks.fine.prepare(), self._fine_spec)
+        history = self._preset_part("fine_prompt")
+        temperature = fine_temperature(self._request.configs[2], self._kwargs("fine"))
+        sampling = FineSampling(temperature, before_pass=streamer.check)
+        if streamer.policy == "exact":
+            return Exact(fine, self._fine_spec, history, sampling, self._upcoming_generator())
+        generator = fork(self._device, "fine")
+        return LowLatency(fine, hops, streamer.lookahead_frames, history, sampling, generator)
+
+    def _upcoming_generator(self) -> Callable[[int], Generator] | None:
+        if self._coarse.fallback is not None or self._streamer.interleave:
+            return None
+        _, sampling = self._coarse.value
+        tokens_per_frame = self._coarse_spec.num_codebooks if sampling.do_sample else 0
+        vocab_size = self._hooks.coarse.module.config.output_vocab_size
+        rows, device = self._request.rows, self._device
+        return lambda frames: after_noise(device, rows, vocab_size, draws=frames * tokens_per_frame)
+
+    def _tell_lengths(self) -> None:
+        self._streamer.row_lengths_samples = self._decoder.row_lengths_samples
+
+
+class _Prepared:
+    """What a stage's hook prepared, or why it could not."""
+
+    def __init__(self, prepare: Callable[[], Any]):
+        self.value: Any = None
+        self.fallback: Fallback | None = None
+        try:
+            self.value = prepare()
+        except Fallback as fallback:
+            self.fallback = fallback
+
+
+def _listened(kwargs: dict[str, Any], rules: BarkTokenRules, tap: TokenTap) -> dict[str, Any]:
+    passed = {k: v for k, v in kwargs.items() if k != "logits_processor"}
+    return {**passed, "custom_generate": TokenLoop(rules, tap, kwargs.get("logits_processor") or [])}

@@ -1,0 +1,386 @@
+"""The queue between a generation and its listener: every way to end, early, late or badly."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import threading
+import time
+import traceback
+import weakref
+
+import pytest
+import torch
+from bark_models import SMALL, build, texts
+from parity import accelerated_copy
+
+from bark_accel import AudioStreamer, acceleration_report, restore_bark, stream
+from bark_accel.stages.coarse import CoarseStage
+from bark_accel.stages.codec import CodecStage
+from bark_accel.stages.fine import FineStage
+from bark_accel.stages.semantic import SemanticStage
+
+INPUTS = texts(SMALL, [6])
+OPTIONS = {"semantic_max_new_tokens": 60, "fine_temperature": None}
+# Each stage's step, and the call of it to fail or to be cancelled in.
+STEPS = {
+    "semantic": (SemanticStage, "step", 20),
+    "coarse": (CoarseStage, "step", 30),
+    "fine": (FineStage, "_fill", 1),
+    "codec": (CodecStage, "push", 2),
+}
+at_every_stage = pytest.mark.parametrize("stage", STEPS)
+
+
+@pytest.fixture(scope="module")
+def fast():
+    return accelerated_copy(build(SMALL))
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind(fast):
+    """No thread, no changed attribute, no second key/value cache."""
+    fast.generate(**INPUTS, **OPTIONS)
+    threads, held = set(threading.enumerate()), acceleration_report(fast).kv_cache_bytes
+    attributes = {name: dict(vars(module)) for name, module in fast.named_modules()}
+    yield
+    assert set(threading.enumerate()) == threads
+    assert acceleration_report(fast).kv_cache_bytes == held
+    assert {name: dict(vars(module)) for name, module in fast.named_modules()} == attributes
+
+
+@pytest.fixture(autouse=True)
+def uncaught():
+    """Errors that the generation's own thread ends with."""
+    errors, hook = [], threading.excepthook
+    threading.excepthook = lambda args: errors.append(args.exc_value)
+    yield errors
+    threading.excepthook = hook
+
+
+class Generation(threading.Thread):
+    """`model.generate` in a thread, as Transformers' documentation shows it."""
+
+    def __init__(self, model, streamer, **options):
+        super().__init__()
+        self.audio = None
+        self._run = lambda: model.generate(**{**INPUTS, **OPTIONS, **options}, streamer=streamer)
+        self.start()
+
+    def run(self):
+        self.audio = self._run()
+
+    def ends(self):
+        self.join(1.0)
+        return not self.is_alive()
+
+
+def on_call(monkeypatch, stage, act):
+    """Do `act` before the stage's step of that number; returns the list of steps done after it."""
+    owner, name, at = STEPS[stage]
+    step, calls, after = getattr(owner, name), [0], []
+
+    def counted(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == at:
+            act()
+        elif calls[0] > at:
+            after.append(calls[0])
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+    return after
+
+
+def boom():
+    raise RuntimeError("boom")
+
+
+@at_every_stage
+def test_a_generation_that_fails(fast, monkeypatch, uncaught, stage):
+    """Chunks that are ready come first, then the error, again and again; `generate` raises it as well."""
+    streamer = AudioStreamer(fast, first_chunk_frames=8, max_chunk_frames=8)
+    on_call(monkeypatch, stage, boom)
+    generation = Generation(fast, streamer)
+    chunks = []
+    with pytest.raises(RuntimeError, match="boom") as caught:
+        chunks.extend(streamer)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="boom"):
+            next(streamer)
+    assert "in boom" in "".join(traceback.format_exception(caught.value))
+    assert generation.ends() and uncaught == [caught.value]
+    if stage == "codec":
+        chunk = []
+        other = AudioStreamer(fast, first_chunk_frames=8, max_chunk_frames=8)
+        monkeypatch.undo()
+        Generation(fast, other).join()
+        chunk.extend(other)
+        assert len(chunk) > 1
+
+
+@at_every_stage
+def test_stream_raises_what_the_generation_raises(fast, monkeypatch, uncaught, stage):
+    on_call(monkeypatch, stage, boom)
+    with pytest.raises(RuntimeError, match="boom"):
+        list(stream(fast, **INPUTS, **OPTIONS))
+    assert uncaught == []
+
+
+@at_every_stage
+def test_cancel_stops_before_the_next_step(fast, monkeypatch, uncaught, stage):
+    streamer = AudioStreamer(fast, first_chunk_frames=8, max_chunk_frames=8)
+    after = on_call(monkeypatch, stage, streamer.cancel)
+    generation = Generation(fast, streamer)
+    assert list(streamer) == [] or stage == "codec"
+    assert generation.ends() and uncaught == [] and after == []
+    assert torch.is_tensor(generation.audio) and list(streamer) == []
+    streamer.cancel()
+
+
+@at_every_stage
+def test_cancel_in_transformers_own_loop(monkeypatch, stage):
+    fast = accelerated_copy(build(SMALL), strict=False)
+    streamer = AudioStreamer(fast, first_chunk_frames=8, max_chunk_frames=8)
+    steps = []
+    forward = type(fast.semantic).forward
+
+    def counted(self, *args, **kwargs):
+        steps.append(type(self).__name__)
+        if len(steps) == 10:
+            streamer.cancel()
+        return forward(self, *args, **kwargs)
+
+    if stage in ("semantic", "coarse"):
+        submodel = fast.semantic if stage == "semantic" else fast.coarse_acoustics
+        # The class, because an instance with a method of its own counts as replaced.
+        monkeypatch.setattr(type(submodel), "forward", counted)
+    else:
+        on_call(monkeypatch, stage, streamer.cancel)
+    audio = fast.generate(**INPUTS, **OPTIONS, repetition_penalty=1.1, streamer=streamer)
+    assert len(steps) in (0, 10)
+    assert audio.shape[0] == 1 and list(streamer) == []
+
+
+def test_cancel_before_the_start(fast):
+    streamer = AudioStreamer(fast)
+    streamer.cancel()
+    assert fast.generate(**INPUTS, **OPTIONS, streamer=streamer).shape == (1, 0)
+    assert list(streamer) == []
+
+
+def test_cancel_while_the_queue_is_full(fast):
+    streamer = AudioStreamer(fast, policy="preview", first_chunk_frames=2, max_queued_chunks=1)
+    generation = Generation(fast, streamer)
+    while not streamer._queue:
+        time.sleep(0.01)
+    assert generation.is_alive()
+    streamer.cancel()
+    assert generation.ends() and list(streamer) == []
+
+
+def test_a_slow_listener_holds_the_generation_back(fast, monkeypatch):
+    streamer = AudioStreamer(fast, policy="preview", first_chunk_frames=4, max_queued_chunks=2)
+    generation, most = Generation(fast, streamer), []
+    chunks = []
+    for chunk in streamer:
+        time.sleep(0.02)
+        most.append(len(streamer._queue))
+        chunks.append(chunk)
+    assert generation.ends() and max(most) == 2
+    assert torch.equal(torch.cat(chunks, dim=1), generation.audio)
+
+
+def test_a_listener_that_leaves_the_loop_of_stream(fast):
+    for _ in stream(fast, **INPUTS, **OPTIONS, streamer=AudioStreamer(fast, policy="preview", first_chunk_frames=2)):
+        break
+    # The iterator was freed with the loop.
+    assert not [t for t in threading.enumerate() if t.name == "bark_accel.stream"]
+    audio = stream(fast, **INPUTS, **OPTIONS)
+    audio.close()
+    with pytest.raises(StopIteration):
+        next(audio)
+
+
+def test_a_listener_that_leaves_a_block(fast):
+    with AudioStreamer(fast, policy="preview", first_chunk_frames=2, max_queued_chunks=1) as streamer:
+        generation = Generation(fast, streamer)
+        next(streamer)
+    assert generation.ends() and generation.audio.shape[1] > 0
+
+
+def test_a_listener_that_raises(fast):
+    with pytest.raises(ZeroDivisionError):
+        for _ in stream(fast, **INPUTS, **OPTIONS):
+            1 / 0  # noqa: B018
+
+
+def test_nothing_comes_in_time(fast, monkeypatch):
+    """The listener may go on waiting; the generation does not notice."""
+    go = threading.Event()
+    on_call(monkeypatch, "semantic", go.wait)
+    streamer = AudioStreamer(fast, timeout=0.1)
+    generation = Generation(fast, streamer)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"no audio for 0.1 s; the generation is still running"):
+        next(streamer)
+    assert time.monotonic() - start < 1
+    go.set()
+    streamer.timeout = None
+    audio = torch.cat(list(streamer), dim=1)
+    assert generation.ends() and torch.equal(audio, generation.audio)
+
+
+def test_nobody_generates(fast):
+    with pytest.raises(TimeoutError, match="no generation has started"):
+        next(AudioStreamer(fast, timeout=0.05))
+
+
+def test_nobody_listens(fast, uncaught):
+    streamer = AudioStreamer(fast, policy="preview", first_chunk_frames=2, timeout=0.1, max_queued_chunks=3)
+    generation = Generation(fast, streamer)
+    generation.join(5)
+    assert not generation.is_alive() and "took none of 3 chunks for 0.1 s" in str(uncaught[0])
+    with pytest.raises(TimeoutError):
+        list(streamer)
+
+
+def test_a_timeout_ends_stream(fast, monkeypatch):
+    on_call(monkeypatch, "semantic", lambda: time.sleep(0.3))
+    with pytest.raises(TimeoutError, match="no audio"):
+        list(stream(fast, **INPUTS, **OPTIONS, streamer=AudioStreamer(fast, timeout=0.05)))
+
+
+def test_two_streams_on_one_model_at_once(fast):
+    """Greedy, because the two share one random generator."""
+    jobs = [texts(SMALL, [5], seed) for seed in range(2)]
+    options = {**OPTIONS, "semantic_max_new_tokens": 40}
+    expected = [fast.generate(**job, **options) for job in jobs]
+    streamers = [AudioStreamer(fast, first_chunk_frames=400) for _ in jobs]
+    generations = [Generation(fast, s, **job, **options) for s, job in zip(streamers, jobs, strict=True)]
+    for streamer, generation, whole in zip(streamers, generations, expected, strict=True):
+        torch.testing.assert_close(torch.cat(list(streamer), dim=1), whole, rtol=0, atol=1e-6)
+        generation.join()
+
+
+def test_a_streamer_serves_one_generation(fast, uncaught):
+    streamer = AudioStreamer(fast)
+    audio = fast.generate(**INPUTS, **OPTIONS, streamer=streamer)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="expected a new AudioStreamer for every generation"):
+            fast.generate(**INPUTS, **OPTIONS, streamer=streamer)
+    with pytest.raises(ValueError, match="expected a new AudioStreamer"):
+        stream(fast, **INPUTS, streamer=streamer)
+    # The first generation's listener is not disturbed.
+    assert torch.equal(torch.cat(list(streamer), dim=1), audio)
+    assert list(streamer) == [] and next(streamer, "end") == "end"
+
+
+def test_bad_input_reaches_the_listener(fast):
+    with pytest.raises(ValueError, match="input_ids: expected"):
+        list(stream(fast, input_ids=torch.zeros(1, 3, dtype=torch.int64)))
+    with pytest.raises(ValueError, match="got both"):
+        list(stream(fast, **INPUTS, semantic_streamer=object()))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"policy": "fast"}, r"policy: expected one of 'exact', 'low_latency', 'preview', got 'fast'"),
+        ({"first_chunk_frames": 0}, "first_chunk_frames: expected a whole number >= 1, got 0"),
+        ({"first_chunk_frames": 2.5}, "first_chunk_frames: expected a whole number"),
+        ({"max_chunk_frames": 29}, "max_chunk_frames: expected a whole number >= 30, got 29"),
+        ({"lookahead_frames": -1}, "lookahead_frames: expected a whole number >= 0"),
+        ({"max_queued_chunks": True}, "max_queued_chunks: expected a whole number >= 1, got True"),
+        ({"timeout": 0}, "timeout: expected None or seconds > 0, got 0"),
+        ({"interleave": 1}, "interleave: expected True or False"),
+    ],
+)
+def test_bad_settings(fast, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        AudioStreamer(fast, **options)
+
+
+def test_a_model_that_is_not_accelerated():
+    model = build(SMALL)
+    for call in (AudioStreamer, stream):
+        with pytest.raises(ValueError, match="expected a BarkModel made faster with accelerate_bark"):
+            call(model)
+    fast = accelerated_copy(model)
+    streamer = AudioStreamer(fast)
+    with pytest.raises(TypeError, match="accelerate_bark"):
+        restore_bark(fast).generate(**INPUTS, **OPTIONS, streamer=streamer)
+    with pytest.raises(TypeError, match="expected an AudioStreamer, got int"):
+        stream(accelerated_copy(model), streamer=3)
+    other = accelerated_copy(model)
+    other.generation_config.sample_rate = 8_000
+    with pytest.raises(ValueError, match="expected one made for this model"):
+        list(stream(other, **INPUTS, streamer=AudioStreamer(accelerated_copy(model))))
+
+
+def test_a_copy_is_the_same_queue(fast):
+    streamer = AudioStreamer(fast)
+    assert copy.deepcopy({"streamer": streamer})["streamer"] is streamer is copy.copy(streamer)
+
+
+def test_the_model_is_freed():
+    model = accelerated_copy(build(SMALL))
+    streamer = AudioStreamer(model)
+    assert list(stream(model, **INPUTS, **OPTIONS, streamer=streamer))
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None
+
+
+class TestAsync:
+    def test_equals_the_other_iterator(self, fast):
+        async def listen():
+            streamer = AudioStreamer(fast, first_chunk_frames=8)
+            generation, ticks = Generation(fast, streamer), 0
+
+            async def tick():
+                nonlocal ticks
+                while True:
+                    ticks += 1
+                    await asyncio.sleep(0.005)
+
+            ticking = asyncio.create_task(tick())
+            chunks = [chunk async for chunk in streamer]
+            ticking.cancel()
+            generation.join()
+            assert ticks > 2, "the event loop was blocked"
+            assert [chunk async for chunk in streamer] == []
+            return torch.cat(chunks, dim=1), generation.audio
+
+        got, expected = asyncio.run(listen())
+        assert torch.equal(got, expected)
+
+    def test_errors_and_timeouts(self, fast, monkeypatch, uncaught):
+        async def listen(streamer):
+            return [chunk async for chunk in streamer]
+
+        with pytest.raises(TimeoutError, match="no generation has started"):
+            asyncio.run(listen(AudioStreamer(fast, timeout=0.05)))
+        on_call(monkeypatch, "coarse", boom)
+        streamer = AudioStreamer(fast)
+        generation = Generation(fast, streamer)
+        with pytest.raises(RuntimeError, match="boom"):
+            asyncio.run(listen(streamer))
+        assert generation.ends() and streamer._async_waiters == []
+
+    def test_a_cancelled_task_leaves_the_queue_usable(self, fast):
+        async def listen():
+            streamer = AudioStreamer(fast)
+            task = asyncio.create_task(streamer.__anext__())
+            await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert streamer._async_waiters == []
+            generation = Generation(fast, streamer)
+            chunks = [chunk async for chunk in streamer]
+            generation.join()
+            return chunks
+
+        assert asyncio.run(listen())
