@@ -35,7 +35,12 @@ __all__ = [
 
 
 def accelerate_bark(
-    model: BarkModel, *, weights: str = "same", backend: str = "auto", strict: bool = False
+    model: BarkModel,
+    *,
+    weights: str = "same",
+    backend: str = "auto",
+    strict: bool = False,
+    speculate: bool | None = None,
 ) -> BarkModel:
     """Make one `BarkModel` instance generate faster, in place.
 
@@ -47,13 +52,17 @@ def accelerate_bark(
     ----------
     model : BarkModel
         On any device; float32, float16 or bfloat16.
-    weights : {"same"}
-        Precision of the weights: the model's own.
+    weights : {"same", "float16", "bfloat16", "int8"}
+        Precision of the matrices: the model's own, or a smaller one, which is faster and changes the result: the
+        smaller copies stand beside the model's own weights.
     backend : {"auto", "native", "torch"}
         `"native"` uses the compiled ops (CPU), `"torch"` plain torch on any device, `"auto"` the compiled ops where
         they exist.
     strict : bool
         Raise `AccelerationError` where a call would otherwise fall back to Transformers' own code.
+    speculate : bool, optional
+        Draft tokens with an int8 copy of the model and verify several at once with the model itself, for batches of
+        one row. The tokens stay the same. None: where it pays, on a CPU in float32.
 
     Returns
     -------
@@ -73,7 +82,7 @@ def accelerate_bark(
     """
     from .patches import apply
 
-    return apply(model, weights=weights, backend=backend, strict=strict)
+    return apply(model, weights=weights, backend=backend, strict=strict, speculate=speculate)
 
 
 def restore_bark(model: BarkModel) -> BarkModel:

@@ -13,6 +13,7 @@ from .backend import Ops
 from .kv_cache import KVCache
 from .layers import linear, output_rows
 from .prefill import prefill
+from .sampling import Sampler, SamplingConfig
 from .spec import TransformerSpec
 from .weights import Layer, Norm, TransformerWeights
 
@@ -28,8 +29,12 @@ class CausalModel:
         self.spec = spec
         self._ops = ops
         self._flat = flat_weights(weights)
-        self._eps = [*(norm.eps for layer in weights.layers for norm in (layer.norm_1, layer.norm_2))]
-        self._eps.append(weights.norm_final.eps)
+        norms = [norm for layer in weights.layers for norm in (layer.norm_1, layer.norm_2)]
+        self._eps = [norm.eps for norm in (*norms, weights.norm_final)]
+
+    def sampler(self, config: SamplingConfig) -> Sampler:
+        """Draws from this model's scores."""
+        return Sampler(config, self.spec.output_vocab_size, self._ops)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings [..., C] float32 of ids [...] (an exact conversion)."""

@@ -5,13 +5,15 @@ What is gathered or tiny (embedding tables, LayerNorms, biases) stays the model'
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from .weights import INT8_GROUP, Layer, Linear, TransformerWeights
+from .weights import INT8_GROUP, Layer, Linear, TransformerWeights, tensors_of
 
 WEIGHTS = ("same", "float16", "bfloat16", "int8")
 
@@ -29,8 +31,13 @@ def convert(weights: TransformerWeights, precision: str) -> TransformerWeights:
 
 
 def _convert_layer(layer: Layer, narrow: Callable[[Linear], Linear]) -> Layer:
-    names = ("qkv", "attention_out", "mlp_in", "mlp_out")
-    return replace(layer, **{name: narrow(getattr(layer, name)) for name in names})
+    return replace(
+        layer,
+        qkv=narrow(layer.qkv),
+        attention_out=narrow(layer.attention_out),
+        mlp_in=narrow(layer.mlp_in),
+        mlp_out=narrow(layer.mlp_out),
+    )
 
 
 def _caster(dtype: torch.dtype) -> Callable[[Linear], Linear]:
@@ -46,3 +53,46 @@ def quantize(linear: Linear) -> Linear:
     levels = (groups / scales.clamp(min=torch.finfo(torch.float32).tiny)[..., None]).round_()
     int8 = levels.flatten(1)[:, : weight.shape[1]].to(torch.int8).contiguous()
     return Linear(int8, linear.bias, scales)
+
+
+@dataclass
+class ConvertedWeights:
+    """Keeps copies in other precisions until the weights they were made from change.
+
+    A change is seen when a tensor was replaced, moved, cast or written to through torch, or when one of 64 numbers
+    sampled from it differs (`.data` writes are invisible to torch). A copied or unpickled store starts empty.
+    """
+
+    _kept: dict[str, tuple[object, TransformerWeights]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def get(self, weights: TransformerWeights, precision: str) -> TransformerWeights:
+        """`convert(weights, precision)`, made once."""
+        if precision == "same":
+            return weights
+        with self._lock:
+            now = tuple(_fingerprint(t) for t in tensors_of((weights.layers, weights.heads)))
+            before, converted = self._kept.get(precision, (None, None))
+            if converted is None or before != now:
+                converted = convert(weights, precision)
+                self._kept[precision] = (now, converted)
+            # Tables and positions are views, as fresh as the caller's.
+            return replace(weights, layers=converted.layers, heads=converted.heads)
+
+    def kept(self) -> list[TransformerWeights]:
+        """The copies that exist now."""
+        with self._lock:
+            return [converted for _, converted in self._kept.values()]
+
+
+def _fingerprint(tensor: Tensor) -> tuple:
+    flat = tensor.detach().flatten()
+    sample = flat[:: max(1, flat.numel() // 64)].double()
+    version = 0 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), version, tensor.dtype, tensor.shape, tensor.device, sample.sum().item()

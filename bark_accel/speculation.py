@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .generators import default_generator
 from .gpt import CausalModel
 from .kv_cache import KVCache
 from .sampling import Sampler, TokenRange
@@ -32,12 +33,19 @@ class DraftCounts:
 
 
 @dataclass
-class Speculation:
-    """Of one generation of one row. The two models share the cache: what a draft writes, its verification overwrites."""
+class Draft:
+    """The int8 model that drafts for another one, and how it fared."""
 
     model: CausalModel
-    draft: CausalModel
     counts: DraftCounts
+
+
+@dataclass
+class Speculation:
+    """Of a generation of one row. The two models share the cache: verification overwrites what a draft wrote."""
+
+    model: CausalModel
+    draft: Draft
     _ahead: deque[Tensor] = field(default_factory=deque)
     _length: int = MAX_DRAFT_TOKENS
     _generator: torch.Generator = field(default_factory=torch.Generator)
@@ -80,7 +88,7 @@ class Speculation:
             rows = slice(r.head_rows.start - first, r.head_rows.stop - first)
             tokens.append(sampler.draw(logits[:, i, rows], r))
             token = int(tokens[-1])
-            if token in stops or i + 1 < len(fed) and token != int(fed[i + 1]):
+            if token in stops or (i + 1 < len(fed) and token != int(fed[i + 1])):
                 break
         cache.truncate(start + len(tokens))
         self._count(len(fed) - 1, len(tokens) - 1)
@@ -91,20 +99,21 @@ class Speculation:
     ) -> list[Tensor]:
         """`last` and up to `count` drafts, [1, 1] each."""
         if sampler.config.do_sample:
-            source = torch.default_generator if sampler.generator is None else sampler.generator
+            source = sampler.generator or default_generator(last.device)
             self._generator.set_state(source.get_state())
         fed = [last]
         for i in range(count):
-            logits = self.draft.decode(fed[-1], cache, allowed(i).head_rows)[:, -1]
+            logits = self.draft.model.decode(fed[-1], cache, allowed(i).head_rows)[:, -1]
             fed.append(sampler.draw(logits, allowed(i), self._generator)[:, None])
             if int(fed[-1]) in sampler.config.stop_tokens:
                 break
         return fed
 
     def _count(self, drafted: int, accepted: int) -> None:
-        self.counts.rounds += 1
-        self.counts.drafted_tokens += drafted
-        self.counts.accepted_tokens += accepted
+        counts = self.draft.counts
+        counts.rounds += 1
+        counts.drafted_tokens += drafted
+        counts.accepted_tokens += accepted
         # Long drafts only pay while they are right.
         right = accepted >= drafted
         self._length = min(2 * self._length, MAX_DRAFT_TOKENS) if right else accepted + 1

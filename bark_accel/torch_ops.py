@@ -7,8 +7,7 @@ call them under ``torch.no_grad()``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -151,21 +150,21 @@ def decode_step(
     hidden = F.embedding(ids, token_table).float() + F.embedding(where, positions).float()
     hidden = hidden.flatten(0, 1)
     for i in range(len(key_cache)):
-        norm_1, qkv, out, norm_2, mlp_in, mlp_out = _split_layer(weights[16 * i : 16 * i + 16])
-        packed = int16_linear(_layer_norm(hidden, norm_1, eps[2 * i]), *qkv).to(cache_dtype)
+        layer = weights[16 * i : 16 * i + 16]
+        packed = _product(_layer_norm(hidden, layer[0:2], eps[2 * i]), layer[2:5]).to(cache_dtype)
         query, key, value = packed.view(batch, tokens, 3, num_heads, -1).unbind(2)
         attended = static_cache_attention(query, key, value, key_cache[i], value_cache[i], length)
-        hidden = hidden + int16_linear(attended.flatten(0, 1).float(), *out)
-        inner = int16_linear(_layer_norm(hidden, norm_2, eps[2 * i + 1]), *mlp_in, gelu=True)
-        hidden = hidden + int16_linear(inner, *mlp_out)
-    logits = int16_linear(_layer_norm(hidden, weights[-2:], eps[-1]), head, head_scales)
+        hidden = hidden + _product(attended.flatten(0, 1).float(), layer[5:8])
+        inner = _product(_layer_norm(hidden, layer[8:10], eps[2 * i + 1]), layer[10:13], gelu=True)
+        hidden = hidden + _product(inner, layer[13:16])
+    logits = _product(_layer_norm(hidden, weights[-2:], eps[-1]), (head, None, head_scales))
     return logits.view(batch, tokens, -1)
 
 
-def _split_layer(flat: Sequence[Tensor | None]) -> Iterator[Any]:
-    """norm_1, qkv, attention_out, norm_2, mlp_in, mlp_out: (weight, bias), or (weight, scales, bias) as a product."""
-    for start, is_norm in ((0, True), (2, False), (5, False), (8, True), (10, False), (13, False)):
-        yield flat[start : start + 2] if is_norm else (flat[start], flat[start + 2], flat[start + 1])
+def _product(hidden: Tensor, linear: Sequence[Tensor | None], *, gelu: bool = False) -> Tensor:
+    weight, bias, scales = linear
+    assert weight is not None
+    return int16_linear(hidden, weight, scales, bias, gelu)
 
 
 def _layer_norm(hidden: Tensor, norm: Sequence[Tensor | None], eps: float) -> Tensor:

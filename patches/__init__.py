@@ -11,14 +11,15 @@ from transformers.models.bark import modeling_bark as hf
 
 import bark_accel
 from bark_accel.backend import check_backend, runs_natively
+from bark_accel.precision import WEIGHTS
 from bark_accel.report import AccelerationReport, FallbackKind, FallbackLog, FallbackReason, StageReport
 
 from .compat import check_signatures
 from .fallback import Fallback
-from .hooks import CoarseHook, FineHook, Hook, SemanticHook, Settings
+from .hook import Hook, Settings
+from .hooks import CoarseHook, FineHook, SemanticHook
 from .model_hook import SUBMODELS, ModelHook
 
-WEIGHTS = ("same",)
 _HOOKS: dict[str, type[Hook]] = {"semantic": SemanticHook, "coarse": CoarseHook, "fine": FineHook}
 _CLASSES = {
     "semantic": hf.BarkSemanticModel,
@@ -29,7 +30,7 @@ _CLASSES = {
 _TRANSIENT = {FallbackKind.TRAINING, FallbackKind.HOOKED_MODULE}
 
 
-def apply(model: Any, *, weights: str, backend: str, strict: bool) -> BarkModel:
+def apply(model: Any, *, weights: str, backend: str, strict: bool, speculate: bool | None) -> BarkModel:
     """See `bark_accel.accelerate_bark`. Everything is checked before anything is patched."""
     _check_model(model)
     if weights not in WEIGHTS:
@@ -39,7 +40,9 @@ def apply(model: Any, *, weights: str, backend: str, strict: bool) -> BarkModel:
     _check_not_meta(model)
     check_signatures()
     check_backend(backend, model.device)
-    hooks = _make_hooks(model, Settings(backend, FallbackLog(strict)))
+    if speculate and weights == "int8":
+        raise ValueError("speculate: expected None or False with weights='int8' (the drafts are int8), got True")
+    hooks = _make_hooks(model, Settings(backend, FallbackLog(strict), weights, speculate))
     for hook in (hooks["model"].codec, *(hooks[stage] for stage in SUBMODELS)):
         _check_extractable(hook)
     _remove_hooks(model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,82 +19,24 @@ from transformers.generation.logits_process import (
     SuppressTokensLogitsProcessor,
 )
 
-from bark_accel.backend import Ops, get_ops, runs_natively
-from bark_accel.kv_cache import KVCachePool
-from bark_accel.report import FallbackKind, FallbackLog
+from bark_accel.report import FallbackKind
 from bark_accel.sampling import SamplingConfig
 from bark_accel.spec import CoarseSpec, FineSpec, SemanticSpec
 from bark_accel.stages.coarse import CoarseStage, CoarseState
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.fine import FineSampling, FineStage
 from bark_accel.stages.semantic import SemanticStage, SemanticState
-from bark_accel.weights import TransformerWeights, tensors_of
+from bark_accel.weights import TransformerWeights
 
 from . import extract
 from .compat import prompt_argument
 from .fallback import Fallback
+from .hook import CausalHook, Hook
 from .inputs import check_input_ids, read_history, warn_if_cut
 from .resolve import resolve_sampling
 
 
-@dataclass
-class Settings:
-    """Shared by the hooks of one model."""
-
-    backend: str
-    log: FallbackLog
-    pool: KVCachePool = field(default_factory=KVCachePool)
-
-
-class Hook:
-    """Owns a module, the weights read from it, and the way back to Transformers' own method."""
-
-    stage: str
-
-    def __init__(self, module: Any, settings: Settings):
-        self.module = module
-        self.settings = settings
-
-    def weights(self) -> Any:
-        """The module's weights as they are now; raises `Fallback` where they cannot be used.
-
-        They are read at every call: views cost a millisecond, the codec's folded copies a few, and nothing can be
-        out of date, whatever was loaded, moved, cast, replaced or written to in between.
-        """
-        with torch.inference_mode(False), torch.no_grad():
-            return self._read_weights()
-
-    def _read_weights(self) -> Any:
-        return extract.transformer_weights(self.stage, self.module)
-
-    def _ready_weights(self) -> Any:
-        weights = self.weights()
-        device = next(self.module.parameters()).device
-        if self.settings.backend == "native" and not runs_natively("native", device):
-            raise Fallback(self.stage, FallbackKind.DEVICE, f"backend='native' has no ops for {device}")
-        if torch.is_autocast_enabled(device.type):
-            raise Fallback(self.stage, FallbackKind.AUTOCAST, f"for {device.type}")
-        return weights
-
-    def copied_bytes(self) -> int:
-        """Bytes of the weights that are not views of the module's own tensors."""
-        own = {t.untyped_storage().data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
-        copies = (t for t in tensors_of(self.weights()) if t.untyped_storage().data_ptr() not in own)
-        return sum(t.numel() * t.element_size() for t in copies)
-
-    def ops_name(self, device: torch.device) -> str:
-        """Which ops a generation on `device` would use."""
-        return "native" if runs_natively(self.settings.backend, device) else "torch"
-
-    def ops(self, device: torch.device) -> Ops:
-        return get_ops(self.settings.backend, device)
-
-    def stock(self, *args: Any, **kwargs: Any) -> Any:
-        """Transformers' own method."""
-        return type(self.module).generate(self.module, *args, **kwargs)
-
-
-class SemanticHook(Hook):
+class SemanticHook(CausalHook):
     stage = "semantic"
 
     @torch.no_grad()
@@ -176,16 +118,16 @@ class SemanticHook(Hook):
         prompt: tuple[Tensor, Tensor | None, Tensor | None],
     ) -> Iterator[tuple[SemanticStage, SemanticState]]:
         """A generation of (input_ids, attention_mask, history), and a cache for it."""
-        transformer = extract.transformer_spec(self.module)
-        stage = SemanticStage(weights, transformer, spec, self.ops(weights.device))
+        model = self.model(weights)
+        stage = SemanticStage(model, spec, self.draft(weights))
         input_ids = prompt[0].to(weights.device)
         attention_mask, history = (None if t is None else t.to(weights.device) for t in prompt[1:])
         rows = input_ids.shape[0]
-        with self.settings.pool.borrow(transformer, rows, weights.dtype, weights.device) as cache:
+        with self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache:
             yield stage, stage.start(input_ids, attention_mask, history, sampling, cache)
 
 
-class CoarseHook(Hook):
+class CoarseHook(CausalHook):
     stage = "coarse"
 
     @torch.no_grad()
@@ -252,9 +194,9 @@ class CoarseHook(Hook):
         history: tuple[Tensor, Tensor] | None,
     ) -> Iterator[tuple[CoarseStage, CoarseState]]:
         """A generation of `rows` utterances, and a cache for it."""
-        transformer = extract.transformer_spec(self.module)
-        stage = CoarseStage(weights, transformer, spec, self.ops(weights.device))
-        with self.settings.pool.borrow(transformer, rows, weights.dtype, weights.device) as cache:
+        model = self.model(weights)
+        stage = CoarseStage(model, spec, self.draft(weights))
+        with self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache:
             yield stage, stage.start(rows, history, sampling, cache)
 
 
@@ -307,7 +249,7 @@ class FineHook(Hook):
 
     def ready_stage(self, weights: TransformerWeights, spec: FineSpec) -> FineStage:
         """The stage on the weights that `prepare` gave."""
-        return FineStage(weights, extract.transformer_spec(self.module), spec, self.ops(weights.device))
+        return FineStage(self.converted(weights), extract.transformer_spec(self.module), spec, self.ops(weights.device))
 
 
 def fine_temperature(config: Any, kwargs: dict[str, Any]) -> float | None:

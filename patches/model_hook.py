@@ -18,7 +18,8 @@ from bark_accel.report import FallbackKind
 from bark_accel.streamer import AudioSource, AudioStreamer
 
 from .fallback import Fallback
-from .hooks import CodecHook, Hook, Settings, fine_temperature, semantic_ids
+from .hook import Hook, Settings
+from .hooks import CodecHook, fine_temperature, semantic_ids
 from .inputs import check_input_ids, read_history, warn_if_cut
 from .streaming import AudioGeneration, Request, StageHooks
 

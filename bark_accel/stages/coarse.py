@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backend import Ops
-from ..gpt import causal_forward, embed, head_logits, positions
+from ..gpt import CausalModel
 from ..kv_cache import KVCache
 from ..sampling import Sampler, SamplingConfig, TokenRange
-from ..spec import CoarseSpec, TransformerSpec
-from ..weights import TransformerWeights
+from ..spec import CoarseSpec
+from ..speculation import Draft, Speculation
 
 
 @dataclass
@@ -39,6 +38,7 @@ class CoarseState:
     coarse: Tensor
     semantic_history: int
     coarse_history: int
+    speculation: Speculation | None = None
     final: bool = False
     length_tokens: int = 0
     prompt: Prompt | None = None
@@ -62,15 +62,14 @@ class CoarseStage:
     what is missing is fed.
     """
 
-    def __init__(self, weights: TransformerWeights, transformer: TransformerSpec, spec: CoarseSpec, ops: Ops):
-        self._weights = weights
-        self._transformer = transformer
+    def __init__(self, model: CausalModel, spec: CoarseSpec, draft: Draft | None = None):
+        self._model = model
         self._spec = spec
-        self._ops = ops
+        self._draft = draft
         first = spec.semantic_vocab_size
         second = first + spec.codebook_size
         # The second codebook may draw every id up to the end of the vocabulary, as in Transformers.
-        self._allowed = (TokenRange(first, second), TokenRange(second, transformer.output_vocab_size))
+        self._allowed = (TokenRange(first, second), TokenRange(second, model.spec.output_vocab_size))
 
     def start(
         self, batch_size: int, history: tuple[Tensor, Tensor] | None, sampling: SamplingConfig, cache: KVCache
@@ -82,11 +81,11 @@ class CoarseStage:
         history : (Tensor [T] int, Tensor [n_codebooks, T'] int), optional
             `semantic_prompt` and `coarse_prompt` of a voice preset.
         """
-        device = self._weights.device
-        sampler = Sampler(sampling, self._transformer.output_vocab_size, self._ops)
-        semantic, coarse = _trim_history(self._spec, history, device)
+        semantic, coarse = _trim_history(self._spec, history, self._model.weights.device)
         semantic, coarse = (t.expand(batch_size, -1) for t in (semantic, coarse))
-        return CoarseState(cache, sampler, semantic, coarse, semantic.shape[1], coarse.shape[1])
+        speculation = Speculation(self._model, self._draft) if self._draft is not None and batch_size == 1 else None
+        sampler = self._model.sampler(sampling)
+        return CoarseState(cache, sampler, semantic, coarse, semantic.shape[1], coarse.shape[1], speculation)
 
     def push(self, state: CoarseState, semantic_tokens: Tensor, *, final: bool) -> None:
         """Add semantic tokens [B, T]; ended rows are filled with the spec's `semantic_pad_token`."""
@@ -110,15 +109,27 @@ class CoarseStage:
 
     def step(self, state: CoarseState) -> Tensor:
         """Generate the next token [B] int64 of every row."""
-        if len(state.window) == state.window_tokens:
-            hidden = self._open_window(state)
-        else:
-            hidden = self._feed(state, state.window[-1][:, None])
-        allowed = self._allowed[len(state.window) % 2]
-        logits = head_logits(hidden, self._weights.heads[0][allowed.head_rows])
-        tokens = state.sampler.draw(logits, allowed)
+        tokens = self._next_token(state)
         state.window.append(tokens)
         return tokens
+
+    def _next_token(self, state: CoarseState) -> Tensor:
+        done = len(state.window)
+        if done == state.window_tokens:
+            fed = self._open_window(state)
+            done = 0
+        elif state.speculation is not None:
+            return state.speculation.next_token(
+                state.window[-1],
+                state.cache,
+                state.sampler,
+                lambda i: self._allowed[(done + i) % 2],
+                state.window_tokens - done,
+            )
+        else:
+            fed = state.window[-1][:, None]
+        logits = self._model.next_logits(fed, state.cache, self._allowed[done % 2].head_rows)
+        return state.sampler.draw(logits, self._allowed[done % 2])
 
     def _semantic_start(self, state: CoarseState) -> int:
         spec = self._spec
@@ -126,6 +137,7 @@ class CoarseStage:
         return max(0, index - spec.max_semantic_history_tokens)
 
     def _open_window(self, state: CoarseState) -> Tensor:
+        """The ids [B, T] that the cache still lacks of the next window's prompt."""
         spec = self._spec
         state.coarse = torch.cat([state.coarse, *(t[:, None] for t in state.window)], dim=1)
         state.window = []
@@ -138,9 +150,9 @@ class CoarseStage:
         previous, state.prompt = state.prompt, Prompt(semantic, coarse_start)
         if previous is not None and previous.coarse_start == coarse_start and previous.semantic.equal(semantic):
             fed = state.cache.position - spec.max_input_tokens - 1
-            return self._feed(state, state.coarse[:, coarse_start + fed :])
+            return state.coarse[:, coarse_start + fed :]
         state.cache.truncate(0)
-        return self._feed(state, self.prompt_ids(state))
+        return self.prompt_ids(state)
 
     def prompt_ids(self, state: CoarseState) -> Tensor:
         """The whole prompt [B, T] of the current window, as Transformers would prefill it."""
@@ -149,11 +161,6 @@ class CoarseStage:
             raise ValueError("coarse: expected a state whose first window is open, got one before its first step")
         infer = prompt.semantic.new_full((prompt.semantic.shape[0], 1), self._spec.infer_token)
         return torch.cat([prompt.semantic, infer, state.coarse[:, prompt.coarse_start :]], dim=1)
-
-    def _feed(self, state: CoarseState, tokens: Tensor) -> Tensor:
-        hidden = embed(self._weights.token_tables[0], tokens)
-        hidden = hidden + positions(self._weights, state.cache.position, tokens.shape[1])
-        return causal_forward(self._weights, self._transformer, hidden, state.cache, self._ops)
 
 
 def row_lengths(spec: CoarseSpec, semantic_tokens: Tensor) -> Tensor:

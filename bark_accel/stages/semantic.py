@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backend import Ops
-from ..gpt import causal_forward, embed, head_logits, positions
+from ..gpt import CausalModel
 from ..kv_cache import KVCache
 from ..sampling import Sampler, SamplingConfig, TokenRange
-from ..spec import SemanticSpec, TransformerSpec
-from ..weights import TransformerWeights
+from ..spec import SemanticSpec
+from ..speculation import Draft, Speculation
 
 
 @dataclass
@@ -24,6 +23,7 @@ class SemanticState:
     sampler: Sampler
     prompt: Tensor | None
     unfinished: list[bool]
+    speculation: Speculation | None = None
     tokens: list[Tensor] = field(default_factory=list)
 
     @property
@@ -38,11 +38,10 @@ class SemanticState:
 class SemanticStage:
     """The loop of `BarkSemanticModel.generate` over a static cache."""
 
-    def __init__(self, weights: TransformerWeights, transformer: TransformerSpec, spec: SemanticSpec, ops: Ops):
-        self._weights = weights
-        self._transformer = transformer
+    def __init__(self, model: CausalModel, spec: SemanticSpec, draft: Draft | None = None):
+        self._model = model
         self._spec = spec
-        self._ops = ops
+        self._draft = draft
         pad = spec.pad_token
         self._allowed = TokenRange(0, min(spec.vocab_size, pad), eos=pad)
 
@@ -66,15 +65,18 @@ class SemanticStage:
             `semantic_prompt` of a voice preset.
         """
         rows = input_ids.shape[0]
-        vocab_size = self._transformer.output_vocab_size
-        sampler = Sampler(sampling, vocab_size, self._ops)
-        return SemanticState(cache, sampler, self._prompt(input_ids, attention_mask, history), [True] * rows)
+        prompt = self._prompt(input_ids, attention_mask, history)
+        return SemanticState(
+            cache,
+            self._model.sampler(sampling),
+            prompt,
+            [True] * rows,
+            Speculation(self._model, self._draft) if self._draft is not None and rows == 1 else None,
+        )
 
     def step(self, state: SemanticState) -> Tensor:
         """Generate the next token [B] int64 of every row."""
-        hidden = causal_forward(self._weights, self._transformer, self._next_input(state), state.cache, self._ops)
-        logits = head_logits(hidden, self._weights.heads[0][self._allowed.head_rows])
-        tokens = state.sampler.draw(logits, self._allowed)
+        tokens = self._next_token(state)
         config = state.sampler.config
         if config.stop_tokens:
             tokens = _pad_finished(tokens, state.unfinished, config.pad_token)
@@ -83,12 +85,18 @@ class SemanticStage:
         state.tokens.append(tokens)
         return tokens
 
-    def _next_input(self, state: SemanticState) -> Tensor:
+    def _next_token(self, state: SemanticState) -> Tensor:
+        rows = self._allowed.head_rows
         if state.prompt is not None:
             prompt, state.prompt = state.prompt, None
-            return prompt
-        hidden = embed(self._weights.token_tables[0], state.tokens[-1][:, None])
-        return hidden + positions(self._weights, state.cache.position, 1)
+            return state.sampler.draw(self._model.prefill_logits(prompt, state.cache, rows), self._allowed)
+        if state.speculation is not None:
+            limit = state.sampler.config.max_new_tokens - len(state.tokens)
+            return state.speculation.next_token(
+                state.tokens[-1], state.cache, state.sampler, lambda i: self._allowed, limit
+            )
+        logits = self._model.next_logits(state.tokens[-1][:, None], state.cache, rows)
+        return state.sampler.draw(logits, self._allowed)
 
     def _prompt(self, input_ids: Tensor, attention_mask: Tensor | None, history: Tensor | None) -> Tensor:
         spec = self._spec
@@ -100,10 +108,10 @@ class SemanticStage:
             history = text.new_empty(0)
         history = history[-spec.max_input_tokens :]
         history = F.pad(history, (0, spec.max_input_tokens - history.shape[0]), value=spec.pad_token)
-        table = self._weights.token_tables[0]
+        embed = self._model.embed
         infer = torch.full((text.shape[0], 1), spec.infer_token, device=text.device)
-        tokens = torch.cat([embed(table, text) + embed(table, history)[None], embed(table, infer)], dim=1)
-        return tokens + positions(self._weights, 0, spec.prompt_tokens)
+        tokens = torch.cat([embed(text) + embed(history)[None], embed(infer)], dim=1)
+        return tokens + self._model.positions(0, spec.prompt_tokens)
 
 
 def _pad_finished(tokens: Tensor, unfinished: list[bool], pad_token: int | None) -> Tensor:

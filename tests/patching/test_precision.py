@@ -12,8 +12,9 @@ from parity import accelerated_copy
 
 from bark_accel.backend import get_ops
 from bark_accel.bidirectional import bidirectional_forward
-from bark_accel.gpt import causal_forward, embed, head_logits, positions
+from bark_accel.gpt import CausalModel
 from bark_accel.kv_cache import KVCachePool
+from bark_accel.layers import linear
 from bark_accel.patches import extract
 
 CPU = torch.device("cpu")
@@ -25,11 +26,11 @@ def causal_logits(stage, module, tokens):
     """Logits [T, V] of teacher-forced tokens: a prefill of the first half, then one token at a time."""
     weights, spec = extract.transformer_weights(stage, module), extract.transformer_spec(module)
     ops, rows = get_ops("native", CPU), []
-    with KVCachePool().borrow(spec, 1, weights.dtype, CPU) as cache:
+    model, vocabulary = CausalModel(weights, spec, ops), slice(0, spec.output_vocab_size)
+    with KVCachePool().borrow(spec, 1, weights.cache_dtype, CPU) as cache:
         half = tokens.shape[1] // 2
         for part in (tokens[:, :half], *tokens[:, half:].split(1, dim=1)):
-            hidden = embed(weights.token_tables[0], part) + positions(weights, cache.position, part.shape[1])
-            rows.append(head_logits(causal_forward(weights, spec, hidden, cache, ops), weights.heads[0]))
+            rows.append(model.next_logits(part, cache, vocabulary))
     return torch.cat(rows).float()
 
 
@@ -38,7 +39,7 @@ def fine_logits(module, codes, codebook):
     ops = get_ops("native", CPU)
     hidden = ops.codebook_embedding_sum(codes, weights.token_tables[: codebook + 1], weights.positions)
     head = weights.heads[codebook - module.config.n_codes_given]
-    return F.linear(bidirectional_forward(weights, spec, hidden, ops).to(head.dtype), head).float()
+    return linear(bidirectional_forward(weights, spec, hidden, ops), head, ops)
 
 
 def compare(name, reference, stock, ours):

@@ -6,11 +6,12 @@ import pytest
 import torch
 from bark_models import SMALL, SUNO, build, preset, stage_configs
 
+from bark_accel import gpt
 from bark_accel.backend import get_ops
+from bark_accel.gpt import CausalModel
 from bark_accel.kv_cache import KVCachePool
 from bark_accel.patches import extract
 from bark_accel.sampling import SamplingConfig
-from bark_accel.stages import coarse as coarse_module
 from bark_accel.stages.coarse import CoarseStage
 
 CPU = torch.device("cpu")
@@ -23,16 +24,16 @@ def make_stage(model, layout):
         configs["semantic_generation_config"], configs["coarse_generation_config"], layout.codebook_size
     )
     weights = extract.transformer_weights("coarse", model.coarse_acoustics)
-    transformer = extract.transformer_spec(model.coarse_acoustics)
-    return CoarseStage(weights, transformer, spec, get_ops("native", CPU)), weights, transformer
+    causal = CausalModel(weights, extract.transformer_spec(model.coarse_acoustics), get_ops("native", CPU))
+    return CoarseStage(causal, spec), causal
 
 
 def generate(model, layout, semantic, parts, history=None):
     """Coarse tokens of `semantic` pushed in `parts`, as many tokens drawn after each push as are ready."""
-    stage, weights, transformer = make_stage(model, layout)
+    stage, causal = make_stage(model, layout)
     torch.manual_seed(0)
     early = []
-    with KVCachePool().borrow(transformer, semantic.shape[0], weights.dtype, CPU) as cache:
+    with KVCachePool().borrow(causal.spec, semantic.shape[0], causal.weights.dtype, CPU) as cache:
         state = stage.start(semantic.shape[0], history, SAMPLING, cache)
         chunks = semantic.split(parts, dim=1)
         for i, chunk in enumerate(chunks):
@@ -47,14 +48,13 @@ def generate(model, layout, semantic, parts, history=None):
 def prefills(monkeypatch):
     """Token counts of every forward pass of more than one token."""
     counts = []
-    forward = coarse_module.causal_forward
+    prefill = gpt.prefill
 
     def counting(weights, spec, hidden, cache, ops):
-        if hidden.shape[1] > 1:
-            counts.append(hidden.shape[1])
-        return forward(weights, spec, hidden, cache, ops)
+        counts.append(hidden.shape[1])
+        return prefill(weights, spec, hidden, cache, ops)
 
-    monkeypatch.setattr(coarse_module, "causal_forward", counting)
+    monkeypatch.setattr(gpt, "prefill", counting)
     return counts
 
 
@@ -89,9 +89,9 @@ def test_pushing_in_parts_gives_the_same_tokens(small_model, parts, history):
 def test_early_start_needs_what_the_design_says(suno_model):
     """256 semantic tokens without a preset, 47 with a full one (209 tokens of history are used)."""
     for history, needed in ((None, 256), (preset(SUNO, 400, 600), 47)):
-        stage, weights, transformer = make_stage(suno_model, SUNO)
+        stage, causal = make_stage(suno_model, SUNO)
         parts = history and (history["semantic_prompt"], history["coarse_prompt"])
-        with KVCachePool().borrow(transformer, 1, weights.dtype, CPU) as cache:
+        with KVCachePool().borrow(causal.spec, 1, causal.weights.dtype, CPU) as cache:
             state = stage.start(1, parts, SAMPLING, cache)
             base = 0 if history is None else 209
             assert state.semantic_history == base
@@ -104,8 +104,8 @@ def test_early_start_needs_what_the_design_says(suno_model):
 
 def test_no_semantic_tokens_give_no_coarse_tokens():
     model = build(SMALL)
-    stage, weights, transformer = make_stage(model, SMALL)
-    with KVCachePool().borrow(transformer, 2, weights.dtype, CPU) as cache:
+    stage, causal = make_stage(model, SMALL)
+    with KVCachePool().borrow(causal.spec, 2, causal.weights.dtype, CPU) as cache:
         state = stage.start(2, None, SAMPLING, cache)
         pad = SMALL.semantic_vocab + 2 * SMALL.codebook_size
         stage.push(state, torch.full((2, 3), pad), final=True)

@@ -1,0 +1,113 @@
+"""What every stage's hook has: a module, the weights read from it, and the way back to Transformers' own method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bark_accel.backend import Ops, get_ops, runs_natively
+from bark_accel.gpt import CausalModel
+from bark_accel.kv_cache import KVCachePool
+from bark_accel.precision import ConvertedWeights
+from bark_accel.report import FallbackKind, FallbackLog
+from bark_accel.speculation import Draft, DraftCounts
+from bark_accel.weights import TransformerWeights, tensors_of
+
+from . import extract
+from .fallback import Fallback
+
+
+@dataclass
+class Settings:
+    """Shared by the hooks of one model."""
+
+    backend: str
+    log: FallbackLog
+    precision: str = "same"
+    speculate: bool | None = None
+    pool: KVCachePool = field(default_factory=KVCachePool)
+
+
+class Hook:
+    """Owns a module, the weights read from it, and the way back to Transformers' own method."""
+
+    stage: str
+
+    def __init__(self, module: Any, settings: Settings):
+        self.module = module
+        self.settings = settings
+        self.conversions = ConvertedWeights()
+
+    def weights(self) -> Any:
+        """The module's weights as they are now; raises `Fallback` where they cannot be used.
+
+        They are read at every call: views cost a millisecond, the codec's folded copies a few, and nothing can be
+        out of date, whatever was loaded, moved, cast, replaced or written to in between.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            return self._read_weights()
+
+    def _read_weights(self) -> Any:
+        return extract.transformer_weights(self.stage, self.module)
+
+    def _ready_weights(self) -> Any:
+        weights = self.weights()
+        device = next(self.module.parameters()).device
+        if self.settings.backend == "native" and not runs_natively("native", device):
+            raise Fallback(self.stage, FallbackKind.DEVICE, f"backend='native' has no ops for {device}")
+        if torch.is_autocast_enabled(device.type):
+            raise Fallback(self.stage, FallbackKind.AUTOCAST, f"for {device.type}")
+        return weights
+
+    def converted(self, weights: TransformerWeights) -> TransformerWeights:
+        """The weights in the precision that `accelerate_bark` was asked for."""
+        with torch.inference_mode(False), torch.no_grad():
+            return self.conversions.get(weights, self.settings.precision)
+
+    def copied_bytes(self) -> int:
+        """Bytes of the weights that are not views of the module's own tensors."""
+        own = {t.untyped_storage().data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
+        held = {t.data_ptr(): t for t in tensors_of((self.weights(), *self.conversions.kept()))}
+        return sum(t.nbytes for t in held.values() if t.untyped_storage().data_ptr() not in own)
+
+    def ops_name(self, device: torch.device) -> str:
+        """Which ops a generation on `device` would use."""
+        return "native" if runs_natively(self.settings.backend, device) else "torch"
+
+    def ops(self, device: torch.device) -> Ops:
+        return get_ops(self.settings.backend, device)
+
+    def stock(self, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' own method."""
+        return type(self.module).generate(self.module, *args, **kwargs)
+
+
+class CausalHook(Hook):
+    """Of a stage that generates token by token."""
+
+    def __init__(self, module: Any, settings: Settings):
+        super().__init__(module, settings)
+        self.draft_counts = DraftCounts()
+
+    def model(self, weights: TransformerWeights) -> CausalModel:
+        """The transformer as its stage runs it."""
+        return CausalModel(self.converted(weights), extract.transformer_spec(self.module), self.ops(weights.device))
+
+    def draft(self, weights: TransformerWeights) -> Draft | None:
+        """The int8 model that drafts, where drafts are on."""
+        if not self.speculates(weights):
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            narrow = self.conversions.get(weights, "int8")
+        spec = extract.transformer_spec(self.module)
+        return Draft(CausalModel(narrow, spec, self.ops(weights.device)), self.draft_counts)
+
+    def speculates(self, weights: TransformerWeights) -> bool:
+        """Whether drafts are on: if not said otherwise, where they were measured to pay."""
+        settings = self.settings
+        if settings.speculate is not None:
+            return settings.speculate
+        exact = settings.precision == "same" and weights.dtype == torch.float32
+        return exact and runs_natively(settings.backend, weights.device)
