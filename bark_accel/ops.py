@@ -280,7 +280,7 @@ def decode_step(
 
     Parameters
     ----------
-    ids : Tensor [B, T], int64, contiguous
+    ids : Tensor [B, T], int64
         Best for ``B * T <= 16``.
     token_table, positions : Tensor [V, C] and [P, C], float32, float16 or bfloat16
         Token t of a row takes position ``length + t``.

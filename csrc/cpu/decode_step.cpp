@@ -1,5 +1,6 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/List.h>
+#include <ATen/ops/contiguous.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -86,15 +87,16 @@ void check_table(const char* name, const at::Tensor& table, const at::Tensor& po
   check_no_grad(kOp, name, table);
 }
 
-void check_ids(const at::Tensor& ids, int64_t vocabulary) {
+at::Tensor checked_ids(const at::Tensor& ids, int64_t vocabulary) {
   check_cpu(kOp, "ids", ids);
   check_dim(kOp, "ids", ids, 2, "[B, T]");
-  BARK_CHECK(ids.scalar_type() == at::kLong && ids.is_contiguous(), kOp, "expected ids contiguous and int64, got ",
-             ids.scalar_type(), " with strides ", ids.strides());
-  const int64_t* id = ids.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < ids.numel(); ++i) {
+  BARK_CHECK(ids.scalar_type() == at::kLong, kOp, "expected ids of dtype int64, got ", ids.scalar_type());
+  const at::Tensor dense = ids.contiguous();
+  const int64_t* id = dense.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < dense.numel(); ++i) {
     BARK_CHECK(0 <= id[i] && id[i] < vocabulary, kOp, "expected ids in [0, ", vocabulary, "), got ", id[i]);
   }
+  return dense;
 }
 
 void check_cache(const char* name, const at::Tensor& cache, at::IntArrayRef sizes) {
@@ -165,7 +167,7 @@ at::Tensor decode_step(const at::Tensor& ids, const at::Tensor& token_table, con
   check_table("token_table", token_table, positions);
   p.width = positions.size(1);
   check_sizes(kOp, "token_table", token_table, {token_table.size(0), p.width});
-  check_ids(ids, token_table.size(0));
+  const at::Tensor dense_ids = checked_ids(ids, token_table.size(0));
   check_dim(kOp, "key_cache", key_cache, 5, "[layers, B, H, capacity, D]");
   p.layers_count = key_cache.size(0);
   p.batch = ids.size(0);
@@ -198,7 +200,7 @@ at::Tensor decode_step(const at::Tensor& ids, const at::Tensor& token_table, con
   p.head_rows = head.size(0);
   at::Tensor logits = at::empty({p.batch, p.tokens, p.head_rows}, positions.options().dtype(at::kFloat));
   if (ids.numel() == 0) return logits;
-  p.ids = ids.const_data_ptr<int64_t>();
+  p.ids = dense_ids.const_data_ptr<int64_t>();
   p.token_table = token_table.const_data_ptr();
   p.token_stride = token_table.stride(0);
   p.positions = positions.const_data_ptr();
