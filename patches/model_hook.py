@@ -22,6 +22,7 @@ from .hook import Hook, Settings
 from .hooks import CodecHook, fine_temperature, semantic_ids
 from .inputs import check_input_ids, read_history, warn_if_cut
 from .streaming import AudioGeneration, Request, StageHooks
+from .token_loop import TokenTap
 
 SUBMODELS = {"semantic": "semantic", "coarse": "coarse_acoustics", "fine": "fine_acoustics"}
 
@@ -123,6 +124,9 @@ class ModelHook(AudioSource):
             generation = AudioGeneration(self._stage_hooks(), request, streamer, emit)
         except Fallback as fallback:
             self.settings.log.record(fallback.reason)
+            if fallback.reason.stage in ("fine", "codec"):
+                # So that a listener who leaves is noticed; beams, of the other stages, take no streamer.
+                kwargs = {**kwargs, "streamer": TokenTap(streamer.check)}
             self._generate_one_chunk(streamer, request, kwargs, emit)
             return
         warn_if_cut(input_ids, mask, semantic.max_input_semantic_length)

@@ -150,7 +150,7 @@ class CoarseStage:
         previous, state.prompt = state.prompt, Prompt(semantic, coarse_start)
         if previous is not None and previous.coarse_start == coarse_start and previous.semantic.equal(semantic):
             fed = state.cache.position - spec.max_input_tokens - 1
-            return state.coarse[:, coarse_start + fed :]
+            return state.coarse[:, coarse_start + fed :].contiguous()
         state.cache.truncate(0)
         return self.prompt_ids(state)
 

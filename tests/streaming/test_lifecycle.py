@@ -163,6 +163,15 @@ def test_cancel_in_transformers_own_loop(monkeypatch, stage):
     assert audio.shape[0] == 1 and list(streamer) == []
 
 
+def test_cancel_where_there_is_one_chunk(monkeypatch):
+    """A fine layer that Transformers has to run."""
+    fast = accelerated_copy(build(SMALL), strict=False)
+    fast.fine_acoustics.layers[0].mlp.gelu = torch.nn.ReLU()
+    streamer = AudioStreamer(fast)
+    after = on_call(monkeypatch, "semantic", streamer.cancel)
+    assert fast.generate(**INPUTS, **OPTIONS, streamer=streamer).shape == (1, 0) and after == []
+
+
 def test_cancel_before_the_start(fast):
     streamer = AudioStreamer(fast)
     streamer.cancel()
