@@ -76,7 +76,10 @@ class TransformerWeights:
 
 @dataclass(frozen=True)
 class Conv:
-    """Causal Conv1d, weight_norm folded in. weight [out, in, k], bias [out]; pads (k - 1) * dilation on the left."""
+    """Causal Conv1d, weight_norm folded in; pads (k - 1) * dilation on the left.
+
+    weight [k, in, out], one matrix a tap; bias [out] or None.
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -86,14 +89,16 @@ class Conv:
 
 @dataclass(frozen=True)
 class ConvTranspose:
-    """Causal ConvTranspose1d with weight_norm folded in. weight [in, out, k], bias [out].
+    """Causal ConvTranspose1d with weight_norm folded in.
 
+    weight [ceil(k / stride), in, stride * out]: taps in groups of one stride, zeros after the last; bias [out] or None.
     `trim_left` and `trim_right` samples are cut from its output (k - stride in all).
     """
 
     weight: Tensor
     bias: Tensor | None
     stride: int
+    kernel_size: int
     trim_left: int
     trim_right: int
 
@@ -126,7 +131,7 @@ class Upsampling:
 
 @dataclass(frozen=True)
 class CodecWeights:
-    """EnCodec's quantiser tables (K of [V, hidden]) and its SEANet decoder."""
+    """EnCodec's quantiser tables (K of [V, hidden], in the model's dtype) and its SEANet decoder, in float32."""
 
     codebooks: tuple[Tensor, ...]
     conv_in: Conv

@@ -166,3 +166,45 @@ def test_attention(benchmark, which: str, tokens: int, length: int) -> None:
     }
     benchmark.extra_info["cache_bytes"] = 2 * HEADS * (length + tokens) * HEAD_DIM * projected.element_size()
     compare(benchmark, which, candidates, f"attention, {tokens} new after {length}")
+
+
+@pytest.mark.parametrize(
+    "which", ["fp32", "fp16", "bf16", "int_mm", "int8pack_mm", "native_fp16", "native_int8", "native_gelu"]
+)
+@pytest.mark.parametrize(
+    ("rows", "outputs", "inner"), [(1024, 3072, 768), (1024, 768, 3072), (1024, 768, 768), (257, 3072, 768)]
+)
+def test_linear(benchmark, which: str, rows: int, outputs: int, inner: int) -> None:
+    """One product of a block, against torch's. `int_mm` is the bare int8 product: 1e-2 off, and no rescaling."""
+    x, weight = torch.randn(rows, inner), torch.randn(outputs, inner) * 0.02
+    half, brain = weight.half(), weight.bfloat16()
+    x8, weight8 = (x * 30).to(torch.int8), (weight * 1000).to(torch.int8)
+    scales, row_scales = torch.rand(outputs, inner // 64), torch.rand(outputs).bfloat16()
+    linear = torch.nn.functional.linear
+    candidates = {
+        "fp32": lambda: linear(x, weight),
+        "fp16": lambda: linear(x.half(), half),
+        "bf16": lambda: linear(x.bfloat16(), brain),
+        "int_mm": lambda: torch._int_mm(x8, weight8.t()),
+        "int8pack_mm": lambda: torch._weight_int8pack_mm(x.bfloat16(), weight8, row_scales),
+        "native_fp16": lambda: ops.int16_linear(x, half),
+        "native_int8": lambda: ops.int16_linear(x, weight8, scales),
+        "native_gelu": lambda: ops.int16_linear(x, half, gelu=True),
+    }
+    benchmark.extra_info["multiply_adds"] = rows * outputs * inner
+    compare(benchmark, which, candidates, f"linear, {rows} x {inner} to {outputs}")
+
+
+@pytest.mark.parametrize("which", ["sdpa", "sdpa_fp16", "native"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_block_attention(benchmark, which: str, causal: bool) -> None:
+    """1024 queries and keys of 12 heads, views of one packed projection."""
+    query, key, value = torch.randn(1, 1024, 3, HEADS, HEAD_DIM).transpose(1, 3).unbind(2)
+    halves = query.half(), key.half(), value.half()
+    attention = torch.nn.functional.scaled_dot_product_attention
+    candidates = {
+        "sdpa": lambda: attention(query, key, value, is_causal=causal),
+        "sdpa_fp16": lambda: attention(*halves, is_causal=causal),
+        "native": lambda: ops.int16_attention(query.transpose(1, 2), key, value, causal),
+    }
+    compare(benchmark, which, candidates, f"block attention, 1024, {'causal' if causal else 'bidirectional'}")

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers.models.bark import modeling_bark as hf
@@ -172,7 +173,7 @@ def _norm(stage: str, module: Any) -> Norm:
 
 
 def codec_weights(module: Any) -> CodecWeights:
-    """Read EnCodec's decoder, weight_norm folded (a copy of its weights)."""
+    """Read EnCodec's decoder, weight_norm folded (a copy of its weights, in float32)."""
     _check_codec_classes(module)
     check_tensors("codec", (*module.decoder.parameters(), *(layer.codebook.embed for layer in module.quantizer.layers)))
     config = module.config
@@ -185,10 +186,15 @@ def codec_weights(module: Any) -> CodecWeights:
     return CodecWeights(
         codebooks=tuple(layer.codebook.embed.detach() for layer in module.quantizer.layers),
         conv_in=_conv(conv_in),
-        lstm=Lstm(tuple(w.detach() for w in lstm.lstm._flat_weights), lstm.lstm.num_layers, lstm.lstm.hidden_size),
+        lstm=_lstm(lstm.lstm),
         upsampling=_upsampling(layers[2:-2]),
         conv_out=_conv(conv_out),
     )
+
+
+def _lstm(module: nn.LSTM) -> Lstm:
+    flat = tuple(weight.detach().float() for weight in module._flat_weights)
+    return Lstm(flat, module.num_layers, module.hidden_size)
 
 
 def _check_codec_classes(module: Any) -> None:
@@ -223,8 +229,12 @@ def _conv(module: Any) -> Conv:
     conv = _unparametrized(module.conv, nn.Conv1d)
     if conv.stride != (1,) or conv.groups != 1:
         raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, f"convolution {conv}")
-    bias = None if conv.bias is None else conv.bias.detach()
-    return Conv(conv.weight.detach().contiguous(), bias, conv.dilation[0], module.pad_mode)
+    weight = conv.weight.detach().float().permute(2, 1, 0).contiguous()
+    return Conv(weight, _bias(conv), conv.dilation[0], module.pad_mode)
+
+
+def _bias(conv: Any) -> Tensor | None:
+    return None if conv.bias is None else conv.bias.detach().float()
 
 
 def _unparametrized(conv: Any, kind: type) -> Any:
@@ -235,10 +245,13 @@ def _unparametrized(conv: Any, kind: type) -> Any:
 
 def _conv_transpose(module: Any) -> ConvTranspose:
     conv = _unparametrized(module.conv, nn.ConvTranspose1d)
-    bias = None if conv.bias is None else conv.bias.detach()
-    total = conv.kernel_size[0] - conv.stride[0]
-    right = math.ceil(total * module.trim_right_ratio)
-    return ConvTranspose(conv.weight.detach().contiguous(), bias, conv.stride[0], total - right, right)
+    (kernel_size,), (stride,) = conv.kernel_size, conv.stride
+    right = math.ceil((kernel_size - stride) * module.trim_right_ratio)
+    groups = math.ceil(kernel_size / stride)
+    taps = F.pad(conv.weight.detach().float(), (0, groups * stride - kernel_size))
+    # [in, out, groups, stride] -> [groups, in, stride, out]
+    weight = taps.unflatten(2, (groups, stride)).permute(2, 0, 3, 1).flatten(2)
+    return ConvTranspose(weight, _bias(conv), stride, kernel_size, kernel_size - stride - right, right)
 
 
 def _residual(module: Any) -> ResidualBlock:

@@ -14,7 +14,7 @@ from ..weights import CodecWeights, Conv, ConvTranspose, Lstm, ResidualBlock
 
 @dataclass
 class ConvState:
-    """`inputs` [B, C, T]: the last (k - 1) * dilation inputs; before the first output, all that came."""
+    """`inputs` [B, T, C]: the last (k - 1) * dilation inputs; before the first output, all that came."""
 
     inputs: Tensor | None = None
     started: bool = False
@@ -22,7 +22,7 @@ class ConvState:
 
 @dataclass
 class ConvTransposeState:
-    """`inputs` [B, C, T]: the inputs that still reach into the next output; `skip`: samples left to cut."""
+    """`inputs` [B, T, C]: the inputs that still reach into the next output; `skip`: samples left to cut."""
 
     skip: int
     inputs: Tensor | None = None
@@ -37,7 +37,7 @@ class LstmState:
 
 @dataclass
 class ResidualState:
-    """`waiting` [B, C, T]: the shortcut's outputs for which the convolutions have none yet."""
+    """`waiting` [B, T, C]: the shortcut's outputs for which the convolutions have none yet."""
 
     conv_1: ConvState = field(default_factory=ConvState)
     conv_2: ConvState = field(default_factory=ConvState)
@@ -85,7 +85,8 @@ class CodecStage:
 
         Returns
         -------
-        Tensor [B, S], S = T times the product of the upsampling ratios (none for T = 0).
+        Tensor [B, S] in the model's dtype (computed in float32), S = T times the product of the upsampling ratios
+        (none for T = 0).
         """
         return self.decode(self.embed(codes))
 
@@ -128,25 +129,27 @@ class CodecStage:
         return waveform
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Quantised latents [B, hidden, T] of codes [B, K, T]."""
+        """Quantised latents [B, hidden, T] float32 of codes [B, K, T]."""
         tables = self._weights.codebooks
-        latents = F.embedding(codes[:, 0], tables[0])
+        latents = F.embedding(codes[:, 0], tables[0]).float()
         for codebook in range(1, codes.shape[1]):
-            latents = latents + F.embedding(codes[:, codebook], tables[codebook])
+            latents += F.embedding(codes[:, codebook], tables[codebook])
         return latents.transpose(1, 2)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Waveform [B, S] of latents [B, hidden, T]."""
+        """Waveform [B, S] in the model's dtype of latents [B, hidden, T] float32."""
         return self._advance(self.start(), latents, final=True)
 
     def _advance(self, state: CodecState, latents: Tensor, final: bool) -> Tensor:
         weights = self._weights
-        x = _lstm(_conv(latents, weights.conv_in, state.conv_in, final), weights.lstm, state.lstm)
+        x = _conv(latents.transpose(1, 2), weights.conv_in, state.conv_in, final)
+        x = _lstm(x, weights.lstm, state.lstm)
         for upsampling, (conv_state, block_states) in zip(weights.upsampling, state.upsampling, strict=True):
-            x = _conv_transpose(F.elu(x), upsampling.conv, conv_state, final)
+            x = _conv_transpose(F.elu(x, inplace=True), upsampling.conv, conv_state, final)
             for block, block_state in zip(upsampling.blocks, block_states, strict=True):
                 x = _residual(x, block, block_state, final)
-        return _conv(F.elu(x), weights.conv_out, state.conv_out, final).squeeze(1)
+        waveform = _conv(x, weights.conv_out, state.conv_out, final, elu=True)
+        return waveform[..., 0].to(weights.codebooks[0].dtype)
 
 
 def _after(ends: Tensor, start: int, count: int) -> Tensor:
@@ -154,69 +157,125 @@ def _after(ends: Tensor, start: int, count: int) -> Tensor:
     return torch.arange(start, start + count, device=ends.device) >= ends[:, None]
 
 
+# Time comes before the channels, [B, T, C]: then a convolution is one matrix product for each tap on a shifted view of
+# its input, and nothing is copied to change layouts.
+
+
 def _join(before: Tensor | None, x: Tensor) -> Tensor:
-    return x if before is None else torch.cat([before, x], dim=-1)
+    return x if before is None else torch.cat([before, x], dim=1)
 
 
-def _conv(x: Tensor, conv: Conv, state: ConvState, final: bool) -> Tensor:
-    left = (conv.weight.shape[2] - 1) * conv.dilation
-    x = _join(state.inputs, x)
+def _conv(x: Tensor, conv: Conv, state: ConvState, final: bool, *, elu: bool = False) -> Tensor:
+    """Next outputs [B, T', out] of inputs [B, T, in], of their ELU if asked for."""
+    taps, _, outputs = conv.weight.shape
+    left = (taps - 1) * conv.dilation
+    held = 0 if state.inputs is None else state.inputs.shape[1]
+    waits = held + x.shape[1] == 0 or (conv.pad_mode == "reflect" and held + x.shape[1] <= left and not final)
+    if waits and not state.started:
+        state.inputs = _prepend(0, state.inputs, x, elu)
+        return x.new_empty(x.shape[0], 0, outputs)
+    x = _prepend(0 if state.started else left, state.inputs, x, elu)
     if not state.started:
-        mirrors_more = conv.pad_mode == "reflect" and x.shape[-1] <= left and not final
-        if x.shape[-1] == 0 or mirrors_more:
-            state.inputs = x
-            return x.new_empty(x.shape[0], conv.weight.shape[0], 0)
-        x = _pad_left(x, left, conv.pad_mode)
+        _mirror_(x, left, conv.pad_mode)
         state.started = True
     # A copy, so that the chunk itself can be freed.
-    state.inputs = None if final else x[..., x.shape[-1] - left :].clone()
-    if x.shape[-1] <= left:
-        return x.new_empty(x.shape[0], conv.weight.shape[0], 0)
-    return F.conv1d(x, conv.weight, conv.bias, dilation=conv.dilation)
+    state.inputs = None if final or left == 0 else x[:, x.shape[1] - left :].clone()
+    if x.shape[1] <= left:
+        return x.new_empty(x.shape[0], 0, outputs)
+    return _products(x, conv, x.shape[1] - left)
 
 
-def _pad_left(x: Tensor, left: int, mode: str) -> Tensor:
+def _prepend(space: int, before: Tensor | None, x: Tensor, elu: bool) -> Tensor:
+    """`space` free rows, then what came before, then x [B, T, C] or its ELU."""
+    held = 0 if before is None else before.shape[1]
+    if space + held == 0:
+        return F.elu(x) if elu else x
+    joined = x.new_empty(x.shape[0], space + held + x.shape[1], x.shape[2])
+    if before is not None:
+        joined[:, space : space + held] = before
+    inner = joined[:, space + held :]
+    if elu:
+        torch.ops.aten.elu.out(x, out=inner)
+    else:
+        inner.copy_(x)
+    return joined
+
+
+def _mirror_(x: Tensor, left: int, mode: str) -> None:
+    """Fill the first `left` rows of x [B, left + T, C] with what padding by `mode` puts before the others."""
     if left == 0:
-        return x
-    if mode != "reflect":
-        return F.pad(x, (left, 0), mode)
-    # A reflection needs more samples than it mirrors; EnCodec lends it zeros and takes them back.
-    extra = max(0, left + 1 - x.shape[-1])
-    padded = F.pad(F.pad(x, (0, extra)), (left, 0), mode)
-    return padded[..., : padded.shape[-1] - extra]
+        return
+    inner = x[:, left:]
+    if mode == "reflect":
+        # EnCodec extends what is too short to be mirrored by zeros.
+        mirrored = min(left, inner.shape[1] - 1)
+        x[:, left - mirrored : left] = inner[:, 1 : mirrored + 1].flip(1)
+        x[:, : left - mirrored] = 0
+    else:
+        x[:, :left] = F.pad(inner.transpose(1, 2), (left, 0), mode)[..., :left].transpose(1, 2)
+
+
+def _products(x: Tensor, conv: Conv, frames: int) -> Tensor:
+    """[B, frames, out] of the padded input [B, left + frames, in]."""
+    shifts = [tap * conv.dilation for tap in range(conv.weight.shape[0])]
+    if conv.weight.shape[2] == 1:
+        # All taps in one product; with one column each, products would not pay.
+        by_tap = conv.weight[:, :, 0] @ x.transpose(1, 2)
+        y = torch.stack([by_tap[:, tap, shift : shift + frames] for tap, shift in enumerate(shifts)]).sum(0)
+        return (y if conv.bias is None else y.add_(conv.bias))[..., None]
+    y = _biased(x, frames, conv.bias, conv.weight.shape[2])
+    for row, out in zip(x, y, strict=True):
+        for weight, shift in zip(conv.weight, shifts, strict=True):
+            out.addmm_(row[shift : shift + frames], weight)
+    return y
+
+
+def _biased(like: Tensor, frames: int, bias: Tensor | None, outputs: int) -> Tensor:
+    """[B, frames, outputs], the bias everywhere: what products are added to."""
+    if bias is None:
+        return like.new_zeros(like.shape[0], frames, outputs)
+    return bias.repeat(like.shape[0], frames, 1)  # a copy, also of a single row
 
 
 def _conv_transpose(x: Tensor, conv: ConvTranspose, state: ConvTransposeState, final: bool) -> Tensor:
-    before = 0 if state.inputs is None else state.inputs.shape[-1]
+    """Next outputs [B, T', out] of x [B, T, in]: each adds to as many strides of output as the kernel is long."""
+    before = 0 if state.inputs is None else state.inputs.shape[1]
     x = _join(state.inputs, x)
-    frames = x.shape[-1]
+    frames, outputs = x.shape[1], conv.weight.shape[2] // conv.stride
     if frames == 0:
-        return x.new_empty(x.shape[0], conv.weight.shape[1], 0)
-    overlap = math.ceil(conv.weight.shape[2] / conv.stride) - 1
-    state.inputs = None if final else x[..., max(0, frames - overlap) :].clone()
-    y = F.conv_transpose1d(x, conv.weight, conv.bias, stride=conv.stride)
+        return x.new_empty(x.shape[0], 0, outputs)
+    overlap = conv.weight.shape[0] - 1
+    state.inputs = None if final else x[:, max(0, frames - overlap) :].clone()
     # What lies beyond the last whole stride still lacks the next frame's share; at the end it is cut or complete.
-    y = y[..., before * conv.stride : frames * conv.stride + (conv.trim_left if final else 0)]
-    skip, state.skip = state.skip, max(0, state.skip - y.shape[-1])
-    return y[..., skip:]
+    beyond = conv.trim_left if final else 0
+    strides = frames + math.ceil(beyond / conv.stride)
+    y = _biased(x, strides, None if conv.bias is None else conv.bias.repeat(conv.stride), conv.weight.shape[2])
+    for row, out in zip(x, y, strict=True):
+        for shift, weight in enumerate(conv.weight):
+            count = min(frames, strides - shift)
+            if count > 0:
+                out[shift : shift + count].addmm_(row[:count], weight)
+    y = y.view(x.shape[0], -1, outputs)[:, before * conv.stride : frames * conv.stride + beyond]
+    skip, state.skip = state.skip, max(0, state.skip - y.shape[1])
+    return y[:, skip:]
 
 
 def _lstm(x: Tensor, lstm: Lstm, state: LstmState) -> Tensor:
-    if x.shape[-1] == 0:
+    if x.shape[1] == 0:
         return x
-    steps = x.permute(2, 0, 1)
+    steps = x.transpose(0, 1)
     if state.memory is None:
         zeros = steps.new_zeros(lstm.num_layers, steps.shape[1], lstm.size)
         state.memory = zeros, zeros
     output, *memory = torch.lstm(steps, state.memory, lstm.flat, True, lstm.num_layers, 0.0, False, False, False)
     state.memory = memory[0], memory[1]
-    return (output + steps).permute(1, 2, 0)
+    return output.add_(steps).transpose(0, 1)
 
 
 def _residual(x: Tensor, block: ResidualBlock, state: ResidualState, final: bool) -> Tensor:
     shortcut = x if block.shortcut is None else _conv(x, block.shortcut, state.shortcut, final)
     shortcut = _join(state.waiting, shortcut)
-    inner = _conv(F.elu(x), block.conv_1, state.conv_1, final)
-    y = _conv(F.elu(inner), block.conv_2, state.conv_2, final)
-    state.waiting = None if shortcut.shape[-1] == y.shape[-1] else shortcut[..., y.shape[-1] :]
-    return shortcut[..., : y.shape[-1]] + y
+    inner = _conv(x, block.conv_1, state.conv_1, final, elu=True)
+    y = _conv(inner, block.conv_2, state.conv_2, final, elu=True)
+    state.waiting = None if shortcut.shape[1] == y.shape[1] else shortcut[:, y.shape[1] :]
+    return y.add_(shortcut[:, : y.shape[1]])

@@ -49,6 +49,34 @@ def embedding_inputs(
     )
 
 
+def int16_linear_inputs(
+    rows: int, outputs: int, inner: int, dtype: torch.dtype = torch.float32, *, bias: bool = False, gelu: bool = False
+) -> tuple[Tensor | bool | None, ...]:
+    """Slices of wider matrices; an int8 weight with its scales."""
+    x = torch.randn(rows, inner + 3)[:, :inner]
+    offset = torch.randn(outputs) if bias else None
+    if dtype != torch.int8:
+        return x, torch.randn(outputs, inner + 5).to(dtype)[:, :inner], None, offset, gelu
+    weight = torch.randint(-127, 128, (outputs, inner + 5), dtype=torch.int8)[:, :inner]
+    return x, weight, torch.rand(outputs, -(-inner // 64)) / 64, offset, gelu
+
+
+def int16_attention_inputs(
+    batch: int,
+    tokens: int,
+    heads: int,
+    head_dim: int,
+    keys: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    causal: bool = False,
+) -> tuple[Tensor | bool, ...]:
+    """Queries as a view of a packed projection, keys and values as the filled part of larger caches."""
+    query = torch.randn(batch, tokens, 2, heads, head_dim)[:, :, 1]
+    cached = torch.randn(2, batch, heads, keys + 3, head_dim).to(dtype)[:, :, :, :keys]
+    return query, cached[0], cached[1], causal
+
+
 def exponential(*shape: int) -> Tensor:
     return torch.empty(*shape).exponential_()
 
@@ -71,5 +99,16 @@ OP_SAMPLES = {
         attention_inputs(2, 1, 3, 8, 5),
         attention_inputs(1, 9, 2, 16, 0, torch.float16),
     ],
+    "int16_linear": lambda: [
+        int16_linear_inputs(5, 7, 24),
+        int16_linear_inputs(3, 40, 130, torch.int8, bias=True, gelu=True),
+    ],
+    "int16_attention": lambda: [
+        int16_attention_inputs(2, 5, 3, 8, 9),
+        int16_attention_inputs(1, 4, 2, 16, 6, torch.float16, causal=True),
+    ],
 }
 """Positional arguments for every registered op; a schema without samples fails test_registry.py."""
+
+APPROXIMATE = {"int16_linear": 5e-3, "int16_attention": 2e-3}
+"""Ops that differ from their twins by more than float32 rounding: absolute tolerance on the samples."""

@@ -36,6 +36,18 @@ ATTENTION = dict(
         strict=True,
     )
 )
+INT16_LINEAR = {
+    "input": lambda: torch.randn(3, 70),
+    "weight": lambda: torch.ones(5, 70, dtype=torch.int8),
+    "scales": lambda: torch.rand(5, 2),
+    "bias": lambda: torch.randn(5),
+}
+INT16_ATTENTION = {
+    "query": lambda: torch.randn(2, 3, 2, 8),
+    "key": lambda: torch.randn(2, 2, 9, 8).half(),
+    "value": lambda: torch.randn(2, 2, 9, 8).half(),
+    "causal": lambda: True,
+}
 MULTINOMIAL = {
     "logits": SAMPLE["logits"],
     "generator": lambda: torch.Generator().manual_seed(0),
@@ -47,6 +59,8 @@ VALID = {
     "fused_multinomial": MULTINOMIAL,
     "codebook_embedding_sum": EMBEDDING,
     "static_cache_attention": ATTENTION,
+    "int16_linear": INT16_LINEAR,
+    "int16_attention": INT16_ATTENTION,
 }
 
 
@@ -132,6 +146,28 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("static_cache_attention", "length", lambda: torch.tensor([1], dtype=torch.int32), "length as an int64 tensor"),
     ("static_cache_attention", "length", lambda: torch.tensor([2**63 - 1]), r"length \+ tokens <= capacity"),
     ("static_cache_attention", "length", lambda: torch.tensor(1), r"length as an int64 tensor of shape \[1\]"),
+    ("int16_linear", "input", lambda: torch.randn(70), r"input of shape \[M, K\], got \[70\]"),
+    ("int16_linear", "input", lambda: torch.randn(3, 70).half(), "input of dtype float32"),
+    ("int16_linear", "input", lambda: torch.randn(3, 69), r"weight of shape \[5, 69\], got \[5, 70\]"),
+    ("int16_linear", "input", lambda: torch.randn(3, 70, requires_grad=True), NEEDS_GRAD),
+    ("int16_linear", "input", lambda: torch.randn(3, 70).to("meta"), "on the cpu, got meta|one device, got cpu and meta"),
+    ("int16_linear", "weight", lambda: torch.ones(70), r"weight of shape \[N, K\]"),
+    ("int16_linear", "weight", lambda: torch.randn(5, 70), "scales with an int8 weight and only then, got scales"),
+    ("int16_linear", "scales", lambda: None, "scales with an int8 weight and only then, got none"),
+    ("int16_linear", "scales", lambda: torch.rand(5, 1), r"scales of shape \[5, 2\].*, got \[5, 1\]"),
+    ("int16_linear", "scales", lambda: torch.rand(5, 2).half(), "scales of .*float32"),
+    ("int16_linear", "bias", lambda: torch.randn(4), r"bias of shape \[5\].*, got \[4\]"),
+    ("int16_linear", "bias", lambda: torch.randn(5).half(), "bias of .*float32"),
+    ("int16_attention", "query", lambda: torch.randn(2, 3, 16), r"query of shape \[B, T, H, D\]"),
+    ("int16_attention", "query", lambda: torch.randn(2, 3, 2, 8).half(), "query of dtype float32"),
+    ("int16_attention", "query", lambda: torch.randn(2, 3, 2, 257), "head size of 1 to 256, got 257"),
+    ("int16_attention", "query", lambda: torch.randn(2, 10, 2, 8), r"as many keys as queries \(10\).*, got 9"),
+    ("int16_attention", "query", lambda: torch.randn(2, 3, 2, 8, requires_grad=True), NEEDS_GRAD),
+    ("int16_attention", "key", lambda: torch.randn(2, 9, 8), r"key of shape \[B, H, S, D\]"),
+    ("int16_attention", "key", lambda: torch.randn(2, 1, 9, 8), r"key of shape \[2, 2, 9, 8\]"),
+    ("int16_attention", "key", lambda: torch.randn(2, 2, 9, 8).double(), "key of dtype float32, float16"),
+    ("int16_attention", "value", lambda: torch.randn(2, 2, 8, 8).half(), r"value of shape \[2, 2, 9, 8\]"),
+    ("int16_attention", "value", lambda: torch.randn(2, 2, 9, 8), "value of .*"),
 ]  # fmt: skip
 
 # The compiled ops only: the twins take any stride.
@@ -145,6 +181,12 @@ STRIDES: list[tuple[str, str, Callable[[], Any]]] = [
     ("static_cache_attention", "value", lambda: torch.randn(2, 3, 8, 2).transpose(2, 3)),
     ("static_cache_attention", "key_cache", lambda: torch.randn(2, 2, 8, 11).transpose(2, 3)),
     ("static_cache_attention", "value_cache", lambda: torch.randn(2, 2, 8, 11).transpose(2, 3)),
+    ("int16_linear", "input", lambda: torch.randn(70, 3).t()),
+    ("int16_linear", "weight", lambda: torch.ones(70, 5, dtype=torch.int8).t()),
+    ("int16_linear", "scales", lambda: torch.rand(2, 5).t()),
+    ("int16_attention", "query", lambda: torch.randn(2, 3, 8, 2).transpose(2, 3)),
+    ("int16_attention", "key", lambda: torch.randn(2, 2, 8, 9).half().transpose(2, 3)),
+    ("int16_attention", "value", lambda: torch.randn(2, 2, 8, 9).half().transpose(2, 3)),
 ]
 
 

@@ -7,7 +7,15 @@ import torch
 
 from bark_accel import _library, ops, torch_ops
 
-from .conftest import OP_SAMPLES, attention_inputs, embedding_inputs, exponential
+from .conftest import (
+    APPROXIMATE,
+    OP_SAMPLES,
+    attention_inputs,
+    embedding_inputs,
+    exponential,
+    int16_attention_inputs,
+    int16_linear_inputs,
+)
 
 NAMESPACE = "bark_accel::"
 
@@ -35,7 +43,8 @@ def test_samples_equal_the_torch_twin(name: str, isa: str) -> None:
         expected = getattr(torch_ops, name)(*arguments)
         got = getattr(ops, name)(*arguments)
         assert got.dtype == expected.dtype
-        torch.testing.assert_close(got, expected)
+        tolerance = {"atol": APPROXIMATE[name], "rtol": 0} if name in APPROXIMATE else {}
+        torch.testing.assert_close(got, expected, **tolerance)
 
 
 @pytest.mark.parametrize("name", OP_SAMPLES)
@@ -59,6 +68,8 @@ def test_thread_count_does_not_change_results(name: str, isa: str) -> None:
         ),
         "codebook_embedding_sum": lambda: embedding_inputs(2, 300, 8, 8, 256),
         "static_cache_attention": lambda: attention_inputs(2, 130, 4, 64, 100),
+        "int16_linear": lambda: int16_linear_inputs(300, 33, 600, torch.float16),
+        "int16_attention": lambda: int16_attention_inputs(2, 130, 4, 64, 300),
     }[name]
     before, results = torch.get_num_threads(), []
     try:
