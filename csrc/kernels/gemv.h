@@ -114,7 +114,7 @@ inline void dot_tile_int8(const int8_t* const (&w)[N], const float* const (&scal
       for (int r = 0; r < R; ++r) {
         const VecS input = load_short(x + r * x_stride + k);
         BARK_UNROLL
-        for (int n = 0; n < N; ++n) inner[n][r] += multiply_add_pairs(weight[n], input);
+        for (int n = 0; n < N; ++n) inner[n][r] = add_products(inner[n][r], weight[n], input);
       }
     }
     if (k < end) {
@@ -123,7 +123,7 @@ inline void dot_tile_int8(const int8_t* const (&w)[N], const float* const (&scal
         const VecS input = load_short_first(x + r * x_stride + k, end - k);
         BARK_UNROLL
         for (int n = 0; n < N; ++n) {
-          inner[n][r] += multiply_add_pairs(load_short_first(w[n] + k, end - k), input);
+          inner[n][r] = add_products(inner[n][r], load_short_first(w[n] + k, end - k), input);
         }
       }
     }

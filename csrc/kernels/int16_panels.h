@@ -23,20 +23,7 @@ constexpr float kTiniest = 1e-37f;  // its reciprocal is finite; groups below co
 typedef int32_t VecPairs __attribute__((vector_size(kWidth * 4)));
 
 // acc += a.low * b.low + a.high * b.high, modulo 2^32
-inline VecU add_products(VecU acc, VecPairs a, VecPairs b) {
-#if defined(__AVX512VNNI__)
-  return (VecU)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
-#elif defined(__AVX512BW__)
-  return acc + (VecU)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-  return acc + (VecU)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#elif defined(__SSE2__)
-  return acc + (VecU)_mm_madd_epi16((__m128i)a, (__m128i)b);
-#else
-  const VecI low = ((VecI)((VecU)a << 16) >> 16) * ((VecI)((VecU)b << 16) >> 16);
-  return acc + (VecU)low + (VecU)((a >> 16) * (b >> 16));
-#endif
-}
+inline VecU add_products(VecU acc, VecPairs a, VecPairs b) { return (VecU)add_products((VecI)acc, (VecS)a, (VecS)b); }
 
 inline VecPairs load_pairs(const int32_t* p) {
   VecPairs v;

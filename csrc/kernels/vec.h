@@ -296,18 +296,21 @@ inline VecS load_short_first(const int8_t* p, int64_t n) {
   return widen(v);
 }
 
-// a[2i] * b[2i] + a[2i + 1] * b[2i + 1]
-inline VecI multiply_add_pairs(VecS a, VecS b) {
-#if defined(__AVX512BW__)
-  return (VecI)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+// acc[i] + a[2i] * b[2i] + a[2i + 1] * b[2i + 1], modulo 2^32
+inline VecI add_products(VecI acc, VecS a, VecS b) {
+#if defined(__AVX512VNNI__)
+  return (VecI)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+  return (VecI)((VecU)acc + (VecU)_mm512_madd_epi16((__m512i)a, (__m512i)b));
 #elif defined(__AVX2__)
-  return (VecI)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+  return (VecI)((VecU)acc + (VecU)_mm256_madd_epi16((__m256i)a, (__m256i)b));
 #elif defined(__SSE2__)
-  return (VecI)_mm_madd_epi16((__m128i)a, (__m128i)b);
+  return (VecI)((VecU)acc + (VecU)_mm_madd_epi16((__m128i)a, (__m128i)b));
 #else
-  VecI sums;
-  for (int i = 0; i < kWidth; ++i) sums[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
-  return sums;
+  for (int i = 0; i < kWidth; ++i) {
+    acc[i] = int32_t(uint32_t(acc[i]) + uint32_t(a[2 * i] * b[2 * i]) + uint32_t(a[2 * i + 1] * b[2 * i + 1]));
+  }
+  return acc;
 #endif
 }
 
