@@ -193,7 +193,7 @@ def codec_weights(module: Any) -> CodecWeights:
 
 
 def _lstm(module: nn.LSTM) -> Lstm:
-    flat = tuple(weight.detach().float() for weight in module._flat_weights)
+    flat = tuple(weight.detach().float() for weight in module._flat_weights if weight is not None)
     return Lstm(flat, module.num_layers, module.hidden_size)
 
 

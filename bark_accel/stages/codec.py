@@ -179,7 +179,7 @@ def _conv(x: Tensor, conv: Conv, state: ConvState, final: bool, *, elu: bool = F
         _mirror_(x, left, conv.pad_mode)
         state.started = True
     # A copy, so that the chunk itself can be freed.
-    state.inputs = None if final or left == 0 else x[:, x.shape[1] - left :].clone()
+    state.inputs = None if final else x[:, x.shape[1] - left :].clone()
     if x.shape[1] <= left:
         return x.new_empty(x.shape[0], 0, outputs)
     return _products(x, conv, x.shape[1] - left)
