@@ -61,7 +61,7 @@ setup(
                 "csrc/cpu/codebook_embedding_sum.cpp",
                 "csrc/cpu/static_cache_attention.cpp",
                 "csrc/cpu/decode_step.cpp",
-                "csrc/cpu/team.cpp",
+                "csrc/cpu/barrier.cpp",
             ],
             depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*.h"))],
             define_macros=[("BARK_ACCEL_X86", "1")] if X86 else [],

@@ -48,35 +48,98 @@ def check_decode_inputs(
     weights: Sequence[Tensor | None],
     eps: Sequence[float],
     head: Tensor,
+    head_scales: Tensor | None,
     num_heads: int,
     key_cache: Tensor,
     value_cache: Tensor,
     length: Tensor,
 ) -> None:
-    op, layers, width = "decode_step", len(key_cache), positions.shape[-1]
-    _require_one_device(
-        op, ids, token_table, positions, *(t for t in weights if t is not None), head, key_cache, length
-    )
-    _require_no_grad(op, token_table, positions, *(t for t in weights if t is not None), head, key_cache, value_cache)
-    require(
-        ids.dtype == torch.int64 and ids.dim() == 2,
-        op,
-        f"expected ids int64 of shape [B, T], got {ids.dtype} of shape {list(ids.shape)}",
-    )
+    op = "decode_step"
+    tensors = (token_table, positions, *weights, head, head_scales, key_cache, value_cache)
+    _require_one_device(op, ids, *tensors, length)
+    _require_no_grad(op, *(t for t in tensors if t is not None))
+    require(positions.dim() == 2, op, f"expected positions of shape [P, C], got {list(positions.shape)}")
     _require_float(op, "positions", positions)
+    width = positions.shape[1]
+    require(token_table.dim() == 2, op, f"expected token_table of shape [V, C], got {list(token_table.shape)}")
     _require_shape(op, "token_table", token_table, (len(token_table), width), positions.dtype)
-    outside = ids[(ids < 0) | (ids >= len(token_table))].tolist()
-    require(not outside, op, f"expected ids in [0, {len(token_table)}), got {outside[:1]}")
-    require(num_heads > 0 and width % num_heads == 0, op, f"expected num_heads to divide {width}, got {num_heads}")
-    count = 16 * layers + 2
-    require(len(weights) == count, op, f"expected 16 weights for each of {layers} layers and 2, got {len(weights)}")
+    _check_ids(op, ids, len(token_table))
+    heads_fit = num_heads > 0 and width > 0 and width % num_heads == 0
+    require(heads_fit, op, f"expected num_heads to divide the width {width}, got {num_heads}")
+    _check_caches(op, key_cache, value_cache, (len(ids), num_heads, width // num_heads))
+    _check_length(op, length, ids.shape[1], min(key_cache.shape[3], len(positions)))
+    layers = len(key_cache)
+    wanted = f"expected 16 weights for each of {layers} layers and 2 more, got {len(weights)}"
+    require(len(weights) == 16 * layers + 2 and layers > 0, op, wanted)
     require(len(eps) == 2 * layers + 1, op, f"expected {2 * layers + 1} eps, got {len(eps)}")
-    capacity = key_cache.shape[3] if key_cache.dim() == 5 else -1
-    cache_shape = (layers, len(ids), num_heads, capacity, width // num_heads)
+    mlp_in = weights[10]
+    given = "None" if mlp_in is None else list(mlp_in.shape)
+    require(mlp_in is not None and mlp_in.dim() == 2, op, f"expected mlp_in of shape [N, {width}], got {given}")
+    assert mlp_in is not None
+    for i in range(layers):
+        _check_layer(op, weights[16 * i : 16 * i + 16], width, len(mlp_in))
+    _check_norm(op, weights[-2:], width)
+    require(head.dim() == 2, op, f"expected head of shape [N, C], got {list(head.shape)}")
+    _check_product(op, (head, None, head_scales), (len(head), width))
+
+
+def _check_ids(op: str, ids: Tensor, vocabulary: int) -> None:
+    require(ids.dim() == 2, op, f"expected ids of shape [B, T], got {list(ids.shape)}")
+    require(ids.dtype == torch.int64, op, f"expected ids of dtype int64, got {ids.dtype}")
+    outside = ids[(ids < 0) | (ids >= vocabulary)].tolist()
+    require(not outside, op, f"expected ids in [0, {vocabulary}), got {outside[:1]}")
+
+
+def _check_caches(op: str, key_cache: Tensor, value_cache: Tensor, sizes: tuple[int, int, int]) -> None:
+    shape = f"[layers, B, H, capacity, D], got {list(key_cache.shape)}"
+    require(key_cache.dim() == 5, op, f"expected key_cache of shape {shape}")
     _require_float(op, "key_cache", key_cache)
-    _require_shape(op, "key_cache", key_cache, cache_shape, key_cache.dtype)
-    _require_shape(op, "value_cache", value_cache, cache_shape, key_cache.dtype)
-    _check_length(op, length, ids.shape[1], min(capacity, len(positions)))
+    (batch, heads, head_size), (layers, capacity) = sizes, (key_cache.shape[0], key_cache.shape[3])
+    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
+        _require_shape(op, name, cache, (layers, batch, heads, capacity, head_size), key_cache.dtype)
+        shared = any(stride == 0 and size > 1 for stride, size in zip(cache.stride(), cache.shape, strict=True))
+        strides = f"expected {name} without elements that share memory, got strides {list(cache.stride())}"
+        require(not shared, op, strides)
+    _require_apart(op, key_cache, value_cache)
+
+
+def _require_apart(op: str, key_cache: Tensor, value_cache: Tensor) -> None:
+    same = key_cache.numel() > 0 and key_cache.data_ptr() == value_cache.data_ptr()
+    require(not same, op, "expected key_cache and value_cache in separate memory, got overlapping ones")
+
+
+def _check_layer(op: str, layer: Sequence[Tensor | None], width: int, inner: int) -> None:
+    _check_norm(op, layer[0:2], width)
+    _check_product(op, layer[2:5], (3 * width, width))
+    _check_product(op, layer[5:8], (width, width))
+    _check_norm(op, layer[8:10], width)
+    _check_product(op, layer[10:13], (inner, width))
+    _check_product(op, layer[13:16], (width, inner))
+
+
+def _check_norm(op: str, norm: Sequence[Tensor | None], width: int) -> None:
+    weight, bias = norm
+    require(weight is not None, op, "expected a LayerNorm weight, got None")
+    for name, vector in (("LayerNorm weight", weight), ("LayerNorm bias", bias)):
+        if vector is not None:
+            _require_shape(op, name, vector, (width,), torch.float32)
+
+
+def _check_product(op: str, product: Sequence[Tensor | None], shape: tuple[int, int]) -> None:
+    """(weight, bias, scales) of one matrix."""
+    weight, bias, scales = product
+    require(weight is not None, op, f"expected a weight of shape {list(shape)}, got None")
+    assert weight is not None
+    if weight.dtype == torch.int8:
+        require(scales is not None, op, "expected scales with an int8 weight, got None")
+        assert scales is not None
+        _require_shape(op, "scales", scales, (shape[0], -(-shape[1] // INT8_GROUP)), torch.float32)
+    else:
+        _require_float(op, "a weight (or int8 with scales)", weight)
+        require(scales is None, op, f"expected scales with int8 weights only, got them with {weight.dtype}")
+    _require_shape(op, "a weight", weight, shape, weight.dtype)
+    if bias is not None:
+        _require_shape(op, "a bias", bias, (shape[0],), torch.float32)
 
 
 def _check_length(op: str, length: Tensor, tokens: int, capacity: int) -> None:
@@ -239,6 +302,7 @@ def check_attention_inputs(
             f"got {list(tensor.shape)} and {tensor.dtype}",
         )
     _require_no_grad(op, query, key, value, key_cache, value_cache)
+    _require_apart(op, key_cache, value_cache)
     _check_length(op, length, tokens, capacity)
 
 

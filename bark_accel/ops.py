@@ -385,7 +385,9 @@ def _fake_decode_step(
     value_cache: Tensor,
     length: Tensor,
 ) -> Tensor:
-    _require_one_device("decode_step", ids, token_table, positions, *weights, head, key_cache, value_cache, length)
+    _require_one_device(
+        "decode_step", ids, token_table, positions, *weights, head, head_scales, key_cache, value_cache, length
+    )
     return positions.new_empty(*ids.shape, head.shape[0], dtype=torch.float32)
 
 

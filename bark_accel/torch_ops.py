@@ -144,7 +144,9 @@ def decode_step(
     length: Tensor,
 ) -> Tensor:
     """Plain-torch twin of :func:`bark_accel.ops.decode_step`."""
-    check_decode_inputs(ids, token_table, positions, weights, eps, head, num_heads, key_cache, value_cache, length)
+    check_decode_inputs(
+        ids, token_table, positions, weights, eps, head, head_scales, num_heads, key_cache, value_cache, length
+    )
     (batch, tokens), cache_dtype = ids.shape, key_cache.dtype
     where = length + torch.arange(tokens, device=ids.device)
     hidden = F.embedding(ids, token_table).float() + F.embedding(where, positions).float()
@@ -152,13 +154,13 @@ def decode_step(
     for i in range(len(key_cache)):
         layer = weights[16 * i : 16 * i + 16]
         packed = _product(_layer_norm(hidden, layer[0:2], eps[2 * i]), layer[2:5]).to(cache_dtype)
-        query, key, value = packed.view(batch, tokens, 3, num_heads, -1).unbind(2)
+        query, key, value = packed.view(batch, tokens, 3, num_heads, key_cache.shape[4]).unbind(2)
         attended = static_cache_attention(query, key, value, key_cache[i], value_cache[i], length)
         hidden = hidden + _product(attended.flatten(0, 1).float(), layer[5:8])
         inner = _product(_layer_norm(hidden, layer[8:10], eps[2 * i + 1]), layer[10:13], gelu=True)
         hidden = hidden + _product(inner, layer[13:16])
     logits = _product(_layer_norm(hidden, weights[-2:], eps[-1]), (head, None, head_scales))
-    return logits.view(batch, tokens, -1)
+    return logits.view(batch, tokens, len(head))
 
 
 def _product(hidden: Tensor, linear: Sequence[Tensor | None], *, gelu: bool = False) -> Tensor:

@@ -1,9 +1,12 @@
 // Argument checks of the ops. Messages read "op: what was expected, what came".
 #pragma once
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
+
+#include <utility>
 
 #include "kernels/params.h"
 
@@ -46,6 +49,19 @@ inline void check_no_grad(const char* op, const char* name, const at::Tensor& t)
   BARK_CHECK(!(at::GradMode::is_enabled() && t.requires_grad()), op,
              "expected torch.no_grad() or inputs that need no gradient (the op has no backward), got ", name,
              " with requires_grad=True");
+}
+
+// Caches that an op writes to: neither may hold an element twice, nor one of the other's.
+inline void check_no_overlap(const char* op, const at::Tensor& key_cache, const at::Tensor& value_cache) {
+  for (const auto& [name, cache] : {std::pair{"key_cache", &key_cache}, std::pair{"value_cache", &value_cache}}) {
+    BARK_CHECK(at::has_internal_overlap(*cache) != at::MemOverlap::Yes, op, "expected ", name,
+               " without elements that share memory, got strides ", cache->strides());
+  }
+  const auto overlap = at::get_overlap_status(key_cache, value_cache);
+  // For slices torch does not answer: at least those that begin at one place are found.
+  const bool same = key_cache.numel() > 0 && key_cache.const_data_ptr() == value_cache.const_data_ptr();
+  BARK_CHECK(!same && overlap != at::MemOverlapStatus::Full && overlap != at::MemOverlapStatus::Partial, op,
+             "expected key_cache and value_cache in separate memory, got overlapping ones");
 }
 
 }  // namespace bark_accel

@@ -1,4 +1,3 @@
-#include <ATen/MemoryOverlap.h>
 #include <ATen/core/List.h>
 #include <ATen/ops/contiguous.h>
 #include <ATen/ops/empty.h>
@@ -105,8 +104,6 @@ void check_cache(const char* name, const at::Tensor& cache, at::IntArrayRef size
   check_sizes(kOp, name, cache, sizes);
   check_unit_stride(kOp, name, cache);
   check_no_grad(kOp, name, cache);
-  BARK_CHECK(at::has_internal_overlap(cache) != at::MemOverlap::Yes, kOp, "expected ", name,
-             " without elements that share memory, got strides ", cache.strides());
 }
 
 int64_t checked_length(const at::Tensor& length, int64_t tokens, int64_t capacity, int64_t positions) {
@@ -151,9 +148,10 @@ std::vector<DecodeLayer> read_layers(Reader& reader, int64_t count, int64_t widt
   return layers;
 }
 
-int64_t inner_size(const Weights& weights) {
+int64_t inner_size(const Weights& weights, int64_t width) {
   const std::optional<at::Tensor> mlp_in = weights.get(10);
-  BARK_CHECK(mlp_in.has_value() && mlp_in->dim() == 2, kOp, "expected the weight of the MLP's first product as [N, C]");
+  BARK_CHECK(mlp_in.has_value(), kOp, "expected mlp_in of shape [N, ", width, "], got None");
+  BARK_CHECK(mlp_in->dim() == 2, kOp, "expected mlp_in of shape [N, ", width, "], got ", mlp_in->sizes());
   return mlp_in->size(0);
 }
 
@@ -169,6 +167,7 @@ at::Tensor decode_step(const at::Tensor& ids, const at::Tensor& token_table, con
   check_sizes(kOp, "token_table", token_table, {token_table.size(0), p.width});
   const at::Tensor dense_ids = checked_ids(ids, token_table.size(0));
   check_dim(kOp, "key_cache", key_cache, 5, "[layers, B, H, capacity, D]");
+  p.cache_dtype = checked_dtype(kOp, "key_cache", key_cache);
   p.layers_count = key_cache.size(0);
   p.batch = ids.size(0);
   p.tokens = ids.size(1);
@@ -180,16 +179,13 @@ at::Tensor decode_step(const at::Tensor& ids, const at::Tensor& token_table, con
   check_cache("key_cache", key_cache, cache_sizes);
   check_cache("value_cache", value_cache, cache_sizes);
   check_same_dtype(kOp, "value_cache", value_cache, "key_cache", key_cache);
-  const auto overlap = at::get_overlap_status(key_cache, value_cache);
-  BARK_CHECK(overlap != at::MemOverlapStatus::Full && overlap != at::MemOverlapStatus::Partial, kOp,
-             "expected key_cache and value_cache in separate memory, got overlapping ones");
-  p.cache_dtype = checked_dtype(kOp, "key_cache", key_cache);
+  check_no_overlap(kOp, key_cache, value_cache);
   p.length = checked_length(length, p.tokens, capacity, positions.size(0));
   BARK_CHECK(int64_t(weights.size()) == kLayerTensors * p.layers_count + 2 && p.layers_count > 0, kOp, "expected ",
              kLayerTensors, " weights for each of ", p.layers_count, " layers and 2 more, got ", weights.size());
   BARK_CHECK(int64_t(eps.size()) == 2 * p.layers_count + 1, kOp, "expected ", 2 * p.layers_count + 1, " eps, got ",
              eps.size());
-  p.inner = inner_size(weights);
+  p.inner = inner_size(weights, p.width);
   Reader reader(weights);
   const auto layers = read_layers(reader, p.layers_count, p.width, p.inner, eps);
   const auto caches = cache_views(key_cache, value_cache);

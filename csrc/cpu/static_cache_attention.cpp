@@ -1,4 +1,3 @@
-#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -31,14 +30,6 @@ void check_cache(const char* name, const at::Tensor& cache, const at::Tensor& qu
   check_same_dtype(kOp, name, cache, "query", query);
   check_unit_stride(kOp, name, cache);
   check_no_grad(kOp, name, cache);
-  BARK_CHECK(at::has_internal_overlap(cache) != at::MemOverlap::Yes, kOp, "expected ", name,
-             " without elements that share memory, got strides ", cache.strides());
-}
-
-void check_apart(const at::Tensor& key_cache, const at::Tensor& value_cache) {
-  const auto overlap = at::get_overlap_status(key_cache, value_cache);
-  BARK_CHECK(overlap != at::MemOverlapStatus::Full && overlap != at::MemOverlapStatus::Partial, kOp,
-             "expected key_cache and value_cache in separate memory, got overlapping ones");
 }
 
 int64_t checked_length(const at::Tensor& length, const at::Tensor& query, const at::Tensor& key_cache,
@@ -51,7 +42,7 @@ int64_t checked_length(const at::Tensor& length, const at::Tensor& query, const 
   const int64_t capacity = key_cache.size(2);
   BARK_CHECK(value_cache.size(2) == capacity, kOp, "expected caches of one capacity, got ", capacity, " and ",
              value_cache.size(2));
-  check_apart(key_cache, value_cache);
+  check_no_overlap(kOp, key_cache, value_cache);
   BARK_CHECK(value >= 0, kOp, "expected length >= 0, got ", value);
   BARK_CHECK(value <= capacity - query.size(1), kOp, "expected length + tokens <= capacity ", capacity,
              ", got ", value, " + ", query.size(1));

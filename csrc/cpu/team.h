@@ -1,27 +1,16 @@
-// A team of OpenMP threads for one kernel call, with a barrier that gives its core away when it has to wait long.
+// A team of OpenMP threads for one kernel call.
 #pragma once
 
 #include <ATen/Parallel.h>
 
-#include <atomic>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
 #include "../kernels/params.h"
+#include "barrier.h"
 
 namespace bark_accel {
-
-class Barrier {
- public:
-  // Returns once `members` threads have called it. Spins for tens of microseconds, then yields: the thread that is
-  // missing, or another generation's, may be waiting for this core.
-  void wait(int64_t members);
-
- private:
-  std::atomic<int64_t> arrived_{0};
-  std::atomic<int64_t> phase_{0};
-};
 
 // Threads a team may have here: torch.get_num_threads(), one inside another parallel region.
 inline int64_t team_size() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }

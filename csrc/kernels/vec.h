@@ -164,18 +164,19 @@ inline uint32_t lane_mask(VecI comparison) {
 #endif
 }
 
-inline Vec4 fold_to_4(VecF v) {
-  Vec4 quarters[kWidth / 4];
-  __builtin_memcpy(quarters, &v, sizeof v);
-  for (int half = kWidth / 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) quarters[i] += quarters[i + half];
-  }
-  return quarters[0];
-}
-
+// Adds neighbours, then neighbouring pairs and so on: the order of sum_each, so that how many sums are taken at once
+// does not show in any of them.
 inline float sum_lanes(VecF v) {
-  const Vec4 s = fold_to_4(v);
-  return (s[0] + s[2]) + (s[1] + s[3]);
+  Vec4 parts[kWidth / 4];
+  __builtin_memcpy(parts, &v, sizeof v);
+  for (int count = kWidth / 8; count > 0; count /= 2) {
+    for (int i = 0; i < count; ++i) {
+      const Vec4 a = parts[2 * i], b = parts[2 * i + 1];
+      parts[i] = __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+    }
+  }
+  const Vec4 s = parts[0];
+  return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
 // Sums of neighbouring lanes: those of a in the lower half, those of b in the upper one.

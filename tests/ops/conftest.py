@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from bark_accel import _library
+from bark_accel.precision import quantize
+from bark_accel.weights import Linear
 
 
 @pytest.fixture(params=_library.load().available_isas())
@@ -77,6 +80,64 @@ def int16_attention_inputs(
     return query, cached[0], cached[1], causal
 
 
+def matrix(outputs: int, inputs: int, dtype: torch.dtype = torch.float32, *, bias: bool = False) -> list[Tensor | None]:
+    """Weight, bias and scales: rows of a wider matrix, which keep the variance of what they are multiplied with."""
+    wide = torch.randn(outputs, inputs + 3)[:, :inputs] / inputs**0.5
+    offset = torch.randn(outputs) / 4 if bias else None
+    if dtype == torch.int8:
+        narrow = quantize(Linear(wide, offset))
+        return [narrow.weight, narrow.bias, narrow.scales]
+    return [wide if dtype == torch.float32 else wide.to(dtype), offset, None]
+
+
+def norm(width: int, *, bias: bool = False) -> list[Tensor | None]:
+    return [1 + torch.randn(width) / 4, torch.randn(width) / 4 if bias else None]
+
+
+def decode_inputs(
+    batch: int,
+    tokens: int,
+    width: int,
+    heads: int,
+    length: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    cache: torch.dtype = torch.float32,
+    table: torch.dtype = torch.float32,
+    layers: int = 2,
+    inner: int | None = None,
+    outputs: int = 19,
+    bias: bool = False,
+    room: int = 3,
+) -> tuple[Any, ...]:
+    """Transposed ids; caches that are slices of larger buffers and have `room` left after this step."""
+    ids = torch.randint(0, 37, (tokens, batch)).t()
+    inner = 4 * width if inner is None else inner
+    weights: list[Tensor | None] = []
+    for _ in range(layers):
+        weights += [*norm(width, bias=bias), *matrix(3 * width, width, dtype, bias=bias)]
+        weights += matrix(width, width, dtype, bias=bias)
+        weights += [*norm(width, bias=bias), *matrix(inner, width, dtype, bias=bias)]
+        weights += matrix(width, inner, dtype, bias=bias)
+    head, _, head_scales = matrix(outputs, width, dtype)
+    capacity = length + tokens + room
+    buffers = torch.randn(2, layers + 1, batch + 2, heads, capacity + 2, width // heads).to(cache)
+    keys, values = buffers[:, 1:, 1 : batch + 1, :, 1 : capacity + 1].unbind(0)
+    return (
+        ids,
+        torch.randn(37, width + 2)[:, :width].to(table),
+        torch.randn(capacity, width).to(table),
+        [*weights, *norm(width, bias=bias)],
+        [1e-5 * (i + 1) for i in range(2 * layers + 1)],
+        head,
+        head_scales,
+        heads,
+        keys,
+        values,
+        torch.tensor([length]),
+    )
+
+
 def exponential(*shape: int) -> Tensor:
     return torch.empty(*shape).exponential_()
 
@@ -99,6 +160,11 @@ OP_SAMPLES = {
         attention_inputs(2, 1, 3, 8, 5),
         attention_inputs(1, 9, 2, 16, 0, torch.float16),
     ],
+    "decode_step": lambda: [
+        decode_inputs(1, 1, 32, 2, 0),
+        decode_inputs(3, 2, 20, 2, 5, torch.bfloat16, table=torch.float16, bias=True),
+        decode_inputs(2, 1, 72, 3, 4, torch.int8, cache=torch.float16),
+    ],
     "int16_linear": lambda: [
         int16_linear_inputs(5, 7, 24),
         int16_linear_inputs(3, 40, 130, torch.int8, bias=True, gelu=True),
@@ -110,5 +176,5 @@ OP_SAMPLES = {
 }
 """Positional arguments for every registered op; a schema without samples fails test_registry.py."""
 
-APPROXIMATE = {"int16_linear": 5e-3, "int16_attention": 2e-3}
+APPROXIMATE = {"decode_step": 2e-2, "int16_linear": 5e-3, "int16_attention": 2e-3}
 """Ops that differ from their twins by more than float32 rounding: absolute tolerance on the samples."""

@@ -11,7 +11,7 @@ import torch
 
 from bark_accel import ops, torch_ops
 
-from .conftest import attention_inputs, embedding_inputs, exponential
+from .conftest import attention_inputs, decode_inputs, embedding_inputs, exponential
 
 SAMPLE = {
     "logits": lambda: torch.randn(2, 8),
@@ -33,6 +33,17 @@ ATTENTION = dict(
     zip(
         ("query", "key", "value", "key_cache", "value_cache", "length"),
         ((lambda i=i: attention_inputs(2, 3, 2, 8, 5)[i]) for i in range(6)),
+        strict=True,
+    )
+)
+DECODE_NAMES = (
+    *("ids", "token_table", "positions", "weights", "eps", "head", "head_scales", "num_heads"),
+    *("key_cache", "value_cache", "length"),
+)
+DECODE = dict(
+    zip(
+        DECODE_NAMES,
+        ((lambda i=i: decode_inputs(2, 3, 24, 2, 5, torch.int8)[i]) for i in range(11)),
         strict=True,
     )
 )
@@ -59,6 +70,7 @@ VALID = {
     "fused_multinomial": MULTINOMIAL,
     "codebook_embedding_sum": EMBEDDING,
     "static_cache_attention": ATTENTION,
+    "decode_step": DECODE,
     "int16_linear": INT16_LINEAR,
     "int16_attention": INT16_ATTENTION,
 }
@@ -74,6 +86,20 @@ def code(value: int) -> torch.Tensor:
     codes = EMBEDDING["codes"]().clone()
     codes[1, 4, 2] = value
     return codes
+
+
+def token(value: int) -> torch.Tensor:
+    ids = DECODE["ids"]().clone()
+    ids[1, 2] = value
+    return ids
+
+
+def weights(index: int, value: torch.Tensor | None, *, float_matrices: bool = False) -> list[torch.Tensor | None]:
+    """Of two layers of width 24, one entry of the second replaced (of the first: less 16): 0 norm_1, 2 qkv, 5 out, 8 norm_2, 10 and 13 MLP."""
+    dtype = torch.float32 if float_matrices else torch.int8
+    changed = decode_inputs(2, 3, 24, 2, 5, dtype)[3]
+    changed[16 + index] = value
+    return changed
 
 
 NEEDS_GRAD = "requires_grad"
@@ -146,6 +172,64 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("static_cache_attention", "length", lambda: torch.tensor([1], dtype=torch.int32), "length as an int64 tensor"),
     ("static_cache_attention", "length", lambda: torch.tensor([2**63 - 1]), r"length \+ tokens <= capacity"),
     ("static_cache_attention", "length", lambda: torch.tensor(1), r"length as an int64 tensor of shape \[1\]"),
+    ("decode_step", "ids", lambda: torch.zeros(6).long(), r"ids of shape \[B, T\], got \[6\]"),
+    ("decode_step", "ids", lambda: torch.zeros(2, 3).int(), "ids of dtype int64, got"),
+    ("decode_step", "ids", lambda: token(37), r"ids in \[0, 37\), got \[?37"),
+    ("decode_step", "ids", lambda: token(-1), r"ids in \[0, 37\), got \[?-1"),
+    ("decode_step", "ids", lambda: torch.zeros(3, 3).long(), r"key_cache of shape \[2, 3, 2, 11, 12\].*, got \[2, 2, 2, 11, 12\]"),
+    ("decode_step", "ids", lambda: torch.zeros(2, 7).long(), r"length \+ tokens <= .*11.*, got 5 \+ 7"),
+    ("decode_step", "ids", lambda: torch.zeros(2, 3).long().to("meta"), "one device, got cpu and meta"),
+    ("decode_step", "token_table", lambda: torch.randn(37), r"token_table of shape \[., C\], got \[37\]"),
+    ("decode_step", "token_table", lambda: torch.randn(37, 23), r"token_table of shape \[37, 24\].*, got \[37, 23\]"),
+    ("decode_step", "token_table", lambda: torch.randn(37, 24).half(), "token_table of .*dtype .*, got .*(Half|float16)"),
+    ("decode_step", "token_table", lambda: torch.randn(37, 24, requires_grad=True), NEEDS_GRAD),
+    ("decode_step", "positions", lambda: torch.randn(24), r"positions of shape \[., C\], got \[24\]"),
+    ("decode_step", "positions", lambda: torch.zeros(11, 24).long(), "positions of dtype float32, float16 or bfloat16"),
+    ("decode_step", "positions", lambda: torch.randn(7, 24), r"length \+ tokens <= .*7.*, got 5 \+ 3"),
+    ("decode_step", "weights", lambda: DECODE["weights"]()[:-1], "16 weights for each of 2 layers and 2 more, got 33"),
+    ("decode_step", "weights", lambda: [], "16 weights for each of 2 layers and 2 more, got 0"),
+    ("decode_step", "weights", lambda: weights(0, None), "a LayerNorm weight, got None"),
+    ("decode_step", "weights", lambda: weights(8, torch.ones(23)), r"LayerNorm weight of shape \[24\].*, got \[23\]"),
+    ("decode_step", "weights", lambda: weights(9, torch.ones(24).half()), "LayerNorm bias of .*float32.*, got"),
+    ("decode_step", "weights", lambda: weights(2, None), r"a weight of shape \[72, 24\], got None"),
+    ("decode_step", "weights", lambda: weights(2, torch.ones(71, 24).char()), r"a weight of shape \[72, 24\].*, got \[71, 24\]"),
+    ("decode_step", "weights", lambda: weights(2, torch.ones(72, 24)), "scales with int8 weights only, got them with"),
+    ("decode_step", "weights", lambda: weights(5, torch.ones(24, 24).double(), float_matrices=True), "a weight .*or int8 with scales.*, got"),
+    ("decode_step", "weights", lambda: weights(3, torch.ones(71)), r"a bias of shape \[72\].*, got \[71\]"),
+    ("decode_step", "weights", lambda: weights(3, torch.ones(72).half()), "a bias of .*float32.*, got"),
+    ("decode_step", "weights", lambda: weights(4, None), "scales with an int8 weight, got None"),
+    ("decode_step", "weights", lambda: weights(15, torch.ones(24, 1)), r"scales of shape \[24, 2\].*, got \[24, 1\]"),
+    ("decode_step", "weights", lambda: weights(4, torch.ones(72, 1).half()), "scales of .*float32.*, got"),
+    ("decode_step", "weights", lambda: weights(10 - 16, None), r"mlp_in of shape \[N, 24\], got None"),
+    ("decode_step", "weights", lambda: weights(10 - 16, torch.ones(96)), r"mlp_in of shape \[N, 24\], got \[96\]"),
+    ("decode_step", "weights", lambda: weights(10, None), r"a weight of shape \[96, 24\], got None"),
+    ("decode_step", "weights", lambda: weights(10, torch.ones(95, 24).char()), r"(a weight|scales) of shape \[96, .*, got \[9[56], "),
+    ("decode_step", "weights", lambda: weights(13, torch.ones(24, 95).char()), r"a weight of shape \[24, 96\].*, got \[24, 95\]"),
+    ("decode_step", "weights", lambda: weights(13, torch.ones(24, 96).char().to("meta")), "one device, got cpu and meta"),
+    ("decode_step", "weights", lambda: weights(0, torch.ones(24, requires_grad=True)), NEEDS_GRAD),
+    ("decode_step", "eps", lambda: [1e-5] * 4, "5 eps, got 4"),
+    ("decode_step", "head", lambda: torch.ones(19).char(), r"head of shape \[N, C\], got \[19\]"),
+    ("decode_step", "head", lambda: torch.ones(19, 23).char(), r"of shape \[19, 24\].*, got \[19, 23\]"),
+    ("decode_step", "head", lambda: torch.ones(19, 24), "scales with int8 weights only, got them with"),
+    ("decode_step", "head_scales", lambda: None, "scales with an int8 weight, got None"),
+    ("decode_step", "head_scales", lambda: torch.ones(18, 1), r"scales of shape \[19, 1\].*, got \[18, 1\]"),
+    ("decode_step", "num_heads", lambda: 0, "num_heads to divide the width 24, got 0"),
+    ("decode_step", "num_heads", lambda: 5, "num_heads to divide the width 24, got 5"),
+    ("decode_step", "num_heads", lambda: -2, "num_heads to divide the width 24, got -2"),
+    ("decode_step", "num_heads", lambda: 3, r"key_cache of shape \[2, 2, 3, 11, 8\].*, got \[2, 2, 2, 11, 12\]"),
+    ("decode_step", "key_cache", lambda: torch.randn(2, 2, 11, 12), r"key_cache of shape \[layers, B, H, capacity, D\], got"),
+    ("decode_step", "key_cache", lambda: torch.randn(2, 2, 2, 11, 12).double(), "key_cache of .*float32, float16 or bfloat16"),
+    ("decode_step", "key_cache", lambda: torch.randn(2, 2, 2, 11, 12).half(), "value_cache of .*dtype .*, got"),
+    ("decode_step", "key_cache", lambda: torch.randn(3, 2, 2, 11, 12), r"value_cache of shape \[3, 2, 2, 11, 12\].*, got \[2, 2"),
+    ("decode_step", "key_cache", lambda: torch.randn(2, 1, 2, 11, 12).expand(-1, 2, -1, -1, -1), "key_cache without elements that share memory, got strides"),
+    ("decode_step", "value_cache", lambda: torch.randn(2, 2, 2, 1, 12).expand(-1, -1, -1, 11, -1), "value_cache without elements that share memory, got strides"),
+    ("decode_step", "value_cache", lambda: torch.randn(2, 2, 2, 10, 12), r"value_cache of shape \[2, 2, 2, 11, 12\].*, got"),
+    ("decode_step", "length", lambda: torch.tensor([9]), r"length \+ tokens <= .*11.*, got 9 \+ 3"),
+    ("decode_step", "length", lambda: torch.tensor([2**63 - 1]), r"length \+ tokens <= .*11.*, got"),
+    ("decode_step", "length", lambda: torch.tensor([-1]), "length >= 0, got -1"),
+    ("decode_step", "length", lambda: torch.tensor([5], dtype=torch.int32), "length as an int64 tensor"),
+    ("decode_step", "length", lambda: torch.tensor(5), r"length as an int64 tensor of shape \[1\]"),
+    ("decode_step", "length", lambda: torch.tensor([5]).to("meta"), "one device, got cpu and meta"),
     ("int16_linear", "input", lambda: torch.randn(70), r"input of shape \[M, K\], got \[70\]"),
     ("int16_linear", "input", lambda: torch.randn(3, 70).half(), "input of dtype float32"),
     ("int16_linear", "input", lambda: torch.randn(3, 69), r"weight of shape \[5, 69\], got \[5, 70\]"),
@@ -181,6 +265,14 @@ STRIDES: list[tuple[str, str, Callable[[], Any]]] = [
     ("static_cache_attention", "value", lambda: torch.randn(2, 3, 8, 2).transpose(2, 3)),
     ("static_cache_attention", "key_cache", lambda: torch.randn(2, 2, 8, 11).transpose(2, 3)),
     ("static_cache_attention", "value_cache", lambda: torch.randn(2, 2, 8, 11).transpose(2, 3)),
+    ("decode_step", "token_table", lambda: torch.randn(24, 37).t()),
+    ("decode_step", "positions", lambda: torch.randn(24, 11).t()),
+    ("decode_step", "weights", lambda: weights(2, torch.ones(24, 72).char().t())),
+    ("decode_step", "weights", lambda: weights(15, torch.ones(2, 24).t())),
+    ("decode_step", "weights", lambda: weights(0, torch.ones(48)[::2])),
+    ("decode_step", "head", lambda: torch.ones(24, 19).char().t()),
+    ("decode_step", "key_cache", lambda: torch.randn(2, 2, 2, 12, 11).transpose(3, 4)),
+    ("decode_step", "value_cache", lambda: torch.randn(2, 2, 2, 12, 11).transpose(3, 4)),
     ("int16_linear", "input", lambda: torch.randn(70, 3).t()),
     ("int16_linear", "weight", lambda: torch.ones(70, 5, dtype=torch.int8).t()),
     ("int16_linear", "scales", lambda: torch.rand(2, 5).t()),
@@ -193,7 +285,12 @@ STRIDES: list[tuple[str, str, Callable[[], Any]]] = [
 def call(backend: Any, op: str, name: str, value: Any) -> None:
     arguments = {key: make() for key, make in VALID[op].items()}
     arguments[name] = value
-    getattr(backend, op)(**arguments)
+    written = {key: arguments[key] for key in ("key_cache", "value_cache") if key in arguments}
+    before = {key: cache.clone() for key, cache in written.items()}
+    try:
+        getattr(backend, op)(**arguments)
+    finally:
+        assert all(cache.is_meta or torch.equal(cache, before[key]) for key, cache in written.items())
 
 
 @pytest.mark.parametrize("backend", [ops, torch_ops], ids=["native", "torch"])
@@ -217,10 +314,19 @@ def test_refused_strides(case: tuple[str, str, Callable[[], Any]]) -> None:
 def test_refused_overlaps(name: str) -> None:
     with pytest.raises(ValueError, match=f"expected {name} without elements that share memory, got strides"):
         call(ops, "static_cache_attention", name, ATTENTION[name]()[:1].expand(2, -1, -1, -1))
-    arguments = {key: make() for key, make in ATTENTION.items()}
-    arguments["value_cache"] = arguments["key_cache"]
+
+
+@pytest.mark.parametrize("backend", [ops, torch_ops], ids=["native", "torch"])
+@pytest.mark.parametrize("op", ["static_cache_attention", "decode_step"])
+@pytest.mark.parametrize("dense", [True, False])
+def test_refused_caches_that_are_one(backend: Any, op: str, dense: bool) -> None:
+    arguments = {key: make() for key, make in VALID[op].items()}
+    cache = arguments["key_cache"].contiguous() if dense else arguments["key_cache"]
+    arguments["key_cache"], arguments["value_cache"] = cache, cache.view(cache.shape)
+    before = cache.clone()
     with pytest.raises(ValueError, match="expected key_cache and value_cache in separate memory, got overlapping"):
-        ops.static_cache_attention(**arguments)
+        getattr(backend, op)(**arguments)
+    assert torch.equal(cache, before)
 
 
 @pytest.mark.parametrize("count", [1, 5, 16, 40])

@@ -11,6 +11,7 @@ from .conftest import (
     APPROXIMATE,
     OP_SAMPLES,
     attention_inputs,
+    decode_inputs,
     embedding_inputs,
     exponential,
     int16_attention_inputs,
@@ -68,15 +69,16 @@ def test_thread_count_does_not_change_results(name: str, isa: str) -> None:
         ),
         "codebook_embedding_sum": lambda: embedding_inputs(2, 300, 8, 8, 256),
         "static_cache_attention": lambda: attention_inputs(2, 130, 4, 64, 100),
+        "decode_step": lambda: decode_inputs(3, 1, 72, 3, 40, torch.int8, bias=True),
         "int16_linear": lambda: int16_linear_inputs(300, 33, 600, torch.float16),
         "int16_attention": lambda: int16_attention_inputs(2, 130, 4, 64, 300),
     }[name]
     before, results = torch.get_num_threads(), []
     try:
-        for threads in (1, 2):
+        for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             torch.manual_seed(0)
             results.append(getattr(ops, name)(*arguments()))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(*results)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])

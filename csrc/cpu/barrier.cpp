@@ -1,4 +1,4 @@
-#include "team.h"
+#include "barrier.h"
 
 #include <thread>
 #if defined(__x86_64__)

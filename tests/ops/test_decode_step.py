@@ -1,0 +1,289 @@
+"""decode_step against an fp64 reference and its twin: dtypes, shapes, batches, threads, NaN."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bark_accel import ops, torch_ops
+from bark_accel.weights import INT8_GROUP
+
+from .conftest import decode_inputs
+
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+WEIGHTS = [*FLOATS, torch.int8]
+# Absolute, for logits of unit variance. Weights count as they are stored; beside int8, activations are rounded to 16
+# bits. Keys and values are rounded to the caches' dtype, here and there at different sides of a tie.
+WEIGHT_ERROR = dict.fromkeys(FLOATS, 2e-5) | {torch.int8: 1e-3}
+CACHE_ERROR = {torch.float32: 0.0, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+
+
+def product(x: Tensor, linear: list[Tensor | None]) -> Tensor:
+    weight, bias, scales = linear
+    matrix = weight.double()
+    if scales is not None:
+        matrix = matrix * scales.double().repeat_interleave(INT8_GROUP, dim=1)[:, : weight.shape[1]]
+    return x @ matrix.T + (0 if bias is None else bias.double())
+
+
+def layer_norm(x: Tensor, norm: list[Tensor | None], eps: float) -> Tensor:
+    weight, bias = norm
+    normed = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + eps).sqrt() * weight.double()
+    return normed + (0 if bias is None else bias.double())
+
+
+def reference(
+    ids: Tensor,
+    token_table: Tensor,
+    positions: Tensor,
+    weights: list[Tensor | None],
+    eps: list[float],
+    head: Tensor,
+    head_scales: Tensor | None,
+    heads: int,
+    keys: Tensor,
+    values: Tensor,
+    length: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """fp64: logits and both caches as they are afterwards."""
+    start, (batch, tokens) = int(length), ids.shape
+    keys, values = keys.clone(), values.clone()
+    x = token_table[ids].double() + positions[start : start + tokens].double()
+    for i in range(len(keys)):
+        layer = weights[16 * i : 16 * i + 16]
+        qkv = product(layer_norm(x, layer[0:2], eps[2 * i]), layer[2:5]).view(batch, tokens, 3, heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        keys[i, :, :, start : start + tokens], values[i, :, :, start : start + tokens] = key, value
+        seen = slice(0, start + tokens)
+        scores = query @ keys[i, :, :, seen].double().transpose(2, 3) / math.sqrt(query.shape[-1])
+        future = torch.ones(tokens, start + tokens, dtype=torch.bool).triu(start + 1)
+        attended = scores.masked_fill(future, -math.inf).softmax(-1) @ values[i, :, :, seen].double()
+        x = x + product(attended.transpose(1, 2).flatten(2), layer[5:8])
+        inner = product(layer_norm(x, layer[8:10], eps[2 * i + 1]), layer[10:13])
+        x = x + product(inner * (1 + torch.erf(inner / math.sqrt(2))) / 2, layer[13:16])
+    return product(layer_norm(x, weights[-2:], eps[-1]), [head, None, head_scales]), keys, values
+
+
+def check(inputs: tuple[Any, ...]) -> None:
+    *_, keys, values, length = inputs
+    weights_dtype, start, end = inputs[5].dtype, int(length), int(length) + inputs[0].shape[1]
+    expected, *caches = reference(*inputs)
+    tolerance = WEIGHT_ERROR[weights_dtype] + CACHE_ERROR[keys.dtype]
+    got = ops.decode_step(*inputs)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=0)
+    for cache, after in zip((keys, values), caches, strict=True):
+        torch.testing.assert_close(cache.float(), after.float(), atol=tolerance, rtol=0)
+        old = torch.cat([cache[..., :start, :], cache[..., end:, :]], dim=3)
+        assert torch.equal(old, torch.cat([after[..., :start, :], after[..., end:, :]], dim=3))
+    assert int(length) == start
+
+
+@pytest.mark.parametrize("cache", FLOATS)
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_equals_fp64(isa: str, dtype: torch.dtype, cache: torch.dtype) -> None:
+    """Widths that are no multiple of a vector or of an int8 group; with and without biases."""
+    for i, (batch, tokens) in enumerate(((1, 1), (1, 2), (1, 3), (1, 8), (2, 1), (3, 2), (5, 1), (2, 8), (16, 1))):
+        width, heads = ((20, 2), (72, 3), (64, 4))[i % 3]
+        check(decode_inputs(batch, tokens, width, heads, (0, 7, 33)[i % 3], dtype, cache=cache, bias=i % 2 == 0))
+
+
+@pytest.mark.parametrize("table", FLOATS)
+def test_tables_of_every_dtype(isa: str, table: torch.dtype) -> None:
+    for width, heads in ((20, 2), (64, 4)):
+        check(decode_inputs(2, 2, width, heads, 3, table=table))
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_odd_inner_width_and_a_head_of_any_size(isa: str, dtype: torch.dtype) -> None:
+    for inner, outputs in ((1, 1), (70, 3), (129, 2)):
+        check(decode_inputs(1, 2, 24, 3, 4, dtype, inner=inner, outputs=outputs))
+
+
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@given(
+    batch=st.integers(1, 5),
+    tokens=st.integers(1, 5),
+    head_size=st.integers(1, 40),
+    heads=st.integers(1, 4),
+    length=st.integers(0, 70),
+    dtype=st.sampled_from(WEIGHTS),
+    bias=st.booleans(),
+)
+def test_any_shape(
+    batch: int, tokens: int, head_size: int, heads: int, length: int, dtype: torch.dtype, bias: bool
+) -> None:
+    # A row of two has no variance but its sign: rounding decides.
+    width = max(head_size * heads, 4) // heads * heads
+    if width >= 4:
+        check(decode_inputs(batch, tokens, width, heads, length, dtype, bias=bias, layers=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_twin_equals_fp64(dtype: torch.dtype) -> None:
+    inputs = decode_inputs(3, 2, 72, 3, 5, dtype, bias=True)
+    expected, keys, values = reference(*inputs)
+    torch.testing.assert_close(torch_ops.decode_step(*inputs).double(), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(inputs[8], keys, atol=2e-5, rtol=0)
+    torch.testing.assert_close(inputs[9], values, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_the_first_and_the_last_place_of_the_cache(isa: str, dtype: torch.dtype) -> None:
+    for length in (0, 12):
+        check(decode_inputs(2, 1, 24, 2, length, dtype, room=0))
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_one_token_at_a_time_equals_all_at_once(isa: str, dtype: torch.dtype) -> None:
+    inputs = decode_inputs(2, 6, 72, 3, 4, dtype, bias=True)
+    ids, *model, keys, values, length = inputs
+    whole = ops.decode_step(ids, *model, keys.clone(), values.clone(), length)
+    parts = [ops.decode_step(ids[:, t : t + 1], *model, keys, values, length + t) for t in range(6)]
+    tolerance = 2e-3 if dtype == torch.int8 else 2e-5
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_rows_of_a_batch_do_not_mix(isa: str, dtype: torch.dtype) -> None:
+    ids, *model, keys, values, length = decode_inputs(5, 1, 72, 3, 4, dtype)
+    whole = ops.decode_step(ids, *model, keys.clone(), values.clone(), length)
+    for row in range(5):
+        one = slice(row, row + 1)
+        alone = ops.decode_step(ids[one], *model, keys[:, one], values[:, one], length)
+        torch.testing.assert_close(alone[0], whole[row], atol=2e-3 if dtype == torch.int8 else 2e-5, rtol=0)
+
+
+def test_memory_around_the_caches_is_untouched(isa: str) -> None:
+    for dtype in WEIGHTS:
+        ids, *model, _, _, length = decode_inputs(2, 3, 20, 2, 4, dtype)
+        buffers = torch.randn(2, 4, 4, 2, 14, 10)
+        before = buffers.clone()
+        ops.decode_step(ids, *model, buffers[0, 1:3, 1:3, :, 2:12], buffers[1, 1:3, 1:3, :, 2:12], length)
+        changed = torch.zeros_like(buffers, dtype=torch.bool)
+        changed[:, 1:3, 1:3, :, 6:9] = True
+        assert torch.equal(buffers.masked_fill(changed, 0), before.masked_fill(changed, 0))
+        assert not (buffers == before)[changed].any()
+
+
+def test_garbage_beyond_the_valid_part_is_not_read(isa: str) -> None:
+    inputs = decode_inputs(2, 2, 20, 2, 9)
+    inputs[8][..., 9:, :], inputs[9][..., 9:, :] = math.nan, math.nan
+    assert ops.decode_step(*inputs).isfinite().all()
+
+
+def test_no_rows() -> None:
+    for batch, tokens in ((0, 1), (2, 0)):
+        inputs = decode_inputs(batch, tokens, 24, 2, 4)
+        before = inputs[8].clone()
+        assert ops.decode_step(*inputs).shape == torch_ops.decode_step(*inputs).shape == (batch, tokens, 19)
+        assert torch.equal(inputs[8], before)
+
+
+# ---- threads
+
+
+@pytest.fixture
+def thread_counts() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def results(inputs: tuple[Any, ...]) -> list[Tensor]:
+    """Logits, keys and values of a step on copies of the caches."""
+    *model, keys, values, length = inputs
+    keys, values = keys.clone(), values.clone()
+    return [ops.decode_step(*model, keys, values, length), keys, values]
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize("rows", [(1, 1), (1, 2), (1, 3), (5, 1), (1, 8), (16, 1)])
+def test_threads_do_not_change_a_bit(isa: str, thread_counts: None, dtype: torch.dtype, rows: tuple[int, int]) -> None:
+    for width, heads in ((20, 2), (72, 3)):
+        inputs = decode_inputs(*rows, width, heads, 21, dtype, bias=True)
+        torch.set_num_threads(1)
+        expected = results(inputs)
+        for threads in (2, 3, 7):
+            torch.set_num_threads(threads)
+            for got, want in zip(results(inputs), expected, strict=True):
+                assert torch.equal(got, want), f"{threads} threads differ from one at width {width}"
+
+
+def test_threads_that_decode_at_once(thread_counts: None) -> None:
+    """Each with a team of two."""
+    torch.set_num_threads(2)
+    jobs = [decode_inputs(1 + i % 2, 1 + i % 3, 72, 3, 5 * i, WEIGHTS[i]) for i in range(4)]
+    expected = [results(job) for job in jobs]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        torch.set_num_threads(2)
+        for _ in range(30):
+            if not all(map(torch.equal, results(jobs[i]), expected[i])):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# ---- what is not a number stays so
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["token_table", "positions"])
+def test_a_bad_embedding_shows_in_its_row_only(isa: str, dtype: torch.dtype, value: float, name: str) -> None:
+    ids, table, positions, *rest = decode_inputs(3, 2, 72, 3, 4, dtype)
+    ids = torch.tensor([[1, 2], [3, 4], [5, 6]])
+    if name == "token_table":
+        table[6, 70] = value
+        bad = torch.tensor([[False, False], [False, False], [False, True]])
+    else:
+        positions[5, 70] = value
+        bad = torch.tensor([[False, True]] * 3)
+    finite = ops.decode_step(ids, table, positions, *rest).isfinite()
+    assert torch.equal(finite.all(-1), ~bad) and torch.equal(finite.any(-1), ~bad)
+
+
+@pytest.mark.parametrize("index", [0, 2, 5, 8, 10, 13])
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_a_nan_weight_reaches_every_row(isa: str, dtype: torch.dtype, index: int) -> None:
+    """In the last column of a weight, or of an int8 weight's scales."""
+    inputs = decode_inputs(3, 1, 72, 3, 4, dtype)
+    layer = inputs[3]
+    weight = layer[index] if layer[index].dim() == 1 else layer[index + 2 if dtype == torch.int8 else index]
+    # Of qkv: a value's row, so that no softmax can give it no weight.
+    weight[(..., -1) if weight.dim() == 1 else (-1, -1)] = math.nan
+    assert ops.decode_step(*inputs).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_a_nan_in_the_head_shows_in_its_column_only(isa: str, dtype: torch.dtype) -> None:
+    inputs = decode_inputs(3, 1, 72, 3, 4, dtype)
+    head = inputs[6] if dtype == torch.int8 else inputs[5]
+    head[7, -1] = math.nan
+    nan = ops.decode_step(*inputs).isnan()
+    assert nan[..., 7].all() and int(nan.sum()) == 3
+
+
+@pytest.mark.parametrize("cache", ["keys", "values"])
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_a_nan_in_a_cache_shows_in_its_row_only(isa: str, dtype: torch.dtype, cache: str) -> None:
+    """One number of one head: NaN among finite activations, where a largest magnitude may lose it."""
+    inputs = decode_inputs(3, 1, 72, 3, 4, dtype)
+    inputs[8 if cache == "keys" else 9][0, 1, 2, 2, 11] = math.nan
+    nan = ops.decode_step(*inputs).isnan().all(-1)
+    assert nan.flatten().tolist() == [False, True, False]
