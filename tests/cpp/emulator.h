@@ -27,7 +27,7 @@
 
 namespace emulator {
 
-constexpr size_t kStackBytes = 256 * 1024;
+constexpr size_t kStackBytes = 32 * 1024;
 
 // Where in the kernels a synchronisation is called.
 struct Site {

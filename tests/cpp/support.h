@@ -1,6 +1,7 @@
-// Cases of a test program, random inputs, comparisons, and a main that runs them: all cases (no argument), the small
-// ones (--small), or the small ones once for every synchronisation of the kernels with that one taken out (--sites),
-// where at least one case has to fail.
+// Cases of a test program, random inputs, comparisons, and a main that runs them. Arguments: none, all cases with all
+// their seeds; --until-failure, the same up to the first failure; --brief, an eighth of the seeds of the small cases;
+// --sites, the small cases once for every synchronisation of the kernels with that one taken out, where at least one
+// case has to fail.
 #pragma once
 
 #include <sys/wait.h>
@@ -145,13 +146,16 @@ inline int break_every_site(const Case* cases, int count) {
   return survivors || session.barriers.size() + session.shuffles.size() == 0;
 }
 
-inline int run_all(const Case* cases, int count, bool small) {
+inline int run_all(const Case* cases, int count, const std::string& mode) {
+  const bool brief = mode == "--brief";
   int64_t failures = 0, checks = 0;
   for (int i = 0; i < count; ++i) {
-    if (small && !cases[i].small) continue;
-    for (int seed = 0; seed < cases[i].repeats; ++seed) {
+    if (brief && !cases[i].small) continue;
+    const int seeds = brief ? (cases[i].repeats + 7) / 8 : cases[i].repeats;
+    for (int seed = 0; seed < seeds; ++seed) {
       emulator::Session session;
       failures += run_case(cases[i], session, unsigned(seed), false, &checks);
+      if (failures && mode == "--until-failure") return 1;
     }
   }
   std::printf("%lld checks, %lld failures\n", (long long)checks, (long long)failures);
@@ -161,8 +165,7 @@ inline int run_all(const Case* cases, int count, bool small) {
 template <int kCount>
 int main_of(const Case (&cases)[kCount], int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
-  if (mode == "--sites") return break_every_site(cases, kCount);
-  return run_all(cases, kCount, mode == "--small");
+  return mode == "--sites" ? break_every_site(cases, kCount) : run_all(cases, kCount, mode);
 }
 
 }  // namespace support
