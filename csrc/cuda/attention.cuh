@@ -1,7 +1,7 @@
-// Attention of a few new tokens over a static cache, split along the cache (split-K, "flash decoding"): every block
-// appends and attends its own share of the positions for one (batch row, head), and a second kernel combines the
-// shares. The length is read on the device, so that a captured graph replays at any length; shares past it are empty.
-// A length that does not fit the cache writes nothing and gives NaN.
+// Attention of a few new tokens over a static cache, split along the cache (split-K, "flash decoding"): every
+// block appends and attends its own share of the positions for one (batch row, head), and a second kernel
+// combines the shares. The length is read on the device, so that a captured graph replays at any length;
+// shares past it are empty. A length that does not fit the cache writes nothing and gives NaN.
 #pragma once
 
 #include "numbers.cuh"
@@ -20,7 +20,7 @@ struct AttentionSplitParams {
   CacheView cache;                                             // [B, H, capacity, D]
   const int64_t* length;                                       // [1] on the device
   int64_t batch, tokens, heads, head_dim, capacity, splits;
-  bool aligned;  // cache rows can be read 16 bytes at a time
+  bool aligned;   // cache rows can be read 16 bytes at a time
   float* shares;  // [B, T, H, splits, D] weighted values, not yet divided
   float* stats;   // [B, T, H, splits, 2] largest score, sum of exponentials
 };
@@ -39,7 +39,8 @@ inline int64_t attention_splits(int64_t batch, int64_t heads, int64_t capacity) 
 inline bool cache_aligned(const CacheView& cache, int64_t element) {
   bool aligned = is_aligned(cache.keys, 0) && is_aligned(cache.values, 0);
   for (int i = 0; i < 3; ++i) {
-    aligned = aligned && cache.key_strides[i] * element % 16 == 0 && cache.value_strides[i] * element % 16 == 0;
+    aligned =
+        aligned && cache.key_strides[i] * element % 16 == 0 && cache.value_strides[i] * element % 16 == 0;
   }
   return aligned;
 }
@@ -56,7 +57,8 @@ struct AttentionSplit {
 
   static Grid grid(const Params& p) {
     const int64_t query = p.tokens * p.head_dim, scores = p.tokens * most_positions(p);
-    return {p.batch * p.heads * p.splits, kThreads, int64_t(sizeof(float)) * (query + scores + kThreads * kLoad)};
+    return {p.batch * p.heads * p.splits, kThreads,
+            int64_t(sizeof(float)) * (query + scores + kThreads * kLoad)};
   }
 
   struct Share {
@@ -82,7 +84,8 @@ struct AttentionSplit {
   }
 
   // Row t of what this batch row and head brings.
-  BARK_DEVICE static const Source* source(const void* base, const int64_t (&strides)[3], const Share& s, int64_t t) {
+  BARK_DEVICE static const Source* source(const void* base, const int64_t (&strides)[3], const Share& s,
+                                          int64_t t) {
     return static_cast<const Source*>(base) + s.row * strides[0] + t * strides[1] + s.head * strides[2];
   }
 
@@ -91,7 +94,8 @@ struct AttentionSplit {
     const int64_t first = larger(s.begin, s.length), count = larger(0, s.end - first) * p.head_dim;
     for (int64_t i = ctx.thread(); i < count; i += kThreads) {
       const int64_t at = first + i / p.head_dim, d = i % p.head_dim, t = at - s.length;
-      s.keys[at * p.cache.key_strides[2] + d] = from_float<Cache>(to_float(source(p.key, p.key_strides, s, t)[d]));
+      s.keys[at * p.cache.key_strides[2] + d] =
+          from_float<Cache>(to_float(source(p.key, p.key_strides, s, t)[d]));
       s.values[at * p.cache.value_strides[2] + d] =
           from_float<Cache>(to_float(source(p.value, p.value_strides, s, t)[d]));
     }
@@ -102,7 +106,8 @@ struct AttentionSplit {
   BARK_DEVICE static void score(const Context& ctx, const Params& p, const Share& s, const float* query,
                                 float* scores) {
     const int part = ctx.thread() % kGroup;
-    for (int64_t base = s.begin; base < s.end; base += kThreads / kGroup) {  // the same for every lane: they shuffle
+    for (int64_t base = s.begin; base < s.end;
+         base += kThreads / kGroup) {  // the same for every lane: they shuffle
       const int64_t at = base + ctx.thread() / kGroup;
       const Cache* key = s.keys + smaller(at, s.end - 1) * p.cache.key_strides[2];
       for (int64_t t = 0; t < p.tokens; ++t) {
@@ -175,7 +180,8 @@ struct AttentionSplit {
       ctx.barrier();
       for (int64_t i = ctx.thread(); i < p.head_dim; i += kThreads) {
         float sum = 0;
-        for (int64_t g = 0; g < groups; ++g) sum += partial[i % kLoad * kThreads + g * columns(p) + i / kLoad];
+        for (int64_t g = 0; g < groups; ++g)
+          sum += partial[i % kLoad * kThreads + g * columns(p) + i / kLoad];
         p.shares[share_index(p, s, t) * p.head_dim + i] = sum;
       }
     }

@@ -30,7 +30,8 @@ struct CodebookEmbeddingSum {
   BARK_DEVICE static int64_t code(const Params& p, int64_t row, int64_t k) {
     const int64_t* s = p.codes_strides;
     const int64_t at = row / p.frames * s[0] + row % p.frames * s[1] + k * s[2];
-    return p.codes_are_int64 ? static_cast<const int64_t*>(p.codes)[at] : static_cast<const int32_t*>(p.codes)[at];
+    return p.codes_are_int64 ? static_cast<const int64_t*>(p.codes)[at]
+                             : static_cast<const int32_t*>(p.codes)[at];
   }
 
   BARK_DEVICE static int32_t first_bad(const Params& p, int64_t row) {
@@ -61,7 +62,8 @@ struct CodebookEmbeddingSum {
 
 template <class Executor>
 void launch_codebook_embedding_sum(Executor& executor, const CodebookEmbeddingSumParams& p, DType dtype) {
-  with_float_type(dtype, [&](auto zero) { executor.template launch<CodebookEmbeddingSum<decltype(zero)>>(p); });
+  with_float_type(dtype,
+                  [&](auto zero) { executor.template launch<CodebookEmbeddingSum<decltype(zero)>>(p); });
 }
 
 }  // namespace bark_accel::cuda

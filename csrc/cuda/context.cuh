@@ -1,13 +1,15 @@
-// What a kernel body may ask of the machine. A body is a template over its Context and knows neither CUDA nor torch:
-// nvcc compiles it with DeviceContext, the emulator of tests/cpp with a context of its own.
+// What a kernel body may ask of the machine. A body is a template over its Context and knows neither CUDA nor
+// torch: nvcc compiles it with DeviceContext, the emulator of tests/cpp with a context of its own.
 //
 //   thread(), threads(), block()    indices; blocks and threads are one-dimensional, threads a multiple of 32
-//   barrier()                       all threads of the block; orders shared memory, and global memory in the block
-//   shuffle(value, lane)            the value that another lane of the warp passed; all 32 lanes must call it. It
+//   barrier()                       all threads of the block; orders shared memory, and global memory in the
+//   block shuffle(value, lane)            the value that another lane of the warp passed; all 32 lanes must
+//   call it. It
 //                                   orders no memory
 //   atomic_add(address, value)      on shared memory
 //   shared()                        the block's shared memory, aligned to 16 bytes
-//   wait_for_previous()             programmatic dependent launch: what earlier kernels wrote is visible from here on.
+//   wait_for_previous()             programmatic dependent launch: what earlier kernels wrote is visible from
+//   here on.
 //                                   Every kernel calls it before it touches memory that kernels write
 //   release_next()                  the next kernel may be scheduled; it still waits for all of this one
 #pragma once
@@ -87,7 +89,8 @@ BARK_DEVICE T warp_reduce(const Context& ctx, T value, Op op, int width = kWarp)
   return value;
 }
 
-// `op` over the block, in one order for every thread. `scratch` has one T per warp and is free again afterwards.
+// `op` over the block, in one order for every thread. `scratch` has one T per warp and is free again
+// afterwards.
 template <class Context, class T, class Op>
 BARK_DEVICE T block_reduce(const Context& ctx, T value, T* scratch, Op op) {
   value = warp_reduce(ctx, value, op);

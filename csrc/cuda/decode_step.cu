@@ -20,7 +20,9 @@ struct StepExecutor {
   void attention(const AttentionSplitParams& p, DType cache) {
     note(launch_attention_split(p, DType::kFloat32, cache, stream));
   }
-  void combine(const AttentionCombineParams& p) { note(launch_attention_combine(p, DType::kFloat32, stream)); }
+  void combine(const AttentionCombineParams& p) {
+    note(launch_attention_combine(p, DType::kFloat32, stream));
+  }
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
-// A whole causal transformer over a few new tokens: six kernels a layer, the embedding before and the head after them.
-// What the kernels do and in which order is the same for the device and for the emulator: only the Executor differs.
+// A whole causal transformer over a few new tokens: six kernels a layer, the embedding before and the head
+// after them. What the kernels do and in which order is the same for the device and for the emulator: only
+// the Executor differs.
 #pragma once
 
 #include "attention.cuh"
@@ -95,8 +96,8 @@ inline GemvParams normed_product(const NormView& norm, const MatrixView& m, int6
   return g;
 }
 
-
-inline AttentionSplitParams decode_attention(const DecodeStepParams& step, const DecodeScratch& s, int64_t layer) {
+inline AttentionSplitParams decode_attention(const DecodeStepParams& step, const DecodeScratch& s,
+                                             int64_t layer) {
   const DecodeParams& p = step.decode;
   AttentionSplitParams a{};
   a.query = s.qkv;
@@ -125,16 +126,19 @@ void decode_step(Executor& executor, const DecodeStepParams& step) {
   const DecodeParams& p = step.decode;
   const int64_t rows = p.batch * p.tokens;
   const DecodeScratch s = decode_scratch(step);
-  executor.embed({p.ids, step.length, rows, p.tokens, p.width, step.capacity, step.vocabulary, step.positions_count,
-                  p.token_table, p.positions, p.token_stride, p.position_stride, s.hidden},
-                 p.table_dtype);
+  executor.embed(
+      {p.ids, step.length, rows, p.tokens, p.width, step.capacity, step.vocabulary, step.positions_count,
+       p.token_table, p.positions, p.token_stride, p.position_stride, s.hidden},
+      p.table_dtype);
   for (int64_t i = 0; i < p.layers_count; ++i) {
     const DecodeLayer& layer = p.layers[i];
-    executor.gemv(normed_product(layer.norm_1, layer.qkv, 3 * p.width, s.hidden, rows, s.qkv, Finish::kStore));
+    executor.gemv(
+        normed_product(layer.norm_1, layer.qkv, 3 * p.width, s.hidden, rows, s.qkv, Finish::kStore));
     executor.attention(decode_attention(step, s, i), p.cache_dtype);
     executor.combine({s.shares, s.stats, rows * p.heads, p.width / p.heads, step.splits, s.attended});
     executor.gemv(product(layer.attention_out, p.width, s.attended, rows, s.hidden, Finish::kAdd));
-    executor.gemv(normed_product(layer.norm_2, layer.mlp_in, p.inner, s.hidden, rows, s.inner, Finish::kGelu));
+    executor.gemv(
+        normed_product(layer.norm_2, layer.mlp_in, p.inner, s.hidden, rows, s.inner, Finish::kGelu));
     executor.gemv(product(layer.mlp_out, p.width, s.inner, rows, s.hidden, Finish::kAdd));
   }
   executor.gemv(normed_product(p.norm_final, p.head, p.head_rows, s.hidden, rows, p.logits, Finish::kStore));

@@ -8,7 +8,8 @@
 namespace bark_accel::cuda {
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads) entry(const __grid_constant__ typename Kernel::Params params) {
+__global__ void __launch_bounds__(Kernel::kThreads)
+    entry(const __grid_constant__ typename Kernel::Params params) {
   Kernel::run(DeviceContext{}, params);
 }
 

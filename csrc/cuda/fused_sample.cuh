@@ -1,6 +1,6 @@
-// One row of logits -> one token id, one block a row: the rules of kernels/fused_sample.h in the same order. No sort:
-// top-k and top-p select a threshold digit by digit (radix select) from histograms in shared memory. Masses are summed
-// as fixed-point integers, so that the order of atomic additions cannot change a token.
+// One row of logits -> one token id, one block a row: the rules of kernels/fused_sample.h in the same order.
+// No sort: top-k and top-p select a threshold digit by digit (radix select) from histograms in shared memory.
+// Masses are summed as fixed-point integers, so that the order of atomic additions cannot change a token.
 #pragma once
 
 #include "numbers.cuh"
@@ -84,7 +84,8 @@ struct FusedSample {
 
   // For warp 0: the first bin with which the cumulative weight, `below` before the first, exceeds.
   template <class Context, class Exceeds>
-  BARK_DEVICE static void find_digit(const Context& ctx, Shared& shared, unsigned long long below, Exceeds exceeds) {
+  BARK_DEVICE static void find_digit(const Context& ctx, Shared& shared, unsigned long long below,
+                                     Exceeds exceeds) {
     constexpr int kShare = kBins / kWarp;
     const int lane = lane_of(ctx);
     unsigned long long mine = 0;
@@ -102,11 +103,11 @@ struct FusedSample {
     shared.below = below;
   }
 
-  // The smallest key with which the cumulative weight in ascending order of keys exceeds, where `exceeds` is false of 0
-  // and true of the total; *below becomes the weight of all smaller keys.
+  // The smallest key with which the cumulative weight in ascending order of keys exceeds, where `exceeds` is
+  // false of 0 and true of the total; *below becomes the weight of all smaller keys.
   template <class Context, class Key, class Weight, class Exceeds>
-  BARK_DEVICE static uint32_t select(const Context& ctx, Shared& shared, int64_t count, Key key, Weight weight,
-                                     Exceeds exceeds, unsigned long long* below) {
+  BARK_DEVICE static uint32_t select(const Context& ctx, Shared& shared, int64_t count, Key key,
+                                     Weight weight, Exceeds exceeds, unsigned long long* below) {
     uint32_t prefix = 0;
     *below = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
@@ -140,15 +141,16 @@ struct FusedSample {
     unsigned long long below;
     const unsigned long long dropped = row.count - p.top_k;
     const uint32_t key = select(
-        ctx, shared, row.count, [&](int64_t i) { return key_of(score(p, row, i)); }, [](int64_t) { return 1ull; },
-        [=](unsigned long long cumulative) { return cumulative > dropped; }, &below);
+        ctx, shared, row.count, [&](int64_t i) { return key_of(score(p, row, i)); },
+        [](int64_t) { return 1ull; }, [=](unsigned long long cumulative) { return cumulative > dropped; },
+        &below);
     return {value_of(key), 0};
   }
 
   // Drops from the smallest on, equal values by index, while the cumulative mass is at most `top_p_cut`.
   template <class Context>
-  BARK_DEVICE static Cut top_p(const Context& ctx, Shared& shared, const SampleParams& p, const Row& row, Cut cut,
-                               float top) {
+  BARK_DEVICE static Cut top_p(const Context& ctx, Shared& shared, const SampleParams& p, const Row& row,
+                               Cut cut, float top) {
     const float scale = 1.0f / mass_of(ctx, shared, p, row, cut, top);
     const auto mass = [&](float x) { return (unsigned long long)(expf(x - top) * scale * float(kOne)); };
     const auto weight = [&](int64_t i) {
@@ -165,7 +167,8 @@ struct FusedSample {
     float value = top;
     if (any) {
       value = value_of(select(
-          ctx, shared, row.count, [&](int64_t i) { return key_of(score(p, row, i)); }, weight, exceeds, &below));
+          ctx, shared, row.count, [&](int64_t i) { return key_of(score(p, row, i)); }, weight, exceeds,
+          &below));
     }
     unsigned long long equal = 0;
     for (int64_t i = ctx.thread(); i < row.count; i += kThreads) equal += score(p, row, i) == value;
@@ -267,7 +270,8 @@ struct FusedSample {
 
 template <class Executor>
 void launch_fused_sample(Executor& executor, const FusedSampleParams& p) {
-  with_float_type(p.sample.dtype, [&](auto zero) { executor.template launch<FusedSample<decltype(zero)>>(p); });
+  with_float_type(p.sample.dtype,
+                  [&](auto zero) { executor.template launch<FusedSample<decltype(zero)>>(p); });
 }
 
 }  // namespace bark_accel::cuda

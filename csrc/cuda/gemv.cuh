@@ -1,6 +1,7 @@
-// y = W f(x) for a few rows x: [LayerNorm,] product, bias, then store, GELU or add to the residual stream. Bound by the
-// reading of W, of which every element is read once, 16 bytes a lane. A warp computes kOutputs elements of every row;
-// the rows lie in shared memory, tile by tile, in the order in which the lanes read them.
+// y = W f(x) for a few rows x: [LayerNorm,] product, bias, then store, GELU or add to the residual stream.
+// Bound by the reading of W, of which every element is read once, 16 bytes a lane. A warp computes kOutputs
+// elements of every row; the rows lie in shared memory, tile by tile, in the order in which the lanes read
+// them.
 #pragma once
 
 #include "numbers.cuh"
@@ -12,21 +13,21 @@ enum class Finish : int32_t { kStore, kGelu, kAdd };
 struct GemvParams {
   MatrixView matrix;  // [outputs, depth]
   int64_t outputs;
-  bool aligned;    // weights can be read 16 bytes at a time
-  const float* x;  // [rows, depth] contiguous
-  int64_t rows;    // at most the kernel's kRows
+  bool aligned;                          // weights can be read 16 bytes at a time
+  const float* x;                        // [rows, depth] contiguous
+  int64_t rows;                          // at most the kernel's kRows
   const float *norm_weight, *norm_bias;  // [depth] or null
   float eps;
   float* y;  // [rows, outputs] contiguous
   Finish finish;
 };
 
-constexpr int64_t kInt8Group = 64;  // int8 weights that share a scale
-constexpr int64_t kMostRows = 16;   // of one launch
+constexpr int64_t kMostRows = 16;  // of one launch
 constexpr int64_t kTileFloats = 8192;
 
-// Sums over the warp of kCount (a power of two, at most 32) values; a lane returns the one of `lane * kCount / 32`.
-// Each step halves the values that a lane carries: kCount - 1 shuffles for all of them, and 5 at least.
+// Sums over the warp of kCount (a power of two, at most 32) values; a lane returns the one of `lane * kCount
+// / 32`. Each step halves the values that a lane carries: kCount - 1 shuffles for all of them, and 5 at
+// least.
 template <int kCount, int kMask = kWarp / 2, class Context, int kSize>
 BARK_DEVICE float warp_sums(const Context& ctx, float (&values)[kSize]) {
   if constexpr (kCount == 1) {
@@ -61,8 +62,8 @@ struct Gemv {
             int64_t(sizeof(float)) * (kRows * tile(p) + 2 * kRows)};
   }
 
-  // Where element k of a tile's row lies: the four-element pieces of a lane apart, so that neighbouring lanes read
-  // neighbouring pieces.
+  // Where element k of a tile's row lies: the four-element pieces of a lane apart, so that neighbouring lanes
+  // read neighbouring pieces.
   BARK_DEVICE static int64_t place(int64_t k) {
     const int64_t lane = k % kChunk / kLoad, piece = k % kLoad / 4;
     return k / kChunk * kChunk + piece * (4 * kWarp) + lane * 4 + k % 4;
@@ -89,8 +90,8 @@ struct Gemv {
   }
 
   template <class Context>
-  BARK_DEVICE static void fill(const Context& ctx, const Params& p, int64_t begin, int64_t size, const float* stats,
-                               float* tile) {
+  BARK_DEVICE static void fill(const Context& ctx, const Params& p, int64_t begin, int64_t size,
+                               const float* stats, float* tile) {
     const int64_t depth = p.matrix.depth;
     for (int64_t i = ctx.thread(); i < size; i += kThreads) {
       const int64_t k = begin + i, at = place(i);
@@ -107,15 +108,17 @@ struct Gemv {
   }
 
   // acc += the products of this lane's share of a tile
-  BARK_DEVICE static void multiply(const Params& p, const int64_t (&outputs)[kOutputs], int64_t begin, int64_t size,
-                                   int lane, const float* tile, float (&acc)[kOutputs * kRows]) {
+  BARK_DEVICE static void multiply(const Params& p, const int64_t (&outputs)[kOutputs], int64_t begin,
+                                   int64_t size, int lane, const float* tile,
+                                   float (&acc)[kOutputs * kRows]) {
     const MatrixView& m = p.matrix;
     for (int64_t i = 0; i < size; i += kChunk) {
       const int64_t k = begin + i + lane * kLoad;
       float w[kOutputs][kLoad];
       BARK_UNROLL
       for (int o = 0; o < kOutputs; ++o) {
-        load_vector(static_cast<const Weight*>(m.weight) + outputs[o] * m.stride + k, m.depth - k, p.aligned, w[o]);
+        load_vector(static_cast<const Weight*>(m.weight) + outputs[o] * m.stride + k, m.depth - k, p.aligned,
+                    w[o]);
       }
       float scale[kOutputs];
       if constexpr (sizeof(Weight) == 1) {
