@@ -10,13 +10,18 @@ PACKAGES_STAMP := $(VENV)/.packages
 BUILD_STAMP := $(VENV)/.build
 TEST_DATA_STAMP := $(VENV)/.test-data
 
-.PHONY: help setup demo test bench lint clean
+# The Python of a machine with a GPU: its own torch with CUDA, Transformers, pytest, accelerate, nvcc.
+GPU_PYTHON ?= python3
+
+.PHONY: help setup demo test bench lint cuda-check gpu clean
 
 help:
 	@echo "make setup  create $(VENV), install pinned packages, build the extension"
 	@echo "make demo   one utterance, stock and accelerated"
 	@echo "make test   run the tests"
 	@echo "make bench  compare every op and stage with stock"
+	@echo "make cuda-check  compile and link the CUDA kernels (nvcc needed, no GPU)"
+	@echo "make gpu    on a machine with a GPU: build, parity, benchmarks (GPU_PYTHON=$(GPU_PYTHON))"
 	@echo "make lint   ruff, clang-format, mypy"
 	@echo "make clean  remove what was built, $(VENV) included"
 
@@ -53,6 +58,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
 	$(BIN)/mypy
+
+cuda-check: setup
+	.ci/cuda_check $(BIN)/python
+
+gpu:
+	BARK_ACCEL_CUDA=1 $(GPU_PYTHON) setup.py build_ext --inplace -q
+	$(GPU_PYTHON) -m pytest tests/gpu -q -rs
+	$(GPU_PYTHON) benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info bark_accel/_C*.so demo_out

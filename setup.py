@@ -1,11 +1,15 @@
 """Build of bark_accel._C: one torch extension, plus one object per CPU instruction set."""
 
+import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 from setuptools import setup
 
 try:
+    import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError as error:
     raise SystemExit(
@@ -31,6 +35,59 @@ if X86:
     ISA_FLAGS["avx512_vnni"] = [*ISA_FLAGS["avx512"], "-mavx512vnni"]
 
 
+# The .cu files know nothing of torch, and the runtime is linked in: one build loads with and without torch's CUDA.
+CUDA_ARCHS = "sm_80 sm_90 compute_90"
+NVCC_FLAGS = [
+    *("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
+    *("-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=[sm_90,compute_90]"),
+]
+
+
+# Objects of the .cu files, kept between builds: a machine without nvcc can link those that another one made
+# (BARK_ACCEL_CUDA_OBJECTS, with CUDA_HOME naming the headers and the static runtime).
+CUDA_OBJECTS = Path(os.environ.get("BARK_ACCEL_CUDA_OBJECTS", ROOT / "build" / "cuda"))
+
+
+def find_cuda() -> Path | None:
+    """The CUDA toolkit, where its kernels are to be built: torch has CUDA, or BARK_ACCEL_CUDA=1 asks (0: never)."""
+    wanted = os.environ.get("BARK_ACCEL_CUDA")
+    if wanted == "0" or (wanted != "1" and torch.version.cuda is None):
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    nvcc = shutil.which("nvcc")
+    beside_nvcc = Path(nvcc).resolve().parent.parent if nvcc else Path(home)
+    for candidate in (Path(home), beside_nvcc):
+        if (candidate / "include" / "cuda_runtime_api.h").is_file():
+            return candidate
+    message = f"no toolkit (include/cuda_runtime_api.h) was found in {home} or beside an nvcc on the PATH"
+    if wanted == "1":
+        raise SystemExit(f"bark_accel: BARK_ACCEL_CUDA=1 asks for the CUDA kernels, but {message}; set CUDA_HOME")
+    print(f"bark_accel: torch has CUDA, but {message}; building without the CUDA kernels")
+    return None
+
+
+CUDA_HOME = find_cuda()
+
+
+def cuda_objects(home: Path) -> list[str]:
+    """Objects of the .cu files, compiled where they are missing or older than a source."""
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    objects = [CUDA_OBJECTS / f"{source.stem}.o" for source in sources]
+    if "BARK_ACCEL_CUDA_OBJECTS" in os.environ:
+        missing = [str(built) for built in objects if not built.is_file()]
+        if missing:
+            raise SystemExit(f"bark_accel: BARK_ACCEL_CUDA_OBJECTS: expected {', '.join(missing)}, found none")
+        return [str(built) for built in objects]
+    CUDA_OBJECTS.mkdir(parents=True, exist_ok=True)
+    headers = [*(ROOT / "csrc" / "cuda").glob("*.*h"), ROOT / "csrc" / "kernels" / "params.h", ROOT / "setup.py"]
+    changed = max(path.stat().st_mtime for path in headers)
+    for source, built in zip(sources, objects, strict=True):
+        if built.is_file() and built.stat().st_mtime > max(changed, source.stat().st_mtime):
+            continue
+        subprocess.run([home / "bin" / "nvcc", *NVCC_FLAGS, "-c", source, "-o", built], check=True)
+    return [str(built) for built in objects]
+
+
 class BuildWithIsas(BuildExtension):
     """Compiles the torch-free kernels once per instruction set; setuptools has no per-source flags."""
 
@@ -42,9 +99,27 @@ class BuildWithIsas(BuildExtension):
                 output_dir=self.build_temp,
                 extra_postargs=[*OPTIMISE, *KERNEL_FLAGS, *flags],
             )
+        if CUDA_HOME is not None:
+            objects += cuda_objects(CUDA_HOME)
         for extension in self.extensions:
             extension.extra_objects = [*extension.extra_objects, *objects]
         super().build_extensions()
+
+
+def cuda_options() -> dict[str, list]:
+    """What the extension needs beside the objects of the .cu files."""
+    if CUDA_HOME is None:
+        return {"sources": [], "macros": [], "include_dirs": [], "library_dirs": [], "libraries": []}
+    return {
+        "sources": ["csrc/cuda/bind.cpp"],
+        "macros": [("BARK_ACCEL_CUDA_ARCHS", f'"{CUDA_ARCHS}"')],
+        "include_dirs": [str(CUDA_HOME / "include")],
+        "library_dirs": [str(CUDA_HOME / name) for name in ("lib64", "lib") if (CUDA_HOME / name).is_dir()],
+        "libraries": ["cudart_static", "rt", "dl", "pthread"],
+    }
+
+
+CUDA = cuda_options()
 
 
 setup(
@@ -62,9 +137,13 @@ setup(
                 "csrc/cpu/static_cache_attention.cpp",
                 "csrc/cpu/decode_step.cpp",
                 "csrc/cpu/barrier.cpp",
+                *CUDA["sources"],
             ],
-            depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*.h"))],
-            define_macros=[("BARK_ACCEL_X86", "1")] if X86 else [],
+            include_dirs=CUDA["include_dirs"],
+            library_dirs=CUDA["library_dirs"],
+            libraries=CUDA["libraries"],
+            depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*.*h"))],
+            define_macros=[*([("BARK_ACCEL_X86", "1")] if X86 else []), *CUDA["macros"]],
             extra_compile_args={"cxx": [*OPTIMISE, *OPENMP]},
         )
     ],

@@ -72,3 +72,12 @@ def load() -> ModuleType:
     _check_torch(module)
     _choose_isa(module)
     return module
+
+
+def cuda_archs() -> str | None:
+    """The GPU architectures that the compiled library has kernels for, or None if it has none or is missing."""
+    try:
+        archs = load().build_info()["cuda"]
+    except ImportError:
+        return None
+    return None if archs == "none" else archs

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ._library import cuda_archs
+
 BACKENDS = ("auto", "native", "torch")
 
 
@@ -87,8 +89,10 @@ class Ops(Protocol):
 
 
 def runs_natively(backend: str, device: torch.device) -> bool:
-    """Whether the compiled ops serve this device: they exist for CPUs."""
-    return backend != "torch" and device.type == "cpu"
+    """Whether the compiled ops serve this device: a CPU, or an NVIDIA GPU if the library was built with CUDA."""
+    if backend == "torch":
+        return False
+    return device.type == "cpu" or (device.type == "cuda" and cuda_archs() is not None)
 
 
 def check_backend(backend: str, device: torch.device) -> None:
@@ -103,8 +107,9 @@ def check_backend(backend: str, device: torch.device) -> None:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
-    if backend == "native" and device.type != "cpu":
-        raise ValueError(f"backend='native': expected a model on the CPU, got {device}; use 'auto' or 'torch'")
+    if backend == "native" and not runs_natively(backend, device):
+        served = "the CPU" if device.type != "cuda" else "the CPU, or a library built with CUDA"
+        raise ValueError(f"backend='native': expected a model on {served}, got {device}; use 'auto' or 'torch'")
     if runs_natively(backend, device):
         from ._library import load
 
@@ -113,10 +118,14 @@ def check_backend(backend: str, device: torch.device) -> None:
 
 def get_ops(backend: str, device: torch.device) -> Ops:
     """The op module for a device."""
-    if runs_natively(backend, device):
-        from . import ops as native
+    if not runs_natively(backend, device):
+        from . import torch_ops
 
-        return native
-    from . import torch_ops
+        return torch_ops
+    if device.type == "cuda":
+        from . import cuda_ops
 
-    return torch_ops
+        return cuda_ops
+    from . import ops
+
+    return ops

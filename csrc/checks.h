@@ -35,8 +35,12 @@ inline void check_unit_stride(const char* op, const char* name, const at::Tensor
              " with unit stride in its last dimension, got strides ", t.strides());
 }
 
+inline void check_device(const char* op, const char* name, const at::Tensor& t, at::Device device) {
+  BARK_CHECK(t.device() == device, op, "expected ", name, " on the ", device, ", got ", t.device());
+}
+
 inline void check_cpu(const char* op, const char* name, const at::Tensor& t) {
-  BARK_CHECK(t.device().is_cpu(), op, "expected ", name, " on the cpu, got ", t.device());
+  check_device(op, name, t, at::kCPU);
 }
 
 inline void check_same_dtype(const char* op, const char* name, const at::Tensor& t, const char* as,

@@ -8,6 +8,12 @@
 
 #include "cpu/isa.h"
 #include "cpu/lazy_noise.h"
+#ifdef BARK_ACCEL_CUDA_ARCHS
+#include "cuda/bind.h"
+#else
+#define BARK_ACCEL_CUDA_ARCHS "none"
+#define BARK_ACCEL_WITHOUT_CUDA
+#endif
 
 TORCH_LIBRARY(bark_accel, m) {
   m.def(
@@ -28,8 +34,10 @@ TORCH_LIBRARY(bark_accel, m) {
       "Tensor(b!) value_cache, Tensor length) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "decode_step(Tensor ids, Tensor token_table, Tensor positions, Tensor?[] weights, float[] eps, Tensor head, "
-      "Tensor? head_scales, int num_heads, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor length) -> Tensor",
+      "decode_step(Tensor ids, Tensor token_table, Tensor positions, Tensor?[] weights, float[] eps, Tensor "
+      "head, "
+      "Tensor? head_scales, int num_heads, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor length) -> "
+      "Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "int16_linear(Tensor input, Tensor weight, Tensor? scales=None, Tensor? bias=None, bool gelu=False) -> "
@@ -41,11 +49,16 @@ TORCH_LIBRARY(bark_accel, m) {
 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", [] {
-    return std::map<std::string, std::string>{{"torch", TORCH_VERSION}, {"compiler", __VERSION__}};
+    return std::map<std::string, std::string>{
+        {"torch", TORCH_VERSION}, {"compiler", __VERSION__}, {"cuda", BARK_ACCEL_CUDA_ARCHS}};
   });
   m.def("isa", [] { return std::string(bark_accel::kernels().name); });
   m.def("available_isas", &bark_accel::available_isas);
   m.def("set_isa", &bark_accel::set_isa);
   m.def("lazy_noise", &bark_accel::lazy_noise);
   m.def("set_lazy_noise", &bark_accel::set_lazy_noise);
+#ifndef BARK_ACCEL_WITHOUT_CUDA
+  m.def("cuda_stream", &bark_accel::cuda_stream);
+  m.def("set_dependent_launch", &bark_accel::set_dependent_launch);
+#endif
 }

@@ -110,4 +110,4 @@ class CausalHook(Hook):
         if settings.speculate is not None:
             return settings.speculate
         exact = settings.precision == "same" and weights.dtype == torch.float32
-        return exact and runs_natively(settings.backend, weights.device)
+        return exact and weights.device.type == "cpu" and runs_natively(settings.backend, weights.device)

@@ -5,45 +5,16 @@
 #include <atomic>
 #include <limits>
 
-#include "../checks.h"
+#include "../embedding_inputs.h"
 #include "isa.h"
 
 namespace bark_accel {
 namespace {
 
-constexpr const char* kOp = "codebook_embedding_sum";
-constexpr size_t kMaxTables = 32;
+using namespace embedding_inputs;
+
 constexpr int64_t kValuesPerTask = 32768;
 constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
-
-void check_inputs(const at::Tensor& codes, at::TensorList tables, const at::Tensor& positions) {
-  check_dim(kOp, "codes", codes, 3, "[B, T, K]");
-  BARK_CHECK(codes.scalar_type() == at::kLong || codes.scalar_type() == at::kInt, kOp,
-             "expected codes of dtype int32 or int64, got ", codes.scalar_type());
-  BARK_CHECK(!tables.empty() && tables.size() <= kMaxTables, kOp, "expected 1 to ", kMaxTables,
-             " tables, got ", tables.size());
-  BARK_CHECK(int64_t(tables.size()) <= codes.size(2), kOp, "expected at most ", codes.size(2),
-             " tables (one per codebook), got ", tables.size());
-  const at::Tensor& first = tables[0];
-  for (const at::Tensor& table : tables) {
-    check_cpu(kOp, "every table", table);
-    check_dim(kOp, "every table", table, 2, "[V, C]");
-    checked_dtype(kOp, "tables", table);
-    check_same_dtype(kOp, "every table", table, "the first", first);
-    check_sizes(kOp, "every table", table, first.sizes());
-    check_unit_stride(kOp, "every table", table);
-    check_no_grad(kOp, "a table", table);
-  }
-  check_cpu(kOp, "positions", positions);
-  check_dim(kOp, "positions", positions, 2, "[P, C]");
-  check_same_dtype(kOp, "positions", positions, "the tables", first);
-  check_unit_stride(kOp, "positions", positions);
-  check_no_grad(kOp, "positions", positions);
-  BARK_CHECK(positions.size(1) == first.size(1), kOp, "expected positions of width ", first.size(1), ", got ",
-             positions.size(1));
-  BARK_CHECK(positions.size(0) >= codes.size(1), kOp, "expected at least ", codes.size(1),
-             " positions (one per frame), got ", positions.size(0));
-}
 
 void raise_bad_code(const EmbeddingSumParams& p, int64_t bad) {
   const int64_t codebook = bad % p.tables_count, row = bad / p.tables_count;

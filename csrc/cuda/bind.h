@@ -1,0 +1,14 @@
+// What the module shows of the CUDA side, where it was built with one.
+#pragma once
+
+#include <cstdint>
+
+namespace bark_accel {
+
+// The stream that the ops launch on: torch's current one.
+uintptr_t cuda_stream(int64_t device);
+
+// Programmatic dependent launch (compute capability 9.0 and later), off at first.
+void set_dependent_launch(bool on);
+
+}  // namespace bark_accel

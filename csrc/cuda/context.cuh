@@ -1,0 +1,119 @@
+// What a kernel body may ask of the machine. A body is a template over its Context and knows neither CUDA nor
+// torch: nvcc compiles it with DeviceContext, the emulator of tests/cpp with a context of its own.
+//
+//   thread(), threads(), block()    indices; blocks and threads are one-dimensional, threads a multiple of 32
+//   barrier()                       all threads of the block; orders shared memory, and global memory in the
+//   block shuffle(value, lane)            the value that another lane of the warp passed; all 32 lanes must
+//   call it. It
+//                                   orders no memory
+//   atomic_add(address, value)      on shared memory
+//   shared()                        the block's shared memory, aligned to 16 bytes
+//   wait_for_previous()             programmatic dependent launch: what earlier kernels wrote is visible from
+//   here on.
+//                                   Every kernel calls it before it touches memory that kernels write
+//   release_next()                  the next kernel may be scheduled; it still waits for all of this one
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define BARK_DEVICE __device__ __forceinline__
+#define BARK_BOTH __host__ __device__ __forceinline__
+#define BARK_UNROLL _Pragma("unroll")
+#else
+#define BARK_DEVICE inline
+#define BARK_BOTH inline
+#define BARK_UNROLL
+#endif
+
+namespace bark_accel::cuda {
+
+constexpr int kWarp = 32;
+
+BARK_BOTH int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+BARK_BOTH int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+BARK_BOTH int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// How a kernel is launched.
+struct Grid {
+  int64_t blocks;
+  int threads;
+  int64_t shared_bytes;
+};
+
+#ifdef __CUDACC__
+struct DeviceContext {
+  BARK_DEVICE int thread() const { return int(threadIdx.x); }
+  BARK_DEVICE int threads() const { return int(blockDim.x); }
+  BARK_DEVICE int64_t block() const { return blockIdx.x; }
+  BARK_DEVICE void barrier() const { __syncthreads(); }
+  template <class T>
+  BARK_DEVICE T shuffle(T value, int lane) const {
+    return __shfl_sync(0xffffffffu, value, lane);
+  }
+  template <class T>
+  BARK_DEVICE void atomic_add(T* address, T value) const {
+    atomicAdd(address, value);
+  }
+  BARK_DEVICE char* shared() const {
+    extern __shared__ __align__(16) char memory[];
+    return memory;
+  }
+  BARK_DEVICE void wait_for_previous() const {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+  }
+  BARK_DEVICE void release_next() const {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+  }
+};
+#endif
+
+template <class Context>
+BARK_DEVICE int lane_of(const Context& ctx) {
+  return ctx.thread() % kWarp;
+}
+
+template <class Context>
+BARK_DEVICE int warp_of(const Context& ctx) {
+  return ctx.thread() / kWarp;
+}
+
+// `op` over `width` neighbouring lanes (a power of two), the same result in each of them.
+template <class Context, class T, class Op>
+BARK_DEVICE T warp_reduce(const Context& ctx, T value, Op op, int width = kWarp) {
+  for (int mask = width / 2; mask > 0; mask /= 2) value = op(value, ctx.shuffle(value, lane_of(ctx) ^ mask));
+  return value;
+}
+
+// `op` over the block, in one order for every thread. `scratch` has one T per warp and is free again
+// afterwards.
+template <class Context, class T, class Op>
+BARK_DEVICE T block_reduce(const Context& ctx, T value, T* scratch, Op op) {
+  value = warp_reduce(ctx, value, op);
+  if (lane_of(ctx) == 0) scratch[warp_of(ctx)] = value;
+  ctx.barrier();
+  T total = scratch[0];
+  for (int w = 1; w < ctx.threads() / kWarp; ++w) total = op(total, scratch[w]);
+  ctx.barrier();
+  return total;
+}
+
+struct Sum {
+  template <class T>
+  BARK_DEVICE T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+
+struct Max {
+  template <class T>
+  BARK_DEVICE T operator()(T a, T b) const {
+    return a < b ? b : a;
+  }
+};
+
+}  // namespace bark_accel::cuda

@@ -1,0 +1,147 @@
+// A whole causal transformer over a few new tokens: six kernels a layer, the embedding before and the head
+// after them. What the kernels do and in which order is the same for the device and for the emulator: only
+// the Executor differs.
+#pragma once
+
+#include "attention.cuh"
+#include "gemv.cuh"
+
+namespace bark_accel::cuda {
+
+struct DecodeStepParams {
+  DecodeParams decode;    // its `length` is not used: the device's is
+  const int64_t* length;  // [1] on the device
+  int64_t capacity;       // of the caches
+  int64_t vocabulary, positions_count;
+  int64_t splits;
+};
+
+struct EmbedParams {
+  const int64_t *ids, *length;
+  int64_t rows, tokens, width, capacity, vocabulary, positions_count;
+  const void *token_table, *positions;
+  int64_t token_stride, position_stride;
+  float* hidden;  // [rows, width]; NaN where the id, the position or the cache does not fit
+};
+
+template <class Value>
+struct Embed {
+  using Params = EmbedParams;
+  static constexpr int kThreads = 256;
+
+  static Grid grid(const Params& p) { return {p.rows, kThreads, 0}; }
+
+  template <class Context>
+  BARK_DEVICE static void run(const Context& ctx, const Params& p) {
+    ctx.release_next();
+    ctx.wait_for_previous();
+    const int64_t row = ctx.block(), id = p.ids[row], length = *p.length;
+    const bool fits = id >= 0 && id < p.vocabulary && length >= 0 &&
+                      length <= smaller(p.positions_count, p.capacity) - p.tokens;
+    const Value* token = static_cast<const Value*>(p.token_table) + (fits ? id : 0) * p.token_stride;
+    const Value* position =
+        static_cast<const Value*>(p.positions) + (fits ? length + row % p.tokens : 0) * p.position_stride;
+    for (int64_t c = ctx.thread(); c < p.width; c += kThreads) {
+      p.hidden[row * p.width + c] = fits ? to_float(token[c]) + to_float(position[c]) : not_a_number();
+    }
+  }
+};
+
+template <class Executor>
+void launch_embed(Executor& executor, const EmbedParams& p, DType tables) {
+  with_float_type(tables, [&](auto zero) { executor.template launch<Embed<decltype(zero)>>(p); });
+}
+
+struct DecodeScratch {
+  float *hidden, *qkv, *attended, *inner, *shares, *stats;
+  int64_t floats;  // of all of them
+};
+
+inline DecodeScratch decode_scratch(const DecodeStepParams& step) {
+  const DecodeParams& p = step.decode;
+  const int64_t rows = p.batch * p.tokens;
+  DecodeScratch s{};
+  const auto take = [&](int64_t floats) {
+    float* from = p.scratch ? p.scratch + s.floats : nullptr;
+    s.floats += ceil_div(floats, 4) * 4;
+    return from;
+  };
+  s.hidden = take(rows * p.width);
+  s.qkv = take(rows * 3 * p.width);
+  s.attended = take(rows * p.width);
+  s.inner = take(rows * p.inner);
+  s.shares = take(rows * p.width * step.splits);
+  s.stats = take(rows * p.heads * step.splits * 2);
+  return s;
+}
+
+inline GemvParams product(const MatrixView& m, int64_t outputs, const float* x, int64_t rows, float* y,
+                          Finish finish) {
+  GemvParams g{};
+  g.matrix = m;
+  g.outputs = outputs;
+  g.x = x;
+  g.rows = rows;
+  g.y = y;
+  g.finish = finish;
+  return g;
+}
+
+inline GemvParams normed_product(const NormView& norm, const MatrixView& m, int64_t outputs, const float* x,
+                                 int64_t rows, float* y, Finish finish) {
+  GemvParams g = product(m, outputs, x, rows, y, finish);
+  g.norm_weight = norm.weight;
+  g.norm_bias = norm.bias;
+  g.eps = norm.eps;
+  return g;
+}
+
+inline AttentionSplitParams decode_attention(const DecodeStepParams& step, const DecodeScratch& s,
+                                             int64_t layer) {
+  const DecodeParams& p = step.decode;
+  AttentionSplitParams a{};
+  a.query = s.qkv;
+  a.key = s.qkv + p.width;
+  a.value = s.qkv + 2 * p.width;
+  const int64_t strides[3] = {p.tokens * 3 * p.width, 3 * p.width, p.width / p.heads};
+  for (int i = 0; i < 3; ++i) a.query_strides[i] = a.key_strides[i] = a.value_strides[i] = strides[i];
+  a.cache = p.caches[layer];
+  a.length = step.length;
+  a.batch = p.batch;
+  a.tokens = p.tokens;
+  a.heads = p.heads;
+  a.head_dim = p.width / p.heads;
+  a.capacity = step.capacity;
+  a.splits = step.splits;
+  a.aligned = cache_aligned(a.cache, size_of(p.cache_dtype));
+  a.shares = s.shares;
+  a.stats = s.stats;
+  return a;
+}
+
+// Executor: gemv(GemvParams), attention(AttentionSplitParams, DType cache), combine(AttentionCombineParams),
+// embed(EmbedParams, DType).
+template <class Executor>
+void decode_step(Executor& executor, const DecodeStepParams& step) {
+  const DecodeParams& p = step.decode;
+  const int64_t rows = p.batch * p.tokens;
+  const DecodeScratch s = decode_scratch(step);
+  executor.embed(
+      {p.ids, step.length, rows, p.tokens, p.width, step.capacity, step.vocabulary, step.positions_count,
+       p.token_table, p.positions, p.token_stride, p.position_stride, s.hidden},
+      p.table_dtype);
+  for (int64_t i = 0; i < p.layers_count; ++i) {
+    const DecodeLayer& layer = p.layers[i];
+    executor.gemv(
+        normed_product(layer.norm_1, layer.qkv, 3 * p.width, s.hidden, rows, s.qkv, Finish::kStore));
+    executor.attention(decode_attention(step, s, i), p.cache_dtype);
+    executor.combine({s.shares, s.stats, rows * p.heads, p.width / p.heads, step.splits, s.attended});
+    executor.gemv(product(layer.attention_out, p.width, s.attended, rows, s.hidden, Finish::kAdd));
+    executor.gemv(
+        normed_product(layer.norm_2, layer.mlp_in, p.inner, s.hidden, rows, s.inner, Finish::kGelu));
+    executor.gemv(product(layer.mlp_out, p.width, s.inner, rows, s.hidden, Finish::kAdd));
+  }
+  executor.gemv(normed_product(p.norm_final, p.head, p.head_rows, s.hidden, rows, p.logits, Finish::kStore));
+}
+
+}  // namespace bark_accel::cuda

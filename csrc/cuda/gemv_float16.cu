@@ -1,0 +1,7 @@
+#include "device_executor.cuh"
+
+namespace bark_accel::cuda {
+
+template void launch_gemv_of<Half>(DeviceExecutor&, const GemvParams&);
+
+}  // namespace bark_accel::cuda

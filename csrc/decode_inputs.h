@@ -1,0 +1,228 @@
+// The arguments of decode_step, checked and as plain structs, for any device. What only a look at the data
+// can tell (ids, the length) is left to the implementations.
+#pragma once
+
+#include <ATen/core/List.h>
+#include <ATen/ops/contiguous.h>
+#include <ATen/ops/empty.h>
+
+#include <optional>
+#include <vector>
+
+#include "checks.h"
+
+namespace bark_accel::decode_inputs {
+
+constexpr const char* kOp = "decode_step";
+constexpr int64_t kLayerTensors = 16;
+
+using Weights = c10::List<std::optional<at::Tensor>>;
+
+// Reads the flat list of weights in order.
+class Reader {
+ public:
+  Reader(const Weights& weights, at::Device device) : weights_(weights), device_(device) {}
+
+  NormView norm(int64_t width, double eps) {
+    const float* weight = vector("LayerNorm weight", width);
+    BARK_CHECK(weight, kOp, "expected a LayerNorm weight, got None");
+    return {weight, vector("LayerNorm bias", width), float(eps)};
+  }
+
+  MatrixView matrix(int64_t out, int64_t in) {
+    const std::optional<at::Tensor> weight = next();
+    BARK_CHECK(weight.has_value(), kOp, "expected a weight of shape ", at::IntArrayRef{out, in},
+               ", got None");
+    check_sizes(kOp, "a weight", *weight, {out, in});
+    const float* bias = vector("a bias", out);
+    return view(*weight, next(), bias);
+  }
+
+  MatrixView view(const at::Tensor& weight, const std::optional<at::Tensor>& scales, const float* bias) {
+    check_device(kOp, "a weight", weight, device_);
+    check_unit_stride(kOp, "a weight", weight);
+    check_no_grad(kOp, "a weight", weight);
+    MatrixView m{weight.const_data_ptr(),
+                 weight.stride(0),
+                 weight.size(1),
+                 DType::kInt8,
+                 nullptr,
+                 0,
+                 kInt8Group,
+                 bias};
+    if (weight.scalar_type() != at::kChar) {
+      m.dtype = checked_dtype(kOp, "a weight (or int8 with scales)", weight);
+      BARK_CHECK(!scales, kOp, "expected scales with int8 weights only, got them with ",
+                 weight.scalar_type());
+      return m;
+    }
+    BARK_CHECK(scales.has_value(), kOp, "expected scales with an int8 weight, got None");
+    check_device(kOp, "scales", *scales, device_);
+    check_sizes(kOp, "scales", *scales, {weight.size(0), (weight.size(1) + kInt8Group - 1) / kInt8Group});
+    check_unit_stride(kOp, "scales", *scales);
+    check_float(*scales, "scales");
+    m.scales = scales->const_data_ptr<float>();
+    m.scale_stride = scales->stride(0);
+    return m;
+  }
+
+ private:
+  std::optional<at::Tensor> next() { return weights_.get(index_++); }
+
+  static void check_float(const at::Tensor& t, const char* name) {
+    BARK_CHECK(t.scalar_type() == at::kFloat, kOp, "expected ", name, " of dtype float32, got ",
+               t.scalar_type());
+  }
+
+  const float* vector(const char* name, int64_t size) {
+    const std::optional<at::Tensor> t = next();
+    if (!t) return nullptr;
+    check_device(kOp, name, *t, device_);
+    check_sizes(kOp, name, *t, {size});
+    check_float(*t, name);
+    check_unit_stride(kOp, name, *t);
+    check_no_grad(kOp, name, *t);
+    return t->const_data_ptr<float>();
+  }
+
+  const Weights& weights_;
+  at::Device device_;
+  int64_t index_ = 0;
+};
+
+inline void check_table(const char* name, const at::Tensor& table, const at::Tensor& positions,
+                        at::Device device) {
+  check_device(kOp, name, table, device);
+  check_dim(kOp, name, table, 2, "[N, C]");
+  check_unit_stride(kOp, name, table);
+  check_same_dtype(kOp, name, table, "positions", positions);
+  check_no_grad(kOp, name, table);
+}
+
+inline void check_ids(const at::Tensor& ids, at::Device device) {
+  check_device(kOp, "ids", ids, device);
+  check_dim(kOp, "ids", ids, 2, "[B, T]");
+  BARK_CHECK(ids.scalar_type() == at::kLong, kOp, "expected ids of dtype int64, got ", ids.scalar_type());
+}
+
+inline void check_cache(const char* name, const at::Tensor& cache, at::IntArrayRef sizes, at::Device device) {
+  check_device(kOp, name, cache, device);
+  check_dim(kOp, name, cache, 5, "[layers, B, H, capacity, D]");
+  check_sizes(kOp, name, cache, sizes);
+  check_unit_stride(kOp, name, cache);
+  check_no_grad(kOp, name, cache);
+}
+
+inline void check_length(const at::Tensor& length, at::Device device) {
+  check_device(kOp, "length", length, device);
+  BARK_CHECK(length.scalar_type() == at::kLong && length.dim() == 1 && length.numel() == 1, kOp,
+             "expected length as an int64 tensor of shape [1], got ", length.scalar_type(), " of shape ",
+             length.sizes());
+}
+
+inline std::vector<CacheView> cache_views(at::Tensor& keys, at::Tensor& values) {
+  std::vector<CacheView> views(keys.size(0));
+  for (size_t i = 0; i < views.size(); ++i) {
+    CacheView& view = views[i];
+    view.keys =
+        static_cast<char*>(keys.mutable_data_ptr()) + int64_t(i) * keys.stride(0) * keys.element_size();
+    view.values =
+        static_cast<char*>(values.mutable_data_ptr()) + int64_t(i) * values.stride(0) * values.element_size();
+    for (int64_t d = 0; d < 3; ++d) {
+      view.key_strides[d] = keys.stride(d + 1);
+      view.value_strides[d] = values.stride(d + 1);
+    }
+  }
+  return views;
+}
+
+inline std::vector<DecodeLayer> read_layers(Reader& reader, int64_t count, int64_t width, int64_t inner,
+                                            at::ArrayRef<double> eps) {
+  std::vector<DecodeLayer> layers;
+  for (int64_t i = 0; i < count; ++i) {
+    DecodeLayer layer;
+    layer.norm_1 = reader.norm(width, eps[2 * i]);
+    layer.qkv = reader.matrix(3 * width, width);
+    layer.attention_out = reader.matrix(width, width);
+    layer.norm_2 = reader.norm(width, eps[2 * i + 1]);
+    layer.mlp_in = reader.matrix(inner, width);
+    layer.mlp_out = reader.matrix(width, inner);
+    layers.push_back(layer);
+  }
+  return layers;
+}
+
+inline int64_t inner_size(const Weights& weights, int64_t width) {
+  const std::optional<at::Tensor> mlp_in = weights.get(10);
+  BARK_CHECK(mlp_in.has_value(), kOp, "expected mlp_in of shape [N, ", width, "], got None");
+  BARK_CHECK(mlp_in->dim() == 2, kOp, "expected mlp_in of shape [N, ", width, "], got ", mlp_in->sizes());
+  return mlp_in->size(0);
+}
+
+struct DecodeInputs {
+  DecodeParams params;  // without ids to be trusted, length and scratch; points into the vectors
+  std::vector<DecodeLayer> layers;
+  std::vector<CacheView> caches;
+  at::Tensor ids;     // contiguous
+  at::Tensor logits;  // [B, T, head rows] float32, to be written
+  int64_t capacity, vocabulary, positions_count;
+};
+
+inline DecodeInputs read(const at::Tensor& ids, const at::Tensor& token_table, const at::Tensor& positions,
+                         const Weights& weights, at::ArrayRef<double> eps, const at::Tensor& head,
+                         const std::optional<at::Tensor>& head_scales, int64_t num_heads,
+                         at::Tensor& key_cache, at::Tensor& value_cache, const at::Tensor& length,
+                         at::Device device) {
+  DecodeInputs in{};
+  DecodeParams& p = in.params;
+  p.table_dtype = checked_dtype(kOp, "positions", positions);
+  check_table("positions", positions, positions, device);
+  check_table("token_table", token_table, positions, device);
+  p.width = positions.size(1);
+  check_sizes(kOp, "token_table", token_table, {token_table.size(0), p.width});
+  check_ids(ids, device);
+  check_dim(kOp, "key_cache", key_cache, 5, "[layers, B, H, capacity, D]");
+  p.cache_dtype = checked_dtype(kOp, "key_cache", key_cache);
+  p.layers_count = key_cache.size(0);
+  p.batch = ids.size(0);
+  p.tokens = ids.size(1);
+  p.heads = num_heads;
+  BARK_CHECK(p.heads > 0 && p.width > 0 && p.width % p.heads == 0, kOp,
+             "expected num_heads to divide the width ", p.width, ", got ", p.heads);
+  const int64_t capacity = in.capacity = key_cache.size(3);
+  const int64_t cache_sizes[] = {p.layers_count, p.batch, p.heads, capacity, p.width / p.heads};
+  check_cache("key_cache", key_cache, cache_sizes, device);
+  check_cache("value_cache", value_cache, cache_sizes, device);
+  check_same_dtype(kOp, "value_cache", value_cache, "key_cache", key_cache);
+  check_no_overlap(kOp, key_cache, value_cache);
+  check_length(length, device);
+  BARK_CHECK(int64_t(weights.size()) == kLayerTensors * p.layers_count + 2 && p.layers_count > 0, kOp,
+             "expected ", kLayerTensors, " weights for each of ", p.layers_count, " layers and 2 more, got ",
+             weights.size());
+  BARK_CHECK(int64_t(eps.size()) == 2 * p.layers_count + 1, kOp, "expected ", 2 * p.layers_count + 1,
+             " eps, got ", eps.size());
+  p.inner = inner_size(weights, p.width);
+  Reader reader(weights, device);
+  in.layers = read_layers(reader, p.layers_count, p.width, p.inner, eps);
+  in.caches = cache_views(key_cache, value_cache);
+  p.norm_final = reader.norm(p.width, eps.back());
+  check_dim(kOp, "head", head, 2, "[N, C]");
+  check_sizes(kOp, "head", head, {head.size(0), p.width});
+  p.head = reader.view(head, head_scales, nullptr);
+  p.head_rows = head.size(0);
+  in.logits = at::empty({p.batch, p.tokens, p.head_rows}, positions.options().dtype(at::kFloat));
+  in.vocabulary = token_table.size(0);
+  in.positions_count = positions.size(0);
+  in.ids = ids.contiguous();
+  p.ids = in.ids.const_data_ptr<int64_t>();
+  p.token_table = token_table.const_data_ptr();
+  p.token_stride = token_table.stride(0);
+  p.positions = positions.const_data_ptr();
+  p.position_stride = positions.stride(0);
+  p.layers = in.layers.data();
+  p.caches = in.caches.data();
+  p.logits = in.logits.mutable_data_ptr<float>();
+  return in;
+}
+
+}  // namespace bark_accel::decode_inputs

@@ -1,0 +1,318 @@
+// Runs the kernel bodies of csrc/cuda on the CPU, one fiber a thread. Between two synchronisations a thread runs alone,
+// and who goes next is up to a scheduler that likes to starve lanes and warps: what a missing barrier allows to happen,
+// happens. Barriers and shuffles are known by their call sites, and one of them can be made to do nothing (a mutant).
+// Shared memory starts as NaN in a heap block of exactly the size asked for. Reported as failures: threads that wait
+// at different barriers, that leave a barrier or shuffle to the others for ever, and shuffles with inactive lanes.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "context.cuh"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#define EMULATOR_ASAN 1
+#endif
+
+namespace emulator {
+
+constexpr size_t kStackBytes = 32 * 1024;
+
+// Where in the kernels a synchronisation is called.
+struct Site {
+  const char* file = "";
+  int line = 0;
+  bool operator==(const Site& other) const { return line == other.line && !std::strcmp(file, other.file); }
+  bool operator<(const Site& other) const {
+    const int order = std::strcmp(file, other.file);
+    return order ? order < 0 : line < other.line;
+  }
+};
+
+enum class Order { kInOrder, kStarveWarps, kStarveLanes, kShuffled };
+
+// What to run and what was seen.
+struct Session {
+  std::mt19937 random{0};
+  Order order = Order::kInOrder;
+  Site broken;  // this call site does nothing
+  std::set<Site> barriers, shuffles;
+  bool failed = false;
+
+  void seed(unsigned seed) {
+    random.seed(seed);
+    order = Order(seed % 4);
+    failed = false;
+  }
+};
+
+class Block;
+
+struct Fiber {
+  enum State { kReady, kBarrier, kShuffle, kDone };
+  ucontext_t context;
+  char* stack = nullptr;
+  State state = kReady;
+  const char* file = nullptr;  // of the synchronisation it waits at
+  int line = 0;
+  uint64_t sent = 0, received = 0;
+  int source = 0;
+#ifdef EMULATOR_ASAN
+  void* fake_stack = nullptr;
+#endif
+};
+
+struct HostContext {
+  Block* owner;
+  int index;
+
+  int thread() const { return index; }
+  int threads() const;
+  int64_t block() const;
+  char* shared() const;
+  void barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE()) const;
+  template <class T>
+  T shuffle(T value, int lane, const char* file = __builtin_FILE(), int line = __builtin_LINE()) const;
+  template <class T>
+  void atomic_add(T* address, T value) const {
+    *address += value;
+  }
+  void wait_for_previous() const {}
+  void release_next() const {}
+};
+
+class Block {
+ public:
+  using Body = std::function<void(const HostContext&)>;
+
+  Block(Session& session, int threads, const Body& body) : session_(session), body_(body), fibers_(threads) {
+    if (threads % bark_accel::cuda::kWarp) std::abort();
+    static std::vector<std::unique_ptr<char[]>> stacks;  // one block runs at a time
+    while (int(stacks.size()) < threads) stacks.emplace_back(new char[kStackBytes]);
+    for (int i = 0; i < threads; ++i) fibers_[i].stack = stacks[i].get();
+  }
+
+  int threads() const { return int(fibers_.size()); }
+  int64_t index() const { return index_; }
+  char* shared() const { return shared_.get(); }
+
+  // False where the threads could not all finish.
+  bool run(int64_t index, int64_t shared_bytes) {
+    index_ = index;
+    shared_.reset(static_cast<char*>(std::aligned_alloc(16, (shared_bytes + 15) / 16 * 16)));
+    std::memset(shared_.get(), 0xff, shared_bytes);
+    for (int i = 0; i < threads(); ++i) start(i);
+    draw_order();
+    waiting_ = done_ = 0;
+    arrived_.assign(threads() / bark_accel::cuda::kWarp, 0);
+    while (done_ < threads()) {
+      const int next = pick();
+      if (next < 0) return false;
+      resume(next);
+      if (broken_) return false;
+    }
+    return true;
+  }
+
+  void barrier(int thread, const char* file, int line) {
+    const Site site{file, line};
+    if (thread == 0) session_.barriers.insert(site);
+    if (site == session_.broken) return;
+    wait(thread, Fiber::kBarrier, file, line);
+  }
+
+  uint64_t shuffle(int thread, uint64_t value, int source, const char* file, int line) {
+    const Site site{file, line};
+    if (thread == 0) session_.shuffles.insert(site);
+    if (site == session_.broken) return value;
+    fibers_[thread].sent = value;
+    fibers_[thread].source = source;
+    wait(thread, Fiber::kShuffle, file, line);
+    return fibers_[thread].received;
+  }
+
+ private:
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+
+  static void enter(unsigned high, unsigned low, int thread) {
+    auto* block = reinterpret_cast<Block*>(uint64_t(high) << 32 | low);
+    block->entered(thread);
+    block->body_(HostContext{block, thread});
+    block->finish(thread);
+  }
+
+  void start(int thread) {
+    Fiber& fiber = fibers_[thread];
+    fiber.state = Fiber::kReady;
+#ifdef EMULATOR_ASAN
+    __asan_unpoison_memory_region(fiber.stack, kStackBytes);  // fibers of a block that could not finish
+#endif
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack;
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    const uint64_t self = reinterpret_cast<uint64_t>(this);
+    makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Block::enter), 3, unsigned(self >> 32), unsigned(self),
+                thread);
+  }
+
+  void draw_order() {
+    const int warp = bark_accel::cuda::kWarp;
+    std::vector<std::pair<unsigned, int>> keys(threads());
+    std::vector<unsigned> of_warp(threads() / warp);
+    for (unsigned& w : of_warp) w = session_.random() % 1024;
+    for (int i = 0; i < threads(); ++i) {
+      const unsigned key = session_.order == Order::kInOrder       ? i
+                           : session_.order == Order::kStarveWarps ? of_warp[i / warp]
+                                                                   : session_.random() % (1 << 20);
+      keys[i] = {key, i};
+    }
+    std::sort(keys.begin(), keys.end());
+    order_.clear();
+    for (const auto& key : keys) order_.push_back(key.second);
+  }
+
+  // The first that can run, or -1.
+  int pick() {
+    const int n = threads(), from = session_.order == Order::kShuffled ? int(session_.random() % n) : 0;
+    for (int i = 0; i < n; ++i) {
+      const int thread = order_[(from + i) % n];
+      if (fibers_[thread].state == Fiber::kReady) return thread;
+    }
+    return -1;
+  }
+
+  void wait(int thread, Fiber::State state, const char* file, int line) {
+    Fiber& fiber = fibers_[thread];
+    fiber.state = state;
+    fiber.file = file;
+    fiber.line = line;
+    state == Fiber::kBarrier ? arrive_at_barrier(fiber) : arrive_at_shuffle(thread);
+    if (fiber.state != Fiber::kReady || session_.order == Order::kShuffled || broken_) leave(fiber, false);
+  }
+
+  void arrive_at_barrier(const Fiber& fiber) {
+    if (++waiting_ < threads()) return;
+    for (Fiber& other : fibers_) {
+      if (other.line != fiber.line || std::strcmp(other.file, fiber.file)) broken_ = true;
+      other.state = Fiber::kReady;
+    }
+    waiting_ = 0;
+  }
+
+  void arrive_at_shuffle(int thread) {
+    const int first = thread / bark_accel::cuda::kWarp * bark_accel::cuda::kWarp;
+    if (++arrived_[thread / bark_accel::cuda::kWarp] < bark_accel::cuda::kWarp) return;
+    arrived_[thread / bark_accel::cuda::kWarp] = 0;
+    for (int i = first; i < first + bark_accel::cuda::kWarp; ++i) {
+      Fiber& fiber = fibers_[i];
+      if (fiber.source < 0 || fiber.source >= bark_accel::cuda::kWarp || fiber.line != fibers_[first].line) {
+        broken_ = true;
+        fiber.source = 0;
+      }
+      fiber.received = fibers_[first + fiber.source].sent;
+      fiber.state = Fiber::kReady;
+    }
+  }
+
+  void finish(int thread) {
+    fibers_[thread].state = Fiber::kDone;
+    ++done_;
+    leave(fibers_[thread], true);
+  }
+
+  void resume(int thread) {
+#ifdef EMULATOR_ASAN
+    void* fake;
+    __sanitizer_start_switch_fiber(&fake, fibers_[thread].stack, kStackBytes);
+#endif
+    swapcontext(&scheduler_, &fibers_[thread].context);
+#ifdef EMULATOR_ASAN
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+  }
+
+  void entered(int) {
+#ifdef EMULATOR_ASAN
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack_, &scheduler_size_);
+#endif
+  }
+
+  void leave(Fiber& fiber, [[maybe_unused]] bool for_good) {
+#ifdef EMULATOR_ASAN
+    __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.fake_stack, scheduler_stack_, scheduler_size_);
+#endif
+    swapcontext(&fiber.context, &scheduler_);
+#ifdef EMULATOR_ASAN
+    __sanitizer_finish_switch_fiber(fiber.fake_stack, &scheduler_stack_, &scheduler_size_);
+#endif
+  }
+
+  Session& session_;
+  const Body& body_;
+  std::vector<Fiber> fibers_;
+  std::vector<int> order_, arrived_;
+  std::unique_ptr<char[], Free> shared_;
+  ucontext_t scheduler_;
+  int64_t index_ = 0;
+  int waiting_ = 0, done_ = 0;
+  bool broken_ = false;
+#ifdef EMULATOR_ASAN
+  const void* scheduler_stack_ = nullptr;
+  size_t scheduler_size_ = 0;
+#endif
+};
+
+inline int HostContext::threads() const { return owner->threads(); }
+inline int64_t HostContext::block() const { return owner->index(); }
+inline char* HostContext::shared() const { return owner->shared(); }
+inline void HostContext::barrier(const char* file, int line) const { owner->barrier(index, file, line); }
+
+template <class T>
+T HostContext::shuffle(T value, int lane, const char* file, int line) const {
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = owner->shuffle(index, bits, lane, file, line);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// The Executor of the launch functions in csrc/cuda.
+struct Executor {
+  Session& session;
+
+  template <class Kernel>
+  void launch(const typename Kernel::Params& params) {
+    const bark_accel::cuda::Grid grid = Kernel::grid(params);
+    if (grid.shared_bytes > 48 * 1024) {
+      std::fprintf(stderr, "expected at most 48 KiB of shared memory, got %lld bytes\n", (long long)grid.shared_bytes);
+      std::abort();
+    }
+    const Block::Body body = [&](const HostContext& ctx) { Kernel::run(ctx, params); };
+    Block block(session, grid.threads, body);
+    std::vector<int64_t> order(grid.blocks);
+    for (int64_t i = 0; i < grid.blocks; ++i) order[i] = i;
+    if (session.order != Order::kInOrder) std::shuffle(order.begin(), order.end(), session.random);
+    for (const int64_t index : order) {
+      if (!block.run(index, grid.shared_bytes)) {
+        session.failed = true;
+        return;
+      }
+    }
+  }
+};
+
+}  // namespace emulator

@@ -1,0 +1,83 @@
+"""The CUDA kernel bodies on the CPU: `emulator.h` runs them, the programs beside it compare them with float64.
+
+No GPU and no CUDA toolkit are needed, only a C++ compiler.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CUDA = HERE.parent.parent / "csrc" / "cuda"
+PROGRAMS = ("gemv", "attention", "fused_sample", "decode_step")
+FLAGS = ("-std=c++17", "-fno-strict-aliasing", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas")
+SANITIZE = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+MUTANTS = [
+    ("gemv", "gemv.cuh", "lane * 4 + k % 4;", "lane * 4 + (k + 1) % 4;"),
+    ("gemv", "gemv.cuh", "begin + i + lane * kLoad;", "begin + i + lane * kLoad + 1;"),
+    ("gemv", "gemv.cuh", "row < p.rows) put", "row + 1 < p.rows) put"),
+    ("gemv", "numbers.cuh", "i < left ? to_float(from[i])", "i + 1 < left ? to_float(from[i])"),
+    ("attention", "attention.cuh", "at <= s.length + t ? dot", "at < s.length + t ? dot"),
+    ("attention", "attention.cuh", "size = ceil_div(total, p.splits)", "size = total / p.splits"),
+    ("attention", "attention.cuh", "t = at - s.length;", "t = larger(0, at - s.length - 1);"),
+    ("attention", "attention.cuh", "p.shares[(first + i) * p.head_dim + d]", "p.shares[first * p.head_dim + d]"),
+    ("fused_sample", "fused_sample.cuh", "row.count - p.top_k;", "row.count - p.top_k - 1;"),
+    ("fused_sample", "fused_sample.cuh", "x == value && i >= first", "x == value && i > first"),
+    ("fused_sample", "fused_sample.cuh", "p.begin + i - row.range_start", "p.begin + i"),
+    ("decode_step", "decode_step.cuh", "length + row % p.tokens", "length + row / p.tokens"),
+    ("decode_step", "decode_step.cuh", "normed_product(layer.norm_2,", "normed_product(layer.norm_1,"),
+    ("decode_step", "codebook_embedding_sum.cuh", "row % p.frames * p.position_stride", "row * p.position_stride"),
+]
+"""Program that should notice, file, text, what to put in its place."""
+
+
+def compile_program(name: str, to: Path, *flags: str, include: Path = CUDA) -> Path:
+    compiler = shutil.which("g++") or shutil.which("c++")
+    assert compiler, "expected a C++ compiler (g++ or c++) on the PATH"
+    program = to / name
+    command = [compiler, *FLAGS, *flags, f"-I{include}", f"-I{HERE}", str(HERE / f"{name}.cpp"), "-o", str(program)]
+    subprocess.run(command, check=True)
+    return program
+
+
+def run(program: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_program(request.param, tmp_path_factory.mktemp("cpp"), "-O1")
+
+
+def test_kernels_equal_float64(program: Path) -> None:
+    done = run(program)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_synchronisation_is_needed(program: Path) -> None:
+    if program.name == "decode_step":
+        pytest.skip("its kernels' synchronisations are the business of the other programs")
+    done = run(program, "--sites")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_kernels_are_clean_under_sanitizers(name: str, tmp_path: Path) -> None:
+    done = run(compile_program(name, tmp_path, "-O0", *SANITIZE), "--brief")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name, file, old, new", MUTANTS)
+def test_mutants_are_noticed(name: str, file: str, old: str, new: str, tmp_path: Path) -> None:
+    shutil.copytree(CUDA.parent, tmp_path / "csrc")
+    mutated = tmp_path / "csrc" / "cuda" / file
+    text = mutated.read_text()
+    assert text.count(old) == 1, f"expected {old!r} once in {file}"
+    mutated.write_text(text.replace(old, new))
+    program = compile_program(name, tmp_path, "-O0", include=mutated.parent)
+    assert run(program, "--until-failure").returncode != 0
