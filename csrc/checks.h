@@ -57,7 +57,8 @@ inline void check_no_grad(const char* op, const char* name, const at::Tensor& t)
 
 // Caches that an op writes to: neither may hold an element twice, nor one of the other's.
 inline void check_no_overlap(const char* op, const at::Tensor& key_cache, const at::Tensor& value_cache) {
-  for (const auto& [name, cache] : {std::pair{"key_cache", &key_cache}, std::pair{"value_cache", &value_cache}}) {
+  for (const auto& [name, cache] :
+       {std::pair{"key_cache", &key_cache}, std::pair{"value_cache", &value_cache}}) {
     BARK_CHECK(at::has_internal_overlap(*cache) != at::MemOverlap::Yes, op, "expected ", name,
                " without elements that share memory, got strides ", cache->strides());
   }

@@ -8,8 +8,8 @@ namespace bark_accel {
 
 class Barrier {
  public:
-  // Returns once `members` threads have called it. Spins for tens of microseconds, then yields: the thread that is
-  // missing, or another generation's, may be waiting for this core.
+  // Returns once `members` threads have called it. Spins for tens of microseconds, then yields: the thread
+  // that is missing, or another generation's, may be waiting for this core.
   void wait(int64_t members);
 
  private:

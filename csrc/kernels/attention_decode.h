@@ -69,11 +69,11 @@ inline float softmax_numerators(float* scores, int64_t count) {
   return sum_lanes(sum);
 }
 
-// One query [D], scaled, over `count` positions; `query` is the start of scratch that holds, after it, D floats for the
-// result and `count` scores, each rounded up to kWidth.
+// One query [D], scaled, over `count` positions; `query` is the start of scratch that holds, after it, D
+// floats for the result and `count` scores, each rounded up to kWidth.
 template <typename T, typename Out>
-void attend_query(float* query, const T* keys, int64_t key_stride, const T* values, int64_t value_stride, int64_t count,
-                  int64_t head_dim, Out* out) {
+void attend_query(float* query, const T* keys, int64_t key_stride, const T* values, int64_t value_stride,
+                  int64_t count, int64_t head_dim, Out* out) {
   const int64_t padded_dim = round_up(head_dim, kWidth);
   float* result = query + padded_dim;
   float* scores = query + 2 * padded_dim;
@@ -108,8 +108,8 @@ void decode_query(const AttentionParams& p, Pair pair, int64_t t, float* scratch
   convert(scratch, row_of<T>(p.query, p.query_strides, pair, t), p.head_dim);
   for (int64_t d = 0; d < p.head_dim; ++d) scratch[d] *= p.scale;
   attend_query(scratch, cache_of<T>(p.key_cache, p.key_cache_strides, pair), p.key_cache_strides[2],
-               cache_of<T>(p.value_cache, p.value_cache_strides, pair), p.value_cache_strides[2], p.length + t + 1,
-               p.head_dim, out_row<T>(p, pair, t));
+               cache_of<T>(p.value_cache, p.value_cache_strides, pair), p.value_cache_strides[2],
+               p.length + t + 1, p.head_dim, out_row<T>(p, pair, t));
 }
 
 }  // namespace bark_accel::BARK_ACCEL_ISA

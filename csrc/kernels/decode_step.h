@@ -1,6 +1,7 @@
-// A whole causal transformer over a few new tokens, for a team of threads. Every thread runs decode_step; what one
-// thread writes and another reads lies on two sides of team.wait. Small per-row work (LayerNorm, quantisation) is done
-// by every thread for itself, which costs less than a barrier. Sums never depend on the number of threads.
+// A whole causal transformer over a few new tokens, for a team of threads. Every thread runs decode_step;
+// what one thread writes and another reads lies on two sides of team.wait. Small per-row work (LayerNorm,
+// quantisation) is done by every thread for itself, which costs less than a barrier. Sums never depend on the
+// number of threads.
 #pragma once
 
 #include "attention_decode.h"
@@ -63,7 +64,8 @@ void embed_rows(const DecodeParams& p, Range rows, float* hidden) {
     int64_t c = 0;
     for (; c + kWidth <= p.width; c += kWidth) store(out + c, load(token + c) + load(position + c));
     if (c < p.width) {
-      store_first(out + c, load_first(token + c, p.width - c) + load_first(position + c, p.width - c), p.width - c);
+      store_first(out + c, load_first(token + c, p.width - c) + load_first(position + c, p.width - c),
+                  p.width - c);
     }
   }
 }
@@ -112,9 +114,11 @@ inline Activations activations(const MatrixView& m, const float* x, int64_t rows
   return a;
 }
 
-inline Activations normed(const DecodeParams& p, const NormView& norm, const MatrixView& m, const DecodeBuffers& b) {
+inline Activations normed(const DecodeParams& p, const NormView& norm, const MatrixView& m,
+                          const DecodeBuffers& b) {
   const int64_t rows = p.batch * p.tokens;
-  for (int64_t r = 0; r < rows; ++r) layer_norm(b.hidden + r * p.width, norm, p.width, b.normed + r * p.width);
+  for (int64_t r = 0; r < rows; ++r)
+    layer_norm(b.hidden + r * p.width, norm, p.width, b.normed + r * p.width);
   return activations(m, b.normed, rows, b);
 }
 
@@ -153,7 +157,8 @@ void decode_attention(const DecodeParams& p, int64_t layer, Range pairs, const D
     const int64_t row = i / p.heads * p.tokens, h = i % p.heads;
     const CacheView cache = p.caches[layer];
     T* keys = static_cast<T*>(cache.keys) + i / p.heads * cache.key_strides[0] + h * cache.key_strides[1];
-    T* values = static_cast<T*>(cache.values) + i / p.heads * cache.value_strides[0] + h * cache.value_strides[1];
+    T* values =
+        static_cast<T*>(cache.values) + i / p.heads * cache.value_strides[0] + h * cache.value_strides[1];
     for (int64_t t = 0; t < p.tokens; ++t) {
       const float* source = b.qkv + (row + t) * 3 * p.width + h * head_dim;
       float* query = b.attention;
@@ -165,8 +170,8 @@ void decode_attention(const DecodeParams& p, int64_t layer, Range pairs, const D
         store_first(key + d, load_first(source + p.width + d, n), n);
         store_first(value + d, load_first(source + 2 * p.width + d, n), n);
       }
-      attend_query(query, keys, cache.key_strides[2], values, cache.value_strides[2], p.length + t + 1, head_dim,
-                   b.attended + (row + t) * p.width + h * head_dim);
+      attend_query(query, keys, cache.key_strides[2], values, cache.value_strides[2], p.length + t + 1,
+                   head_dim, b.attended + (row + t) * p.width + h * head_dim);
     }
   }
 }
@@ -185,7 +190,8 @@ inline void attention_step(const DecodeParams& p, int64_t layer, Range pairs, co
 inline void decode_step(const DecodeParams& p, const Team& team) {
   const DecodeBuffers b = decode_buffers(p, team.rank);
   const int64_t rows = p.batch * p.tokens;
-  const Range qkv = share(team, 3 * p.width), inner = share(team, p.inner), pairs = share(team, p.batch * p.heads);
+  const Range qkv = share(team, 3 * p.width), inner = share(team, p.inner),
+              pairs = share(team, p.batch * p.heads);
   embed(p, share(team, rows), b.hidden);
   team.wait();
   for (int64_t i = 0; i < p.layers_count; ++i) {

@@ -38,8 +38,8 @@ inline void sum_tile(const VecF (&acc)[N][R], float (&sums)[N][R]) {
   for (int i = kWhole; i < N * R; ++i) sums[i / R][i % R] = sum_lanes(acc[i / R][i % R]);
 }
 
-// kPrefetch fetches the next weight rows: worth it where this tile's own weights are in the cache already, so that
-// memory would be idle.
+// kPrefetch fetches the next weight rows: worth it where this tile's own weights are in the cache already, so
+// that memory would be idle.
 template <typename T, int N, int R, bool kPrefetch>
 inline void dot_tile(const T* const (&w)[N], int64_t stride, const float* x, int64_t x_stride, int64_t depth,
                      float (&sums)[N][R]) {
@@ -72,7 +72,8 @@ inline void dot_tile(const T* const (&w)[N], int64_t stride, const float* x, int
 
 // N weight rows times R activation rows from r on.
 template <typename T, int N, int R, bool kPrefetch = false>
-inline void dot_tile_at(const MatrixView& m, const int64_t* row, const Activations& a, int64_t r, Result result) {
+inline void dot_tile_at(const MatrixView& m, const int64_t* row, const Activations& a, int64_t r,
+                        Result result) {
   const T* w[N];
   for (int n = 0; n < N; ++n) w[n] = static_cast<const T*>(m.weight) + row[n] * m.stride;
   float sums[N][R];
@@ -84,7 +85,8 @@ inline void dot_tile_at(const MatrixView& m, const int64_t* row, const Activatio
 
 template <typename T, int N>
 inline void dot_rows_of(const MatrixView& m, const int64_t (&row)[N], const Activations& a, Result result) {
-  constexpr int kRows = kWidth == 16 ? N : (N + 1) / 2;  // weight rows a tile of 4: their sums must stay in registers
+  constexpr int kRows =
+      kWidth == 16 ? N : (N + 1) / 2;  // weight rows a tile of 4: their sums must stay in registers
   int64_t r = 0;
   for (; r + 4 <= a.rows; r += 4) {
     for (int n = 0; n < N; n += kRows) {
@@ -154,8 +156,9 @@ inline void dot_rows_int8_tile(const MatrixView& m, const int64_t* row, const Ac
 
 template <int N>
 inline void dot_rows_int8(const MatrixView& m, const int64_t (&row)[N], const Activations& a, Result result) {
-  constexpr int kRows = kWidth == 16 ? 4 : 2;      // activation rows a tile
-  constexpr int kAtOnce = N < 2 || kWidth < 8 ? 1 : 2;  // weight rows a tile: both sums must stay in registers
+  constexpr int kRows = kWidth == 16 ? 4 : 2;  // activation rows a tile
+  constexpr int kAtOnce =
+      N < 2 || kWidth < 8 ? 1 : 2;  // weight rows a tile: both sums must stay in registers
   int64_t r = 0;
   for (; r + kRows <= a.rows; r += kRows) {
     for (int n = 0; n < N; n += kAtOnce) dot_rows_int8_tile<kAtOnce, kRows>(m, row + n, a, r, result);
@@ -193,7 +196,8 @@ inline void gemv(const MatrixView& m, const Activations& a, int64_t begin, int64
 
 inline VecI larger(VecI a, VecI b) { return b > a ? b : a; }
 
-// int16 numbers and the scale of each row, so that x ~ quantized * scale within 2^-16 of the row's largest value.
+// int16 numbers and the scale of each row, so that x ~ quantized * scale within 2^-16 of the row's largest
+// value.
 inline void quantize_row(const float* x, int64_t n, int16_t* quantized, float* scale) {
   // The bits of magnitudes sort like the magnitudes, with NaN above infinity: vmax would lose a NaN.
   VecI top{};

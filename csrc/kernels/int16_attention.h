@@ -108,7 +108,8 @@ struct QueryPanel {
   int32_t* weights;  // [kPairs, kPanelRows]
   int32_t* tile;     // [kPanelRows, kPanelColumns]
   float* out;        // [kPanelRows, value_panels * kPanelColumns]
-  float query_scales[kWidth], weight_factors[kWidth], weight_scales[kWidth], rescale[kWidth], top[kWidth], sum[kWidth];
+  float query_scales[kWidth], weight_factors[kWidth], weight_scales[kWidth], rescale[kWidth], top[kWidth],
+      sum[kWidth];
 };
 
 inline int64_t int16_attention_scratch(const Int16AttentionParams& p) {

@@ -23,7 +23,9 @@ constexpr float kTiniest = 1e-37f;  // its reciprocal is finite; groups below co
 typedef int32_t VecPairs __attribute__((vector_size(kWidth * 4)));
 
 // acc += a.low * b.low + a.high * b.high, modulo 2^32
-inline VecU add_products(VecU acc, VecPairs a, VecPairs b) { return (VecU)add_products((VecI)acc, (VecS)a, (VecS)b); }
+inline VecU add_products(VecU acc, VecPairs a, VecPairs b) {
+  return (VecU)add_products((VecI)acc, (VecS)a, (VecS)b);
+}
 
 inline VecPairs load_pairs(const int32_t* p) {
   VecPairs v;

@@ -164,8 +164,8 @@ inline uint32_t lane_mask(VecI comparison) {
 #endif
 }
 
-// Adds neighbours, then neighbouring pairs and so on: the order of sum_each, so that how many sums are taken at once
-// does not show in any of them.
+// Adds neighbours, then neighbouring pairs and so on: the order of sum_each, so that how many sums are taken
+// at once does not show in any of them.
 inline float sum_lanes(VecF v) {
   Vec4 parts[kWidth / 4];
   __builtin_memcpy(parts, &v, sizeof v);
@@ -309,7 +309,8 @@ inline VecI add_products(VecI acc, VecS a, VecS b) {
   return (VecI)((VecU)acc + (VecU)_mm_madd_epi16((__m128i)a, (__m128i)b));
 #else
   for (int i = 0; i < kWidth; ++i) {
-    acc[i] = int32_t(uint32_t(acc[i]) + uint32_t(a[2 * i] * b[2 * i]) + uint32_t(a[2 * i + 1] * b[2 * i + 1]));
+    acc[i] =
+        int32_t(uint32_t(acc[i]) + uint32_t(a[2 * i] * b[2 * i]) + uint32_t(a[2 * i + 1] * b[2 * i + 1]));
   }
   return acc;
 #endif

@@ -26,7 +26,8 @@ void reference(const Buffer<Cache>& keys, const Buffer<Cache>& values, int64_t b
   std::vector<double> scores(end);
   double top = -INFINITY, total = 0;
   for (int64_t i = 0; i < end; ++i) {
-    for (int64_t e = 0; e < size; ++e) scores[i] += query[e] * keys[base + i * stride + e] / std::sqrt(double(size));
+    for (int64_t e = 0; e < size; ++e)
+      scores[i] += query[e] * keys[base + i * stride + e] / std::sqrt(double(size));
     top = std::max(top, scores[i]);
   }
   *out = *scale = 0;
@@ -74,7 +75,8 @@ void check(Run& run, Shape s) {
   p.shares = shares.data();
   p.stats = stats.data();
   launch_attention_split(run.executor, p, dtype_of<Source>(), dtype_of<Cache>());
-  launch_attention_combine(run.executor, {shares.data(), stats.data(), rows * s.heads, s.head_dim, s.splits, out.data()},
+  launch_attention_combine(run.executor,
+                           {shares.data(), stats.data(), rows * s.heads, s.head_dim, s.splits, out.data()},
                            dtype_of<Source>());
 
   const bool fits = s.length >= 0 && s.length + s.tokens <= s.capacity;
@@ -89,7 +91,8 @@ void check(Run& run, Shape s) {
     const int64_t b = i / cache_strides[0], h = i / cache_strides[1] % s.heads;
     const int64_t source = (b * s.tokens + t) * 3 * width + h * s.head_dim + d;
     const double key = is_new ? to_float(from_float<Cache>(float(qkv[source + width]))) : keys_before[i];
-    const double value = is_new ? to_float(from_float<Cache>(float(qkv[source + 2 * width]))) : values_before[i];
+    const double value =
+        is_new ? to_float(from_float<Cache>(float(qkv[source + 2 * width]))) : values_before[i];
     run.expect(keys[i] == key && values[i] == value, "cache " + shape);
   }
   for (int64_t i = 0; i < rows * width; ++i) {
@@ -136,8 +139,8 @@ void small(Run& run) {
 
 void random_shapes(Run& run) {
   const int64_t tokens = run.size(kMostTokens), capacity = std::max(tokens, run.size(1024));
-  check_shape(run, run.integer(1, 3), tokens, run.integer(1, 3), run.pick<int64_t>({8, 20, 64, 80, 128, 256}), capacity,
-              run.integer(0, capacity - tokens));
+  check_shape(run, run.integer(1, 3), tokens, run.integer(1, 3), run.pick<int64_t>({8, 20, 64, 80, 128, 256}),
+              capacity, run.integer(0, capacity - tokens));
 }
 
 // The first token of an empty cache, and the last one that fits.
@@ -148,7 +151,8 @@ void edges(Run& run) {
 
 void bad_lengths(Run& run) {
   const int64_t tokens = run.integer(1, 3), capacity = run.integer(3, 80);
-  check_shape(run, 2, tokens, 2, 16, capacity, run.coin() ? -run.integer(1, 5) : capacity - tokens + run.integer(1, 5));
+  check_shape(run, 2, tokens, 2, 16, capacity,
+              run.coin() ? -run.integer(1, 5) : capacity - tokens + run.integer(1, 5));
 }
 
 constexpr Case kCases[] = {

@@ -174,7 +174,8 @@ std::vector<double> attend(const Model& m, Caches& caches, int64_t layer, int64_
     double total = 0;
     for (int64_t i = 0; i < end; ++i) {
       double dot = 0;
-      for (int64_t d = 0; d < m.head_dim; ++d) dot += qkv[h * m.head_dim + d] * keys[(base + i) * m.head_dim + d];
+      for (int64_t d = 0; d < m.head_dim; ++d)
+        dot += qkv[h * m.head_dim + d] * keys[(base + i) * m.head_dim + d];
       total += weights[i] = std::exp(dot / std::sqrt(double(m.head_dim)));
     }
     for (int64_t d = 0; d < m.head_dim; ++d) {
@@ -290,9 +291,13 @@ void check_model(Run& run, const Model& m) {
   }
 }
 
-void small_models(Run& run) { check_model(run, random_model(run, run.integer(1, 2), run.pick<int64_t>({3, 8}))); }
+void small_models(Run& run) {
+  check_model(run, random_model(run, run.integer(1, 2), run.pick<int64_t>({3, 8})));
+}
 
-void models(Run& run) { check_model(run, random_model(run, run.integer(1, 3), run.pick<int64_t>({16, 20, 32}))); }
+void models(Run& run) {
+  check_model(run, random_model(run, run.integer(1, 3), run.pick<int64_t>({16, 20, 32})));
+}
 
 // An id or a length that does not fit gives NaN, in that row or everywhere.
 void bad_inputs(Run& run) {
@@ -310,7 +315,8 @@ void bad_inputs(Run& run) {
 }
 
 void embedding_sums(Run& run) {
-  const int64_t batch = run.integer(1, 3), frames = run.size(40), tables = run.integer(1, 8), width = run.size(300);
+  const int64_t batch = run.integer(1, 3), frames = run.size(40), tables = run.integer(1, 8),
+                width = run.size(300);
   const int64_t codebooks = tables + run.integer(0, 2), vocabulary = run.integer(1, 40);
   std::vector<Matrix> held;
   CodebookEmbeddingSumParams p{};
@@ -345,7 +351,8 @@ void embedding_sums(Run& run) {
     run.expect(bad[row] == (row == wrong ? wrong_codebook : -1), "the bad codebook of a frame");
     for (int64_t c = 0; c < width; ++c) {
       double sum = positions.values[row % frames * width + c];
-      for (int64_t k = 0; k < tables && row != wrong; ++k) sum += held[k].values[codes[row * codebooks + k] * width + c];
+      for (int64_t k = 0; k < tables && row != wrong; ++k)
+        sum += held[k].values[codes[row * codebooks + k] * width + c];
       run.expect_close(out[row * width + c], row == wrong ? NAN : sum, 4, 1e-6, "embedding sum");
     }
   }

@@ -1,8 +1,9 @@
-// Runs the kernel bodies of csrc/cuda on the CPU, one fiber a thread. Between two synchronisations a thread runs alone,
-// and who goes next is up to a scheduler that likes to starve lanes and warps: what a missing barrier allows to happen,
-// happens. Barriers and shuffles are known by their call sites, and one of them can be made to do nothing (a mutant).
-// Shared memory starts as NaN in a heap block of exactly the size asked for. Reported as failures: threads that wait
-// at different barriers, that leave a barrier or shuffle to the others for ever, and shuffles with inactive lanes.
+// Runs the kernel bodies of csrc/cuda on the CPU, one fiber a thread. Between two synchronisations a thread
+// runs alone, and who goes next is up to a scheduler that likes to starve lanes and warps: what a missing
+// barrier allows to happen, happens. Barriers and shuffles are known by their call sites, and one of them can
+// be made to do nothing (a mutant). Shared memory starts as NaN in a heap block of exactly the size asked
+// for. Reported as failures: threads that wait at different barriers, that leave a barrier or shuffle to the
+// others for ever, and shuffles with inactive lanes.
 #pragma once
 
 #include <ucontext.h>
@@ -165,8 +166,8 @@ class Block {
     fiber.context.uc_stack.ss_size = kStackBytes;
     fiber.context.uc_link = nullptr;
     const uint64_t self = reinterpret_cast<uint64_t>(this);
-    makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Block::enter), 3, unsigned(self >> 32), unsigned(self),
-                thread);
+    makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Block::enter), 3, unsigned(self >> 32),
+                unsigned(self), thread);
   }
 
   void draw_order() {
@@ -298,7 +299,8 @@ struct Executor {
   void launch(const typename Kernel::Params& params) {
     const bark_accel::cuda::Grid grid = Kernel::grid(params);
     if (grid.shared_bytes > 48 * 1024) {
-      std::fprintf(stderr, "expected at most 48 KiB of shared memory, got %lld bytes\n", (long long)grid.shared_bytes);
+      std::fprintf(stderr, "expected at most 48 KiB of shared memory, got %lld bytes\n",
+                   (long long)grid.shared_bytes);
       std::abort();
     }
     const Block::Body body = [&](const HostContext& ctx) { Kernel::run(ctx, params); };

@@ -36,7 +36,8 @@ std::vector<int64_t> survivors(const std::vector<double>& x, const Options& o) {
     std::vector<double> sorted(x);
     std::sort(sorted.rbegin(), sorted.rend());
     const double kth = sorted[o.top_k - 1];
-    order.erase(std::remove_if(order.begin(), order.end(), [&](int64_t i) { return x[i] < kth; }), order.end());
+    order.erase(std::remove_if(order.begin(), order.end(), [&](int64_t i) { return x[i] < kth; }),
+                order.end());
   }
   if (o.top_p >= 1) return order;
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return x[a] < x[b]; });
@@ -54,7 +55,8 @@ std::vector<int64_t> survivors(const std::vector<double>& x, const Options& o) {
 }
 
 // The id, minus a status, or nothing (false) where double precision cannot tell what float should pick.
-bool reference(const Options& o, const std::vector<double>& logits, const std::vector<double>& noise, int64_t* id) {
+bool reference(const Options& o, const std::vector<double>& logits, const std::vector<double>& noise,
+               int64_t* id) {
   std::vector<int64_t> columns;
   for (int64_t c = 0; c < o.logits; ++c) {
     if ((o.begin <= c && c < o.end) || c == o.eos) columns.push_back(c);
@@ -116,10 +118,22 @@ void check(Run& run, const Options& o, DType dtype, Buffer<Logit> logits, Buffer
   const int64_t vocabulary = noise.size() / rows;
   std::vector<int64_t> ids(rows, -99);
   FusedSampleParams p{};
-  p.sample = {logits.data(), o.logits, dtype,        o.greedy ? nullptr : noise.data(),
-              nullptr,       vocabulary, o.first_id, o.begin,
-              o.end,         o.eos,      o.min_eos_p, o.temperature,
-              o.top_k,       o.top_p < 1, float(1 - o.top_p), o.renormalize};
+  p.sample = {logits.data(),
+              o.logits,
+              dtype,
+              o.greedy ? nullptr : noise.data(),
+              nullptr,
+              vocabulary,
+              o.first_id,
+              o.begin,
+              o.end,
+              o.eos,
+              o.min_eos_p,
+              o.temperature,
+              o.top_k,
+              o.top_p < 1,
+              float(1 - o.top_p),
+              o.renormalize};
   p.rows = rows;
   p.ids = ids.data();
   launch_fused_sample(run.executor, p);
@@ -129,10 +143,10 @@ void check(Run& run, const Options& o, DType dtype, Buffer<Logit> logits, Buffer
     for (int64_t v = 0; v < vocabulary; ++v) drawn.push_back(noise[n * vocabulary + v]);
     int64_t expected = 0;
     if (!reference(o, row, drawn, &expected)) continue;
-    run.expect(ids[n] == expected,
-               "expected " + std::to_string(expected) + ", got " + std::to_string(ids[n]) + " of " +
-                   std::to_string(o.logits) + " logits, top-k " + std::to_string(o.top_k) + ", top-p " +
-                   std::to_string(o.top_p));
+    run.expect(ids[n] == expected, "expected " + std::to_string(expected) + ", got " +
+                                       std::to_string(ids[n]) + " of " + std::to_string(o.logits) +
+                                       " logits, top-k " + std::to_string(o.top_k) + ", top-p " +
+                                       std::to_string(o.top_p));
   }
 }
 
@@ -170,7 +184,8 @@ void random_rows(Run& run) { check_types(run, random_options(run, 1024), run.int
 
 // bark's semantic vocabulary and options.
 void semantic(Run& run) {
-  check_random<float>(run, {10048, 0, 0, 10000, 10000, 0.0f, 0.7f, 50, 0.95, true, false}, DType::kFloat32, 0);
+  check_random<float>(run, {10048, 0, 0, 10000, 10000, 0.0f, 0.7f, 50, 0.95, true, false}, DType::kFloat32,
+                      0);
 }
 
 void refused(Run& run) {
@@ -189,7 +204,7 @@ void refused(Run& run) {
 }
 
 constexpr Case kCases[] = {
-    {"small", 80, true, small},         {"ties", 80, true, ties},     {"random rows", 24, false, random_rows},
+    {"small", 80, true, small},       {"ties", 80, true, ties},       {"random rows", 24, false, random_rows},
     {"semantic", 2, false, semantic}, {"refused", 40, true, refused},
 };
 

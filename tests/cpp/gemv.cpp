@@ -98,7 +98,9 @@ void check_int8(Run& run, Problem p) {
   Buffer<float> scales = Buffer<float>::normal(run, p.outputs * scale_stride, 0.01f);
   const int8_t* data = w.data() + run.coin();
   check(run, p, {data, p.stride, p.depth, DType::kInt8, scales.data(), scale_stride, kInt8Group, nullptr},
-        [&](int64_t n, int64_t k) { return data[n * p.stride + k] * scales[n * scale_stride + k / kInt8Group]; });
+        [&](int64_t n, int64_t k) {
+          return data[n * p.stride + k] * scales[n * scale_stride + k / kInt8Group];
+        });
 }
 
 void check_any(Run& run, int64_t rows, int64_t outputs, int64_t depth) {
@@ -138,7 +140,8 @@ void conversions(Run& run) {
     const float got = to_float(half);
     run.expect(std::isnan(expected) ? std::isnan(got) : std::fabs(got) == expected, "float of a half");
     run.expect(std::isnan(expected) || from_float<Half>(got).bits == bits, "half of a float");
-    run.expect(std::isnan(expected) || from_float<BFloat16>(to_float(BFloat16{uint16_t(bits)})).bits == bits ||
+    run.expect(std::isnan(expected) ||
+                   from_float<BFloat16>(to_float(BFloat16{uint16_t(bits)})).bits == bits ||
                    std::isnan(to_float(BFloat16{uint16_t(bits)})),
                "bfloat16 there and back");
     if (exponent == 31 || (bits & 0x8000)) continue;
@@ -151,10 +154,13 @@ void conversions(Run& run) {
 }
 
 constexpr Case kCases[] = {
-    {"small products", 60, true, small_products},     {"small deep products", 8, true, small_deep_products},
+    {"small products", 60, true, small_products},
+    {"small deep products", 8, true, small_deep_products},
     {"random products", 40, false, random_products},
-    {"deep products", 16, false, deep_products},      {"very deep product", 4, false, very_deep_product},
-    {"square products", 4, false, square_products},   {"conversions", 1, false, conversions},
+    {"deep products", 16, false, deep_products},
+    {"very deep product", 4, false, very_deep_product},
+    {"square products", 4, false, square_products},
+    {"conversions", 1, false, conversions},
 };
 
 }  // namespace

@@ -1,7 +1,8 @@
-// Cases of a test program, random inputs, comparisons, and a main that runs them. Arguments: none, all cases with all
-// their seeds; --until-failure, the same up to the first failure; --brief, an eighth of the seeds of the small cases;
-// --sites, the small cases once for every synchronisation of the kernels with that one taken out, where at least one
-// case has to fail.
+// Cases of a test program, random inputs, comparisons, and a main that runs them. Arguments: none, all cases
+// with all their seeds; --until-failure, the same up to the first failure; --brief, an eighth of the seeds of
+// the small cases;
+// --sites, the small cases once for every synchronisation of the kernels with that one taken out, where at
+// least one case has to fail.
 #pragma once
 
 #include <sys/wait.h>
@@ -24,7 +25,8 @@ using emulator::Executor;
 
 class Run {
  public:
-  Run(emulator::Session& session, unsigned seed, bool quiet) : executor{session}, random(seed), quiet_(quiet) {}
+  Run(emulator::Session& session, unsigned seed, bool quiet)
+      : executor{session}, random(seed), quiet_(quiet) {}
 
   Executor executor;
   std::mt19937 random;
@@ -32,7 +34,9 @@ class Run {
 
   int64_t integer(int64_t low, int64_t high) { return low + int64_t(random() % uint64_t(high - low + 1)); }
   // Small numbers as likely as large ones.
-  int64_t size(int64_t most) { return std::max<int64_t>(1, int64_t(std::exp2(uniform() * std::log2(double(most) + 0.99)))); }
+  int64_t size(int64_t most) {
+    return std::max<int64_t>(1, int64_t(std::exp2(uniform() * std::log2(double(most) + 0.99))));
+  }
   bool coin() { return random() % 2; }
   double uniform() { return (random() >> 8) * 0x1p-24; }
   float normal() { return std::normal_distribution<float>()(random); }
@@ -69,8 +73,10 @@ template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t size, int64_t offset = 0) : size_(size), offset_(offset) {
-    memory_.reset(static_cast<T*>(std::aligned_alloc(16, (((size + offset) * sizeof(T) + 15) / 16 + 1) * 16)));
-    std::memset(static_cast<void*>(memory_.get()), 0xff, (size + offset) * sizeof(T));  // NaN where nothing is written
+    memory_.reset(
+        static_cast<T*>(std::aligned_alloc(16, (((size + offset) * sizeof(T) + 15) / 16 + 1) * 16)));
+    std::memset(static_cast<void*>(memory_.get()), 0xff,
+                (size + offset) * sizeof(T));  // NaN where nothing is written
   }
 
   static Buffer normal(Run& run, int64_t size, float deviation = 1.0f, int64_t offset = 0) {
@@ -92,7 +98,8 @@ class Buffer {
 };
 
 // Runs one case with one seed; returns what failed.
-inline int64_t run_case(const Case& test, emulator::Session& session, unsigned seed, bool quiet, int64_t* checks) {
+inline int64_t run_case(const Case& test, emulator::Session& session, unsigned seed, bool quiet,
+                        int64_t* checks) {
   session.seed(seed);
   Run run(session, seed, quiet);
   test.run(run);
