@@ -109,5 +109,5 @@ class CausalHook(Hook):
         settings = self.settings
         if settings.speculate is not None:
             return settings.speculate
-        exact = settings.precision == "same" and weights.dtype == torch.float32
-        return exact and weights.device.type == "cpu" and runs_natively(settings.backend, weights.device)
+        on_cpu = weights.device.type == "cpu" and runs_natively(settings.backend, weights.device)
+        return on_cpu and settings.precision != "int8"

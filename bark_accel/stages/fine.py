@@ -141,17 +141,17 @@ class FineStage:
             window[:, first_row:, codebook] = self._draw(logits, sampling).view(window.shape[0], -1)
 
     def _draw(self, logits: Tensor, sampling: FineSampling) -> Tensor:
-        noise, temperature = None, sampling.temperature
-        if temperature is not None and temperature != 1.0:
-            # In the dtype of the probabilities, as torch.multinomial draws it.
-            noise = torch.empty_like(logits).exponential_(generator=sampling.generator).float()
-        return self._ops.fused_sample(
+        ids, temperature = logits.shape[1], sampling.temperature
+        if temperature is None or temperature == 1.0:
+            return self._ops.fused_sample(logits, None, first_id=0, allowed_begin=0, allowed_end=ids)
+        return self._ops.fused_multinomial(
             logits,
-            noise,
+            sampling.generator,
+            ids,
             first_id=0,
             allowed_begin=0,
-            allowed_end=logits.shape[1],
-            temperature=1.0 if temperature is None else temperature,
+            allowed_end=ids,
+            temperature=temperature,
             renormalize=False,
         )
 
