@@ -41,6 +41,7 @@ def accelerate_bark(
     backend: str = "auto",
     strict: bool = False,
     speculate: bool | None = None,
+    release_originals: bool = False,
 ) -> BarkModel:
     """Make one `BarkModel` instance generate faster, in place.
 
@@ -62,7 +63,11 @@ def accelerate_bark(
         Raise `AccelerationError` where a call would otherwise fall back to Transformers' own code.
     speculate : bool, optional
         Draft tokens with an int8 copy of the model and verify several at once with the model itself, for batches of
-        one row. The tokens stay the same. None: where it pays, on a CPU in float32.
+        one row. The tokens stay the same. None: where it pays, on a CPU with weights other than int8, unless
+        `release_originals` asks for little memory.
+    release_originals : bool
+        Free the transformers' own weights and keep only the smaller ones (16-bit embedding tables included). For good:
+        `restore_bark`, `state_dict` and Transformers' own code raise from then on, as with `strict`.
 
     Returns
     -------
@@ -75,14 +80,17 @@ def accelerate_bark(
         `model` is not a `BarkModel`.
     ValueError
         A model on the meta device, quantised by another library, of mixed or other dtypes, or already patched by
-        somebody else; an unknown `weights` or `backend`.
+        somebody else, or with released weights; an unknown `weights` or `backend`; `speculate=True` with int8 weights;
+        `release_originals` with weights "same".
     ImportError
         The compiled library is missing or was built for another torch; or this version of Transformers has other
         signatures than the ones tested.
     """
     from .patches import apply
 
-    return apply(model, weights=weights, backend=backend, strict=strict, speculate=speculate)
+    return apply(
+        model, weights=weights, backend=backend, strict=strict, speculate=speculate, release_originals=release_originals
+    )
 
 
 def restore_bark(model: BarkModel) -> BarkModel:
@@ -94,6 +102,8 @@ def restore_bark(model: BarkModel) -> BarkModel:
     ------
     TypeError
         `model` is not a `BarkModel`.
+    ValueError
+        Its weights were released, or somebody else patched it.
     """
     from .patches import remove
 

@@ -6,6 +6,8 @@ import logging
 from dataclasses import dataclass, field
 from enum import Enum
 
+from .speculation import DraftCounts
+
 logger = logging.getLogger("bark_accel")
 
 
@@ -44,7 +46,10 @@ class AccelerationError(RuntimeError):
     """Raised instead of falling back by a model accelerated with `strict=True`."""
 
     def __init__(self, reason: FallbackReason):
-        super().__init__(f"bark_accel (strict=True) cannot run this accelerated: {reason}")
+        super().__init__(
+            f"bark_accel cannot run this accelerated, and strict=True or release_originals=True rules out "
+            f"Transformers' own code: {reason}"
+        )
         self.reason = reason
 
     def __reduce__(self):
@@ -69,13 +74,19 @@ class FallbackLog:
 
 @dataclass(frozen=True)
 class StageReport:
-    """One stage: where it runs and what its weights are, or why it cannot be accelerated as it is now."""
+    """One stage: where it runs and what its weights are, or why it cannot be accelerated as it is now.
+
+    `dtype` is the module's, `weights` the precision of the matrices that a generation uses, `copied_bytes` what is held
+    beside the module's own tensors; `drafts` counts speculation so far, None where a stage has none.
+    """
 
     stage: str
     ops: str
     dtype: str
     device: str
     copied_bytes: int
+    weights: str
+    drafts: DraftCounts | None = None
     blocked_by: FallbackReason | None = None
 
 
@@ -97,8 +108,10 @@ class AccelerationReport:
     versions: dict[str, str]
 
     def __str__(self) -> str:
-        header = ("stage", "ops", "dtype", "device", "copied")
-        rows = [(s.stage, s.ops, s.dtype, s.device, _mib(s.copied_bytes)) for s in self.stages]
+        header = ("stage", "ops", "dtype", "weights", "device", "copied", "drafts accepted")
+        rows = [
+            (s.stage, s.ops, s.dtype, s.weights, s.device, _mib(s.copied_bytes), _drafts(s.drafts)) for s in self.stages
+        ]
         widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in (header, *rows)]
         lines.insert(1, "  ".join("-" * w for w in widths))
@@ -108,6 +121,12 @@ class AccelerationReport:
         lines += [f"blocked: {s.blocked_by}" for s in self.stages if s.blocked_by is not None]
         lines += [f"fell back: {reason}" for reason in self.fallbacks] or ["fell back: never"]
         return "\n".join(lines)
+
+
+def _drafts(counts: DraftCounts | None) -> str:
+    if counts is None or counts.drafted_tokens == 0:
+        return "-"
+    return f"{counts.accepted_tokens} of {counts.drafted_tokens}"
 
 
 def _mib(count: int) -> str:

@@ -5,8 +5,9 @@ Every field says its shape. C is the model width, V a vocabulary, P the number o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -138,6 +139,20 @@ class CodecWeights:
     lstm: Lstm
     upsampling: tuple[Upsampling, ...]
     conv_out: Conv
+
+
+T = TypeVar("T")
+
+
+def map_tensors(weights: T, function: Callable[[Tensor], Tensor]) -> T:
+    """The same with every tensor replaced."""
+    if isinstance(weights, Tensor):
+        return function(weights)  # type: ignore[return-value]
+    if isinstance(weights, tuple):
+        return tuple(map_tensors(item, function) for item in weights)  # type: ignore[return-value]
+    if is_dataclass(weights) and not isinstance(weights, type):
+        return replace(weights, **{f.name: map_tensors(getattr(weights, f.name), function) for f in fields(weights)})
+    return weights
 
 
 def tensors_of(weights: object) -> Iterator[Tensor]:

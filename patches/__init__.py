@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from bark_accel.report import AccelerationReport, FallbackKind, FallbackLog, Fal
 
 from .compat import check_signatures
 from .fallback import Fallback
-from .hook import Hook, Settings
+from .hook import CausalHook, Hook, Settings
 from .hooks import CoarseHook, FineHook, SemanticHook
 from .model_hook import SUBMODELS, ModelHook
+from .release import check_released, release
 
 _HOOKS: dict[str, type[Hook]] = {"semantic": SemanticHook, "coarse": CoarseHook, "fine": FineHook}
 _CLASSES = {
@@ -30,7 +32,9 @@ _CLASSES = {
 _TRANSIENT = {FallbackKind.TRAINING, FallbackKind.HOOKED_MODULE}
 
 
-def apply(model: Any, *, weights: str, backend: str, strict: bool, speculate: bool | None) -> BarkModel:
+def apply(
+    model: Any, *, weights: str, backend: str, strict: bool, speculate: bool | None, release_originals: bool
+) -> BarkModel:
     """See `bark_accel.accelerate_bark`. Everything is checked before anything is patched."""
     _check_model(model)
     if weights not in WEIGHTS:
@@ -38,13 +42,20 @@ def apply(model: Any, *, weights: str, backend: str, strict: bool, speculate: bo
     _check_classes(model)
     _check_not_covered(model)
     _check_not_meta(model)
+    for submodel in _submodels(model):
+        check_released(submodel)
     check_signatures()
     check_backend(backend, model.device)
     if speculate and weights == "int8":
         raise ValueError("speculate: expected None or False with weights='int8' (the drafts are int8), got True")
-    hooks = _make_hooks(model, Settings(backend, FallbackLog(strict), weights, speculate))
+    if release_originals and weights == "same":
+        raise ValueError("release_originals: expected weights='float16', 'bfloat16' or 'int8' with it, got 'same'")
+    settings = Settings(backend, FallbackLog(strict or release_originals), weights, speculate, release_originals)
+    hooks = _make_hooks(model, settings)
     for hook in (hooks["model"].codec, *(hooks[stage] for stage in SUBMODELS)):
         _check_extractable(hook)
+    if release_originals:
+        release([hooks[stage] for stage in SUBMODELS])
     _remove_hooks(model)
     model.generate = hooks["model"].generate
     model.codec_decode = hooks["model"].codec_decode
@@ -59,6 +70,8 @@ def remove(model: Any) -> BarkModel:
     if model_hook(model) is None:
         return model
     _check_not_covered(model)
+    for submodel in _submodels(model):
+        check_released(submodel)
     _remove_hooks(model)
     return model
 
@@ -174,6 +187,8 @@ def _stage_report(hook: Hook) -> StageReport:
         dtype=str(parameter.dtype).removeprefix("torch."),
         device=str(parameter.device),
         copied_bytes=copied,
+        weights=hook.precision_name(parameter.dtype),
+        drafts=replace(hook.draft_counts) if isinstance(hook, CausalHook) else None,
         blocked_by=blocked,
     )
 

@@ -13,7 +13,7 @@ from bark_accel.kv_cache import KVCachePool
 from bark_accel.precision import ConvertedWeights
 from bark_accel.report import FallbackKind, FallbackLog
 from bark_accel.speculation import Draft, DraftCounts
-from bark_accel.weights import TransformerWeights, tensors_of
+from bark_accel.weights import TransformerWeights, map_tensors, tensors_of
 
 from . import extract
 from .fallback import Fallback
@@ -27,6 +27,7 @@ class Settings:
     log: FallbackLog
     precision: str = "same"
     speculate: bool | None = None
+    release_originals: bool = False
     pool: KVCachePool = field(default_factory=KVCachePool)
 
 
@@ -39,6 +40,8 @@ class Hook:
         self.module = module
         self.settings = settings
         self.conversions = ConvertedWeights()
+        self.released: Any = None
+        """The weights, where the module's own were given up."""
 
     def weights(self) -> Any:
         """The module's weights as they are now; raises `Fallback` where they cannot be used.
@@ -46,8 +49,18 @@ class Hook:
         They are read at every call: views cost a millisecond, the codec's folded copies a few, and nothing can be
         out of date, whatever was loaded, moved, cast, replaced or written to in between.
         """
+        if self.released is not None:
+            return self._released_weights()
         with torch.inference_mode(False), torch.no_grad():
             return self._read_weights()
+
+    def _released_weights(self) -> Any:
+        if self.module.training:
+            raise Fallback(self.stage, FallbackKind.TRAINING, "and its weights were released")
+        device = next(self.module.parameters()).device
+        if device != self.released.device:
+            self.released = map_tensors(self.released, lambda tensor: tensor.to(device))
+        return self.released
 
     def _read_weights(self) -> Any:
         return extract.transformer_weights(self.stage, self.module)
@@ -63,6 +76,8 @@ class Hook:
 
     def converted(self, weights: TransformerWeights) -> TransformerWeights:
         """The weights in the precision that `accelerate_bark` was asked for."""
+        if self.released is not None:
+            return weights
         with torch.inference_mode(False), torch.no_grad():
             return self.conversions.get(weights, self.settings.precision)
 
@@ -71,6 +86,11 @@ class Hook:
         own = {t.untyped_storage().data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
         held = {t.data_ptr(): t for t in tensors_of((self.weights(), *self.conversions.kept()))}
         return sum(t.nbytes for t in held.values() if t.untyped_storage().data_ptr() not in own)
+
+    def precision_name(self, dtype: torch.dtype) -> str:
+        """Of the matrices that a generation uses."""
+        precision = self.settings.precision
+        return str(dtype).removeprefix("torch.") if precision == "same" else precision
 
     def ops_name(self, device: torch.device) -> str:
         """Which ops a generation on `device` would use."""
@@ -95,9 +115,9 @@ class CausalHook(Hook):
         """The transformer as its stage runs it."""
         return CausalModel(self.converted(weights), extract.transformer_spec(self.module), self.ops(weights.device))
 
-    def draft(self, weights: TransformerWeights) -> Draft | None:
-        """The int8 model that drafts, where drafts are on."""
-        if not self.speculates(weights):
+    def draft(self, weights: TransformerWeights, rows: int) -> Draft | None:
+        """The int8 model that drafts for a batch of `rows`, where drafts are on."""
+        if rows != 1 or not self.speculates(weights):
             return None
         with torch.inference_mode(False), torch.no_grad():
             narrow = self.conversions.get(weights, "int8")
@@ -105,9 +125,11 @@ class CausalHook(Hook):
         return Draft(CausalModel(narrow, spec, self.ops(weights.device)), self.draft_counts)
 
     def speculates(self, weights: TransformerWeights) -> bool:
-        """Whether drafts are on: if not said otherwise, where they were measured to pay."""
+        """Whether drafts are on: if not said otherwise, where they were measured to pay and memory is not scarce."""
         settings = self.settings
         if settings.speculate is not None:
             return settings.speculate
+        if settings.release_originals:
+            return False
         on_cpu = weights.device.type == "cpu" and runs_natively(settings.backend, weights.device)
         return on_cpu and settings.precision != "int8"

@@ -119,10 +119,10 @@ class SemanticHook(CausalHook):
     ) -> Iterator[tuple[SemanticStage, SemanticState]]:
         """A generation of (input_ids, attention_mask, history), and a cache for it."""
         model = self.model(weights)
-        stage = SemanticStage(model, spec, self.draft(weights))
+        rows = prompt[0].shape[0]
+        stage = SemanticStage(model, spec, self.draft(weights, rows))
         input_ids = prompt[0].to(weights.device)
         attention_mask, history = (None if t is None else t.to(weights.device) for t in prompt[1:])
-        rows = input_ids.shape[0]
         with self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache:
             yield stage, stage.start(input_ids, attention_mask, history, sampling, cache)
 
@@ -195,7 +195,7 @@ class CoarseHook(CausalHook):
     ) -> Iterator[tuple[CoarseStage, CoarseState]]:
         """A generation of `rows` utterances, and a cache for it."""
         model = self.model(weights)
-        stage = CoarseStage(model, spec, self.draft(weights))
+        stage = CoarseStage(model, spec, self.draft(weights, rows))
         with self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache:
             yield stage, stage.start(rows, history, sampling, cache)
 
@@ -266,8 +266,12 @@ class CodecHook(Hook):
     stage = "codec"
 
     def ops_name(self, device: torch.device) -> str:
-        """The codec runs on torch's own convolutions."""
+        """The codec runs on torch's own matrix products."""
         return "torch"
+
+    def precision_name(self, dtype: torch.dtype) -> str:
+        """The codec computes in float32."""
+        return "float32"
 
     def _read_weights(self) -> Any:
         return extract.codec_weights(self.module)
