@@ -1,15 +1,13 @@
-"""Each compiled op against what stock runs in its place, at Bark's shapes (bark-small: 12 heads of 64).
-
-pytest benchmarks/bench_ops.py --benchmark-group-by=group --benchmark-columns=median,iqr,rounds
-"""
+"""Each compiled op against what stock runs in its place, at Bark's shapes (bark-small: 12 heads of 64)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from interleaved import compare
 from transformers import DynamicCache
 from transformers.generation.logits_process import (
     BarkEosPrioritizerLogitsProcessor,
@@ -22,30 +20,14 @@ from transformers.generation.logits_process import (
 from bark_accel import ops
 
 HEADS, HEAD_DIM, CAPACITY = 12, 64, 1024
+ROUNDS = 60
 LAYERS = 12
 """Caches taken in turn, so that no call finds its own in the CPU's cache."""
 
 
-@pytest.fixture(autouse=True)
-def _inference() -> Iterator[None]:
-    torch.manual_seed(0)
-    with torch.inference_mode():
-        yield
-
-
-def measure(benchmark, run: Callable[[], object]) -> None:
-    benchmark.pedantic(run, warmup_rounds=10, rounds=60, iterations=1)
-
-
-def compare(benchmark, which: str, candidates: dict[str, Callable[[], object]], group: str) -> None:
-    benchmark.group = group
-    measure(benchmark, candidates[which])
-
-
-@pytest.mark.parametrize("which", ["stock", "full_noise", "lazy_noise", "without_noise"])
 @pytest.mark.parametrize("top_k", [50, 0])
 @pytest.mark.parametrize("rows", [1, 8])
-def test_sample_semantic(benchmark, which: str, top_k: int, rows: int) -> None:
+def test_sample_semantic(benchmark: Any, top_k: int, rows: int) -> None:
     """Vocabulary 10048, ids 0..9999 and the EOS allowed, temperature 0.7; noise in full, or drawn by the op."""
     logits, eos, generator = torch.randn(rows, 10048) * 3, 10000, torch.Generator().manual_seed(0)
     chain = LogitsProcessorList(
@@ -66,20 +48,14 @@ def test_sample_semantic(benchmark, which: str, top_k: int, rows: int) -> None:
     def full_noise() -> torch.Tensor:
         return ops.fused_sample(logits, torch.empty(rows, 10048).exponential_(generator=generator), *rules)
 
-    candidates = {
-        "stock": stock,
-        "full_noise": full_noise,
-        "lazy_noise": lambda: ops.fused_multinomial(logits, generator, 10048, *rules),
-        "without_noise": lambda: ops.fused_sample(logits, fixed, *rules),
-    }
-    compare(benchmark, which, candidates, f"sample, semantic, {rows} x 10048, top-k {top_k}")
+    baselines = {"stock": stock, "ours, full noise": full_noise}
+    group = f"sample, semantic, {rows} x 10048, top-k {top_k}"
+    compare(benchmark, group, lambda: ops.fused_multinomial(logits, generator, 10048, *rules), baselines, rounds=ROUNDS)
 
 
-@pytest.mark.parametrize("which", ["stock", "full_noise", "lazy_noise", "without_noise"])
-def test_sample_fine(benchmark, which: str) -> None:
+def test_sample_fine(benchmark: Any) -> None:
     """All 1024 frames of a fine pass over 1024 codes; stock samples them without any processor."""
     logits, generator = torch.randn(1024, 1024) * 3, torch.Generator().manual_seed(0)
-    fixed = torch.empty(1024, 1024).exponential_(generator=generator)
 
     def stock() -> torch.Tensor:
         return torch.multinomial((logits / 0.5).softmax(-1), 1, generator=generator)
@@ -91,18 +67,12 @@ def test_sample_fine(benchmark, which: str) -> None:
     def lazy_noise() -> torch.Tensor:
         return ops.fused_multinomial(logits, generator, 1024, 0, 0, 1024, temperature=0.5, renormalize=False)
 
-    candidates = {
-        "stock": stock,
-        "full_noise": full_noise,
-        "lazy_noise": lazy_noise,
-        "without_noise": lambda: ops.fused_sample(logits, fixed, 0, 0, 1024, temperature=0.5, renormalize=False),
-    }
-    compare(benchmark, which, candidates, "sample, fine, 1024 x 1024")
+    baselines = {"stock": stock, "ours, full noise": full_noise}
+    compare(benchmark, "sample, fine, 1024 x 1024", lazy_noise, baselines, rounds=20)
 
 
-@pytest.mark.parametrize("which", ["stock", "native"])
 @pytest.mark.parametrize("last", [2, 7])
-def test_embedding_sum(benchmark, which: str, last: int) -> None:
+def test_embedding_sum(benchmark: Any, last: int) -> None:
     """The fine model's input for codebook `last`: 1024 frames, width 768."""
     codes = torch.randint(0, 1056, (1, 1024, 8))
     tables, positions = [torch.randn(1056, 768) for _ in range(8)], torch.randn(1024, 768)
@@ -111,11 +81,13 @@ def test_embedding_sum(benchmark, which: str, last: int) -> None:
         looked_up = [torch.nn.functional.embedding(codes[:, :, i], t).unsqueeze(-1) for i, t in enumerate(tables)]
         return torch.cat(looked_up, dim=-1)[:, :, :, : last + 1].sum(dim=-1) + positions
 
-    candidates = {
-        "stock": stock,
-        "native": lambda: ops.codebook_embedding_sum(codes, tables[: last + 1], positions),
-    }
-    compare(benchmark, which, candidates, f"embedding sum, 1024 frames, codebook {last}")
+    compare(
+        benchmark,
+        f"embedding sum, 1024 frames, codebook {last}",
+        lambda: ops.codebook_embedding_sum(codes, tables[: last + 1], positions),
+        {"stock": stock},
+        rounds=ROUNDS,
+    )
 
 
 def stock_attention(
@@ -145,12 +117,10 @@ def sdpa(keys: torch.Tensor, values: torch.Tensor, projected: torch.Tensor, leng
     )
 
 
-@pytest.mark.parametrize("which", ["stock", "sdpa", "native", "native_fp16"])
 @pytest.mark.parametrize(("tokens", "length"), [(1, 600), (1, 900), (8, 600), (60, 256), (887, 0)])
-def test_attention(benchmark, which: str, tokens: int, length: int) -> None:
-    dtype = torch.float16 if which == "native_fp16" else torch.float32
-    projected = torch.randn(1, tokens, 3 * HEADS * HEAD_DIM).to(dtype)
-    buffers = [torch.randn(2, 1, HEADS, CAPACITY, HEAD_DIM).to(dtype) for _ in range(LAYERS)]
+def test_attention(benchmark: Any, tokens: int, length: int) -> None:
+    projected = torch.randn(1, tokens, 3 * HEADS * HEAD_DIM)
+    buffers = [torch.randn(2, 1, HEADS, CAPACITY, HEAD_DIM) for _ in range(LAYERS)]
     query, key, value = projected.view(1, tokens, 3, HEADS, HEAD_DIM).unbind(2)
     position, turn = torch.tensor([length]), iter(range(10**9))
     causal = torch.ones(CAPACITY, CAPACITY, dtype=torch.bool).tril()[None, None]
@@ -158,53 +128,47 @@ def test_attention(benchmark, which: str, tokens: int, length: int) -> None:
     def native() -> torch.Tensor:
         return ops.static_cache_attention(query, key, value, *buffers[next(turn) % LAYERS], position)
 
-    candidates = {
+    baselines = {
         "stock": lambda: stock_attention(*buffers[next(turn) % LAYERS], causal, projected, length),
-        "sdpa": lambda: sdpa(*buffers[next(turn) % LAYERS], projected, length),
-        "native": native,
-        "native_fp16": native,
+        "torch SDPA": lambda: sdpa(*buffers[next(turn) % LAYERS], projected, length),
     }
-    benchmark.extra_info["cache_bytes"] = 2 * HEADS * (length + tokens) * HEAD_DIM * projected.element_size()
-    compare(benchmark, which, candidates, f"attention, {tokens} new after {length}")
+    compare(benchmark, f"attention, {tokens} new after {length}", native, baselines, rounds=ROUNDS)
 
 
-@pytest.mark.parametrize(
-    "which", ["fp32", "fp16", "bf16", "int_mm", "int8pack_mm", "native_fp16", "native_int8", "native_gelu"]
-)
+@pytest.mark.parametrize("weights", ["float16", "int8"])
 @pytest.mark.parametrize(
     ("rows", "outputs", "inner"), [(1024, 3072, 768), (1024, 768, 3072), (1024, 768, 768), (257, 3072, 768)]
 )
-def test_linear(benchmark, which: str, rows: int, outputs: int, inner: int) -> None:
+def test_linear(benchmark: Any, weights: str, rows: int, outputs: int, inner: int) -> None:
     """One product of a block, against torch's. `int_mm` is the bare int8 product: 1e-2 off, and no rescaling."""
     x, weight = torch.randn(rows, inner), torch.randn(outputs, inner) * 0.02
     half, brain = weight.half(), weight.bfloat16()
     x8, weight8 = (x * 30).to(torch.int8), (weight * 1000).to(torch.int8)
     scales, row_scales = torch.rand(outputs, inner // 64), torch.rand(outputs).bfloat16()
     linear = torch.nn.functional.linear
-    candidates = {
-        "fp32": lambda: linear(x, weight),
-        "fp16": lambda: linear(x.half(), half),
-        "bf16": lambda: linear(x.bfloat16(), brain),
-        "int_mm": lambda: torch._int_mm(x8, weight8.t()),
-        "int8pack_mm": lambda: torch._weight_int8pack_mm(x.bfloat16(), weight8, row_scales),
-        "native_fp16": lambda: ops.int16_linear(x, half),
-        "native_int8": lambda: ops.int16_linear(x, weight8, scales),
-        "native_gelu": lambda: ops.int16_linear(x, half, gelu=True),
+    baselines = {
+        "torch float32": lambda: linear(x, weight),
+        "torch float16": lambda: linear(x.half(), half),
+        "torch bfloat16": lambda: linear(x.bfloat16(), brain),
+        "torch int8 (bare)": lambda: torch._int_mm(x8, weight8.t()),
+        "torch int8pack_mm": lambda: torch._weight_int8pack_mm(x.bfloat16(), weight8, row_scales),
     }
-    benchmark.extra_info["multiply_adds"] = rows * outputs * inner
-    compare(benchmark, which, candidates, f"linear, {rows} x {inner} to {outputs}")
+    run = {"float16": lambda: ops.int16_linear(x, half), "int8": lambda: ops.int16_linear(x, weight8, scales)}[weights]
+    group = f"linear, {rows} x {inner} to {outputs}, {weights}"
+    compare(benchmark, group, run, baselines, rounds=20, multiply_adds=rows * outputs * inner)
 
 
-@pytest.mark.parametrize("which", ["sdpa", "sdpa_fp16", "native"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_block_attention(benchmark, which: str, causal: bool) -> None:
+def test_block_attention(benchmark: Any, causal: bool) -> None:
     """1024 queries and keys of 12 heads, views of one packed projection."""
     query, key, value = torch.randn(1, 1024, 3, HEADS, HEAD_DIM).transpose(1, 3).unbind(2)
     halves = query.half(), key.half(), value.half()
     attention = torch.nn.functional.scaled_dot_product_attention
-    candidates = {
-        "sdpa": lambda: attention(query, key, value, is_causal=causal),
-        "sdpa_fp16": lambda: attention(*halves, is_causal=causal),
-        "native": lambda: ops.int16_attention(query.transpose(1, 2), key, value, causal),
+    baselines = {
+        "torch float32": lambda: attention(query, key, value, is_causal=causal),
+        "torch float16": lambda: attention(*halves, is_causal=causal),
     }
-    compare(benchmark, which, candidates, f"block attention, 1024, {'causal' if causal else 'bidirectional'}")
+    group = f"block attention, 1024, {'causal' if causal else 'bidirectional'}"
+    compare(
+        benchmark, group, lambda: ops.int16_attention(query.transpose(1, 2), key, value, causal), baselines, rounds=20
+    )

@@ -107,13 +107,13 @@ def summarise(pairs: Sequence[tuple[Run, Run]]) -> list[Comparison]:
     """One comparison a stage, and `total`."""
 
     def spreads(read: Callable[[Run], float]) -> tuple[Spread, Spread]:
-        return _spread([read(a) for a, _ in pairs]), _spread([read(b) for _, b in pairs])
+        return spread_of([read(a) for a, _ in pairs]), spread_of([read(b) for _, b in pairs])
 
     rows = [Comparison(stage, *spreads(lambda run, s=stage: run.seconds[s])) for stage in STAGES]  # type: ignore[misc]
     return [*rows, Comparison("total", *spreads(lambda run: run.total_s))]
 
 
-def _spread(values: list[float]) -> Spread:
+def spread_of(values: list[float]) -> Spread:
     if len(values) == 1:
         return Spread(values[0], values[0], values[0])
     fifths = statistics.quantiles(values, n=5, method="inclusive")

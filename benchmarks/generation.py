@@ -1,0 +1,188 @@
+"""Whole generations, stock and accelerated in turns in one process: seconds per stage, and when the first sound comes.
+
+python benchmarks/generation.py --seconds 5 --json benchmarks/results/cpu_generation.json
+python benchmarks/generation.py --json benchmarks/results/cpu_generation.json --plot docs/streaming.png
+
+The first form measures stock and every mode and adds a record to the file; the second draws what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timeline import Timeline, run_stream, save_timeline
+from transformers import BarkModel
+
+from bark_accel import accelerate_bark, acceleration_report
+from bark_accel.cli.demo import TEXT
+from bark_accel.cli.measure import (
+    Run,
+    commit,
+    machine_facts,
+    read_weights,
+    run_once,
+    spread_of,
+    token_differences,
+    versions,
+)
+from bark_accel.patches.checkpoints import fake_inputs, quiet_transformers, random_bark, semantic_tokens, twin
+
+# As arguments of accelerate_bark.
+MODES: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "float32, no drafts": {"speculate": False},
+    "float16": {"weights": "float16"},
+    "bfloat16": {"weights": "bfloat16"},
+    "int8": {"weights": "int8"},
+}
+# As arguments of AudioStreamer.
+STREAMS: dict[str, dict[str, Any]] = {
+    "preview": {"policy": "preview"},
+    "preview, interleave": {"policy": "preview", "interleave": True},
+    "low_latency": {"policy": "low_latency"},
+    "low_latency, interleave": {"policy": "low_latency", "interleave": True},
+    "exact": {"policy": "exact"},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is said; `preset`: with a voice preset that fills every history window."""
+
+    seconds: float
+    preset: bool
+    batch: int
+    shape: str
+
+
+def full_preset() -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 1024, (8, 600), generator=rng)
+    semantic = torch.randint(0, 10_000, (400,), generator=rng)
+    return {"semantic_prompt": semantic, "coarse_prompt": codes[:2].clone(), "fine_prompt": codes}
+
+
+def arguments_of(case: Case, model: BarkModel) -> dict[str, Any]:
+    arguments: dict[str, Any] = {k: v.repeat(case.batch, 1) for k, v in fake_inputs(model, TEXT).items()}
+    arguments["semantic_max_new_tokens"] = semantic_tokens(model, case.seconds)
+    if case.preset:
+        arguments["history_prompt"] = full_preset()
+    return arguments
+
+
+def measure(case: Case, modes: Sequence[str], streams: Sequence[str], repeats: int) -> dict[str, Any]:
+    """Stock, then every mode and every way of streaming it, `repeats` times over."""
+    quiet_transformers()
+    stock = random_bark(case.shape)
+    models = {mode: accelerate_bark(twin(stock), strict=True, **MODES[mode]) for mode in modes}
+    read_weights(stock)
+    arguments = arguments_of(case, stock)
+    runs: dict[str, list[Run]] = {name: [] for name in ("stock", *modes)}
+    timelines: dict[str, list[Timeline]] = {}
+    differences: dict[str, list[str]] = {mode: [] for mode in modes}
+    for seed in range(repeats):
+        for name, model in {"stock": stock, **models}.items():
+            runs[name].append(run_once(model, arguments, seed))
+            print(f"{name}: {runs[name][-1].total_s:.2f} s", flush=True)
+        for mode in modes:
+            differences[mode] += token_differences(runs["stock"][-1], runs[mode][-1])
+            for stream in streams:
+                timeline = run_stream(models[mode], STREAMS[stream], arguments)
+                timelines.setdefault(f"{mode}, {stream}", []).append(timeline)
+                print(
+                    f"{mode}, {stream}: first {timeline.chunks[0].ready_s:.2f} s of {timeline.total_s:.2f} s",
+                    flush=True,
+                )
+    return {
+        **asdict(case),
+        "machine": machine_facts(),
+        "versions": versions(),
+        "commit": commit(),
+        "repeats": repeats,
+        "audio_s": runs["stock"][0].audio_s,
+        "modes": {name: mode_summary(runs["stock"], its) for name, its in runs.items()},
+        "token_differences": differences,
+        "drafts": {mode: drafts(model) for mode, model in models.items()},
+        "streams": {name: stream_summary(its, runs["stock"]) for name, its in timelines.items()},
+    }
+
+
+def mode_summary(stock: Sequence[Run], runs: Sequence[Run]) -> dict[str, Any]:
+    """Seconds of each stage and in all: median, p20, p80; how many times faster than stock."""
+    seconds = {stage: asdict(spread_of([run.seconds[stage] for run in runs])) for stage in runs[0].seconds}
+    total = spread_of([run.total_s for run in runs])
+    ratio = spread_of([run.total_s for run in stock]).median / total.median
+    return {**seconds, "total": asdict(total), "times_faster": ratio}
+
+
+def stream_summary(timelines: Sequence[Timeline], stock: Sequence[Run]) -> dict[str, Any]:
+    """Of the run with the median first sound; shares of stock's whole time."""
+    typical = sorted(timelines, key=lambda t: t.chunks[0].ready_s)[len(timelines) // 2]
+    stock_s = spread_of([run.total_s for run in stock]).median
+    first_s = typical.chunks[0].ready_s
+    return {
+        "first_sound_s": first_s,
+        "first_sound_of_stock": first_s / stock_s,
+        "total_s": typical.total_s,
+        "total_of_stock": typical.total_s / stock_s,
+        **typical.gaps_s,
+        "underruns": len(typical.underruns_s),
+        "stalled_s": sum(typical.underruns_s),
+        "chunks": [asdict(chunk) for chunk in typical.chunks],
+    }
+
+
+def drafts(model: BarkModel) -> dict[str, float]:
+    """Share of the drafts that were right, by stage."""
+    counted = [(s.stage, s.drafts) for s in acceleration_report(model).stages if s.drafts and s.drafts.drafted_tokens]
+    return {stage: counts.accepted_tokens / counts.drafted_tokens for stage, counts in counted}
+
+
+def add_record(path: Path, record: dict[str, Any]) -> None:
+    """Replace the record of the same case, or append."""
+    fields = Case.__dataclass_fields__
+    key = [record[name] for name in fields]
+    records = [r for r in read_records(path) if [r[name] for name in fields] != key]
+    records = sorted([*records, record], key=lambda r: [r[name] for name in ("shape", "batch", "preset", "seconds")])
+    path.write_text(json.dumps(records, indent=1) + "\n")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, help="length of the utterance; without it nothing is measured")
+    parser.add_argument("--preset", action="store_true", help="with a full-size voice preset")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--shape", default="bark-small")
+    parser.add_argument("--modes", default="float32,float16,int8", help=f"of {', '.join(MODES)}", type=_names)
+    parser.add_argument("--streams", default="", help=f"of {'; '.join(STREAMS)} (separated by ;)", type=_streams)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    if options.seconds is not None:
+        case = Case(options.seconds, options.preset, options.batch, options.shape)
+        add_record(options.json, measure(case, options.modes, options.streams, options.repeats))
+    if options.plot is not None:
+        save_timeline(options.plot, [r for r in read_records(options.json) if r["streams"]])
+
+
+def _names(text: str) -> list[str]:
+    return [name.replace("_", " ") for name in text.split(",")]
+
+
+def _streams(text: str) -> list[str]:
+    return [name.strip() for name in text.split(";") if name.strip()]
+
+
+if __name__ == "__main__":
+    main()
