@@ -84,14 +84,17 @@ class Speculation:
         first = min(r.head_rows.start for r in ranges)
         logits = self.model.decode(torch.cat(fed, 1), cache, slice(first, max(r.head_rows.stop for r in ranges)))
         tokens: list[Tensor] = []
+        accepted = 0
         for i, r in enumerate(ranges):
             rows = slice(r.head_rows.start - first, r.head_rows.stop - first)
             tokens.append(sampler.draw(logits[:, i, rows], r))
             token = int(tokens[-1])
-            if token in stops or (i + 1 < len(fed) and token != int(fed[i + 1])):
+            right = i + 1 < len(fed) and token == int(fed[i + 1])
+            accepted += right
+            if token in stops or not right:
                 break
         cache.truncate(start + len(tokens))
-        self._count(len(fed) - 1, len(tokens) - 1)
+        self._count(len(fed) - 1, accepted)
         return tokens
 
     def _draft_tokens(
