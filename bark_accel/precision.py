@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .weights import INT8_GROUP, Layer, Linear, TransformerWeights, map_tensors, tensors_of
+from .weights import INT8_GROUP, Layer, Linear, TransformerWeights, map_tensors
 
 WEIGHTS = ("same", "float16", "bfloat16", "int8")
 
@@ -22,12 +22,7 @@ def convert(weights: TransformerWeights, precision: str) -> TransformerWeights:
     """The weights with their matrices in another precision, one of `WEIGHTS`; `"same"` returns them as they are."""
     if precision == "same":
         return weights
-    narrow = quantize if precision == "int8" else _caster(getattr(torch, precision))
-    return replace(
-        weights,
-        layers=tuple(_convert_layer(layer, narrow) for layer in weights.layers),
-        heads=tuple(narrow(head) for head in weights.heads),
-    )
+    return _map_matrices(weights, quantize if precision == "int8" else _caster(getattr(torch, precision)))
 
 
 def compact(weights: TransformerWeights, precision: str) -> TransformerWeights:
@@ -44,14 +39,21 @@ def compact(weights: TransformerWeights, precision: str) -> TransformerWeights:
     )
 
 
-def _convert_layer(layer: Layer, narrow: Callable[[Linear], Linear]) -> Layer:
-    return replace(
-        layer,
-        qkv=narrow(layer.qkv),
-        attention_out=narrow(layer.attention_out),
-        mlp_in=narrow(layer.mlp_in),
-        mlp_out=narrow(layer.mlp_out),
-    )
+def _map_matrices(weights: TransformerWeights, change: Callable[[Linear], Linear]) -> TransformerWeights:
+    """The same weights with `change` done to every matrix, in the order of `_matrices`."""
+
+    def changed(layer: Layer) -> Layer:
+        qkv, attention_out = change(layer.qkv), change(layer.attention_out)
+        mlp_in, mlp_out = change(layer.mlp_in), change(layer.mlp_out)
+        return replace(layer, qkv=qkv, attention_out=attention_out, mlp_in=mlp_in, mlp_out=mlp_out)
+
+    layers = tuple(changed(layer) for layer in weights.layers)
+    return replace(weights, layers=layers, heads=tuple(change(head) for head in weights.heads))
+
+
+def _matrices(weights: TransformerWeights) -> list[Linear]:
+    layers = [m for layer in weights.layers for m in (layer.qkv, layer.attention_out, layer.mlp_in, layer.mlp_out)]
+    return [*layers, *weights.heads]
 
 
 def _caster(dtype: torch.dtype) -> Callable[[Linear], Linear]:
@@ -73,11 +75,11 @@ def quantize(linear: Linear) -> Linear:
 class ConvertedWeights:
     """Keeps copies in other precisions until the weights they were made from change.
 
-    A change is seen when a tensor was replaced, moved, cast or written to through torch, or when one of 64 numbers
+    A change is seen when a matrix was replaced, moved, cast or written to through torch, or when one of 64 numbers
     sampled from it differs (`.data` writes are invisible to torch). A copied or unpickled store starts empty.
     """
 
-    _kept: dict[str, tuple[object, TransformerWeights]] = field(default_factory=dict)
+    _kept: dict[str, tuple[object, tuple[Linear, ...]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __getstate__(self) -> dict:
@@ -91,18 +93,19 @@ class ConvertedWeights:
         if precision == "same":
             return weights
         with self._lock:
-            now = tuple(_fingerprint(t) for t in tensors_of((weights.layers, weights.heads)))
-            before, converted = self._kept.get(precision, (None, None))
-            if converted is None or before != now:
-                converted = convert(weights, precision)
-                self._kept[precision] = (now, converted)
-            # Tables and positions are views, as fresh as the caller's.
-            return replace(weights, layers=converted.layers, heads=converted.heads)
+            now = tuple(_fingerprint(matrix.weight) for matrix in _matrices(weights))
+            before, kept = self._kept.get(precision, (None, ()))
+            if before != now:
+                kept = tuple(replace(matrix, bias=None) for matrix in _matrices(convert(weights, precision)))
+                self._kept[precision] = (now, kept)
+        # Whatever is no matrix is the caller's: of a 16-bit model it is read anew at every call.
+        again = iter(kept)
+        return _map_matrices(weights, lambda linear: replace(next(again), bias=linear.bias))
 
-    def kept(self) -> list[TransformerWeights]:
-        """The copies that exist now."""
+    def kept(self) -> list[tuple[Linear, ...]]:
+        """The copies that exist now, the matrices of each without their biases."""
         with self._lock:
-            return [converted for _, converted in self._kept.values()]
+            return [matrices for _, matrices in self._kept.values()]
 
 
 def _fingerprint(tensor: Tensor) -> tuple:

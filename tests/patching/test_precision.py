@@ -1,4 +1,7 @@
-"""16-bit models: no further from float32 than Transformers' own 16-bit model, on teacher-forced logits."""
+"""Teacher-forced logits in smaller precisions: of 16-bit models, and of float32 models with smaller weights.
+
+16 bits: no further from float32 than Transformers' own 16-bit model. int8: bounded error, KL and top-1 agreement.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,26 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from bark_models import SUNO, build, texts
+from bark_models import SMALL, SUNO, build, preset, texts
 from parity import accelerated_copy
 
+from bark_accel import AudioStreamer, stream
 from bark_accel.backend import get_ops
 from bark_accel.bidirectional import bidirectional_forward
 from bark_accel.gpt import CausalModel
 from bark_accel.kv_cache import KVCachePool
 from bark_accel.layers import linear
 from bark_accel.patches import extract
+from bark_accel.precision import convert
 
 CPU = torch.device("cpu")
 # Ours may be this much worse in mean absolute error than stock in the same dtype: none, but for chance.
 SLACK = 1.0
 
 
-def causal_logits(stage, module, tokens):
+def causal_logits(stage, module, tokens, precision="same"):
     """Logits [T, V] of teacher-forced tokens: a prefill of the first half, then one token at a time."""
-    weights, spec = extract.transformer_weights(stage, module), extract.transformer_spec(module)
+    weights, spec = convert(extract.transformer_weights(stage, module), precision), extract.transformer_spec(module)
     ops, rows = get_ops("native", CPU), []
     model, vocabulary = CausalModel(weights, spec, ops), slice(0, spec.output_vocab_size)
     with KVCachePool().borrow(spec, 1, weights.cache_dtype, CPU) as cache:
@@ -34,33 +39,32 @@ def causal_logits(stage, module, tokens):
     return torch.cat(rows).float()
 
 
-def fine_logits(module, codes, codebook):
-    weights, spec = extract.transformer_weights("fine", module), extract.transformer_spec(module)
+def fine_logits(module, codes, codebook, precision="same"):
+    weights, spec = convert(extract.transformer_weights("fine", module), precision), extract.transformer_spec(module)
     ops = get_ops("native", CPU)
     hidden = ops.codebook_embedding_sum(codes, weights.token_tables[: codebook + 1], weights.positions)
     head = weights.heads[codebook - module.config.n_codes_given]
     return linear(bidirectional_forward(weights, spec, hidden, ops), head, ops)
 
 
+def distance(reference, logits):
+    """Mean absolute error, KL divergence and top-1 agreement."""
+    kl = F.kl_div(logits.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none").sum(-1).mean()
+    agreement = (logits.argmax(-1) == reference.argmax(-1)).float().mean()
+    return (logits - reference).abs().mean().item(), kl.item(), agreement.item()
+
+
 def compare(name, reference, stock, ours):
-    """Mean error, KL divergence and top-1 agreement against float32."""
-
-    def error(x):
-        return (x - reference).abs().mean().item()
-
-    def kl(x):
-        return F.kl_div(x.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="batchmean").item()
-
-    def agreement(x):
-        return (x.argmax(-1) == reference.argmax(-1)).float().mean().item()
-
+    """Against float32: ours is at least as close as stock."""
+    error, kl, agreement = distance(reference, ours)
+    error_stock, kl_stock, agreement_stock = distance(reference, stock)
     print(
-        f"{name}: error {error(ours):.2e} (stock {error(stock):.2e}), KL {kl(ours):.2e} ({kl(stock):.2e}), "
-        f"top-1 {agreement(ours):.3f} ({agreement(stock):.3f})"
+        f"{name}: error {error:.2e} (stock {error_stock:.2e}), KL {kl:.2e} ({kl_stock:.2e}), "
+        f"top-1 {agreement:.3f} ({agreement_stock:.3f})"
     )
-    assert error(ours) <= SLACK * error(stock)
-    assert kl(ours) <= 1.05 * kl(stock)
-    assert agreement(ours) >= agreement(stock) - 0.02
+    assert error <= SLACK * error_stock
+    assert kl <= 1.05 * kl_stock
+    assert agreement >= agreement_stock - 0.02
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,72 @@ def test_fine_logits(models, dtype):
         torch.testing.assert_close(fine_logits(full, codes, codebook), reference, rtol=0, atol=2e-4)
         stock = low(codebook, codes).logits.float()
         compare(f"fine {codebook} {dtype}", reference, stock, fine_logits(low, codes, codebook))
+
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("stage, name", [("semantic", "semantic"), ("coarse", "coarse_acoustics")])
+@torch.no_grad()
+def test_causal_logits_with_smaller_weights(models, precision, stage, name):
+    """float32 in between: closer to the float32 model than stock cast to that dtype."""
+    tokens = torch.randint(0, 12_000, (1, 200))
+    full, low = getattr(models[torch.float32], name), getattr(models[DTYPES[precision]], name)
+    rows = slice(99, None)
+    reference, stock = full(tokens).logits[0, rows], low(tokens).logits[0, rows].float()
+    compare(f"{stage} {precision} weights", reference, stock, causal_logits(stage, full, tokens, precision))
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@torch.no_grad()
+def test_fine_logits_with_smaller_weights(models, precision):
+    codes = torch.randint(0, 1024, (1, 150, 8))
+    full, low = models[torch.float32].fine_acoustics, models[DTYPES[precision]].fine_acoustics
+    for codebook in (2, 7):
+        reference, stock = full(codebook, codes).logits, low(codebook, codes).logits.float()
+        ours = fine_logits(full, codes, codebook, precision)
+        compare(f"fine {codebook} {precision} weights", reference, stock, ours)
+
+
+@torch.no_grad()
+def test_int8_weights(models):
+    """On these random models: errors of 1 % of the logits' spread, and nearly always the same first choice."""
+    tokens, codes = torch.randint(0, 12_000, (1, 200)), torch.randint(0, 1024, (1, 150, 8))
+    model = models[torch.float32]
+    pairs = {
+        "semantic": (model.semantic(tokens).logits[0, 99:], causal_logits("semantic", model.semantic, tokens, "int8")),
+        "coarse": (
+            model.coarse_acoustics(tokens).logits[0, 99:],
+            causal_logits("coarse", model.coarse_acoustics, tokens, "int8"),
+        ),
+        "fine": (model.fine_acoustics(4, codes).logits, fine_logits(model.fine_acoustics, codes, 4, "int8")),
+    }
+    for stage, (reference, ours) in pairs.items():
+        error, kl, agreement = distance(reference, ours)
+        print(f"{stage} int8: error {error / reference.std():.2e} of the spread, KL {kl:.2e}, top-1 {agreement:.3f}")
+        assert error < 0.02 * reference.std()
+        assert kl < 1e-3
+        assert agreement > 0.9
+        # Not the float32 weights after all.
+        assert error > 1e-3 * reference.std()
+
+
+@pytest.mark.parametrize("weights", ["float16", "bfloat16", "int8"])
+def test_generates_with_smaller_weights(small_model, weights):
+    """From end to end: a preset, a batch, a stream of one row; the dtype stays the model's."""
+    fast = accelerated_copy(small_model, weights=weights)
+    options = {"do_sample": True, "semantic_max_new_tokens": 20, "fine_temperature": 0.5}
+    for inputs in (texts(SMALL, [6, 9]), texts(SMALL, [6])):
+        for history in (None, preset(SMALL, 40, 60)):
+            torch.manual_seed(0)
+            audio = fast.generate(**inputs, **options, history_prompt=history)
+            assert audio.dtype == torch.float32 and audio.shape[1] <= 30 * 320 and audio.isfinite().all()
+    torch.manual_seed(0)
+    whole = fast.generate(**inputs, **options)
+    torch.manual_seed(0)
+    streamed = torch.cat(list(stream(fast, streamer=AudioStreamer(fast, policy="exact"), **inputs, **options)), 1)
+    torch.testing.assert_close(streamed, whole, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
