@@ -13,12 +13,13 @@ TEST_DATA_STAMP := $(VENV)/.test-data
 # The Python of a machine with a GPU: its own torch with CUDA, Transformers, pytest, accelerate, nvcc.
 GPU_PYTHON ?= python3
 
-.PHONY: help setup demo test bench lint cuda-check gpu clean
+.PHONY: help setup demo test sanitize bench lint cuda-check gpu clean
 
 help:
 	@echo "make setup  create $(VENV), install pinned packages, build the extension"
 	@echo "make demo   one utterance, stock and accelerated"
 	@echo "make test   run the tests"
+	@echo "make sanitize  the CPU kernels of every instruction set under ASan, UBSan and TSan"
 	@echo "make bench  compare every op and stage with stock"
 	@echo "make cuda-check  compile and link the CUDA kernels (nvcc needed, no GPU)"
 	@echo "make gpu    on a machine with a GPU: build, parity, benchmarks (GPU_PYTHON=$(GPU_PYTHON))"
@@ -48,6 +49,9 @@ demo: setup
 
 test: setup $(TEST_DATA_STAMP)
 	$(BIN)/python -m pytest
+
+sanitize: setup
+	BARK_ACCEL_SANITIZE=all $(BIN)/python -m pytest tests/cpp/test_cpu_kernels.py
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=group \
