@@ -162,6 +162,44 @@ def test_rows_of_a_batch_do_not_mix(isa: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(alone[0], whole[row], atol=2e-3 if dtype == torch.int8 else 2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize("cache", [torch.float32, torch.float16])
+def test_neither_tokens_nor_rows_change_a_bit(isa: str, dtype: torch.dtype, cache: torch.dtype) -> None:
+    """1 to 16 tokens at once, and 1 to 16 rows, give what each gives alone: verified drafts rely on it."""
+    for count in range(2, 17):
+        width, heads = ((20, 2), (72, 3))[count % 2]
+        for shape, dim in (((1, count), 1), ((count, 1), 0)):
+            ids, *model, keys, values, length = decode_inputs(*shape, width, heads, 5, dtype, cache=cache, bias=True)
+            whole, *caches = results((ids, *model, keys, values, length))
+            for i in range(count):
+                rows = slice(None) if dim else slice(i, i + 1)
+                row_keys, row_values = keys[:, rows], values[:, rows]
+                alone = ops.decode_step(ids.narrow(dim, i, 1), *model, row_keys, row_values, length + i * dim)
+                assert torch.equal(alone, whole.narrow(dim, i, 1)), f"{shape} rows and tokens: {i} differs"
+            assert torch.equal(keys, caches[0]) and torch.equal(values, caches[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_every_number_of_rows(isa: str, dtype: torch.dtype) -> None:
+    for batch in range(1, 17):
+        check(decode_inputs(batch, 1, 20, 2, 3, dtype, layers=1))
+
+
+def test_caches_of_different_layouts(isa: str) -> None:
+    """Positions before heads, heads before positions, the batch innermost but one."""
+    orders = [(0, 1, 2, 3, 4), (0, 1, 3, 2, 4), (3, 2, 0, 1, 4), (0, 3, 2, 1, 4)]
+    for dtype in WEIGHTS:
+        for i, order in enumerate(orders):
+            *inputs, keys, values, length = decode_inputs(2, 2, 24, 3, 4, dtype)
+            other = orders[i - 1]
+            moved = [
+                cache.permute(o).contiguous().permute(sorted(range(5), key=lambda d, o=o: o[d]))
+                for cache, o in ((keys, order), (values, other))
+            ]
+            assert moved[0].stride() != moved[1].stride() and torch.equal(moved[0], keys)
+            check((*inputs, *moved, length))
+
+
 def test_memory_around_the_caches_is_untouched(isa: str) -> None:
     for dtype in WEIGHTS:
         ids, *model, _, _, length = decode_inputs(2, 3, 20, 2, 4, dtype)
@@ -216,6 +254,17 @@ def test_threads_do_not_change_a_bit(isa: str, thread_counts: None, dtype: torch
             torch.set_num_threads(threads)
             for got, want in zip(results(inputs), expected, strict=True):
                 assert torch.equal(got, want), f"{threads} threads differ from one at width {width}"
+
+
+def test_threads_come_and_go(isa: str, thread_counts: None) -> None:
+    """A larger step after a smaller one, more threads than rows, columns or heads, and fewer again."""
+    jobs = [decode_inputs(b, t, w, h, 9, dtype) for dtype in WEIGHTS for b, t, w, h in ((1, 1, 8, 1), (3, 4, 72, 3))]
+    torch.set_num_threads(1)
+    expected = [results(job) for job in jobs]
+    for threads in (3, 1, 11, 2, 7, 1, 2):
+        torch.set_num_threads(threads)
+        for job, want in zip(jobs, expected, strict=True):
+            assert all(map(torch.equal, results(job), want)), f"{threads} threads"
 
 
 def test_threads_that_decode_at_once(thread_counts: None) -> None:
