@@ -16,7 +16,7 @@ from transformers.models.bark import modeling_bark as hf
 try:
     from transformers.initialization import no_init_weights
 except ImportError:  # Transformers 4
-    from transformers.modeling_utils import no_init_weights
+    from transformers.modeling_utils import no_init_weights  # type: ignore[attr-defined, no-redef]
 
 __all__ = [
     "TESTED_VERSIONS",

@@ -18,6 +18,7 @@ from transformers.models.bark.generation_configuration_bark import (
 
 from bark_accel.patches.compat import no_init_weights
 
+
 @dataclass(frozen=True)
 class Layout:
     """Token layout and window lengths of a model family."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from bark_models import SMALL, build, stage_configs, texts
+from packaging import version
 from parity import accelerated_copy, assert_equal_to_stock, run
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
 
@@ -217,6 +218,8 @@ MODULE_CASES = [
 @pytest.mark.parametrize("change, stage, kind", MODULE_CASES)
 def test_changed_modules(small_model, change, stage, kind):
     """Reading weights past such a module would change the result silently."""
+    if change is another_layer and version.parse(transformers.__version__) < version.parse("4.57"):
+        pytest.skip("stock fails: it looks up a head mask for each layer of its config")
     stock, fast = copy.deepcopy(small_model), accelerated_copy(small_model, strict=False)
     plain = run(fast, 0, **INPUTS, **SHORT)[1]
     change(stock)
