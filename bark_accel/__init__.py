@@ -10,6 +10,7 @@ for chunk in stream(model, **inputs):  # or while it is generated
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .report import AccelerationError, AccelerationReport, FallbackKind, FallbackReason, StageReport
@@ -42,6 +43,7 @@ def accelerate_bark(
     strict: bool = False,
     speculate: bool | None = None,
     release_originals: bool = False,
+    fix_stock_bugs: bool | Iterable[str] = False,
 ) -> BarkModel:
     """Make one `BarkModel` instance generate faster, in place.
 
@@ -68,6 +70,9 @@ def accelerate_bark(
     release_originals : bool
         Free the transformers' own weights and keep only the smaller ones (16-bit embedding tables included). For good:
         `restore_bark`, `state_dict` and Transformers' own code raise from then on, as with `strict`.
+    fix_stock_bugs : bool or iterable of str
+        Bugs of Transformers' Bark to fix, all or by name; otherwise they are kept. `acceleration_report(model)` lists
+        the names, `bark_accel.patches.traps.STOCK_BUGS` says what each one is.
 
     Returns
     -------
@@ -80,8 +85,8 @@ def accelerate_bark(
         `model` is not a `BarkModel`.
     ValueError
         A model on the meta device, quantised by another library, of mixed or other dtypes, or already patched by
-        somebody else, or with released weights; an unknown `weights` or `backend`; `speculate=True` with int8 weights;
-        `release_originals` with weights "same".
+        somebody else, or with released weights; an unknown `weights` or `backend`, or an unknown name in
+        `fix_stock_bugs`; `speculate=True` with int8 weights; `release_originals` with weights "same".
     ImportError
         The compiled library is missing or was built for another torch; or this version of Transformers has other
         signatures than the ones tested.
@@ -89,7 +94,13 @@ def accelerate_bark(
     from .patches import apply
 
     return apply(
-        model, weights=weights, backend=backend, strict=strict, speculate=speculate, release_originals=release_originals
+        model,
+        weights=weights,
+        backend=backend,
+        strict=strict,
+        speculate=speculate,
+        release_originals=release_originals,
+        fix_stock_bugs=fix_stock_bugs,
     )
 
 

@@ -95,7 +95,8 @@ class AccelerationReport:
     """What `acceleration_report` returns; `str()` of it is a table.
 
     `fallbacks` are those that generations so far ran into; `kv_cache_bytes` is what is kept between calls;
-    `isa` is the instruction set of the compiled ops, or None where they are not used.
+    `isa` is the instruction set of the compiled ops, or None where they are not used; `stock_bugs` are the names that
+    `accelerate_bark(fix_stock_bugs=)` takes, each with whether it is fixed.
     """
 
     stages: tuple[StageReport, ...]
@@ -106,6 +107,7 @@ class AccelerationReport:
     threads: int
     kv_cache_bytes: int
     versions: dict[str, str]
+    stock_bugs: dict[str, bool]
 
     def __str__(self) -> str:
         header = ("stage", "ops", "dtype", "weights", "device", "copied", "drafts accepted")
@@ -118,6 +120,8 @@ class AccelerationReport:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         lines.append(f"backend {self.backend}, strict {self.strict}, isa {self.isa}, {self.threads} threads")
         lines.append(f"kv cache kept: {_mib(self.kv_cache_bytes)}; {versions}")
+        fixed, kept = ([n for n, is_fixed in self.stock_bugs.items() if is_fixed is which] for which in (True, False))
+        lines.append(f"stock's bugs fixed: {', '.join(fixed) or 'none'}; kept: {', '.join(kept) or 'none'}")
         lines += [f"blocked: {s.blocked_by}" for s in self.stages if s.blocked_by is not None]
         lines += [f"fell back: {reason}" for reason in self.fallbacks] or ["fell back: never"]
         return "\n".join(lines)

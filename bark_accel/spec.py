@@ -57,6 +57,8 @@ class CoarseSpec:
     max_input_tokens: int
     max_history_tokens: int
     window_tokens: int
+    codes_only: bool = False
+    """Whether the last codebook's ids end with its codes; in Transformers, they end with the vocabulary."""
 
     @property
     def tokens_per_semantic(self) -> float:

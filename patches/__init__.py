@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from .hook import CausalHook, Hook, Settings
 from .hooks import CoarseHook, FineHook, SemanticHook
 from .model_hook import SUBMODELS, ModelHook
 from .release import check_released, release
+from .traps import STOCK_BUGS, Traps
 
 _HOOKS: dict[str, type[Hook]] = {"semantic": SemanticHook, "coarse": CoarseHook, "fine": FineHook}
 _CLASSES = {
@@ -33,12 +35,20 @@ _TRANSIENT = {FallbackKind.TRAINING, FallbackKind.HOOKED_MODULE}
 
 
 def apply(
-    model: Any, *, weights: str, backend: str, strict: bool, speculate: bool | None, release_originals: bool
+    model: Any,
+    *,
+    weights: str,
+    backend: str,
+    strict: bool,
+    speculate: bool | None,
+    release_originals: bool,
+    fix_stock_bugs: bool | Iterable[str],
 ) -> BarkModel:
     """See `bark_accel.accelerate_bark`. Everything is checked before anything is patched."""
     _check_model(model)
     if weights not in WEIGHTS:
         raise ValueError(f"weights: expected one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}")
+    traps = Traps(fix_stock_bugs)
     _check_classes(model)
     _check_not_covered(model)
     _check_not_meta(model)
@@ -50,7 +60,7 @@ def apply(
         raise ValueError("speculate: expected None or False with weights='int8' (the drafts are int8), got True")
     if release_originals and weights == "same":
         raise ValueError("release_originals: expected weights='float16', 'bfloat16' or 'int8' with it, got 'same'")
-    settings = Settings(backend, FallbackLog(strict or release_originals), weights, speculate, release_originals)
+    settings = Settings(backend, FallbackLog(strict or release_originals), weights, speculate, release_originals, traps)
     hooks = _make_hooks(model, settings)
     for hook in (hooks["model"].codec, *(hooks[stage] for stage in SUBMODELS)):
         _check_extractable(hook)
@@ -111,6 +121,7 @@ def report(model: Any) -> AccelerationReport:
         isa=_isa() if native else None,
         threads=torch.get_num_threads(),
         kv_cache_bytes=settings.pool.nbytes,
+        stock_bugs={name: settings.traps.fixes(name) for name in STOCK_BUGS},
         versions={
             "bark_accel": bark_accel.__version__,
             "torch": torch.__version__,

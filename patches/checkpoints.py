@@ -13,13 +13,14 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import AutoModel, AutoProcessor, BarkConfig, BarkModel, GenerationConfig
-from transformers.initialization import no_init_weights
 from transformers.models.bark.generation_configuration_bark import (
     BarkCoarseGenerationConfig,
     BarkFineGenerationConfig,
     BarkSemanticGenerationConfig,
 )
 from transformers.utils import logging as transformers_logging
+
+from .compat import no_init_weights
 
 SHAPES = {
     "bark-small": {"num_layers": 12, "num_heads": 12, "hidden_size": 768},

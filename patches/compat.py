@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import transformers
+from torch import nn
 from transformers import BarkModel, GenerationMixin
 from transformers.models.bark import modeling_bark as hf
 
-TESTED_VERSIONS = ("5.0.0", "5.17.0", "5.23.0")
+try:
+    from transformers.initialization import no_init_weights
+except ImportError:  # Transformers 4
+    from transformers.modeling_utils import no_init_weights  # type: ignore[attr-defined, no-redef]
+
+__all__ = [
+    "TESTED_VERSIONS",
+    "check_signatures",
+    "layer_norm_eps",
+    "no_init_weights",
+    "prepare_generation",
+    "prompt_argument",
+    "run_with_loop",
+    "takes_return_dict",
+]
+
+TESTED_VERSIONS = ("4.46.3", "4.49.0", "4.52.4", "4.57.6", "5.0.0", "5.17.0", "5.23.0")
 
 # What the hooks replace or call, with the leading parameters they rely on. A tail of other parameters is allowed only
 # where the hook passes it on untouched.
@@ -77,20 +95,75 @@ def _differences() -> list[str]:
         got = tuple(inspect.signature(function).parameters)
         if got != expected:
             differences.append(f"{name} takes ({', '.join(got)}), expected ({', '.join(expected)})")
-    if not _takes_custom_loop():
-        differences.append("GenerationMixin.generate takes no callable custom_generate")
+    if not (_takes_custom_loop() or _runs_its_own_loop()):
+        differences.append("GenerationMixin.generate takes no callable custom_generate, nor calls self._sample")
     return differences
 
 
 @cache
 def _takes_custom_loop() -> bool:
+    """From Transformers 4.57 or so on."""
     parameter = inspect.signature(GenerationMixin.generate).parameters.get("custom_generate")
     return parameter is not None and "Callable" in str(parameter.annotation)
+
+
+@cache
+def _runs_its_own_loop() -> bool:
+    """Whether `generate` looks its token loop up on the instance, as it did before it took callables."""
+    return "_sample" in inspect.unwrap(GenerationMixin.generate).__code__.co_names
+
+
+@cache
+def takes_return_dict() -> bool:
+    """Whether Bark's stages unpack the tokens of a generation with `return_dict_in_generate=True`; before 5.0 they
+    fail."""
+    return "return_dict_in_generate" in inspect.unwrap(hf.BarkSemanticModel.generate).__code__.co_consts
 
 
 def prompt_argument(module: Any) -> str:
     """The name under which the model takes embeddings; older versions of Transformers miss an s."""
     return "inputs_embeds" if "inputs_embeds" in inspect.signature(type(module).forward).parameters else "input_embeds"
+
+
+def layer_norm_eps(module: nn.Module) -> float | None:
+    """The eps of a LayerNorm, None for any other class; before 4.57 the causal models have one of Transformers' own,
+    of a fixed eps."""
+    if type(module) is nn.LayerNorm:
+        return module.eps
+    return 1e-5 if type(module) is getattr(hf, "BarkLayerNorm", None) else None
+
+
+# The loops of `GenerationMixin` before it took callables, one for each way to generate.
+_LOOPS = (
+    "_sample",
+    "_beam_search",
+    "_group_beam_search",
+    "_constrained_beam_search",
+    "_contrastive_search",
+    "_assisted_decoding",
+    "_dola_decoding",
+)
+
+
+def run_with_loop(generate: Callable, module: Any, loop: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Call a `generate` of the module's class with `loop` where Transformers' own token loop would run.
+
+    Parameters
+    ----------
+    generate : callable (module, ...)
+        `GenerationMixin.generate`, or one that calls it.
+    loop : callable (model, input_ids, ..., **prepared)
+        Called with what would reach `GenerationMixin._sample`, or the loop of another way to generate.
+    """
+    if _takes_custom_loop():
+        return generate(module, *args, **{**kwargs, "custom_generate": loop})
+    # A throw-away object that shares everything with the module but the loops.
+    view = copy.copy(module)
+    vars(view).update({name: partial(loop, view) for name in _LOOPS})
+    try:
+        return generate(view, *args, **kwargs)
+    finally:
+        vars(view).clear()  # the view and its loops refer to each other
 
 
 class _Captured(Exception):
@@ -113,11 +186,11 @@ def prepare_generation(module: Any, *args: Any, **kwargs: Any) -> dict[str, Any]
         would reach `GenerationMixin._sample`.
     """
 
-    def capture(model: Any, input_ids: Any = None, **prepared: Any) -> None:
+    def capture(model: Any, input_ids: Any = None, *beams: Any, **prepared: Any) -> None:
         raise _Captured({"input_ids": input_ids, **prepared})
 
     try:
-        GenerationMixin.generate(module, *args, **{**kwargs, "custom_generate": capture})
+        run_with_loop(GenerationMixin.generate, module, capture, *args, **kwargs)
     except _Captured as captured:
         return captured.prepared
     raise AssertionError("GenerationMixin.generate returned without calling its loop")

@@ -33,6 +33,7 @@ from bark_accel.weights import (
     Upsampling,
 )
 
+from .compat import layer_norm_eps
 from .fallback import Fallback
 
 # Where the patched methods of a sub-model live.
@@ -166,10 +167,12 @@ def _linear(stage: str, module: Any) -> Linear:
 
 
 def _norm(stage: str, module: Any) -> Norm:
-    if _exact(stage, module, nn.LayerNorm).weight is None:
-        raise Fallback(stage, FallbackKind.REPLACED_MODULE, "a LayerNorm without weight")
+    eps = layer_norm_eps(module)
+    if eps is None or module.weight is None:
+        got = type(module).__name__
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"expected a LayerNorm with a weight, got {got}")
     bias = None if module.bias is None else module.bias.detach().float()
-    return Norm(module.weight.detach().float(), bias, module.eps)
+    return Norm(module.weight.detach().float(), bias, eps)
 
 
 def codec_weights(module: Any) -> CodecWeights:

@@ -17,6 +17,7 @@ from bark_accel.weights import TransformerWeights, map_tensors, tensors_of
 
 from . import extract
 from .fallback import Fallback
+from .traps import Traps
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Settings:
     precision: str = "same"
     speculate: bool | None = None
     release_originals: bool = False
+    traps: Traps = field(default_factory=Traps)
     pool: KVCachePool = field(default_factory=KVCachePool)
 
 

@@ -32,7 +32,7 @@ from . import extract
 from .compat import prompt_argument
 from .fallback import Fallback
 from .hook import CausalHook, Hook
-from .inputs import check_input_ids, read_history, warn_if_cut
+from .inputs import check_input_ids, read_history
 from .resolve import resolve_sampling
 
 
@@ -53,7 +53,7 @@ class SemanticHook(CausalHook):
         if config is None:
             return self.stock(input_ids, config, history_prompt, attention_mask, **kwargs)
         check_input_ids(input_ids, attention_mask, config.max_input_semantic_length)
-        warn_if_cut(input_ids, attention_mask, config.max_input_semantic_length)
+        self.settings.traps.check_text(input_ids, attention_mask, config.max_input_semantic_length)
         history = read_history(history_prompt, "semantic_prompt", rows=0, ids=semantic_ids(config))
         try:
             weights, spec, sampling = self.prepare(config, input_ids.shape[0], kwargs)
@@ -152,9 +152,11 @@ class CoarseHook(CausalHook):
             self.settings.log.record(fallback.reason)
             past = history or (None, None)
             prompt = preset_on(self.module, semantic_prompt=past[0], coarse_prompt=past[1])
+            if self.codes_only:
+                kwargs = {**kwargs, "suppress_tokens": self._suppressed(semantic, coarse, codebook_size, kwargs)}
             return self.stock(semantic_output, semantic, coarse, codebook_size, prompt, return_output_lengths, **kwargs)
         semantic_output.masked_fill_(semantic_output == semantic.semantic_pad_token, coarse.coarse_semantic_pad_token)
-        spec = extract.coarse_spec(semantic, coarse, codebook_size)
+        spec = self.spec(semantic, coarse, codebook_size)
         with self.started(weights, spec, sampling, semantic_output.shape[0], history) as (stage, state):
             stage.push(state, semantic_output.to(weights.device, torch.int64), final=True)
             _run_coarse(stage, state, kwargs.get("streamer"))
@@ -183,6 +185,19 @@ class CoarseHook(CausalHook):
             detail = f"eos_token_id={sampling.stop_tokens}, pad_token_id={sampling.pad_token}, expected none"
             raise Fallback(self.stage, FallbackKind.TOKEN_LAYOUT, detail)
         return weights, sampling
+
+    @property
+    def codes_only(self) -> bool:
+        return self.settings.traps.fixes("codes_beyond_codebook")
+
+    def spec(self, semantic: Any, coarse: Any, codebook_size: int) -> CoarseSpec:
+        return replace(extract.coarse_spec(semantic, coarse, codebook_size), codes_only=self.codes_only)
+
+    def _suppressed(self, semantic: Any, coarse: Any, codebook_size: int, kwargs: dict[str, Any]) -> list[int]:
+        """The caller's suppressed tokens and the ids beyond the last codebook, for Transformers' own loop."""
+        end = semantic.semantic_vocab_size + coarse.n_coarse_codebooks * codebook_size
+        given = kwargs.get("suppress_tokens", coarse.suppress_tokens)
+        return [*(given or []), *range(end, self.module.config.output_vocab_size)]
 
     @contextmanager
     def started(
@@ -230,7 +245,7 @@ class FineHook(Hook):
         semantic, coarse, fine = semantic_generation_config, coarse_generation_config, fine_generation_config
         if semantic is None or coarse is None or fine is None:
             return self.stock(coarse_output, semantic, coarse, fine, **kwargs)
-        temperature = fine_temperature(fine, kwargs)
+        temperature = self.settings.traps.fine_temperature(fine, kwargs)
         history = read_history(history_prompt, "fine_prompt", rows=fine.n_fine_codebooks, ids=codebook_size)
         if coarse_output.shape[1] == 0:
             return coarse_output.new_zeros(coarse_output.shape[0], fine.n_fine_codebooks, 0)
@@ -239,6 +254,7 @@ class FineHook(Hook):
         except Fallback as fallback:
             self.settings.log.record(fallback.reason)
             prompt = preset_on(self.module, fine_prompt=history)
+            kwargs = {**kwargs, "temperature": temperature}
             return self.stock(coarse_output, semantic, coarse, fine, codebook_size, prompt, **kwargs)
         stage = self.ready_stage(weights, extract.fine_spec(semantic, coarse, fine, codebook_size))
         return stage.run(coarse_output.to(weights.device), history, FineSampling(temperature))
@@ -250,14 +266,6 @@ class FineHook(Hook):
     def ready_stage(self, weights: TransformerWeights, spec: FineSpec) -> FineStage:
         """The stage on the weights that `prepare` gave."""
         return FineStage(self.converted(weights), extract.transformer_spec(self.module), spec, self.ops(weights.device))
-
-
-def fine_temperature(config: Any, kwargs: dict[str, Any]) -> float | None:
-    """The temperature of the fine stage; raises `ValueError` for one that cannot be divided by or drawn with."""
-    temperature = kwargs.get("temperature", config.temperature)
-    if temperature is not None and not temperature > 0:
-        raise ValueError(f"fine temperature: expected None or a number > 0, got {temperature}")
-    return temperature
 
 
 class CodecHook(Hook):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,14 +42,12 @@ def check_input_ids(input_ids: Any, attention_mask: Any, max_tokens: int) -> int
     return rows
 
 
-def warn_if_cut(input_ids: Tensor, attention_mask: Tensor | None, max_tokens: int) -> None:
-    """Say aloud that Bark will not read all of a text, which Transformers does silently."""
-    tokens = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
-    beyond = input_ids[:, max_tokens:] if attention_mask is None else attention_mask[:, max_tokens:]
-    if beyond.shape[1] and (attention_mask is None or bool(beyond.any())):
-        warnings.warn(
-            f"Bark reads {max_tokens} text tokens; a text of {tokens} is cut. Split it into sentences.", stacklevel=4
-        )
+def tokens_of_cut_text(input_ids: Tensor, attention_mask: Tensor | None, max_tokens: int) -> int | None:
+    """Tokens of the longest text, where Bark will not read all of one; None where it will."""
+    if attention_mask is None:
+        return input_ids.shape[1] if input_ids.shape[1] > max_tokens else None
+    cut = bool(attention_mask[:, max_tokens:].any())
+    return int(attention_mask.sum(1).max()) if cut else None
 
 
 def read_history(history: Any, key: str, *, rows: int, ids: int) -> Tensor | None:

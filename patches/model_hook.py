@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,8 +19,8 @@ from bark_accel.streamer import AudioSource, AudioStreamer
 
 from .fallback import Fallback
 from .hook import Hook, Settings
-from .hooks import CodecHook, fine_temperature, semantic_ids
-from .inputs import check_input_ids, read_history, warn_if_cut
+from .hooks import CodecHook, semantic_ids
+from .inputs import check_input_ids, read_history
 from .streaming import AudioGeneration, Request, StageHooks
 from .token_loop import TokenTap
 
@@ -44,7 +44,6 @@ class ModelHook(AudioSource):
         self.settings = settings
         self.codec = CodecHook(module.codec_model, settings)
         self.patched_submodels = [getattr(module, name) for name in SUBMODELS.values()]
-        self._warned: set[str] = set()
 
     @property
     def sampling_rate(self) -> int:
@@ -62,27 +61,48 @@ class ModelHook(AudioSource):
 
         With an `AudioStreamer` as `streamer`, the waveform is what was streamed: rows are silent after their end.
         """
+        config = kwargs.get("generation_config")
+        if config is not None and self.settings.traps.fixes("ignored_generation_config"):
+            del kwargs["generation_config"]
+            return self._with_config(config).generate(input_ids, history_prompt, return_output_lengths, **kwargs)
         streamer = kwargs.get("streamer")
         if isinstance(streamer, AudioStreamer):
             audio, lengths = self._stream(
                 streamer, input_ids, history_prompt, {k: v for k, v in kwargs.items() if k != "streamer"}
             )
             return (audio, lengths) if return_output_lengths else audio
-        preset = self._check(input_ids, history_prompt, kwargs)
+        preset, kwargs = self._check(input_ids, history_prompt, kwargs)
         return type(self.module).generate(self.module, input_ids, preset, return_output_lengths, **kwargs)
 
-    def _check(self, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any]) -> dict[str, Tensor] | None:
-        """Raise for bad input, before any work is done; returns the voice preset on the model's device."""
+    def _with_config(self, config: Any) -> ModelHook:
+        """A throw-away twin for one call, on a view of the model with another generation config."""
+        twin = copy.copy(self)
+        twin.module = copy.copy(self.module)
+        twin.module.generation_config = config
+        return twin
+
+    def _check(
+        self, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+        """Raise for bad input, before any work is done.
+
+        Returns the voice preset on the model's device, and the arguments with what is fixed of Transformers' bugs.
+        """
         semantic, coarse, fine = self.generation_configs()
         max_tokens = semantic.max_input_semantic_length
         rows = check_input_ids(input_ids, kwargs.get("attention_mask"), max_tokens)
         preset = self._preset(history_prompt, semantic, coarse, fine)
-        self._warn_ignored(semantic, kwargs)
-        fine_temperature(fine, stage_arguments(kwargs, "fine"))
+        traps = self.settings.traps
+        kwargs = traps.with_min_eos_p(semantic, kwargs)
+        if kwargs.get("generation_config") is not None:
+            traps.warn_once("BarkModel.generate ignores generation_config=; change model.generation_config instead")
+        if traps.fixes("cut_text"):
+            traps.check_text(input_ids, kwargs.get("attention_mask"), max_tokens)
+        traps.fine_temperature(fine, stage_arguments(kwargs, "fine"))
         self._check_hooked()
         if self.settings.log.strict:
             self._check_all_stages(semantic, coarse, rows, kwargs)
-        return preset
+        return preset, kwargs
 
     def _stream(
         self, streamer: AudioStreamer, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any]
@@ -98,7 +118,7 @@ class ModelHook(AudioSource):
             if streamer.sampling_rate != self.sampling_rate:
                 got = f"{streamer.sampling_rate}, this model has {self.sampling_rate}"
                 raise ValueError(f"streamer: expected one made for this model, got one with a sampling rate of {got}")
-            preset = self._check(input_ids, history_prompt, kwargs)
+            preset, kwargs = self._check(input_ids, history_prompt, kwargs)
             self._generate_audio(streamer, input_ids, preset, kwargs, emit)
         audio = torch.cat(chunks, dim=1) if chunks else torch.zeros(len(input_ids), 0)
         lengths = streamer.row_lengths_samples or [audio.shape[1]] * audio.shape[0]
@@ -129,7 +149,7 @@ class ModelHook(AudioSource):
                 kwargs = {**kwargs, "streamer": TokenTap(streamer.check)}
             self._generate_one_chunk(streamer, request, kwargs, emit)
             return
-        warn_if_cut(input_ids, mask, semantic.max_input_semantic_length)
+        self.settings.traps.check_text(input_ids, mask, semantic.max_input_semantic_length)
         generation.run()
 
     def _generate_one_chunk(
@@ -176,7 +196,7 @@ class ModelHook(AudioSource):
         """Raise `AccelerationError` for what a later stage could not do, before any work is done."""
         hooks = {stage: _stage_hook(getattr(self.module, name)) for stage, name in SUBMODELS.items()}
         codebook_size = self.module.generation_config.codebook_size
-        semantic_kwargs = {**stage_arguments(kwargs, "semantic"), "min_eos_p": kwargs.get("min_eos_p")}
+        semantic_kwargs = {"min_eos_p": kwargs.get("min_eos_p"), **stage_arguments(kwargs, "semantic")}
         try:
             hooks["semantic"].prepare(semantic, rows, semantic_kwargs)
             hooks["coarse"].prepare(semantic, coarse, codebook_size, rows, stage_arguments(kwargs, "coarse"))
@@ -192,10 +212,13 @@ class ModelHook(AudioSource):
             nested = getattr(config, name, None)
             if not isinstance(nested, Mapping):
                 raise ValueError(
-                    f"model.generation_config.{name}: expected a dict (BarkModel.generate needs the nested configs as "
+                    f"generation_config.{name}: expected a dict (BarkModel.generate needs the nested configs as "
                     f"dicts, as from_pretrained gives them), got {type(nested).__name__}"
                 )
             built.append(kind(**nested))
+        for name in ("codebook_size", "sample_rate"):
+            if not isinstance(getattr(config, name, None), int):
+                raise ValueError(f"generation_config.{name}: expected an int, got {getattr(config, name, None)!r}")
         return built
 
     def _preset(self, history: Any, semantic: Any, coarse: Any, fine: Any) -> dict[str, Tensor] | None:
@@ -206,20 +229,6 @@ class ModelHook(AudioSource):
             "fine_prompt": read_history(history, "fine_prompt", rows=fine.n_fine_codebooks, ids=codebook_size),
         }
         return None if history is None else {k: v.to(self.module.device) for k, v in parts.items() if v is not None}
-
-    def _warn_ignored(self, semantic: Any, kwargs: dict[str, Any]) -> None:
-        """Say aloud, once, what Transformers ignores silently."""
-        if semantic.min_eos_p is not None and kwargs.get("min_eos_p") is None:
-            self._warn_once(
-                "BarkModel.generate ignores generation_config.semantic_config['min_eos_p']; pass min_eos_p="
-            )
-        if "generation_config" in kwargs:
-            self._warn_once("BarkModel.generate ignores generation_config=; change model.generation_config instead")
-
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            warnings.warn(message, stacklevel=5)
 
     def _check_hooked(self) -> None:
         for stage, name in SUBMODELS.items():

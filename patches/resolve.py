@@ -11,7 +11,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from bark_accel.report import FallbackKind
 from bark_accel.sampling import SamplingConfig
 
-from .compat import prepare_generation
+from .compat import prepare_generation, takes_return_dict
 from .fallback import Fallback
 
 # Handled by the hooks themselves, or without effect on the tokens.
@@ -57,7 +57,10 @@ def resolve_sampling(
         **passed,
     )
     config = prepared["generation_config"]
-    _check_mode(stage, config, prepared)
+    _check_mode(stage, config, prepared, kwargs)
+    if not config.use_cache and "input_embeds" in fixed:
+        # Under its old name, the prompt is read only by generations that use a cache.
+        raise Fallback(stage, FallbackKind.ARGUMENTS, "use_cache=False")
     warpers = _read_processors(stage, prepared["logits_processor"], token_rules)
     max_length, stop_tokens = _read_criteria(stage, prepared["stopping_criteria"])
     pad = config._pad_token_tensor
@@ -77,12 +80,13 @@ def _check_arguments(stage: str, config: Any, kwargs: dict[str, Any], fixed: dic
         raise Fallback(stage, FallbackKind.ARGUMENTS, ", ".join(unknown))
 
 
-def _check_mode(stage: str, config: Any, prepared: dict[str, Any]) -> None:
+def _check_mode(stage: str, config: Any, prepared: dict[str, Any], kwargs: dict[str, Any]) -> None:
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) or config.num_return_sequences != 1:
         detail = f"{mode.value}, num_return_sequences={config.num_return_sequences}"
         raise Fallback(stage, FallbackKind.GENERATION_MODE, detail)
-    if config.return_dict_in_generate:
+    # As an argument it changes nothing: Bark's stages unpack the tokens and drop the rest.
+    if config.return_dict_in_generate and not (kwargs.get("return_dict_in_generate") and takes_return_dict()):
         raise Fallback(stage, FallbackKind.EXTRA_OUTPUTS, "return_dict_in_generate=True")
     if config.cache_implementation not in _CACHES:
         raise Fallback(stage, FallbackKind.ARGUMENTS, f"cache_implementation={config.cache_implementation!r}")

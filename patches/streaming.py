@@ -14,12 +14,14 @@ from bark_accel.pipeline import BarkPipeline, ChunkDecoder
 from bark_accel.policies import Exact, Hops, LowLatency, Policy, Preview, hop_growth
 from bark_accel.report import FallbackKind
 from bark_accel.sampling import TokenRange
+from bark_accel.stages.coarse import token_ranges
 from bark_accel.stages.fine import FineSampling
 from bark_accel.streamer import AudioStreamer
 
 from . import extract
+from .compat import run_with_loop
 from .fallback import Fallback
-from .hooks import CoarseHook, CodecHook, FineHook, SemanticHook, coarse_history, fine_temperature, preset_on
+from .hooks import CoarseHook, CodecHook, FineHook, SemanticHook, coarse_history, preset_on
 from .token_loop import BarkTokenRules, TokenLoop, TokenTap
 
 # What leaves no tokens to listen to.
@@ -64,7 +66,7 @@ class AudioGeneration:
         semantic, coarse, fine = request.configs
         size, rows = request.codebook_size, request.rows
         self._semantic_spec = extract.semantic_spec(semantic)
-        self._coarse_spec = extract.coarse_spec(semantic, coarse, size)
+        self._coarse_spec = hooks.coarse.spec(semantic, coarse, size)
         self._fine_spec = extract.fine_spec(semantic, coarse, fine, size)
         self._semantic = _Prepared(lambda: hooks.semantic.prepare(semantic, rows, self._kwargs("semantic")))
         self._coarse = _Prepared(lambda: hooks.coarse.prepare(semantic, coarse, size, rows, self._kwargs("coarse")))
@@ -142,23 +144,20 @@ class AudioGeneration:
             min_eos_p=kwargs.get("min_eos_p", config.min_eos_p),
             tap=tap,
         )
-        hook = self._hooks.semantic
-        preset = preset_on(hook.module, semantic_prompt=self._preset_part("semantic_prompt"))
+        module = self._hooks.semantic.module
+        preset = preset_on(module, semantic_prompt=self._preset_part("semantic_prompt"))
         request = self._request
-        return hook.stock(request.input_ids, config, preset, request.attention_mask, **_listened(kwargs, rules, tap))
+        return _run_listened(module, rules, tap, request.input_ids, config, preset, request.attention_mask, **kwargs)
 
     def _loop_coarse(self, semantic_tokens: Tensor) -> None:
         semantic, coarse, _ = self._request.configs
-        first = semantic.semantic_vocab_size
-        second = first + self._request.codebook_size
-        hook = self._hooks.coarse
-        end = hook.module.config.output_vocab_size
+        module = self._hooks.coarse.module
         tap = TokenTap(self._streamer.check, lambda tokens: self._decoder.push(tokens.to(self._device)))
-        rules = BarkTokenRules([TokenRange(first, second), TokenRange(second, end)], tap=tap)
+        rules = BarkTokenRules(token_ranges(self._coarse_spec, module.config.output_vocab_size), tap=tap)
         past = self._coarse_history() or (None, None)
-        preset = preset_on(hook.module, semantic_prompt=past[0], coarse_prompt=past[1])
-        size = self._request.codebook_size
-        hook.stock(semantic_tokens, semantic, coarse, size, preset, **_listened(self._kwargs("coarse"), rules, tap))
+        preset = preset_on(module, semantic_prompt=past[0], coarse_prompt=past[1])
+        arguments = (semantic_tokens, semantic, coarse, self._request.codebook_size, preset)
+        _run_listened(module, rules, tap, *arguments, **self._kwargs("coarse"))
         self._decoder.end()
         self._tell_lengths()
 
@@ -172,7 +171,7 @@ class AudioGeneration:
             return Preview(self._fine_spec, hops)
         fine = self._hooks.fine.ready_stage(self._hooks.fine.prepare(), self._fine_spec)
         history = self._preset_part("fine_prompt")
-        temperature = fine_temperature(self._request.configs[2], self._kwargs("fine"))
+        temperature = self._hooks.fine.settings.traps.fine_temperature(self._request.configs[2], self._kwargs("fine"))
         sampling = FineSampling(temperature, before_pass=streamer.check)
         if streamer.policy == "exact":
             return Exact(fine, self._fine_spec, history, sampling, self._upcoming_generator())
@@ -204,6 +203,7 @@ class _Prepared:
             self.fallback = fallback
 
 
-def _listened(kwargs: dict[str, Any], rules: BarkTokenRules, tap: TokenTap) -> dict[str, Any]:
-    passed = {k: v for k, v in kwargs.items() if k != "logits_processor"}
-    return {**passed, "custom_generate": TokenLoop(rules, tap, kwargs.get("logits_processor") or [])}
+def _run_listened(module: Any, rules: BarkTokenRules, tap: TokenTap, *args: Any, **kwargs: Any) -> Any:
+    """A stage in Transformers' own loop, with an ear for its tokens."""
+    loop = TokenLoop(rules, tap, kwargs.pop("logits_processor", None) or [])
+    return run_with_loop(type(module).generate, module, loop, *args, **kwargs)

@@ -106,7 +106,7 @@ class BarkTokenRules(LogitsProcessor):
 
 
 class TokenLoop:
-    """Pass it as `custom_generate` to a sub-model's own `generate`: Transformers' sampling loop, listened to.
+    """Transformers' sampling loop, listened to: for `run_with_loop`.
 
     Everything is prepared by Transformers; `rules` takes the place of Bark's own processors, `extra` processors follow.
     """
@@ -119,7 +119,8 @@ class TokenLoop:
     def __call__(self, model: Any, input_ids: Tensor, logits_processor: Any = None, **prepared: Any) -> Any:
         self._rules.start(input_ids.shape[1])
         processors = LogitsProcessorList(self._replaced(list(logits_processor)))
-        return model._sample(input_ids, logits_processor=processors, streamer=self._tap, **prepared)
+        prepared |= {"logits_processor": processors, "streamer": self._tap}
+        return type(model)._sample(model, input_ids, **prepared)
 
     def _replaced(self, processors: list[Any]) -> list[Any]:
         last = next(i for i, p in enumerate(processors) if type(p) in _OWN_RULES)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import BarkConfig, BarkModel, GenerationConfig
+from transformers import AutoModel, BarkConfig, BarkModel, GenerationConfig
 from transformers.models.bark.generation_configuration_bark import (
     BarkCoarseGenerationConfig,
     BarkFineGenerationConfig,
     BarkSemanticGenerationConfig,
 )
+
+from bark_accel.patches.compat import no_init_weights
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def build(
         fine_acoustics_config={**body, "input_vocab_size": fine_vocab, "output_vocab_size": fine_vocab},
         codec_config={"num_filters": filters, "codebook_size": layout.codebook_size},
     )
-    model = BarkModel(config).eval()
+    model = _random_model(config).eval()
     with torch.no_grad():
         for parameter in (p for s in submodels(model) for p in s.parameters()):
             if parameter.ndim == 2:
@@ -91,6 +93,25 @@ def build(
             quantizer.codebook.embed.normal_()
     model.generation_config = generation_config(layout, **generation)
     return model.to(dtype)
+
+
+def _random_model(config: BarkConfig) -> BarkModel:
+    """`BarkModel(config)`, drawn here where Transformers stumbles over a LayerNorm without bias (4.57)."""
+    try:
+        return BarkModel(config)
+    except AttributeError:
+        if config.semantic_config.bias:
+            raise
+    with no_init_weights():
+        model = BarkModel(config)
+    model.codec_model = AutoModel.from_config(config.codec_config)
+    with torch.no_grad():
+        for module in (part for stage in submodels(model) for part in stage.modules()):
+            if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+                module.weight.normal_(0, 0.02)
+            elif isinstance(module, torch.nn.LayerNorm):
+                module.reset_parameters()
+    return model
 
 
 def submodels(model: BarkModel) -> list:

@@ -66,10 +66,7 @@ class CoarseStage:
         self._model = model
         self._spec = spec
         self._draft = draft
-        first = spec.semantic_vocab_size
-        second = first + spec.codebook_size
-        # The second codebook may draw every id up to the end of the vocabulary, as in Transformers.
-        self._allowed = (TokenRange(first, second), TokenRange(second, model.spec.output_vocab_size))
+        self._allowed = token_ranges(spec, model.spec.output_vocab_size)
 
     def start(
         self, batch_size: int, history: tuple[Tensor, Tensor] | None, sampling: SamplingConfig, cache: KVCache
@@ -161,6 +158,17 @@ class CoarseStage:
             raise ValueError("coarse: expected a state whose first window is open, got one before its first step")
         infer = prompt.semantic.new_full((prompt.semantic.shape[0], 1), self._spec.infer_token)
         return torch.cat([prompt.semantic, infer, state.coarse[:, prompt.coarse_start :]], dim=1)
+
+
+def token_ranges(spec: CoarseSpec, vocab_size: int) -> tuple[TokenRange, TokenRange]:
+    """The ids of each codebook among `vocab_size`.
+
+    Without `codes_only`, the second one's go on to the end: `AlternatingCodebooksLogitsProcessor` of Transformers.
+    """
+    first = spec.semantic_vocab_size
+    second = first + spec.codebook_size
+    end = second + spec.codebook_size if spec.codes_only else vocab_size
+    return TokenRange(first, second), TokenRange(second, min(end, vocab_size))
 
 
 def row_lengths(spec: CoarseSpec, semantic_tokens: Tensor) -> Tensor:

@@ -131,9 +131,10 @@ def test_other_signatures_are_refused(small_model, monkeypatch):
     assert_untouched(model)
 
 
-def test_transformers_without_custom_loops_is_refused(small_model, monkeypatch):
+def test_transformers_whose_loop_cannot_be_reached_is_refused(small_model, monkeypatch):
     monkeypatch.setattr(compat, "_takes_custom_loop", lambda: False)
-    with pytest.raises(ImportError, match="takes no callable custom_generate"):
+    monkeypatch.setattr(compat, "_runs_its_own_loop", lambda: False)
+    with pytest.raises(ImportError, match=r"takes no callable custom_generate, nor calls self\._sample"):
         accelerate_bark(copy.deepcopy(small_model))
 
 

@@ -163,7 +163,8 @@ def edit_data(model):
 
 
 def change_eps(model):
-    for layer in model.semantic.layers:
+    # Only the fine stage has torch's own LayerNorm in every version of Transformers.
+    for layer in (*model.semantic.layers, *model.fine_acoustics.layers):
         layer.layernorm_1.eps = 0.5
 
 
