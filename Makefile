@@ -20,7 +20,7 @@ help:
 	@echo "make demo   one utterance, stock and accelerated"
 	@echo "make test   run the tests"
 	@echo "make sanitize  the CPU kernels of every instruction set under ASan, UBSan and TSan"
-	@echo "make bench  compare every op and stage with stock"
+	@echo "make bench  compare ops, steps, stages, whole generations, streams and memory with stock (an hour)"
 	@echo "make cuda-check  compile and link the CUDA kernels (nvcc needed, no GPU)"
 	@echo "make gpu    on a machine with a GPU: build, parity, benchmarks (GPU_PYTHON=$(GPU_PYTHON))"
 	@echo "make lint   ruff, clang-format, mypy"
@@ -54,8 +54,12 @@ sanitize: setup
 	BARK_ACCEL_SANITIZE=all $(BIN)/python -m pytest tests/cpp/test_cpu_kernels.py
 
 bench: setup
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=group \
-	  --benchmark-columns=median,iqr,rounds
+	mkdir -p build
+	$(BIN)/python -m pytest benchmarks -q --benchmark-only --benchmark-json=build/bench.json
+	$(BIN)/python benchmarks/summarise.py build/bench.json benchmarks/results/cpu_steps.json
+	$(BIN)/python benchmarks/quality.py --json benchmarks/results/cpu_quality.json
+	$(BIN)/python benchmarks/memory.py --json benchmarks/results/cpu_memory.json
+	$(BIN)/python benchmarks/generation.py --suite --json benchmarks/results/cpu_generation.json --plot docs/streaming.png
 
 lint: setup
 	$(BIN)/ruff check .

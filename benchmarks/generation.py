@@ -1,9 +1,11 @@
 """Whole generations, stock and accelerated in turns in one process: seconds per stage, and when the first sound comes.
 
+python benchmarks/generation.py --suite --json benchmarks/results/cpu_generation.json
 python benchmarks/generation.py --seconds 5 --json benchmarks/results/cpu_generation.json
 python benchmarks/generation.py --json benchmarks/results/cpu_generation.json --plot docs/streaming.png
 
-The first form measures stock and every mode and adds a record to the file; the second draws what is there.
+The first form measures all the cases below, the second one case; each adds its record to the file as soon as it is
+done. The third draws what is there.
 """
 
 from __future__ import annotations
@@ -61,6 +63,22 @@ class Case:
     shape: str
 
 
+PRECISIONS = ("float32", "float16", "int8")
+# The cases, the streams of them, how often.
+SUITE = (
+    (Case(5, False, 1, "bark-small"), ("preview", "low_latency", "exact"), 3),
+    (Case(10, True, 1, "bark-small"), ("preview", "preview, interleave", "low_latency, interleave"), 1),
+    (Case(10, False, 1, "bark-small"), ("preview", "low_latency", "low_latency, interleave"), 1),
+    (Case(5, True, 1, "bark-small"), ("preview, interleave",), 1),
+    (Case(2, False, 1, "bark-small"), ("preview", "low_latency", "exact"), 3),
+    (Case(14, False, 1, "bark-small"), ("preview", "low_latency"), 1),
+    (Case(2, False, 8, "bark-small"), (), 1),
+    (Case(2, False, 4, "bark-small"), (), 1),
+    (Case(2, False, 1, "bark"), (), 1),
+)
+STREAMED = ("float32", "int8")
+
+
 def full_preset() -> dict[str, torch.Tensor]:
     rng = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 1024, (8, 600), generator=rng)
@@ -92,7 +110,7 @@ def measure(case: Case, modes: Sequence[str], streams: Sequence[str], repeats: i
             print(f"{name}: {runs[name][-1].total_s:.2f} s", flush=True)
         for mode in modes:
             differences[mode] += token_differences(runs["stock"][-1], runs[mode][-1])
-            for stream in streams:
+            for stream in streams if mode in STREAMED else ():
                 timeline = run_stream(models[mode], STREAMS[stream], arguments)
                 timelines.setdefault(f"{mode}, {stream}", []).append(timeline)
                 print(
@@ -159,16 +177,20 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, help="length of the utterance; without it nothing is measured")
+    parser.add_argument("--suite", action="store_true", help="all the cases of the README")
+    parser.add_argument("--seconds", type=float, help="measure one case of this length")
     parser.add_argument("--preset", action="store_true", help="with a full-size voice preset")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--shape", default="bark-small")
-    parser.add_argument("--modes", default="float32,float16,int8", help=f"of {', '.join(MODES)}", type=_names)
+    parser.add_argument("--modes", default=",".join(PRECISIONS), help=f"of {', '.join(MODES)}", type=_names)
     parser.add_argument("--streams", default="", help=f"of {'; '.join(STREAMS)} (separated by ;)", type=_streams)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
+    for case, streams, repeats in SUITE if options.suite else ():
+        print(case, flush=True)
+        add_record(options.json, measure(case, PRECISIONS, streams, repeats))
     if options.seconds is not None:
         case = Case(options.seconds, options.preset, options.batch, options.shape)
         add_record(options.json, measure(case, options.modes, options.streams, options.repeats))
