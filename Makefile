@@ -59,7 +59,7 @@ bench: setup
 	$(BIN)/python benchmarks/summarise.py build/bench.json benchmarks/results/cpu_steps.json
 	$(BIN)/python benchmarks/quality.py --json benchmarks/results/cpu_quality.json
 	$(BIN)/python benchmarks/memory.py --json benchmarks/results/cpu_memory.json
-	$(BIN)/python benchmarks/generation.py --suite --json benchmarks/results/cpu_generation.json --plot docs/streaming.png
+	$(BIN)/python benchmarks/generation.py --suite --json benchmarks/results/cpu_generation.json --plots docs
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 python benchmarks/generation.py --suite --json benchmarks/results/cpu_generation.json
 python benchmarks/generation.py --seconds 5 --json benchmarks/results/cpu_generation.json
-python benchmarks/generation.py --json benchmarks/results/cpu_generation.json --plot docs/streaming.png
+python benchmarks/generation.py --json benchmarks/results/cpu_generation.json --plots docs
 
 The first form measures all the cases below, the second one case; each adds its record to the file as soon as it is
 done. The third draws what is there.
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timeline import Timeline, run_stream, save_timeline
+from plots import save_stages, save_timeline
+from timeline import Timeline, run_stream
 from transformers import BarkModel
 
 from bark_accel import accelerate_bark, acceleration_report
@@ -186,7 +187,7 @@ def main() -> None:
     parser.add_argument("--streams", default="", help=f"of {'; '.join(STREAMS)} (separated by ;)", type=_streams)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--plots", type=Path, help="folder for stage_times.png and streaming.png")
     options = parser.parse_args()
     for case, streams, repeats in SUITE if options.suite else ():
         print(case, flush=True)
@@ -194,8 +195,14 @@ def main() -> None:
     if options.seconds is not None:
         case = Case(options.seconds, options.preset, options.batch, options.shape)
         add_record(options.json, measure(case, options.modes, options.streams, options.repeats))
-    if options.plot is not None:
-        save_timeline(options.plot, [r for r in read_records(options.json) if r["streams"]])
+    if options.plots is not None:
+        save_plots(options.plots, read_records(options.json))
+
+
+def save_plots(folder: Path, records: list[dict[str, Any]]) -> None:
+    """The stages of the 5 s utterance without a preset, and all streams."""
+    save_stages(folder / "stage_times.png", next(r for r in records if (r["seconds"], r["preset"]) == (5, False)))
+    save_timeline(folder / "streaming.png", [r for r in records if r["streams"]])
 
 
 def _names(text: str) -> list[str]:
