@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from . import op_checks
 from .spec import TransformerSpec
 
 
@@ -87,7 +88,7 @@ class KVCachePool:
                 )
         keys, values, length = idle
         length.zero_()
-        if device.type != "cpu":
+        if not op_checks.on_host(length):
             # Attention over the whole cache multiplies what is not valid yet by zero: NaN would stay.
             keys.zero_()
             values.zero_()
