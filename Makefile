@@ -75,8 +75,10 @@ cuda-check: setup
 
 gpu:
 	BARK_ACCEL_CUDA=1 MAX_JOBS=$(GPU_JOBS) $(GPU_PYTHON) setup.py build_ext --inplace -q
-	BARK_ACCEL_NEEDS_GPU=1 timeout 150 $(GPU_PYTHON) -m pytest tests/gpu -q -rs -x
-	$(GPU_PYTHON) benchmarks/gpu.py --seconds $(GPU_SECONDS)
+	status=0; \
+	BARK_ACCEL_NEEDS_GPU=1 timeout 180 $(GPU_PYTHON) -m pytest tests/gpu -q -rs || status=$$?; \
+	$(GPU_PYTHON) benchmarks/gpu.py --seconds $(GPU_SECONDS) || status=$$?; \
+	exit $$status
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info bark_accel/_C*.so demo_out

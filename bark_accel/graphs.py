@@ -53,13 +53,14 @@ class CudaRecorder:
         self._device = device
         # A stream of its own, for cuBLAS keeps one workspace a stream: graphs of two recorders may run side by side.
         self._stream = torch.cuda.Stream(device)
+        self._warm_up_stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
         """Raises `RuntimeError` where the step cannot be captured."""
         with _capture_lock, torch.cuda.device(self._device):
             # Elsewhere than on the capturing stream, so that what is allocated once a stream is part of the pool.
-            side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+            side, current = self._warm_up_stream, torch.cuda.current_stream()
             side.wait_stream(current)
             with torch.cuda.stream(side):
                 step()

@@ -27,7 +27,7 @@ class Lookahead(Protocol):
         Parameters
         ----------
         last : Tensor [B] int64
-            The token before, which is not in the cache yet.
+            The token before, on the host or the device, which is not in the cache yet.
         allowed : callable
             The ids that the i-th token from now on may take.
         limit : int

@@ -61,6 +61,7 @@ class Speculation:
         """See `Lookahead`."""
         if not self._ahead:
             limit = min(limit, cache.capacity - cache.position)
+            last = last.to(cache.length.device)
             self._ahead.extend(self._round(last[:, None], cache, sampler, allowed, limit))
         return self._ahead.popleft()
 

@@ -84,10 +84,11 @@ class SemanticStage:
         if state.prompt is not None:
             prompt, state.prompt = state.prompt, None
             return state.sampler.draw(self._model.prefill_logits(prompt, state.cache, rows), self._allowed)
-        last = state.tokens[-1].to(self._model.weights.device)
+        last = state.tokens[-1]
         if state.lookahead is not None:
             limit = state.sampler.config.max_new_tokens - len(state.tokens)
             return state.lookahead.next_token(last, state.cache, state.sampler, lambda i: self._allowed, limit)
+        last = last.to(self._model.weights.device)
         logits = self._model.next_logits(last[:, None], state.cache, rows)
         return state.sampler.draw(logits, self._allowed)
 

@@ -142,8 +142,7 @@ def test_a_graphed_token_allocates_nothing(device: torch.device) -> None:
         before = torch.cuda.memory_stats()["allocation.all.allocated"]
         fast.semantic.generate(**inputs(1, device), **semantic_config(fast), **options, max_new_tokens=tokens)
         counts.append(torch.cuda.memory_stats()["allocation.all.allocated"] - before)
-    # A look every few tokens takes one tensor, and its comparisons some more.
-    assert counts[2] - counts[1] < 40 / graphs.EOS_CHECK_TOKENS * 10
+    assert counts[2] - counts[1] <= 3 * 40 / graphs.EOS_CHECK_TOKENS  # a few at each look for the end
 
 
 def semantic_config(model: Any) -> dict[str, Any]:
