@@ -10,7 +10,7 @@ import torch
 from bark_models import SMALL, build, preset, texts
 from parity import accelerated_copy, assert_same_tokens, run
 
-from bark_accel import AudioStreamer, acceleration_report, graphs
+from bark_accel import AudioStreamer, FallbackKind, accelerate_bark, acceleration_report, graphs
 from bark_accel.generators import default_generator
 
 TOKEN_STAGES = ("semantic", "coarse", "fine")
@@ -172,3 +172,15 @@ def test_scores_that_are_not_numbers_are_refused(device: torch.device, backend: 
     model.coarse_acoustics.lm_head.weight.data[SMALL.semantic_vocab + SMALL.codebook_size + 3] = torch.nan
     with pytest.raises(ValueError, match=r"without NaN .* got one in row 0"):
         model.generate(**inputs(1, device))
+
+
+@pytest.mark.needs_gpu
+def test_offloaded_models_run_stock_and_say_why() -> None:
+    pytest.importorskip("accelerate")
+    stock, fast = build(SMALL), accelerate_bark(build(SMALL))
+    for model in (stock, fast):
+        model.enable_cpu_offload()
+    given: dict[str, Any] = {**texts(SMALL, [9]), "semantic_max_new_tokens": 12}
+    expected, got = (run(model, 0, **given)[0] for model in (stock, fast))
+    assert_same_tokens("coarse", expected["coarse"], got["coarse"])
+    assert {reason.kind for reason in acceleration_report(fast).fallbacks} == {FallbackKind.HOOKED_MODULE}
