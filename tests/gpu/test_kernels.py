@@ -143,7 +143,11 @@ def test_decode_step_in_a_graph_follows_ids_and_length(native: Any, device: torc
     captured = torch.empty(1, 1, len(inputs[5]), device=device)
     recorder = graphs.make_recorder(device)
     assert recorder is not None
-    replay = recorder.record(lambda: captured.copy_(native.decode_step(*inputs)) and None, None)
+
+    def step() -> None:
+        captured.copy_(native.decode_step(*inputs))
+
+    replay = recorder.record(step, None)
     for position in (3, 600, 1023):
         ids.random_(0, 1024)
         length.fill_(position)
