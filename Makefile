@@ -12,6 +12,9 @@ TEST_DATA_STAMP := $(VENV)/.test-data
 
 # The Python of a machine with a GPU: its own torch with CUDA, Transformers, pytest, accelerate, nvcc.
 GPU_PYTHON ?= python3
+GPU_JOBS ?= 8
+# For the measurements; build and parity tests come before them.
+GPU_SECONDS ?= 300
 
 .PHONY: help setup demo test sanitize bench lint cuda-check gpu clean
 
@@ -71,9 +74,11 @@ cuda-check: setup
 	.ci/cuda_check $(BIN)/python
 
 gpu:
-	BARK_ACCEL_CUDA=1 $(GPU_PYTHON) setup.py build_ext --inplace -q
-	$(GPU_PYTHON) -m pytest tests/gpu -q -rs
-	$(GPU_PYTHON) benchmarks/gpu.py
+	BARK_ACCEL_CUDA=1 MAX_JOBS=$(GPU_JOBS) $(GPU_PYTHON) setup.py build_ext --inplace -q
+	status=0; \
+	BARK_ACCEL_NEEDS_GPU=1 timeout 180 $(GPU_PYTHON) -m pytest tests/gpu -q -rs || status=$$?; \
+	$(GPU_PYTHON) benchmarks/gpu.py --seconds $(GPU_SECONDS) || status=$$?; \
+	exit $$status
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info bark_accel/_C*.so demo_out

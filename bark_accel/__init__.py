@@ -44,6 +44,8 @@ def accelerate_bark(
     speculate: bool | None = None,
     release_originals: bool = False,
     fix_stock_bugs: bool | Iterable[str] = False,
+    cuda_graphs: bool = True,
+    attention: str = "sdpa",
 ) -> BarkModel:
     """Make one `BarkModel` instance generate faster, in place.
 
@@ -59,8 +61,8 @@ def accelerate_bark(
         Precision of the matrices: the model's own, or a smaller one, which is faster and changes the result: the
         smaller copies stand beside the model's own weights.
     backend : {"auto", "native", "torch"}
-        `"native"` uses the compiled ops (CPU), `"torch"` plain torch on any device, `"auto"` the compiled ops where
-        they exist.
+        `"native"` uses the compiled ops (CPU, or CUDA where they were built for it), `"torch"` plain torch on any
+        device, `"auto"` the compiled ops where they exist.
     strict : bool
         Raise `AccelerationError` where a call would otherwise fall back to Transformers' own code.
     speculate : bool, optional
@@ -73,6 +75,13 @@ def accelerate_bark(
     fix_stock_bugs : bool or iterable of str
         Bugs of Transformers' Bark to fix, all or by name; otherwise they are kept. `acceleration_report(model)` lists
         the names, `bark_accel.patches.traps.STOCK_BUGS` says what each one is.
+    cuda_graphs : bool
+        On an NVIDIA GPU, replay the decode step of the two causal stages as a CUDA graph, for up to 16 rows; recorded
+        when a batch size, sampling option or place of the weights is new, and kept. The tokens stay the same.
+        Without effect on other devices, and where `speculate` drafts.
+    attention : {"sdpa", "flash_attn"}
+        Of blocks of tokens (prompts, the fine stage) with weights of 16 bits or fewer on an NVIDIA GPU: torch's own,
+        or the `flash-attn` package's.
 
     Returns
     -------
@@ -85,11 +94,12 @@ def accelerate_bark(
         `model` is not a `BarkModel`.
     ValueError
         A model on the meta device, quantised by another library, of mixed or other dtypes, or already patched by
-        somebody else, or with released weights; an unknown `weights` or `backend`, or an unknown name in
-        `fix_stock_bugs`; `speculate=True` with int8 weights; `release_originals` with weights "same".
+        somebody else, or with released weights; an unknown `weights`, `backend` or `attention`, or an unknown name in
+        `fix_stock_bugs`; `speculate=True` with int8 weights; `release_originals` with weights "same"; an `attention`
+        that is of no use for this model.
     ImportError
-        The compiled library is missing or was built for another torch; or this version of Transformers has other
-        signatures than the ones tested.
+        The compiled library is missing or was built for another torch; this version of Transformers has other
+        signatures than the ones tested; or `flash-attn` was asked for and is missing.
     """
     from .patches import apply
 
@@ -101,6 +111,8 @@ def accelerate_bark(
         speculate=speculate,
         release_originals=release_originals,
         fix_stock_bugs=fix_stock_bugs,
+        cuda_graphs=cuda_graphs,
+        attention=attention,
     )
 
 

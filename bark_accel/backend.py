@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from types import SimpleNamespace
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -116,8 +117,17 @@ def check_backend(backend: str, device: torch.device) -> None:
         load()
 
 
-def get_ops(backend: str, device: torch.device) -> Ops:
-    """The op module for a device."""
+def get_ops(backend: str, device: torch.device, attention: str = "sdpa") -> Ops:
+    """The ops for a device; `attention`, one of `flash_attention.ATTENTIONS`, is for GPUs."""
+    ops = _op_module(backend, device)
+    if attention == "sdpa" or device.type != "cuda":
+        return ops
+    from . import flash_attention
+
+    return cast(Ops, SimpleNamespace(**{**vars(ops), "int16_attention": flash_attention.int16_attention}))
+
+
+def _op_module(backend: str, device: torch.device) -> Ops:
     if not runs_natively(backend, device):
         from . import torch_ops
 

@@ -6,6 +6,9 @@ whatever the dtype of the weights.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,13 +51,17 @@ class CausalModel:
         IndexError
             The model has no such positions (Transformers fails there too).
         """
-        table = self.weights.positions
-        if start + tokens > table.shape[0]:
+        self.check_room(start, tokens)
+        return self.weights.positions[start : start + tokens].float()
+
+    def check_room(self, start: int, tokens: int) -> None:
+        """Raise as `positions` does."""
+        limit = self.weights.positions.shape[0]
+        if start + tokens > limit:
             raise IndexError(
-                f"bark_accel: expected at most {table.shape[0]} positions (block_size), got {start} in the cache plus "
+                f"bark_accel: expected at most {limit} positions (block_size), got {start} in the cache plus "
                 f"{tokens} new; ask for fewer new tokens"
             )
-        return table[start : start + tokens].float()
 
     def next_logits(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:
         """Append tokens [B, T] to the cache; scores [B, rows] float32 of what follows the last one."""
@@ -71,9 +78,15 @@ class CausalModel:
 
     def decode(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:
         """Append tokens [B, T], at most `MAX_DECODE_ROWS` in all; scores [B, T, rows] float32 after each of them."""
-        self.positions(cache.position, ids.shape[1])
+        self.check_room(cache.position, ids.shape[1])
+        logits = self.step_logits(ids, cache, rows)
+        cache.advance(ids.shape[1])
+        return logits
+
+    def step_logits(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:
+        """As `decode`, by the cache's length on the device alone; the caller makes sure of room and counts."""
         head = output_rows(self.weights.heads[0], rows.start, rows.stop)
-        logits = self._ops.decode_step(
+        return self._ops.decode_step(
             ids,
             self.weights.token_tables[0],
             self.weights.positions,
@@ -86,8 +99,24 @@ class CausalModel:
             cache.values,
             cache.length,
         )
-        cache.advance(ids.shape[1])
-        return logits
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        """What a step reads where it stands: tables, matrices, their scales."""
+        head = self.weights.heads[0]
+        tensors = [self.weights.token_tables[0], self.weights.positions, head.weight, head.scales, *self._flat]
+        return [t for t in tensors if t is not None and t.dim() > 1]
+
+    @property
+    def vectors(self) -> list[Tensor]:
+        """LayerNorms and biases of a step, float32: of a 16-bit model copies, made anew at every call."""
+        return [t for t in self._flat if t is not None and t.dim() == 1]
+
+    def with_vectors(self, vectors: Sequence[Tensor]) -> CausalModel:
+        """The same model, whose steps read `vectors` instead of its own."""
+        model, replacement = copy.copy(self), iter(vectors)
+        model._flat = [next(replacement) if t is not None and t.dim() == 1 else t for t in self._flat]
+        return model
 
 
 def flat_weights(weights: TransformerWeights) -> list[Tensor | None]:

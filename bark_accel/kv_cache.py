@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from . import op_checks
 from .spec import TransformerSpec
 
 
@@ -47,7 +48,7 @@ class KVCachePool:
     Two generations at once each get a buffer of their own. A copied or unpickled pool starts empty.
     """
 
-    _idle: tuple[Tensor, Tensor] | None = None
+    _idle: tuple[Tensor, Tensor, Tensor] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __getstate__(self) -> dict:
@@ -70,7 +71,10 @@ class KVCachePool:
     def borrow(
         self, spec: TransformerSpec, batch_size: int, dtype: torch.dtype, device: torch.device
     ) -> Iterator[KVCache]:
-        """Lend an empty cache of capacity `spec.block_size` for `batch_size` rows."""
+        """Lend an empty cache of capacity `spec.block_size` for `batch_size` rows.
+
+        The same three tensors come back as long as nothing else is asked for: CUDA graphs rely on their addresses.
+        """
         with self._lock:
             idle, self._idle = self._idle, None
         shape = (spec.num_layers, batch_size, spec.num_heads, spec.block_size, spec.head_size)
@@ -80,16 +84,20 @@ class KVCachePool:
                 idle = (
                     torch.empty(shape, dtype=dtype, device=device),
                     torch.empty(shape, dtype=dtype, device=device),
+                    torch.zeros(1, dtype=torch.int64, device=device),
                 )
-        keys, values = idle
-        with torch.inference_mode(False):
-            length = torch.zeros(1, dtype=torch.int64, device=device)
+        keys, values, length = idle
+        length.zero_()
+        if not op_checks.on_host(length):
+            # Attention over the whole cache multiplies what is not valid yet by zero: NaN would stay.
+            keys.zero_()
+            values.zero_()
         try:
             yield KVCache(keys[:, :batch_size], values[:, :batch_size], length)
         finally:
             with self._lock:
                 if self._idle is None or self._idle[0].numel() <= keys.numel():
-                    self._idle = (keys, values)
+                    self._idle = idle
 
 
 def _fits(held: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:

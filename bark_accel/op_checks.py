@@ -1,4 +1,8 @@
-"""What the plain-torch ops refuse: the compiled ops check the same in csrc/checks.h and csrc/cpu/."""
+"""What the plain-torch ops refuse: the compiled ops check the same in csrc/checks.h and csrc/cpu/.
+
+What only a look at the data can tell (ids, lengths) is refused where the look is free, on the CPU. Elsewhere it would
+wait for the device at every token, and cannot be had while a CUDA graph is captured.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,20 @@ from .weights import INT8_GROUP
 
 NEG_INF = float("-inf")
 MAX_HEAD_SIZE = 256  # of int16_attention
+
+
+# Of rows that cannot be sampled, as in csrc/kernels/params.h.
+NOT_FINITE, ALL_MASKED, BAD_NOISE = 1, 2, 3
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether its data can be looked at without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+def is_capturing(tensor: Tensor) -> bool:
+    """Whether what is done to it is recorded for a CUDA graph instead of computed."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def require(condition: bool, op: str, message: str) -> None:
@@ -86,6 +104,8 @@ def check_decode_inputs(
 def _check_ids(op: str, ids: Tensor, vocabulary: int) -> None:
     require(ids.dim() == 2, op, f"expected ids of shape [B, T], got {list(ids.shape)}")
     require(ids.dtype == torch.int64, op, f"expected ids of dtype int64, got {ids.dtype}")
+    if not on_host(ids):
+        return
     outside = ids[(ids < 0) | (ids >= vocabulary)].tolist()
     require(not outside, op, f"expected ids in [0, {vocabulary}), got {outside[:1]}")
 
@@ -148,6 +168,8 @@ def _check_length(op: str, length: Tensor, tokens: int, capacity: int) -> None:
         op,
         f"expected length as an int64 tensor of shape [1], got {length.dtype} of shape {list(length.shape)}",
     )
+    if not on_host(length):
+        return
     start = int(length.item())
     require(start >= 0, op, f"expected length >= 0, got {start}")
     require(
@@ -209,22 +231,15 @@ def check_sample_options(op: str, min_eos_p: float, temperature: float, top_k: i
     require(0 <= top_p <= 1, op, f"expected top_p in [0, 1] (1: off), got {top_p}")
 
 
-def check_scores(op: str, scores: Tensor) -> None:
-    bad = (~(scores < math.inf)).any(dim=-1)
-    if bad.any():
-        require(
-            False,
-            op,
-            "expected allowed logits without NaN or +inf, also after the division by temperature, "
-            f"got one in row {int(bad.nonzero()[0])}",
-        )
-    masked = (scores == NEG_INF).all(dim=-1)
-    if masked.any():
-        require(
-            False,
-            op,
-            f"expected at least one allowed logit above -inf, got none in row {int(masked.nonzero()[0])}",
-        )
+def raise_bad_rows(op: str, ids: Tensor) -> None:
+    """Raise for the first id [N] int64 that is minus the status of a row that could not be sampled."""
+    if not bool((ids < 0).any()):
+        return
+    row, status = next((row, -i) for row, i in enumerate(ids.tolist()) if i < 0)
+    scores = "expected allowed logits without NaN or +inf, also after the division by temperature"
+    require(status != NOT_FINITE, op, f"{scores}, got one in row {row}")
+    require(status != ALL_MASKED, op, f"expected at least one allowed logit above -inf, got none in row {row}")
+    require(False, op, f"expected noise > 0 (torch.Tensor.exponential_), got none in row {row}")
 
 
 def check_embedding_inputs(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> None:

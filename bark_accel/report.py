@@ -96,7 +96,9 @@ class AccelerationReport:
 
     `fallbacks` are those that generations so far ran into; `kv_cache_bytes` is what is kept between calls;
     `isa` is the instruction set of the compiled ops, or None where they are not used; `stock_bugs` are the names that
-    `accelerate_bark(fix_stock_bugs=)` takes, each with whether it is fixed.
+    `accelerate_bark(fix_stock_bugs=)` takes, each with whether it is fixed. `cuda_graphs` is False also where the
+    device has none; `captured_graphs` are those kept between calls. `attention` is that of 16-bit blocks of tokens on a
+    GPU.
     """
 
     stages: tuple[StageReport, ...]
@@ -106,6 +108,9 @@ class AccelerationReport:
     isa: str | None
     threads: int
     kv_cache_bytes: int
+    cuda_graphs: bool
+    captured_graphs: int
+    attention: str
     versions: dict[str, str]
     stock_bugs: dict[str, bool]
 
@@ -119,12 +124,19 @@ class AccelerationReport:
         lines.insert(1, "  ".join("-" * w for w in widths))
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         lines.append(f"backend {self.backend}, strict {self.strict}, isa {self.isa}, {self.threads} threads")
+        lines.append(self._on_gpu())
         lines.append(f"kv cache kept: {_mib(self.kv_cache_bytes)}; {versions}")
         fixed, kept = ([n for n, is_fixed in self.stock_bugs.items() if is_fixed is which] for which in (True, False))
         lines.append(f"stock's bugs fixed: {', '.join(fixed) or 'none'}; kept: {', '.join(kept) or 'none'}")
         lines += [f"blocked: {s.blocked_by}" for s in self.stages if s.blocked_by is not None]
         lines += [f"fell back: {reason}" for reason in self.fallbacks] or ["fell back: never"]
         return "\n".join(lines)
+
+    def _on_gpu(self) -> str:
+        if not any(stage.device.startswith("cuda") for stage in self.stages):
+            return "cuda graphs: no effect, the model is not on an NVIDIA GPU"
+        graphs = f"on, {self.captured_graphs} captured" if self.cuda_graphs else "off"
+        return f"cuda graphs: {graphs}; attention {self.attention}"
 
 
 def _drafts(counts: DraftCounts | None) -> str:

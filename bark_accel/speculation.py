@@ -42,7 +42,7 @@ class Draft:
 
 @dataclass
 class Speculation:
-    """Of a generation of one row. The two models share the cache: verification overwrites what a draft wrote."""
+    """A `Lookahead` for one row. The two models share the cache: verification overwrites what a draft wrote."""
 
     model: CausalModel
     draft: Draft
@@ -58,19 +58,10 @@ class Speculation:
         allowed: Callable[[int], TokenRange],
         limit: int,
     ) -> Tensor:
-        """The token [1] int64 that follows.
-
-        Parameters
-        ----------
-        last : Tensor [1] int64
-            The token before, which is not in the cache yet.
-        allowed : callable
-            The ids that the i-th token from now on may take.
-        limit : int
-            Tokens that will be asked for at most, this one included.
-        """
+        """See `Lookahead`."""
         if not self._ahead:
             limit = min(limit, cache.capacity - cache.position)
+            last = last.to(cache.length.device)
             self._ahead.extend(self._round(last[:, None], cache, sampler, allowed, limit))
         return self._ahead.popleft()
 

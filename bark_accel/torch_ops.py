@@ -2,6 +2,12 @@
 
 Same names, arguments, results and error types; see :mod:`bark_accel.ops` for shapes. Not for autograd either:
 call them under ``torch.no_grad()``.
+
+Beyond the CPU, nothing of a decode step waits for the device, so that a CUDA graph can hold it: attention runs over the
+whole cache, behind a mask (what is not valid yet has to be finite), and ids and lengths that do not fit give NaN, which
+the samplers refuse; the cache's nearest entry is overwritten then. While a graph is captured a sampler cannot refuse:
+the id of such a row is minus one of `op_checks.NOT_FINITE`, `ALL_MASKED`, `BAD_NOISE`. The int16 ops, which are about
+speed on CPUs, are float16 products there, for tensor cores.
 """
 
 from __future__ import annotations
@@ -13,8 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import op_checks
 from .op_checks import (
+    ALL_MASKED,
+    BAD_NOISE,
     NEG_INF,
+    NOT_FINITE,
     check_attention_inputs,
     check_decode_inputs,
     check_embedding_inputs,
@@ -23,9 +33,8 @@ from .op_checks import (
     check_noise,
     check_sample_inputs,
     check_sample_options,
-    check_scores,
     check_source,
-    require,
+    raise_bad_rows,
 )
 from .weights import INT8_GROUP
 
@@ -50,7 +59,7 @@ def fused_sample(
     if noise is not None:
         check_noise(op, noise, logits, first_id)
     rules = (first_id, allowed_begin, allowed_end, eos_id)
-    return _sample(op, logits, noise, *rules, min_eos_p, temperature, top_k, top_p, renormalize)
+    return _checked(op, sample(logits, noise, *rules, min_eos_p, temperature, top_k, top_p, renormalize))
 
 
 def fused_multinomial(
@@ -75,7 +84,7 @@ def fused_multinomial(
     noise = torch.empty(len(logits), vocab_size, dtype=torch.float32, device=logits.device)
     noise.exponential_(generator=generator)
     rules = (first_id, allowed_begin, allowed_end, eos_id)
-    return _sample(op, logits, noise, *rules, min_eos_p, temperature, top_k, top_p, renormalize)
+    return _checked(op, sample(logits, noise, *rules, min_eos_p, temperature, top_k, top_p, renormalize))
 
 
 def codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
@@ -92,8 +101,17 @@ def static_cache_attention(
 ) -> Tensor:
     """Plain-torch twin of :func:`bark_accel.ops.static_cache_attention`."""
     check_attention_inputs(query, key, value, key_cache, value_cache, length)
+    if op_checks.on_host(query):
+        return _attend_to_filled(query, key, value, key_cache, value_cache, int(length.item()))
+    where = length + torch.arange(query.shape[1], device=length.device)
+    seen = _seen(where, key_cache.shape[2])
+    return _attend_behind_mask(query, key, value, key_cache, value_cache, where, seen)
+
+
+def _attend_to_filled(
+    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, start: int
+) -> Tensor:
     batch, tokens, heads, head_dim = query.shape
-    start = int(length.item())
     end = start + tokens
     key_cache[:, :, start:end] = key.transpose(1, 2)
     value_cache[:, :, start:end] = value.transpose(1, 2)
@@ -106,6 +124,22 @@ def static_cache_attention(
     return mixed.transpose(1, 2).reshape(batch, tokens, heads * head_dim).to(query.dtype)
 
 
+def _seen(where: Tensor, capacity: int) -> Tensor:
+    """[T, capacity] bool: which cache entries the token at each position of `where` [T] sees."""
+    return torch.arange(capacity, device=where.device) <= where[:, None]
+
+
+def _attend_behind_mask(
+    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, where: Tensor, seen: Tensor
+) -> Tensor:
+    """As `_attend_to_filled` with positions `where` [T] on the device: no shape depends on them."""
+    where = where.clamp(0, key_cache.shape[2] - 1)
+    key_cache.index_copy_(2, where, key.transpose(1, 2))
+    value_cache.index_copy_(2, where, value.transpose(1, 2))
+    attended = F.scaled_dot_product_attention(query.transpose(1, 2), key_cache, value_cache, attn_mask=seen)
+    return attended.transpose(1, 2).flatten(2)
+
+
 def int16_linear(
     input: Tensor, weight: Tensor, scales: Tensor | None = None, bias: Tensor | None = None, gelu: bool = False
 ) -> Tensor:
@@ -113,6 +147,7 @@ def int16_linear(
     check_int16_linear_inputs(input, weight, scales, bias)
     if scales is not None:
         weight = weight.float() * scales.repeat_interleave(INT8_GROUP, dim=1)[:, : weight.shape[1]]
+        weight = weight if op_checks.on_host(weight) else weight.half()
     product = F.linear(input.to(weight.dtype), weight).float()
     if bias is not None:
         product = product + bias
@@ -120,13 +155,20 @@ def int16_linear(
 
 
 def int16_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
-    """Plain-torch twin of :func:`bark_accel.ops.int16_attention`, in the keys' dtype."""
+    """Plain-torch twin of :func:`bark_accel.ops.int16_attention`, in the keys' dtype; beyond the CPU, 16 bits at most.
+
+    A whole prompt, or no mask at all, is what torch's flash attention takes.
+    """
     check_int16_attention_inputs(query, key, value, causal)
     tokens, keys = query.shape[1], key.shape[2]
+    if key.dtype == torch.float32 and not op_checks.on_host(key):
+        key, value = key.half(), value.half()
     mask = None
-    if causal and tokens > 1:
+    if causal and 1 < tokens < keys:
         mask = torch.ones(tokens, keys, dtype=torch.bool, device=query.device).tril(diagonal=keys - tokens)
-    attended = F.scaled_dot_product_attention(query.transpose(1, 2).to(key.dtype), key, value, attn_mask=mask)
+    query = query.transpose(1, 2).to(key.dtype)
+    whole = causal and tokens == keys > 1
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=whole)
     return attended.transpose(1, 2).flatten(2).float()
 
 
@@ -149,13 +191,20 @@ def decode_step(
     )
     (batch, tokens), cache_dtype = ids.shape, key_cache.dtype
     where = length + torch.arange(tokens, device=ids.device)
-    hidden = F.embedding(ids, token_table).float() + F.embedding(where, positions).float()
-    hidden = hidden.flatten(0, 1)
+    capacity = min(key_cache.shape[3], len(positions))
+    fits = (ids >= 0) & (ids < len(token_table)) & (where >= 0) & (where < capacity)
+    hidden = F.embedding(ids.clamp(0, len(token_table) - 1), token_table).float()
+    hidden = hidden + F.embedding(where.clamp(0, len(positions) - 1), positions).float()
+    hidden = hidden.masked_fill(~fits[..., None], math.nan).flatten(0, 1)
+    seen = None if op_checks.on_host(ids) else _seen(where, key_cache.shape[3])
     for i in range(len(key_cache)):
         layer = weights[16 * i : 16 * i + 16]
         packed = _product(_layer_norm(hidden, layer[0:2], eps[2 * i]), layer[2:5]).to(cache_dtype)
         query, key, value = packed.view(batch, tokens, 3, num_heads, key_cache.shape[4]).unbind(2)
-        attended = static_cache_attention(query, key, value, key_cache[i], value_cache[i], length)
+        if seen is None:
+            attended = static_cache_attention(query, key, value, key_cache[i], value_cache[i], length)
+        else:
+            attended = _attend_behind_mask(query, key, value, key_cache[i], value_cache[i], where, seen)
         hidden = hidden + _product(attended.flatten(0, 1).float(), layer[5:8])
         inner = _product(_layer_norm(hidden, layer[8:10], eps[2 * i + 1]), layer[10:13], gelu=True)
         hidden = hidden + _product(inner, layer[13:16])
@@ -173,8 +222,7 @@ def _layer_norm(hidden: Tensor, norm: Sequence[Tensor | None], eps: float) -> Te
     return F.layer_norm(hidden, hidden.shape[-1:], norm[0], norm[1], eps)
 
 
-def _sample(
-    op: str,
+def sample(
     logits: Tensor,
     noise: Tensor | None,
     first_id: int,
@@ -187,14 +235,15 @@ def _sample(
     top_p: float,
     renormalize: bool,
 ) -> Tensor:
+    """`fused_sample` without a look at the data: the id of a row that cannot be sampled is minus its status."""
     scores = _mask_disallowed(logits.float(), first_id, allowed_begin, allowed_end, eos_id)
-    check_scores(op, scores)
+    status = _status(scores)
     if eos_id >= 0 and min_eos_p > 0:
         scores = _prioritize_eos(scores, eos_id - first_id, min_eos_p)
     if noise is None:
-        return scores.argmax(dim=-1) + first_id
+        return torch.where(status > 0, -status, scores.argmax(dim=-1) + first_id)
     scores = scores / temperature
-    check_scores(op, scores)
+    status = torch.where(status > 0, status, _status(scores))
     if top_k > 0:
         scores = _keep_top_k(scores, top_k)
     if top_p < 1.0:
@@ -204,18 +253,27 @@ def _sample(
     noise = noise[:, first_id : first_id + scores.shape[-1]]
     winner = (scores.softmax(dim=-1) / noise).argmax(dim=-1)
     positive = noise.gather(1, winner[:, None]).flatten() > 0
-    require(
-        bool(positive.all()),
-        op,
-        f"expected noise > 0 (torch.Tensor.exponential_), got none in row {int(positive.int().argmin())}",
-    )
-    return winner + first_id
+    status = status.masked_fill((status == 0) & ~positive, BAD_NOISE)
+    return torch.where(status > 0, -status, winner + first_id)
+
+
+def _status(scores: Tensor) -> Tensor:
+    """[N] int64: 0 for rows that can be sampled."""
+    bad = (~(scores < math.inf)).any(dim=-1)
+    masked = (scores == NEG_INF).all(dim=-1)
+    return (masked * ALL_MASKED).masked_fill(bad, NOT_FINITE)
+
+
+def _checked(op: str, ids: Tensor) -> Tensor:
+    if not op_checks.is_capturing(ids):
+        raise_bad_rows(op, ids)
+    return ids
 
 
 def _mask_disallowed(scores: Tensor, first_id: int, begin: int, end: int, eos_id: int) -> Tensor:
     ids = torch.arange(first_id, first_id + scores.shape[-1], device=scores.device)
     allowed = ((ids >= begin) & (ids < end)) | (ids == eos_id)
-    return torch.where(allowed, scores, NEG_INF)
+    return scores.masked_fill(~allowed, NEG_INF)
 
 
 def _prioritize_eos(scores: Tensor, eos: int, min_eos_p: float) -> Tensor:

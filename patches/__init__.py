@@ -13,6 +13,7 @@ from transformers.models.bark import modeling_bark as hf
 
 import bark_accel
 from bark_accel.backend import check_backend, runs_natively
+from bark_accel.flash_attention import check_attention
 from bark_accel.precision import WEIGHTS
 from bark_accel.report import AccelerationReport, FallbackKind, FallbackLog, FallbackReason, StageReport
 
@@ -43,6 +44,8 @@ def apply(
     speculate: bool | None,
     release_originals: bool,
     fix_stock_bugs: bool | Iterable[str],
+    cuda_graphs: bool,
+    attention: str,
 ) -> BarkModel:
     """See `bark_accel.accelerate_bark`. Everything is checked before anything is patched."""
     _check_model(model)
@@ -60,7 +63,11 @@ def apply(
         raise ValueError("speculate: expected None or False with weights='int8' (the drafts are int8), got True")
     if release_originals and weights == "same":
         raise ValueError("release_originals: expected weights='float16', 'bfloat16' or 'int8' with it, got 'same'")
-    settings = Settings(backend, FallbackLog(strict or release_originals), weights, speculate, release_originals, traps)
+    check_attention(attention, model.device, exact=weights == "same" and model.dtype == torch.float32)
+    if not isinstance(cuda_graphs, bool):
+        raise TypeError(f"cuda_graphs: expected True or False, got {cuda_graphs!r}")
+    log = FallbackLog(strict or release_originals)
+    settings = Settings(backend, log, weights, speculate, release_originals, traps, cuda_graphs, attention)
     hooks = _make_hooks(model, settings)
     for hook in (hooks["model"].codec, *(hooks[stage] for stage in SUBMODELS)):
         _check_extractable(hook)
@@ -122,6 +129,9 @@ def report(model: Any) -> AccelerationReport:
         threads=torch.get_num_threads(),
         kv_cache_bytes=settings.pool.nbytes,
         stock_bugs={name: settings.traps.fixes(name) for name in STOCK_BUGS},
+        cuda_graphs=settings.cuda_graphs and model.device.type == "cuda",
+        captured_graphs=sum(h.graphs.count for h in stage_hooks if isinstance(h, CausalHook)),
+        attention=settings.attention if model.device.type == "cuda" else "sdpa",
         versions={
             "bark_accel": bark_accel.__version__,
             "torch": torch.__version__,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from bark_accel.backend import Ops, get_ops, runs_natively
-from bark_accel.gpt import CausalModel
-from bark_accel.kv_cache import KVCachePool
+from bark_accel.gpt import MAX_DECODE_ROWS, CausalModel
+from bark_accel.graphs import GraphStore
+from bark_accel.kv_cache import KVCache, KVCachePool
+from bark_accel.lookahead import Lookahead
 from bark_accel.precision import ConvertedWeights
 from bark_accel.report import FallbackKind, FallbackLog
-from bark_accel.speculation import Draft, DraftCounts
+from bark_accel.speculation import Draft, DraftCounts, Speculation
 from bark_accel.weights import TransformerWeights, map_tensors, tensors_of
 
 from . import extract
@@ -30,6 +34,8 @@ class Settings:
     speculate: bool | None = None
     release_originals: bool = False
     traps: Traps = field(default_factory=Traps)
+    cuda_graphs: bool = True
+    attention: str = "sdpa"
     pool: KVCachePool = field(default_factory=KVCachePool)
 
 
@@ -99,7 +105,7 @@ class Hook:
         return "native" if runs_natively(self.settings.backend, device) else "torch"
 
     def ops(self, device: torch.device) -> Ops:
-        return get_ops(self.settings.backend, device)
+        return get_ops(self.settings.backend, device, self.settings.attention)
 
     def stock(self, *args: Any, **kwargs: Any) -> Any:
         """Transformers' own method."""
@@ -112,10 +118,24 @@ class CausalHook(Hook):
     def __init__(self, module: Any, settings: Settings):
         super().__init__(module, settings)
         self.draft_counts = DraftCounts()
+        self.graphs = GraphStore()
 
     def model(self, weights: TransformerWeights) -> CausalModel:
         """The transformer as its stage runs it."""
         return CausalModel(self.converted(weights), extract.transformer_spec(self.module), self.ops(weights.device))
+
+    @contextmanager
+    def lookahead(self, model: CausalModel, weights: TransformerWeights, cache: KVCache) -> Iterator[Lookahead | None]:
+        """For one generation with `cache`: drafts where they are on, else graphs where they can be."""
+        rows = cache.keys.shape[1]
+        draft = self.draft(weights, rows)
+        if draft is not None:
+            yield Speculation(model, draft)
+        elif self.settings.cuda_graphs and rows <= MAX_DECODE_ROWS:
+            with self.graphs.lend(model, cache) as graphs:
+                yield graphs
+        else:
+            yield None
 
     def draft(self, weights: TransformerWeights, rows: int) -> Draft | None:
         """The int8 model that drafts for a batch of `rows`, where drafts are on."""

@@ -119,12 +119,15 @@ class SemanticHook(CausalHook):
     ) -> Iterator[tuple[SemanticStage, SemanticState]]:
         """A generation of (input_ids, attention_mask, history), and a cache for it."""
         model = self.model(weights)
-        rows = prompt[0].shape[0]
-        stage = SemanticStage(model, spec, self.draft(weights, rows))
+        stage = SemanticStage(model, spec)
         input_ids = prompt[0].to(weights.device)
         attention_mask, history = (None if t is None else t.to(weights.device) for t in prompt[1:])
-        with self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache:
-            yield stage, stage.start(input_ids, attention_mask, history, sampling, cache)
+        rows = input_ids.shape[0]
+        with (
+            self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache,
+            self.lookahead(model, weights, cache) as lookahead,
+        ):
+            yield stage, stage.start(input_ids, attention_mask, history, sampling, cache, lookahead)
 
 
 class CoarseHook(CausalHook):
@@ -210,9 +213,12 @@ class CoarseHook(CausalHook):
     ) -> Iterator[tuple[CoarseStage, CoarseState]]:
         """A generation of `rows` utterances, and a cache for it."""
         model = self.model(weights)
-        stage = CoarseStage(model, spec, self.draft(weights, rows))
-        with self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache:
-            yield stage, stage.start(rows, history, sampling, cache)
+        stage = CoarseStage(model, spec)
+        with (
+            self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache,
+            self.lookahead(model, weights, cache) as lookahead,
+        ):
+            yield stage, stage.start(rows, history, sampling, cache, lookahead)
 
 
 def _run_coarse(stage: CoarseStage, state: CoarseState, streamer: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "bark_accel").glob("*.py")) + sorted((ROOT / "bark_accel" / "stages").glob("*.py"))
 LAYERS = ["spec", "weights", "precision", "kv_cache", "backend", "generators", "sampling", "layers", "prefill"]
-LAYERS += ["bidirectional", "gpt", "speculation", "stages", "policies", "pipeline", "streamer"]
+LAYERS += ["bidirectional", "gpt", "lookahead", "graphs", "speculation", "stages", "policies", "pipeline", "streamer"]
 
 
 def imports(path: Path) -> set[str]:

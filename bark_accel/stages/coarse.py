@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..gpt import CausalModel
 from ..kv_cache import KVCache
+from ..lookahead import Lookahead
 from ..sampling import Sampler, SamplingConfig, TokenRange
 from ..spec import CoarseSpec
-from ..speculation import Draft, Speculation
 
 
 @dataclass
@@ -38,7 +38,7 @@ class CoarseState:
     coarse: Tensor
     semantic_history: int
     coarse_history: int
-    speculation: Speculation | None = None
+    lookahead: Lookahead | None = None
     final: bool = False
     length_tokens: int = 0
     prompt: Prompt | None = None
@@ -62,14 +62,18 @@ class CoarseStage:
     what is missing is fed.
     """
 
-    def __init__(self, model: CausalModel, spec: CoarseSpec, draft: Draft | None = None):
+    def __init__(self, model: CausalModel, spec: CoarseSpec):
         self._model = model
         self._spec = spec
-        self._draft = draft
         self._allowed = token_ranges(spec, model.spec.output_vocab_size)
 
     def start(
-        self, batch_size: int, history: tuple[Tensor, Tensor] | None, sampling: SamplingConfig, cache: KVCache
+        self,
+        batch_size: int,
+        history: tuple[Tensor, Tensor] | None,
+        sampling: SamplingConfig,
+        cache: KVCache,
+        lookahead: Lookahead | None = None,
     ) -> CoarseState:
         """Begin a generation.
 
@@ -80,13 +84,12 @@ class CoarseStage:
         """
         semantic, coarse = _trim_history(self._spec, history, self._model.weights.device)
         semantic, coarse = (t.expand(batch_size, -1) for t in (semantic, coarse))
-        speculation = Speculation(self._model, self._draft) if self._draft is not None and batch_size == 1 else None
         sampler = self._model.sampler(sampling)
-        return CoarseState(cache, sampler, semantic, coarse, semantic.shape[1], coarse.shape[1], speculation)
+        return CoarseState(cache, sampler, semantic, coarse, semantic.shape[1], coarse.shape[1], lookahead)
 
     def push(self, state: CoarseState, semantic_tokens: Tensor, *, final: bool) -> None:
         """Add semantic tokens [B, T]; ended rows are filled with the spec's `semantic_pad_token`."""
-        state.semantic = torch.cat([state.semantic, semantic_tokens], dim=1)
+        state.semantic = torch.cat([state.semantic, semantic_tokens.to(state.semantic.device)], dim=1)
         state.final = final
         state.length_tokens = int(self.row_lengths(state.semantic[:, state.semantic_history :]).max())
 
@@ -115,8 +118,8 @@ class CoarseStage:
         if done == state.window_tokens:
             fed = self._open_window(state)
             done = 0
-        elif state.speculation is not None:
-            return state.speculation.next_token(
+        elif state.lookahead is not None:
+            return state.lookahead.next_token(
                 state.window[-1],
                 state.cache,
                 state.sampler,

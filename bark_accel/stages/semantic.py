@@ -10,20 +10,20 @@ from torch import Tensor
 
 from ..gpt import CausalModel
 from ..kv_cache import KVCache
+from ..lookahead import Lookahead
 from ..sampling import Sampler, SamplingConfig, TokenRange
 from ..spec import SemanticSpec
-from ..speculation import Draft, Speculation
 
 
 @dataclass
 class SemanticState:
-    """One batch of utterances. `tokens`: one [B] int64 tensor a step; `unfinished`: [B] bool on the host."""
+    """One batch of utterances, looked at on the host: `tokens`, one [B] int64 a step, and `unfinished`, [B] bool."""
 
     cache: KVCache
     sampler: Sampler
     prompt: Tensor | None
     unfinished: list[bool]
-    speculation: Speculation | None = None
+    lookahead: Lookahead | None = None
     tokens: list[Tensor] = field(default_factory=list)
 
     @property
@@ -31,17 +31,16 @@ class SemanticState:
         return not any(self.unfinished) or len(self.tokens) >= self.sampler.config.max_new_tokens
 
     def result(self) -> Tensor:
-        """Semantic tokens [B, T] int64, rows padded after their end."""
-        return torch.stack(self.tokens, dim=1)
+        """Semantic tokens [B, T] int64 on the model's device, rows padded after their end."""
+        return torch.stack(self.tokens, dim=1).to(self.cache.length.device)
 
 
 class SemanticStage:
     """The loop of `BarkSemanticModel.generate` over a static cache."""
 
-    def __init__(self, model: CausalModel, spec: SemanticSpec, draft: Draft | None = None):
+    def __init__(self, model: CausalModel, spec: SemanticSpec):
         self._model = model
         self._spec = spec
-        self._draft = draft
         pad = spec.pad_token
         self._allowed = TokenRange(0, min(spec.vocab_size, pad), eos=pad)
 
@@ -52,6 +51,7 @@ class SemanticStage:
         history: Tensor | None,
         sampling: SamplingConfig,
         cache: KVCache,
+        lookahead: Lookahead | None = None,
     ) -> SemanticState:
         """Begin a generation.
 
@@ -64,19 +64,13 @@ class SemanticStage:
         history : Tensor [T] int, optional
             `semantic_prompt` of a voice preset.
         """
-        rows = input_ids.shape[0]
         prompt = self._prompt(input_ids, attention_mask, history)
-        return SemanticState(
-            cache,
-            self._model.sampler(sampling),
-            prompt,
-            [True] * rows,
-            Speculation(self._model, self._draft) if self._draft is not None and rows == 1 else None,
-        )
+        unfinished = [True] * input_ids.shape[0]
+        return SemanticState(cache, self._model.sampler(sampling), prompt, unfinished, lookahead)
 
     def step(self, state: SemanticState) -> Tensor:
-        """Generate the next token [B] int64 of every row."""
-        tokens = self._next_token(state)
+        """Generate the next token [B] int64 of every row, on the host."""
+        tokens = self._next_token(state).cpu()
         config = state.sampler.config
         if config.stop_tokens:
             tokens = _pad_finished(tokens, state.unfinished, config.pad_token)
@@ -90,12 +84,12 @@ class SemanticStage:
         if state.prompt is not None:
             prompt, state.prompt = state.prompt, None
             return state.sampler.draw(self._model.prefill_logits(prompt, state.cache, rows), self._allowed)
-        if state.speculation is not None:
+        last = state.tokens[-1]
+        if state.lookahead is not None:
             limit = state.sampler.config.max_new_tokens - len(state.tokens)
-            return state.speculation.next_token(
-                state.tokens[-1], state.cache, state.sampler, lambda i: self._allowed, limit
-            )
-        logits = self._model.next_logits(state.tokens[-1][:, None], state.cache, rows)
+            return state.lookahead.next_token(last, state.cache, state.sampler, lambda i: self._allowed, limit)
+        last = last.to(self._model.weights.device)
+        logits = self._model.next_logits(last[:, None], state.cache, rows)
         return state.sampler.draw(logits, self._allowed)
 
     def _prompt(self, input_ids: Tensor, attention_mask: Tensor | None, history: Tensor | None) -> Tensor:

@@ -1,21 +1,57 @@
-"""Skips everything here on machines without a GPU, or with a library that was built without CUDA."""
+"""Runs on the GPU where there is one, with the ops for it; else on the CPU with the CPU's, so that no line goes unread.
+
+What only a GPU has is marked `needs_gpu`. With BARK_ACCEL_NEEDS_GPU=1 (`make gpu`) nothing falls back to the CPU.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
+from call_recorder import CallRecorder
 
+from bark_accel import cuda_ops, graphs, ops
 from bark_accel._library import cuda_archs
+
+HAS_GPU = torch.cuda.is_available() and cuda_archs() is not None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs_gpu: skipped where there is no GPU, or no library built with CUDA")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = "torch sees no GPU" if cuda_archs() or not torch.cuda.is_available() else "the library has no CUDA kernels"
+    for item in items:
+        if item.get_closest_marker("needs_gpu") is not None and not HAS_GPU:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)
-def _gpu() -> Iterator[None]:
-    if not torch.cuda.is_available():
-        pytest.skip("torch sees no GPU")
-    if cuda_archs() is None:
-        pytest.skip("the library was built without CUDA: BARK_ACCEL_CUDA=1 python setup.py build_ext --inplace")
+def _where() -> Iterator[None]:
+    assert HAS_GPU or not os.environ.get("BARK_ACCEL_NEEDS_GPU"), (
+        "expected a GPU and a library built with CUDA: BARK_ACCEL_CUDA=1 python setup.py build_ext --inplace"
+    )
     torch.manual_seed(0)
     with torch.no_grad():
         yield
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cuda", 0) if HAS_GPU else torch.device("cpu")
+
+
+@pytest.fixture
+def native() -> ModuleType:
+    return cuda_ops if HAS_GPU else ops
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs on the CPU too, by a stand-in."""
+    if not HAS_GPU:
+        monkeypatch.setattr(graphs, "make_recorder", lambda device: CallRecorder())

@@ -1,4 +1,4 @@
-"""The CUDA ops against their twins in plain torch, on the GPU."""
+"""The compiled ops against their twins in plain torch, on the GPU (or the CPU: see conftest.py)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bark_accel import cuda_ops, torch_ops
+from bark_accel import graphs, torch_ops
 from bark_accel._library import load
+from bark_accel.generators import default_generator
 
-CUDA = "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 RULES = [
     (0, 0, 10000, 10000, 0.0, 0.7, 50, 1.0, True),
@@ -22,6 +22,7 @@ RULES = [
 ]
 
 
+@pytest.mark.needs_gpu
 def test_the_stream_is_the_current_one() -> None:
     side = torch.cuda.Stream()
     device = torch.cuda.current_device()
@@ -33,75 +34,81 @@ def test_the_stream_is_the_current_one() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rules", RULES)
 @pytest.mark.parametrize("rows", (1, 8))
-def test_samplers_equal_their_twins(rules: tuple, dtype: torch.dtype, rows: int) -> None:
+def test_samplers_equal_their_twins(
+    native: Any, device: torch.device, rules: tuple, dtype: torch.dtype, rows: int
+) -> None:
     first, end = rules[0], max(rules[2], rules[3] + 1)
     for seed in range(20):
         torch.manual_seed(seed)
-        logits = (3 * torch.randn(rows, end - first, device=CUDA)).to(dtype)
-        noise = torch.empty(rows, end + 5, device=CUDA).exponential_()
+        logits = (3 * torch.randn(rows, end - first, device=device)).to(dtype)
+        noise = torch.empty(rows, end + 5, device=device).exponential_()
         for drawn in (noise, None):
-            got, expected = cuda_ops.fused_sample(logits, drawn, *rules), torch_ops.fused_sample(logits, drawn, *rules)
+            got, expected = native.fused_sample(logits, drawn, *rules), torch_ops.fused_sample(logits, drawn, *rules)
             assert torch.equal(got, expected)
 
 
-def test_multinomial_equals_torch_in_value_and_state() -> None:
-    probabilities = torch.randn(4, 10048, device=CUDA).softmax(1)
+def test_multinomial_equals_torch_in_value_and_state(native: Any, device: torch.device) -> None:
+    probabilities = torch.randn(4, 10048, device=device).softmax(1)
     for seed in range(20):
         torch.manual_seed(seed)
-        expected, state = torch.multinomial(probabilities, 1).flatten(), torch.cuda.get_rng_state()
+        expected, state = torch.multinomial(probabilities, 1).flatten(), default_generator(device).get_state()
         torch.manual_seed(seed)
-        got = cuda_ops.fused_multinomial(
+        got = native.fused_multinomial(
             probabilities.log(), None, 10048, 0, 0, 10048, -1, 0.0, 1.0, 0, 1.0, renormalize=False
         )
         assert torch.equal(got, expected)
-        assert torch.equal(torch.cuda.get_rng_state(), state)
+        assert torch.equal(default_generator(device).get_state(), state)
 
 
-def test_bad_logits_are_refused() -> None:
-    logits = torch.randn(2, 8, device=CUDA)
+def test_bad_logits_are_refused(native: Any, device: torch.device) -> None:
+    logits = torch.randn(2, 8, device=device)
     logits[1, 3] = torch.nan
     with pytest.raises(ValueError, match="got one in row 1"):
-        cuda_ops.fused_sample(logits, None, 0, 0, 8)
+        native.fused_sample(logits, None, 0, 0, 8)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_embedding_sum_equals_its_twin(dtype: torch.dtype) -> None:
-    codes = torch.randint(0, 1056, (2, 300, 8), device=CUDA)
-    tables = [torch.randn(1056, 768, device=CUDA).to(dtype) for _ in range(8)]
-    positions = torch.randn(1024, 768, device=CUDA).to(dtype)
-    got = cuda_ops.codebook_embedding_sum(codes, tables, positions)
+def test_embedding_sum_equals_its_twin(native: Any, device: torch.device, dtype: torch.dtype) -> None:
+    codes = torch.randint(0, 1056, (2, 300, 8), device=device)
+    tables = [torch.randn(1056, 768, device=device).to(dtype) for _ in range(8)]
+    positions = torch.randn(1024, 768, device=device).to(dtype)
+    got = native.codebook_embedding_sum(codes, tables, positions)
     torch.testing.assert_close(got, torch_ops.codebook_embedding_sum(codes, tables, positions))
     codes[1, 7, 2] = 1056
     with pytest.raises(ValueError, match="got 1056 in codebook 2, frame 7, batch row 1"):
-        cuda_ops.codebook_embedding_sum(codes, tables, positions)
+        native.codebook_embedding_sum(codes, tables, positions)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "batch, tokens, length", [(1, 1, 0), (1, 1, 1023), (8, 1, 600), (2, 8, 300), (1, 300, 0), (1, 60, 500)]
 )
-def test_attention_equals_its_twin(dtype: torch.dtype, batch: int, tokens: int, length: int) -> None:
-    query, key, value = torch.randn(3, batch, tokens, 12, 64, device=CUDA).to(dtype)
-    caches = torch.randn(2, batch, 12, 1024, 64, device=CUDA).to(dtype)
-    expected_caches, at = caches.clone(), torch.tensor([length], device=CUDA)
-    got = cuda_ops.static_cache_attention(query, key, value, *caches, at)
+def test_attention_equals_its_twin(
+    native: Any, device: torch.device, dtype: torch.dtype, batch: int, tokens: int, length: int
+) -> None:
+    query, key, value = torch.randn(3, batch, tokens, 12, 64, device=device).to(dtype)
+    caches = torch.randn(2, batch, 12, 1024, 64, device=device).to(dtype)
+    expected_caches, at = caches.clone(), torch.tensor([length], device=device)
+    got = native.static_cache_attention(query, key, value, *caches, at)
     expected = torch_ops.static_cache_attention(query, key, value, *expected_caches, at)
     torch.testing.assert_close(got, expected, atol=2e-5 if dtype is torch.float32 else 1e-2, rtol=1e-2)
     assert torch.equal(caches, expected_caches)
 
 
-def decode_inputs(dtype: torch.dtype, batch: int, tokens: int = 1, layers: int = 2, width: int = 768) -> list[Any]:
+def decode_inputs(
+    device: torch.device, dtype: torch.dtype, batch: int, tokens: int = 1, layers: int = 2, width: int = 768
+) -> list[Any]:
     """Arguments of decode_step with bark's head size and a context of 600."""
 
     def matrix(out: int, depth: int) -> list[Tensor | None]:
-        weight = torch.randn(out, depth, device=CUDA) / depth**0.5
+        weight = torch.randn(out, depth, device=device) / depth**0.5
         if dtype is not torch.int8:
             return [weight.to(dtype), None, None]
         scales = weight.unflatten(1, (-1, 64)).abs().amax(2) / 127
         return [(weight / scales.repeat_interleave(64, 1)).round().to(torch.int8), None, scales]
 
     def norm() -> list[Tensor | None]:
-        return [1 + 0.1 * torch.randn(width, device=CUDA), None]
+        return [1 + 0.1 * torch.randn(width, device=device), None]
 
     weights: list[Tensor | None] = []
     for _ in range(layers):
@@ -109,72 +116,78 @@ def decode_inputs(dtype: torch.dtype, batch: int, tokens: int = 1, layers: int =
         weights += [*norm(), *matrix(4 * width, width), *matrix(width, 4 * width)]
     head, _, scales = matrix(1072, width)
     cache_dtype = torch.float32 if dtype is torch.float32 else torch.float16
-    caches = torch.randn(2, layers, batch, width // 64, 1024, 64, device=CUDA).to(cache_dtype)
-    table, positions = torch.randn(2, 1024, width, device=CUDA)
-    ids = torch.randint(0, 1024, (batch, tokens), device=CUDA)
-    length = torch.tensor([600], device=CUDA)
+    caches = torch.randn(2, layers, batch, width // 64, 1024, 64, device=device).to(cache_dtype)
+    table, positions = torch.randn(2, 1024, width, device=device)
+    ids = torch.randint(0, 1024, (batch, tokens), device=device)
+    length = torch.tensor([600], device=device)
     eps = [1e-5] * (2 * layers + 1)
     return [ids, table, positions, weights + norm(), eps, head, scales, width // 64, *caches, length]
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.int8))
 @pytest.mark.parametrize("batch, tokens", [(1, 1), (3, 1), (8, 1), (16, 1), (1, 8)])
-def test_decode_step_equals_its_twin(dtype: torch.dtype, batch: int, tokens: int) -> None:
-    inputs = decode_inputs(dtype, batch, tokens)
+def test_decode_step_equals_its_twin(
+    native: Any, device: torch.device, dtype: torch.dtype, batch: int, tokens: int
+) -> None:
+    inputs = decode_inputs(device, dtype, batch, tokens)
     twin_inputs = [t.clone() if isinstance(t, Tensor) else t for t in inputs]
-    got, expected = cuda_ops.decode_step(*inputs), torch_ops.decode_step(*twin_inputs)
+    got, expected = native.decode_step(*inputs), torch_ops.decode_step(*twin_inputs)
     error = float((got - expected).norm() / expected.norm())
     assert error < (1e-5 if dtype is torch.float32 else 2e-2), error
 
 
-def test_decode_step_in_a_graph_follows_ids_and_length() -> None:
-    inputs = decode_inputs(torch.float32, 1)
+@pytest.mark.usefixtures("recorded")
+def test_decode_step_in_a_graph_follows_ids_and_length(native: Any, device: torch.device) -> None:
+    inputs = decode_inputs(device, torch.float32, 1)
     ids, length = inputs[0], inputs[-1]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        cuda_ops.decode_step(*inputs)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        captured = cuda_ops.decode_step(*inputs)
+    captured = torch.empty(1, 1, len(inputs[5]), device=device)
+    recorder = graphs.make_recorder(device)
+    assert recorder is not None
+
+    def step() -> None:
+        captured.copy_(native.decode_step(*inputs))
+
+    replay = recorder.record(step, None)
     for position in (3, 600, 1023):
         ids.random_(0, 1024)
         length.fill_(position)
-        graph.replay()
-        torch.testing.assert_close(captured, cuda_ops.decode_step(*inputs))
+        replay()
+        torch.testing.assert_close(captured, native.decode_step(*inputs))
 
 
+@pytest.mark.needs_gpu  # on the CPU it is an error at once
 @pytest.mark.parametrize("index, bad", [(0, 1024), (0, -1), (-1, 1024), (-1, -1)])
-def test_an_id_or_length_that_does_not_fit_gives_nan(index: int, bad: int) -> None:
-    inputs = decode_inputs(torch.float32, 1)
+def test_an_id_or_length_that_does_not_fit_gives_nan(native: Any, device: torch.device, index: int, bad: int) -> None:
+    inputs = decode_inputs(device, torch.float32, 1)
     inputs[index].fill_(bad)
     keys, values = inputs[8].clone(), inputs[9].clone()
-    assert cuda_ops.decode_step(*inputs).isnan().all()
+    assert native.decode_step(*inputs).isnan().all()
     if index == -1:
         assert torch.equal(inputs[8], keys) and torch.equal(inputs[9], values)
 
 
-def test_dependent_launch_changes_nothing() -> None:
-    inputs = decode_inputs(torch.float16, 1, layers=12)
-    expected = cuda_ops.decode_step(*inputs)
+@pytest.mark.needs_gpu
+def test_dependent_launch_changes_nothing(native: Any, device: torch.device) -> None:
+    inputs = decode_inputs(device, torch.float16, 1, layers=12)
+    expected = native.decode_step(*inputs)
     load().set_dependent_launch(True)
     try:
         for _ in range(20):
-            assert torch.equal(cuda_ops.decode_step(*inputs), expected)
+            assert torch.equal(native.decode_step(*inputs), expected)
     finally:
         load().set_dependent_launch(False)
 
 
-def test_two_threads_on_two_streams() -> None:
-    inputs = [decode_inputs(torch.float32, 1) for _ in range(2)]
-    expected = [cuda_ops.decode_step(*arguments) for arguments in inputs]
+@pytest.mark.needs_gpu
+def test_two_threads_on_two_streams(native: Any, device: torch.device) -> None:
+    inputs = [decode_inputs(device, torch.float32, 1) for _ in range(2)]
+    expected = [native.decode_step(*arguments) for arguments in inputs]
     results: list[list[Tensor]] = [[], []]
     torch.cuda.synchronize()
 
     def work(i: int) -> None:
         with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
-            results[i] = [cuda_ops.decode_step(*inputs[i]) for _ in range(30)]
+            results[i] = [native.decode_step(*inputs[i]) for _ in range(30)]
             torch.cuda.current_stream().synchronize()
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]

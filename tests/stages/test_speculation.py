@@ -13,7 +13,7 @@ from bark_accel.gpt import CausalModel
 from bark_accel.kv_cache import KVCachePool
 from bark_accel.patches import extract
 from bark_accel.sampling import SamplingConfig
-from bark_accel.speculation import MAX_DRAFT_TOKENS, Draft, DraftCounts
+from bark_accel.speculation import MAX_DRAFT_TOKENS, Draft, DraftCounts, Speculation
 from bark_accel.stages.coarse import CoarseStage
 from bark_accel.stages.semantic import SemanticStage
 
@@ -82,9 +82,9 @@ def run_semantic(model, sampling, seed, draft=None, max_new_tokens=60, *, inputs
     spec = extract.semantic_spec(stage_configs(model)["semantic_generation_config"])
     config = SamplingConfig(max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, pad_token=EOS, **sampling)
     torch.manual_seed(seed)
-    stage = SemanticStage(causal, spec, draft)
+    stage, lookahead = SemanticStage(causal, spec), None if draft is None else Speculation(causal, draft)
     with torch.no_grad(), KVCachePool().borrow(causal.spec, len(inputs["input_ids"]), torch.float32, CPU) as cache:
-        state = stage.start(*inputs.values(), None, config, cache)
+        state = stage.start(*inputs.values(), None, config, cache, lookahead)
         while not state.done:
             stage.step(state)
         assert cache.position == int(cache.length) == spec.prompt_tokens + len(state.tokens) - 1
@@ -105,9 +105,9 @@ def run_coarse(model, sampling, seed, draft=None, history=None, semantic_tokens=
     config = SamplingConfig(max_new_tokens=spec.window_tokens, **sampling)
     semantic = torch.randint(0, EOS, (1, semantic_tokens), generator=torch.Generator().manual_seed(seed))
     torch.manual_seed(seed)
-    stage = CoarseStage(causal, spec, draft)
+    stage, lookahead = CoarseStage(causal, spec), None if draft is None else Speculation(causal, draft)
     with torch.no_grad(), KVCachePool().borrow(causal.spec, 1, torch.float32, CPU) as cache:
-        state = stage.start(1, history, config, cache)
+        state = stage.start(1, history, config, cache, lookahead)
         if draft is not None and isinstance(draft.model, ScriptedDraft):
             draft.model.index_of = lambda cache: (
                 cache.position - SMALL.max_input + state.prompt.coarse_start - state.coarse_history
@@ -205,14 +205,3 @@ def test_up_to_the_last_place_of_the_cache(small_model):
         for draft in (None, Draft(semantic_draft(script), DraftCounts())):
             with pytest.raises(IndexError, match=r"at most 160 positions .*got 160 in the cache plus 1 new"):
                 run_semantic(small_model, SAMPLINGS["sampled"], 0, draft, room + 2, stop_tokens=())
-
-
-def test_several_rows_take_no_drafts(small_model):
-    class Refusing:
-        def decode(self, *args):
-            raise AssertionError("a draft was asked for")
-
-    inputs, draft = texts(SMALL, [3, 9]), Draft(Refusing(), DraftCounts())
-    expected = run_semantic(small_model, SAMPLINGS["sampled"], 0, inputs=inputs)
-    assert_same(run_semantic(small_model, SAMPLINGS["sampled"], 0, draft, inputs=inputs), expected)
-    assert draft.counts == DraftCounts()

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from call_recorder import CallRecorder
+
+from bark_accel import graphs
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> CallRecorder:
+    """What every generation of the test records with, on the CPU."""
+    double = CallRecorder()
+    monkeypatch.setattr(graphs, "make_recorder", lambda device: double)
+    return double
+
+
+@pytest.fixture
+def like_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the plain-torch ops take the path of a device whose data cannot be looked at."""
+    monkeypatch.setattr("bark_accel.op_checks.on_host", lambda tensor: False)
+
+
+@pytest.fixture(autouse=True)
+def _one_seed() -> None:
+    torch.manual_seed(0)

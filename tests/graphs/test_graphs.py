@@ -1,0 +1,321 @@
+"""Whole generations over recorded steps: stock's tokens and random state, and recordings that are kept or renewed."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from typing import Any
+
+import pytest
+import torch
+from bark_models import SMALL, SUNO, preset, texts
+from call_recorder import CallRecorder
+from parity import accelerated_copy, assert_equal_to_stock, run
+from torch import nn
+
+from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, graphs, stream
+
+GRAPHED: dict[str, Any] = {"speculate": False}
+SAMPLED = {"do_sample": True, "semantic_max_new_tokens": 30}
+OPTIONS = {
+    "sampled": SAMPLED,
+    "greedy": {"do_sample": False, "semantic_max_new_tokens": 19},
+    "ends early": {"do_sample": True, "min_eos_p": 0.02},
+    "all options": {**SAMPLED, "temperature": 0.8, "top_k": 20, "top_p": 0.9, "fine_temperature": 0.5},
+    "one token": {"do_sample": True, "semantic_max_new_tokens": 1},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("lengths", ([6], [4, 9, 2]), ids=("one row", "three rows"))
+def test_tokens_and_generator_are_stocks(
+    small_model: Any, recorder: CallRecorder, lengths: list[int], options: dict[str, Any]
+) -> None:
+    fast = accelerated_copy(small_model, **GRAPHED)
+    for seed in (2, 3, 5):
+        assert_equal_to_stock(small_model, fast, seed, **texts(SMALL, lengths), **options)
+    assert recorder.replayed > 0 and acceleration_report(fast).captured_graphs > 0
+
+
+@pytest.mark.usefixtures("like_a_device")
+@pytest.mark.parametrize("lengths", ([6], [4, 9, 2]), ids=("one row", "three rows"))
+def test_over_plain_torch_ops_that_never_look_at_data(
+    small_model: Any, recorder: CallRecorder, lengths: list[int]
+) -> None:
+    fast = accelerated_copy(small_model, backend="torch")
+    assert_equal_to_stock(small_model, fast, **texts(SMALL, lengths), **SAMPLED)
+    assert recorder.replayed > 0
+
+
+def test_windows_that_move_with_a_voice_preset(small_model: Any, recorder: CallRecorder) -> None:
+    fast = accelerated_copy(small_model, **GRAPHED)
+    history = preset(SMALL, 30, 60)
+    assert_equal_to_stock(small_model, fast, **texts(SMALL, [5]), history_prompt=history, **SAMPLED)
+    assert recorder.replayed > 0
+
+
+def test_sunos_layout(suno_model: Any, recorder: CallRecorder) -> None:
+    fast = accelerated_copy(suno_model, **GRAPHED)
+    assert_equal_to_stock(suno_model, fast, **texts(SUNO, [7]), **SAMPLED)
+    assert recorder.replayed > 0
+
+
+def test_what_is_drawn_beyond_the_end_leaves_no_trace(small_model: Any, recorder: CallRecorder) -> None:
+    """Rows end inside of a block: the test of equality above would be none if they never did."""
+    fast = accelerated_copy(small_model, **GRAPHED)
+    wasted = 0
+    for seed in (2, 3, 5):
+        recorder.replayed = 0
+        inputs = texts(SMALL, [6])
+        semantic = assert_equal_to_stock(small_model, fast, seed, **inputs, **OPTIONS["ends early"])["semantic"]
+        coarse_tokens = _coarse_tokens_replayed(fast, seed, inputs)
+        wasted += recorder.replayed - coarse_tokens - (semantic.shape[1] - 1)
+    assert wasted > 0
+
+
+def _coarse_tokens_replayed(fast: Any, seed: int, inputs: dict[str, Any]) -> int:
+    """Tokens of the coarse stage less the first of each window, which the prompt gives."""
+    outputs, _, _ = run(
+        accelerate_bark(copy.deepcopy(fast), cuda_graphs=False), seed, **inputs, **OPTIONS["ends early"]
+    )
+    tokens = outputs["coarse"].shape[1]
+    return tokens - -(-tokens // SMALL.window)
+
+
+def test_a_coarse_window_is_one_block(
+    small_model: Any, recorder: CallRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks: list[tuple[bool, int]] = []
+    run_block = graphs.StepGraphs._run_block
+
+    def counted(self: Any, last: Any, cache: Any, sampler: Any, *rest: Any) -> None:
+        before = cache.position
+        run_block(self, last, cache, sampler, *rest)
+        blocks.append((bool(sampler.config.stop_tokens), cache.position - before))
+
+    monkeypatch.setattr(graphs.StepGraphs, "_run_block", counted)
+    fast = accelerated_copy(small_model, **GRAPHED)
+    outputs, _, _ = run(fast, 0, **texts(SMALL, [6]), do_sample=False, semantic_max_new_tokens=30)
+    tokens = outputs["coarse"].shape[1]
+    windows = [min(SMALL.window, tokens - start) for start in range(0, tokens, SMALL.window)]
+    assert [n for stops, n in blocks if not stops] == [n - 1 for n in windows if n > 1]
+    looks = [n for stops, n in blocks if stops]
+    assert set(looks[:-1]) == {graphs.EOS_CHECK_TOKENS} and looks[-1] <= graphs.EOS_CHECK_TOKENS
+
+
+def test_kept_for_the_next_call_and_renewed_for_what_is_new(small_model: Any, recorder: CallRecorder) -> None:
+    fast = accelerated_copy(small_model, **GRAPHED)
+
+    def records(rows: int, **options: Any) -> int:
+        before = recorder.recorded
+        assert_equal_to_stock(small_model, fast, **texts(SMALL, [6, 3, 8][:rows]), **{**SAMPLED, **options})
+        return recorder.recorded - before
+
+    assert records(1) == 3  # semantic, and the two codebooks
+    assert records(1) == 0
+    assert records(1, semantic_max_new_tokens=21) == 0  # says nothing about a step
+    assert records(1, semantic_temperature=0.9) == 1
+    assert records(3) == 3  # and the cache grows
+    assert records(1) == 3  # so that one row is a slice of it
+    assert records(1) == 0 and records(3) == 0
+    assert acceleration_report(fast).captured_graphs == 3 * 3 + 1
+
+
+def test_a_replaced_parameter_is_noticed(recorder: CallRecorder, small_model: Any) -> None:
+    stock = copy.deepcopy(small_model)
+    fast = accelerated_copy(stock, **GRAPHED)
+    assert_equal_to_stock(stock, fast, **texts(SMALL, [6]), **SAMPLED)
+    before = recorder.recorded
+    for model in (stock, fast):
+        layer = model.semantic.layers[1].mlp.in_proj
+        layer.weight = nn.Parameter(layer.weight.detach() * 1.5)
+    assert_equal_to_stock(stock, fast, **texts(SMALL, [6]), **SAMPLED)
+    assert recorder.recorded == before + 1
+
+
+def test_new_values_in_the_same_place_need_no_new_recording(recorder: CallRecorder, small_model: Any) -> None:
+    stock = copy.deepcopy(small_model)
+    fast = accelerated_copy(stock, **GRAPHED)
+    before = run(fast, 0, **texts(SMALL, [6]), **SAMPLED)[0]["semantic"]
+    recorded = recorder.recorded
+    for model in (stock, fast):
+        for parameter in (*model.semantic.parameters(), *model.coarse_acoustics.parameters()):
+            parameter.data.copy_(parameter.data.roll(1, 0))
+    after = assert_equal_to_stock(stock, fast, **texts(SMALL, [6]), **SAMPLED)["semantic"]
+    assert recorder.recorded == recorded and not torch.equal(before, after)
+
+
+def test_layernorms_of_a_16_bit_model_are_read_anew(recorder: CallRecorder, small_model: Any) -> None:
+    """They are copies, and `.data` writes leave no version behind."""
+    plain = accelerated_copy(copy.deepcopy(small_model).half(), cuda_graphs=False, **GRAPHED)
+    fast = accelerated_copy(copy.deepcopy(small_model).half(), **GRAPHED)
+
+    def tokens(model: Any) -> torch.Tensor:
+        return run(model, 0, **texts(SMALL, [6]), **SAMPLED)[0]["semantic"]
+
+    before = tokens(fast)
+    recorded = recorder.recorded
+    for model in (plain, fast):
+        norm = model.semantic.layers[0].layernorm_1.weight
+        norm.data.copy_(torch.linspace(-2, 2, len(norm)))
+    assert torch.equal(tokens(fast), tokens(plain)) and not torch.equal(tokens(fast), before)
+    assert recorder.recorded == recorded
+
+
+@pytest.mark.parametrize("change", (lambda m: m.half(), lambda m: m.bfloat16()), ids=("half", "bfloat16"))
+def test_another_dtype_is_recorded_anew(recorder: CallRecorder, small_model: Any, change: Any) -> None:
+    fast = accelerated_copy(small_model, **GRAPHED)
+    plain = accelerated_copy(small_model, cuda_graphs=False, **GRAPHED)
+    run(fast, 0, **texts(SMALL, [6]), **SAMPLED)
+    recorded = recorder.recorded
+    expected, got = (run(change(m), 0, **texts(SMALL, [6]), **SAMPLED)[0] for m in (plain, fast))
+    assert all(torch.equal(got[stage], expected[stage]) for stage in ("semantic", "coarse", "fine"))
+    assert recorder.recorded == recorded + 3
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
+def test_smaller_weights_are_kept_too(recorder: CallRecorder, small_model: Any, dtype: torch.dtype) -> None:
+    model = copy.deepcopy(small_model).to(dtype)
+    fast = accelerated_copy(model, weights="int8")
+    plain = accelerated_copy(model, weights="int8", cuda_graphs=False)
+    for recorded in (3, 3):
+        expected, got = (run(m, 1, **texts(SMALL, [6]), **SAMPLED)[0] for m in (plain, fast))
+        assert torch.equal(got["coarse"], expected["coarse"])
+        assert recorder.recorded == recorded
+
+
+def test_many_sampling_options_do_not_pile_up(recorder: CallRecorder, small_model: Any) -> None:
+    fast = accelerated_copy(small_model, **GRAPHED)
+    for i in range(graphs.MAX_GRAPHS + 3):
+        run(fast, 0, **texts(SMALL, [6]), do_sample=True, semantic_max_new_tokens=3, temperature=0.5 + i / 10)
+    assert acceleration_report(fast).captured_graphs == 2 * graphs.MAX_GRAPHS
+
+
+def test_many_batch_sizes_do_not_pile_up(recorder: CallRecorder, small_model: Any) -> None:
+    fast = accelerated_copy(small_model, **GRAPHED)
+    for rows in range(graphs.MAX_KEPT + 2, 0, -1):
+        run(fast, 0, **texts(SMALL, [6] * rows), do_sample=False, semantic_max_new_tokens=3)
+    assert acceleration_report(fast).captured_graphs == 3 * graphs.MAX_KEPT
+
+
+def test_more_rows_than_a_step_is_meant_for_are_not_recorded(recorder: CallRecorder, small_model: Any) -> None:
+    fast = accelerated_copy(small_model, **GRAPHED)
+    inputs = texts(SMALL, [3 + i % 4 for i in range(17)])
+    assert_equal_to_stock(small_model, fast, **inputs, do_sample=True, semantic_max_new_tokens=4)
+    assert recorder.recorded == 0
+
+
+def test_two_threads_record_and_replay_their_own(recorder: CallRecorder, small_model: Any) -> None:
+    fast = accelerated_copy(small_model, **GRAPHED)
+    options: dict[str, Any] = {"do_sample": False, "semantic_max_new_tokens": 30}
+    inputs = [texts(SMALL, [5], seed=i) for i in range(2)]
+    outputs: list[Any] = [None, None]
+    started = threading.Barrier(2)
+
+    def work(i: int) -> None:
+        started.wait(10)
+        for _ in range(3):
+            outputs[i] = fast.generate(**{k: v.clone() for k, v in inputs[i].items()}, **options)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(2):
+        alone = small_model.generate(**{k: v.clone() for k, v in inputs[i].items()}, **options)
+        torch.testing.assert_close(outputs[i], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("interleave", (False, True))
+def test_streams_say_the_same(recorder: CallRecorder, small_model: Any, interleave: bool) -> None:
+    options: dict[str, Any] = {"do_sample": True, "semantic_max_new_tokens": 40}
+
+    def audio(**accelerated: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        model = accelerated_copy(small_model, **GRAPHED, **accelerated)
+        torch.manual_seed(3)
+        streamer = AudioStreamer(model, policy="preview", first_chunk_frames=5, interleave=interleave)
+        waveform = model.generate(**texts(SMALL, [6, 4]), **options, streamer=streamer)
+        return waveform, torch.get_rng_state()
+
+    expected, got = audio(cuda_graphs=False), audio()
+    assert recorder.replayed > 0
+    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+
+
+def test_a_listener_who_leaves_does_not_spoil_the_graphs(recorder: CallRecorder, small_model: Any) -> None:
+    fast = accelerated_copy(small_model, **GRAPHED)
+    options: dict[str, Any] = {"do_sample": True, "semantic_max_new_tokens": 60}
+    streamer = AudioStreamer(fast, policy="preview", first_chunk_frames=5, max_queued_chunks=1)
+    chunks = stream(fast, **texts(SMALL, [6]), **options, streamer=streamer)
+    next(chunks)
+    chunks.close()
+    recorded = recorder.recorded
+    assert_equal_to_stock(small_model, fast, **texts(SMALL, [6]), **options)
+    assert recorder.recorded == recorded
+
+
+def test_too_many_tokens_fail_as_without_graphs(recorder: CallRecorder, small_model: Any) -> None:
+    fast = accelerated_copy(small_model, **GRAPHED)
+    options = {"do_sample": False, "semantic_max_new_tokens": SMALL.block_size}
+    with pytest.raises(IndexError, match=f"expected at most {SMALL.block_size} positions"):
+        fast.generate(**texts(SMALL, [6]), **options, semantic_eos_token_id=None)
+    assert recorder.replayed == 0 or acceleration_report(fast).captured_graphs > 0
+
+
+@pytest.mark.parametrize("backend", ("native", "torch"))
+def test_scores_that_are_not_numbers_are_refused(recorder: CallRecorder, small_model: Any, backend: str) -> None:
+    fast = accelerated_copy(small_model, backend=backend, **GRAPHED)
+    fast.coarse_acoustics.lm_head.weight.data[SMALL.semantic_vocab + SMALL.codebook_size + 3] = torch.nan
+    with pytest.raises(ValueError, match=r"without NaN .* got one in row 0"):
+        fast.generate(**texts(SMALL, [6]), **SAMPLED)
+
+
+def test_a_step_that_cannot_be_captured_says_what_to_do(
+    small_model: Any, recorder: CallRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = accelerated_copy(small_model, **GRAPHED)
+
+    class Failing(CallRecorder):
+        def record(self, step: Any, generator: Any) -> Any:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "make_recorder", lambda device: Failing())
+        with pytest.raises(RuntimeError, match=r"cuda_graphs=False\) works without.*not permitted"):
+            fast.generate(**texts(SMALL, [6]), **SAMPLED)
+    assert acceleration_report(fast).captured_graphs == 0
+    assert_equal_to_stock(small_model, fast, **texts(SMALL, [6]), **SAMPLED)
+
+
+def test_switched_off(small_model: Any, recorder: CallRecorder) -> None:
+    fast = accelerated_copy(small_model, cuda_graphs=False, **GRAPHED)
+    assert_equal_to_stock(small_model, fast, **texts(SMALL, [6]), **SAMPLED)
+    assert recorder.recorded == 0
+    with pytest.raises(TypeError, match="cuda_graphs: expected True or False, got 'yes'"):
+        accelerate_bark(fast, cuda_graphs="yes")  # type: ignore[arg-type]
+
+
+def test_drafts_go_first(small_model: Any, recorder: CallRecorder) -> None:
+    fast = accelerated_copy(small_model, speculate=True)
+    assert_equal_to_stock(small_model, fast, **texts(SMALL, [6]), **SAMPLED)
+    assert recorder.recorded == 0
+
+
+def test_no_effect_on_a_cpu_and_the_report_says_so(small_model: Any) -> None:
+    fast = accelerated_copy(small_model, **GRAPHED)
+    assert_equal_to_stock(small_model, fast, **texts(SMALL, [6]), **SAMPLED)
+    report = acceleration_report(fast)
+    assert graphs.make_recorder(torch.device("cpu")) is None
+    assert not report.cuda_graphs and report.captured_graphs == 0
+    assert "cuda graphs: no effect, the model is not on an NVIDIA GPU" in str(report)
+
+
+def test_copies_start_without(small_model: Any, recorder: CallRecorder) -> None:
+    fast = accelerated_copy(small_model, **GRAPHED)
+    run(fast, 0, **texts(SMALL, [6]), **SAMPLED)
+    twin = copy.deepcopy(fast)
+    assert acceleration_report(twin).captured_graphs == 0
+    assert pickle.loads(pickle.dumps(graphs.GraphStore())).count == 0
+    assert_equal_to_stock(small_model, twin, **texts(SMALL, [6]), **SAMPLED)
