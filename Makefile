@@ -16,12 +16,13 @@ GPU_JOBS ?= 8
 # For the measurements; build and parity tests come before them.
 GPU_SECONDS ?= 300
 
-.PHONY: help setup demo test sanitize bench lint cuda-check gpu clean
+.PHONY: help setup demo test matrix sanitize bench lint cuda-check gpu clean
 
 help:
 	@echo "make setup  create $(VENV), install pinned packages, build the extension"
 	@echo "make demo   one utterance, stock and accelerated"
 	@echo "make test   run the tests"
+	@echo "make matrix  run the parity suite with every supported Transformers (MATRIX='--only 4.46.3' for one)"
 	@echo "make sanitize  the CPU kernels of every instruction set under ASan, UBSan and TSan"
 	@echo "make bench  compare ops, steps, stages, whole generations, streams and memory with stock (an hour)"
 	@echo "make cuda-check  compile and link the CUDA kernels (nvcc needed, no GPU)"
@@ -55,6 +56,9 @@ test: setup $(TEST_DATA_STAMP)
 
 sanitize: setup
 	BARK_ACCEL_SANITIZE=all $(BIN)/python -m pytest tests/cpp/test_cpu_kernels.py
+
+matrix: setup $(TEST_DATA_STAMP)
+	$(BIN)/python tests/matrix.py $(MATRIX)
 
 bench: setup
 	mkdir -p build

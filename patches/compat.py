@@ -102,7 +102,7 @@ def _differences() -> list[str]:
 
 @cache
 def _takes_custom_loop() -> bool:
-    """From Transformers 4.57 or so on."""
+    """Not so in Transformers 4.52, but in 4.57."""
     parameter = inspect.signature(GenerationMixin.generate).parameters.get("custom_generate")
     return parameter is not None and "Callable" in str(parameter.annotation)
 

@@ -1,0 +1,139 @@
+"""Runs the parity suite with each supported version of Transformers: `make matrix`.
+
+Every version gets an environment of its own under build/matrix, on top of the one that runs this script: torch, numpy
+and pytest are shared. Results are kept until the code changes, so an interrupted run goes on where it stopped; they
+make up docs/versions.json and the table in the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import site
+import subprocess
+import sys
+import time
+import venv
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENTS = ROOT / "build" / "matrix"
+TABLE = ROOT / "docs" / "versions.json"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- versions: begin, written by make matrix -->\n", "<!-- versions: end -->\n"
+VERSIONS = ("4.46.3", "4.49.0", "4.52.4", "4.57.6", "5.0.0", "5.17.0", "5.23.0")
+FULL = ["tests/patching", "tests/streaming", "tests/stages", "tests/test_cli.py"]
+QUICK = [f"tests/patching/test_{name}.py" for name in ("bad_input", "fallback", "lifecycle", "submodels", "equality")]
+QUICK += ["-k", "not (bark_small or longest or rows_that_end or every_length or presets_of_any or sunos_layout)"]
+SHOWN = ("transformers", "tokenizers", "huggingface_hub", "torch")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=VERSIONS, help="this version; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="equality, fallback, lifecycle, bad input; no table")
+    parser.add_argument("--fresh", action="store_true", help="run again what was run on this code")
+    options = parser.parse_args()
+    results = [_result(version, options.quick, options.fresh) for version in options.only or VERSIONS]
+    if not options.quick:
+        _write_table(results)
+    print(render(results))
+    return int(any(r["failed"] or not r["passed"] for r in results))
+
+
+def render(results: list[dict[str, Any]]) -> str:
+    """A markdown table."""
+    lines = ["| Transformers | tokenizers | huggingface_hub | torch | passed | failed | skipped |", "|" + "---|" * 7]
+    for result in results:
+        cells = [*(result["versions"][name] for name in SHOWN), *(result[n] for n in ("passed", "failed", "skipped"))]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _result(version: str, quick: bool, fresh: bool) -> dict[str, Any]:
+    """Of the suite with one version; from the file it left behind where nothing has changed since."""
+    file = ENVIRONMENTS / f"{version}{'-quick' if quick else ''}.json"
+    code = _code_hash()
+    if file.exists() and not fresh:
+        kept = json.loads(file.read_text())
+        if kept["code"] == code:
+            return kept
+    result = {**_run(_python(version), QUICK if quick else FULL), "code": code}
+    file.write_text(json.dumps(result, indent=1))
+    return result
+
+
+def _code_hash() -> str:
+    folders = ("bark_accel", "patches", "csrc", "tests")
+    listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard", *folders], cwd=ROOT, text=True)
+    files = sorted(path for name in listed.split() if (path := ROOT / name).is_file())
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
+def _python(version: str) -> Path:
+    """The interpreter that has this version of Transformers."""
+    ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
+    if importlib.metadata.version("transformers") == version:
+        return Path(sys.executable)
+    home = ENVIRONMENTS / version
+    python, ready = home / "bin" / "python", home / "ready"
+    if not ready.exists():
+        print(f"== installing Transformers {version}", flush=True)
+        venv.create(home, clear=True, symlinks=True)
+        # Found after what is installed here.
+        here = subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True)
+        (Path(here.strip()) / "shared.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+        subprocess.run([*pip, f"transformers=={version}"], check=True)
+        ready.touch()
+    return python
+
+
+def _run(python: Path, selection: list[str]) -> dict[str, Any]:
+    ask = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {SHOWN!r}}}))"
+    versions = json.loads(subprocess.check_output([python, "-c", ask], text=True))
+    print(f"== Transformers {versions['transformers']}: pytest {' '.join(selection)}", flush=True)
+    start = time.monotonic()
+    report = ENVIRONMENTS / f"{versions['transformers']}.xml"
+    report.unlink(missing_ok=True)
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *selection]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": ""}, check=False)
+    suite = ElementTree.parse(report).getroot()
+    cases = list(suite.iter("testcase"))
+    bad = [f"{c.get('classname')}.{c.get('name')}" for c in cases if {"failure", "error"} & {part.tag for part in c}]
+    reasons = Counter(str(part.get("message")) for part in suite.iter("skipped"))
+    return {
+        "versions": versions,
+        "passed": len(cases) - len(bad) - sum(reasons.values()),
+        "failed": len(bad),
+        "skipped": sum(reasons.values()),
+        "failures": bad,
+        "skip_reasons": dict(reasons),
+        "seconds": round(time.monotonic() - start),
+    }
+
+
+def _write_table(results: list[dict[str, Any]]) -> None:
+    """Into docs/versions.json and the README; the rows of other versions stay."""
+    rows = {row["versions"]["transformers"]: row for row in load_table()}
+    for result in results:
+        rows[result["versions"]["transformers"]] = {k: v for k, v in result.items() if k != "code"}
+    ordered = [rows[version] for version in VERSIONS if version in rows]
+    TABLE.write_text(json.dumps(ordered, indent=1) + "\n")
+    before, _, rest = README.read_text().partition(BEGIN)
+    README.write_text(f"{before}{BEGIN}{render(ordered)}\n{END}{rest.partition(END)[2]}")
+
+
+def load_table() -> list[dict[str, Any]]:
+    """The rows of the last run."""
+    return json.loads(TABLE.read_text()) if TABLE.exists() else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

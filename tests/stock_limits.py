@@ -1,0 +1,21 @@
+"""What stock cannot do with some versions of Transformers: there is nothing to compare with."""
+
+from __future__ import annotations
+
+import pytest
+import transformers
+
+# Feature -> (beginnings of the versions, why stock fails).
+_LIMITS = {
+    "static cache": (("4.57.", "5.0."), "it builds a cache too small for Bark"),
+    "beams": (("4.52.",), "its beam search takes the vocabulary of Bark's inputs for that of the outputs"),
+    "another layer": (("4.46.", "4.49.", "4.52."), "it looks up a head mask for each layer of the config"),
+    "return_dict_in_generate": (("4.",), "it cannot unpack the tokens"),
+    "text-to-speech pipeline": (("5.17.",), "it passes arguments that Bark does not take"),
+}
+
+
+def skip_where_stock_fails(feature: str) -> None:
+    versions, reason = _LIMITS[feature]
+    if transformers.__version__.startswith(versions):
+        pytest.skip(f"stock fails at {feature}: {reason}")
