@@ -48,7 +48,7 @@ class Speculation:
     draft: Draft
     _ahead: deque[Tensor] = field(default_factory=deque)
     _length: int = MAX_DRAFT_TOKENS
-    _generator: torch.Generator = field(default_factory=torch.Generator)
+    _generator: torch.Generator | None = None
 
     def next_token(
         self,
@@ -94,6 +94,8 @@ class Speculation:
         """`last` and up to `count` drafts, [1, 1] each."""
         if sampler.config.do_sample:
             source = sampler.generator or default_generator(last.device)
+            if self._generator is None:
+                self._generator = torch.Generator(source.device)
             self._generator.set_state(source.get_state())
         fed = [last]
         for i in range(count):
