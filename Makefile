@@ -67,6 +67,7 @@ bench: setup
 	$(BIN)/python benchmarks/quality.py --json benchmarks/results/cpu_quality.json
 	$(BIN)/python benchmarks/memory.py --json benchmarks/results/cpu_memory.json
 	$(BIN)/python benchmarks/generation.py --suite --json benchmarks/results/cpu_generation.json --plots docs
+	$(BIN)/python benchmarks/report.py benchmarks/results docs/benchmarks.md
 
 lint: setup
 	$(BIN)/ruff check .

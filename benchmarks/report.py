@@ -1,0 +1,112 @@
+"""Writes docs/benchmarks.md from the result files that `make bench` leaves in benchmarks/results.
+
+python benchmarks/report.py benchmarks/results docs/benchmarks.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from summarise import table
+
+STAGES = ("semantic", "coarse", "fine", "codec", "total")
+
+
+def generations(records: list[dict[str, Any]]) -> str:
+    """Seconds by stage of every case and mode."""
+    lines = [
+        "| speech | mode | semantic | coarse | fine | codec | all | times faster |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        for mode, its in record["modes"].items():
+            cells = [_seconds(its[stage]) for stage in STAGES]
+            faster = "" if mode == "stock" else f"{its['times_faster']:.2f}x"
+            lines.append(f"| {_case(record)} | {mode} | {' | '.join(cells)} | {faster} |")
+    return "\n".join(lines)
+
+
+def streams(records: list[dict[str, Any]]) -> str:
+    """First sound, and whether playing stalls."""
+    lines = [
+        "| speech | mode, policy | first sound | of stock's time | all | of stock's time | gap p50 / p95 | silences |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        for name, its in record["streams"].items():
+            gaps = " / ".join("-" if its[key] is None else f"{its[key]:.1f} s" for key in ("gap_p50_s", "gap_p95_s"))
+            first = f"{its['first_sound_s']:.2f} s | {its['first_sound_of_stock']:.1%}"
+            total = f"{its['total_s']:.1f} s | {its['total_of_stock']:.0%}"
+            silences = f"{its['underruns']} ({its['stalled_s']:.1f} s)"
+            lines.append(f"| {_case(record)} | {name} | {first} | {total} | {gaps} | {silences} |")
+    return "\n".join(lines)
+
+
+def memory(record: dict[str, Any]) -> str:
+    lines = [
+        "| mode | after loading, MiB | while generating, MiB | of stock's |",
+        "|---|---|---|---|",
+    ]
+    for mode, its in record["modes"].items():
+        numbers = f"{its['after_loading_mib']:.0f} | {its['while_generating_mib']:.0f}"
+        lines.append(f"| {mode} | {numbers} | {its['of_stock_while_generating']:.2f} |")
+    return "\n".join(lines)
+
+
+def quality(record: dict[str, Any]) -> str:
+    lines = ["| scores | weights | relative error | KL, nats | same most likely token |", "|---|---|---|---|---|"]
+    for name, precisions in record["against_float32"].items():
+        for precision, its in precisions.items():
+            numbers = f"{its['relative_error']:.1e} | {its['kl_nats']:.1e} | {its['top_1_agreement']:.1%}"
+            lines.append(f"| {name} | {precision} | {numbers} |")
+    return "\n".join(lines)
+
+
+def _case(record: dict[str, Any]) -> str:
+    extras = [record["shape"]] if record["shape"] != "bark-small" else []
+    extras += [f"batch of {record['batch']}"] if record["batch"] > 1 else []
+    extras += ["full preset"] if record["preset"] else []
+    return ", ".join([f"{record['seconds']:g} s", *extras])
+
+
+def _seconds(spread: dict[str, float]) -> str:
+    same = spread["p20"] == spread["p80"]
+    return f"{spread['median']:.2f}" + ("" if same else f" ({spread['p20']:.2f} to {spread['p80']:.2f})")
+
+
+def _measured_on(record: dict[str, Any]) -> str:
+    machine, versions = record["machine"], record["versions"]
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads; torch {versions['torch']}, Transformers "
+        f"{versions['transformers']}, commit {(record['commit'] or 'unknown')[:10]}."
+    )
+
+
+def report(folder: Path) -> str:
+    """The whole page."""
+    read = {
+        name: json.loads((folder / f"cpu_{name}.json").read_text())
+        for name in ("steps", "generation", "memory", "quality")
+    }
+    text = (Path(__file__).parent / "report.md").read_text()
+    parts = {
+        "steps_machine": _measured_on(read["steps"]),
+        "steps": table(read["steps"]),
+        "generation_machine": _measured_on(read["generation"][0]),
+        "generations": generations(read["generation"]),
+        "streams": streams(read["generation"]),
+        "memory": memory(read["memory"]),
+        "quality": quality(read["quality"]),
+    }
+    for name, part in parts.items():
+        assert f"[[{name}]]" in text, name
+        text = text.replace(f"[[{name}]]", part)
+    return text
+
+
+if __name__ == "__main__":
+    source, target = map(Path, sys.argv[1:])
+    target.write_text(report(source))
