@@ -65,19 +65,38 @@ class Case:
 
 
 PRECISIONS = ("float32", "float16", "int8")
-# The cases, the streams of them, how often.
+BOTH = ("float32", "int8")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A case, its modes, what is streamed of it in which of the modes, and how often."""
+
+    case: Case
+    modes: Sequence[str] = PRECISIONS
+    streams: Sequence[str] = ()
+    streamed_modes: Sequence[str] = BOTH
+    repeats: int = 1
+
+
 SUITE = (
-    (Case(5, False, 1, "bark-small"), ("preview", "low_latency", "exact"), 3),
-    (Case(10, True, 1, "bark-small"), ("preview", "preview, interleave", "low_latency, interleave"), 1),
-    (Case(10, False, 1, "bark-small"), ("preview", "low_latency", "low_latency, interleave"), 1),
-    (Case(5, True, 1, "bark-small"), ("preview, interleave",), 1),
-    (Case(2, False, 1, "bark-small"), ("preview", "low_latency", "exact"), 3),
-    (Case(14, False, 1, "bark-small"), ("preview", "low_latency"), 1),
-    (Case(2, False, 8, "bark-small"), (), 1),
-    (Case(2, False, 4, "bark-small"), (), 1),
-    (Case(2, False, 1, "bark"), (), 1),
+    Measurement(Case(5, False, 1, "bark-small"), streams=("preview", "low_latency"), repeats=2),
+    Measurement(
+        Case(10, True, 1, "bark-small"),
+        modes=("int8",),
+        streams=("preview", "preview, interleave", "low_latency, interleave"),
+    ),
+    Measurement(
+        Case(10, False, 1, "bark-small"),
+        streams=("preview", "low_latency", "low_latency, interleave"),
+        streamed_modes=("int8",),
+    ),
+    Measurement(Case(5, True, 1, "bark-small"), streams=("preview, interleave",)),
+    Measurement(Case(2, False, 1, "bark-small"), streams=("preview", "low_latency", "exact"), repeats=2),
+    Measurement(Case(2, False, 1, "bark")),
+    Measurement(Case(2, False, 8, "bark-small")),
+    Measurement(Case(14, False, 1, "bark-small"), streams=("preview",), streamed_modes=("int8",)),
 )
-STREAMED = ("float32", "int8")
 
 
 def full_preset() -> dict[str, torch.Tensor]:
@@ -95,8 +114,9 @@ def arguments_of(case: Case, model: BarkModel) -> dict[str, Any]:
     return arguments
 
 
-def measure(case: Case, modes: Sequence[str], streams: Sequence[str], repeats: int) -> dict[str, Any]:
+def measure(wanted: Measurement) -> dict[str, Any]:
     """Stock, then every mode and every way of streaming it, `repeats` times over."""
+    case, modes, repeats = wanted.case, wanted.modes, wanted.repeats
     quiet_transformers()
     stock = random_bark(case.shape)
     models = {mode: accelerate_bark(twin(stock), strict=True, **MODES[mode]) for mode in modes}
@@ -111,7 +131,7 @@ def measure(case: Case, modes: Sequence[str], streams: Sequence[str], repeats: i
             print(f"{name}: {runs[name][-1].total_s:.2f} s", flush=True)
         for mode in modes:
             differences[mode] += token_differences(runs["stock"][-1], runs[mode][-1])
-            for stream in streams if mode in STREAMED else ():
+            for stream in wanted.streams if mode in wanted.streamed_modes else ():
                 timeline = run_stream(models[mode], STREAMS[stream], arguments)
                 timelines.setdefault(f"{mode}, {stream}", []).append(timeline)
                 print(
@@ -189,12 +209,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plots", type=Path, help="folder for stage_times.png and streaming.png")
     options = parser.parse_args()
-    for case, streams, repeats in SUITE if options.suite else ():
-        print(case, flush=True)
-        add_record(options.json, measure(case, PRECISIONS, streams, repeats))
+    wanted = list(SUITE) if options.suite else []
     if options.seconds is not None:
         case = Case(options.seconds, options.preset, options.batch, options.shape)
-        add_record(options.json, measure(case, options.modes, options.streams, options.repeats))
+        wanted.append(Measurement(case, options.modes, options.streams, options.modes, options.repeats))
+    for measurement in wanted:
+        print(measurement.case, flush=True)
+        add_record(options.json, measure(measurement))
     if options.plots is not None:
         save_plots(options.plots, read_records(options.json))
 
