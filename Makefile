@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 TEST_DATA := bark==0.1.5
 MAX_JOBS ?= 2
+# Processes that share the tests; most of them run on one thread.
+TEST_JOBS ?= 2
 
 SOURCES := $(shell find csrc -type f)
 PACKAGES_STAMP := $(VENV)/.packages
@@ -52,7 +54,7 @@ demo: setup
 	$(BIN)/python -m bark_accel demo
 
 test: setup $(TEST_DATA_STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_JOBS)
 
 sanitize: setup
 	BARK_ACCEL_SANITIZE=all $(BIN)/python -m pytest tests/cpp/test_cpu_kernels.py
