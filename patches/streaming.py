@@ -59,6 +59,9 @@ class AudioGeneration:
 
     def __init__(self, hooks: StageHooks, request: Request, streamer: AudioStreamer, emit: Callable[[Tensor], None]):
         """Raises `Fallback` where there can be no more than one chunk."""
+        for stage in ("semantic", "coarse"):
+            if request.stage_kwargs[stage].get("custom_generate") is not None:
+                raise Fallback(stage, FallbackKind.ARGUMENTS, "custom_generate, a loop of the caller's own")
         self._hooks = hooks
         self._request = request
         self._streamer = streamer

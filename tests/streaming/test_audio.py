@@ -17,6 +17,7 @@ from transformers.generation.logits_process import (
 )
 
 from bark_accel import AccelerationError, AudioStreamer, FallbackKind, acceleration_report, stream
+from bark_accel.patches import compat
 from bark_accel.patches.recorder import record_stages
 from bark_accel.patches.token_loop import BarkTokenRules
 from bark_accel.pipeline import ChunkDecoder
@@ -339,6 +340,21 @@ class TestTransformersLoop:
         strict = accelerated_copy(small_model)
         with pytest.raises(AccelerationError, match="RepetitionPenalty"):
             list(stream(strict, **ONE, repetition_penalty=1.3))
+
+    @pytest.mark.skipif(not compat._takes_custom_loop(), reason="stock takes no callable custom_generate")
+    @pytest.mark.parametrize("stage", ["semantic", "coarse"])
+    def test_a_users_own_loop_is_used(self, small_model, stage):
+        calls = []
+
+        def loop(model, *args, **prepared):
+            calls.append(model)
+            return model._sample(*args, **prepared)
+
+        fast = accelerated_copy(small_model, strict=False)
+        chunks = streamed(fast, **ONE, **{f"{stage}_custom_generate": loop}, semantic_max_new_tokens=20)
+        assert len(chunks) == 1 and calls
+        kinds = {(reason.stage, reason.kind) for reason in acceleration_report(fast).fallbacks}
+        assert kinds == {(stage, FallbackKind.ARGUMENTS)}
 
     @pytest.mark.parametrize(
         "options, kind",
