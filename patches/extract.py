@@ -127,7 +127,11 @@ def transformer_weights(stage: str, module: Any) -> TransformerWeights:
 def _table(stage: str, module: Any) -> Tensor:
     if _exact(stage, module, nn.Embedding).max_norm is not None:
         raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"an embedding with max_norm={module.max_norm}")
-    weight = module.weight.detach()
+    return _with_unit_stride(module.weight)
+
+
+def _with_unit_stride(parameter: Tensor) -> Tensor:
+    weight = parameter.detach()
     return weight if weight.stride(-1) == 1 else weight.contiguous()
 
 
@@ -163,7 +167,8 @@ def _layer(stage: str, block: Any, config: Any) -> Layer:
 
 def _linear(stage: str, module: Any) -> Linear:
     _exact(stage, module, nn.Linear)
-    return Linear(module.weight.detach(), None if module.bias is None else module.bias.detach())
+    bias = None if module.bias is None else module.bias.detach().contiguous()
+    return Linear(_with_unit_stride(module.weight), bias)
 
 
 def _norm(stage: str, module: Any) -> Norm:
@@ -171,8 +176,8 @@ def _norm(stage: str, module: Any) -> Norm:
     if eps is None or module.weight is None:
         got = type(module).__name__
         raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"expected a LayerNorm with a weight, got {got}")
-    bias = None if module.bias is None else module.bias.detach().float()
-    return Norm(module.weight.detach().float(), bias, eps)
+    bias = None if module.bias is None else module.bias.detach().float().contiguous()
+    return Norm(module.weight.detach().float().contiguous(), bias, eps)
 
 
 def codec_weights(module: Any) -> CodecWeights:

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bark_models import SMALL, SUNO, build, preset, texts
+from bark_models import SMALL, SUNO, build, preset, submodels, texts
 from parity import accelerated_copy, assert_equal_to_stock, run
+
+from bark_accel import accelerate_bark
 
 SAMPLED = {"do_sample": True}
 CASES = {
@@ -177,3 +179,21 @@ def test_bark_small_shapes(two_threads):
         do_sample=True,
         semantic_max_new_tokens=24,
     )
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_weights_of_any_strides(bias):
+    """Transposed matrices, and vectors that are views of every other number, as stock takes them."""
+    stock, twin = build(SMALL, bias=bias), build(SMALL, bias=bias)
+    for model in (stock, twin):
+        for part in (module for stage in submodels(model) for module in stage.modules()):
+            for name, parameter in list(part.named_parameters(recurse=False)):
+                data = parameter.detach()
+                view = data.t().contiguous().t() if data.ndim == 2 else data.repeat_interleave(2)[::2]
+                setattr(part, name, torch.nn.Parameter(view))
+    # Not a deep copy: that would make the vectors contiguous.
+    fast = accelerate_bark(twin, strict=True)
+    assert fast.semantic.layers[0].mlp.in_proj.weight.stride(-1) > 1
+    assert fast.semantic.layernorm_final.weight.stride(0) == 2
+    for options in ({}, SAMPLED):
+        assert_equal_to_stock(stock, fast, **texts(SMALL, [6]), **options)
