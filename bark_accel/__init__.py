@@ -91,12 +91,13 @@ def accelerate_bark(
     Raises
     ------
     TypeError
-        `model` is not a `BarkModel`.
+        `model` is not a `BarkModel`, or a flag is not a bool.
     ValueError
         A model on the meta device, quantised by another library, of mixed or other dtypes, or already patched by
         somebody else, or with released weights; an unknown `weights`, `backend` or `attention`, or an unknown name in
-        `fix_stock_bugs`; `speculate=True` with int8 weights; `release_originals` with weights "same"; an `attention`
-        that is of no use for this model.
+        `fix_stock_bugs`; `speculate=True` with int8 weights; `release_originals` with weights "same", in training mode
+        or with hooked modules; weights of 16 bits or fewer with heads of more than 256 numbers; an `attention` that is
+        of no use for this model.
     ImportError
         The compiled library is missing or was built for another torch; this version of Transformers has other
         signatures than the ones tested; or `flash-attn` was asked for and is missing.

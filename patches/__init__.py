@@ -49,6 +49,9 @@ def apply(
 ) -> BarkModel:
     """See `bark_accel.accelerate_bark`. Everything is checked before anything is patched."""
     _check_model(model)
+    _check_flags(strict=strict, release_originals=release_originals, cuda_graphs=cuda_graphs)
+    if not (speculate is None or isinstance(speculate, bool)):
+        raise TypeError(f"speculate: expected None, True or False, got {speculate!r}")
     if weights not in WEIGHTS:
         raise ValueError(f"weights: expected one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}")
     traps = Traps(fix_stock_bugs)
@@ -64,13 +67,11 @@ def apply(
     if release_originals and weights == "same":
         raise ValueError("release_originals: expected weights='float16', 'bfloat16' or 'int8' with it, got 'same'")
     check_attention(attention, model.device, exact=weights == "same" and model.dtype == torch.float32)
-    if not isinstance(cuda_graphs, bool):
-        raise TypeError(f"cuda_graphs: expected True or False, got {cuda_graphs!r}")
     log = FallbackLog(strict or release_originals)
     settings = Settings(backend, log, weights, speculate, release_originals, traps, cuda_graphs, attention)
     hooks = _make_hooks(model, settings)
     for hook in (hooks["model"].codec, *(hooks[stage] for stage in SUBMODELS)):
-        _check_extractable(hook)
+        _check_extractable(hook, also_transient=release_originals)
     if release_originals:
         release([hooks[stage] for stage in SUBMODELS])
     _remove_hooks(model)
@@ -163,6 +164,12 @@ def _check_model(model: Any) -> None:
         raise TypeError(f"expected a transformers.BarkModel, got {type(model).__module__}.{type(model).__name__}")
 
 
+def _check_flags(**flags: bool) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
 def _check_classes(model: BarkModel) -> None:
     for name, kind in _CLASSES.items():
         submodel = getattr(model, name)
@@ -186,11 +193,11 @@ def _check_not_meta(model: BarkModel) -> None:
         raise ValueError("expected a model with weights, got parameters on the meta device; load or move it first")
 
 
-def _check_extractable(hook: Hook) -> None:
+def _check_extractable(hook: Hook, *, also_transient: bool) -> None:
     try:
         hook.weights()
     except Fallback as fallback:
-        if fallback.reason.kind not in _TRANSIENT:
+        if also_transient or fallback.reason.kind not in _TRANSIENT:
             raise ValueError(f"accelerate_bark: {fallback.reason}") from None
 
 

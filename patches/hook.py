@@ -14,6 +14,7 @@ from bark_accel.gpt import MAX_DECODE_ROWS, CausalModel
 from bark_accel.graphs import GraphStore
 from bark_accel.kv_cache import KVCache, KVCachePool
 from bark_accel.lookahead import Lookahead
+from bark_accel.op_checks import MAX_HEAD_SIZE
 from bark_accel.precision import ConvertedWeights
 from bark_accel.report import FallbackKind, FallbackLog
 from bark_accel.speculation import Draft, DraftCounts, Speculation
@@ -71,7 +72,12 @@ class Hook:
         return self.released
 
     def _read_weights(self) -> Any:
-        return extract.transformer_weights(self.stage, self.module)
+        weights = extract.transformer_weights(self.stage, self.module)
+        size = extract.transformer_spec(self.module).head_size
+        exact = self.settings.precision == "same" and weights.dtype == torch.float32
+        if not exact and size > MAX_HEAD_SIZE:
+            raise Fallback(self.stage, FallbackKind.HEAD_SIZE, f"expected at most {MAX_HEAD_SIZE}, got {size}")
+        return weights
 
     def _ready_weights(self) -> Any:
         weights = self.weights()

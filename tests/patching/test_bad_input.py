@@ -13,7 +13,7 @@ from parity import accelerated_copy, assert_equal_to_stock
 from torch import nn
 from transformers import BarkModel
 
-from bark_accel import accelerate_bark, acceleration_report, restore_bark
+from bark_accel import FallbackKind, accelerate_bark, acceleration_report, restore_bark
 from bark_accel.patches import compat
 from bark_accel.patches.recorder import record_stages
 
@@ -331,3 +331,24 @@ def test_nan_weights_are_an_error():
         stock.semantic.lm_head.weight[3] = float("nan")
     with pytest.raises(ValueError, match=r"fused_multinomial: expected .* without NaN"):
         accelerated_copy(stock).generate(**INPUTS, do_sample=True)
+
+
+@pytest.mark.parametrize("flag", ["strict", "release_originals", "speculate"])
+def test_flags_are_bools(small_model, flag):
+    stock = copy.deepcopy(small_model)
+    with pytest.raises(TypeError, match=f"{flag}: expected .*True or False, got 'no'"):
+        accelerate_bark(stock, weights="int8", **{flag: "no"})
+    assert_untouched(stock)
+
+
+@pytest.mark.parametrize("dtype, weights", [(torch.float32, "int8"), (torch.bfloat16, "same")])
+def test_heads_that_the_16_bit_ops_do_not_take(dtype, weights):
+    """Refused at once, and stock's own code where the model becomes so later; float32 takes any size."""
+    stock = build(SMALL, width=260, heads=1, layers=1)
+    with pytest.raises(ValueError, match=r"semantic: heads that are too large .*expected at most 256, got 260"):
+        accelerate_bark(copy.deepcopy(stock).to(dtype), weights=weights)
+    fast = accelerated_copy(stock, strict=False)
+    assert_equal_to_stock(stock, fast, **INPUTS, semantic_max_new_tokens=5)
+    assert acceleration_report(fast).fallbacks == ()
+    fast.half().generate(**INPUTS, semantic_max_new_tokens=5)
+    assert {reason.kind for reason in acceleration_report(fast).fallbacks} == {FallbackKind.HEAD_SIZE}

@@ -135,3 +135,21 @@ def test_needs_smaller_weights(model):
         accelerate_bark(untouched, release_originals=True)
     assert all(torch.equal(a, b) for a, b in zip(untouched.parameters(), model.parameters(), strict=True))
     assert "generate" not in vars(untouched)
+
+
+def in_training_mode(model):
+    model.train()
+
+
+def with_a_hook(model):
+    model.fine_acoustics.layers[0].register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("state", [in_training_mode, with_a_hook])
+def test_nothing_is_released_from_a_model_that_cannot_run(model, state):
+    stopped = accelerated_copy(model, weights="int8", strict=False)
+    before = stopped.generate
+    state(stopped)
+    with pytest.raises(ValueError, match=r"accelerate_bark: .*(training mode|has hooks)"):
+        accelerate_bark(stopped, weights="int8", release_originals=True)
+    assert stopped.generate == before and all(p.numel() > 0 for p in stopped.parameters())
