@@ -40,6 +40,8 @@ def _empty(module: nn.Module) -> None:
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             setattr(part, name, nn.Parameter(parameter.new_empty(0), requires_grad=False))
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            setattr(part, name, buffer.new_empty(0))  # the causal masks, a MiB a layer
     module.register_state_dict_pre_hook(_refuse_state_dict)
     module.register_load_state_dict_pre_hook(_refuse_state_dict)
     module.register_forward_pre_hook(_refuse_forward)
