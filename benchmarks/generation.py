@@ -11,6 +11,7 @@ done. The third draws what is there.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -214,6 +215,8 @@ def main() -> None:
         case = Case(options.seconds, options.preset, options.batch, options.shape)
         wanted.append(Measurement(case, options.modes, options.streams, options.modes, options.repeats))
     for measurement in wanted:
+        # An accelerated model and its hooks refer to each other.
+        gc.collect()
         print(measurement.case, flush=True)
         add_record(options.json, measure(measurement))
     if options.plots is not None:

@@ -92,6 +92,9 @@ def report(folder: Path) -> str:
         for name in ("steps", "generation", "memory", "quality")
     }
     text = (Path(__file__).parent / "report.md").read_text()
+    different = [_case(r) for r in read["generation"] if r["token_differences"].get("float32")]
+    if different:
+        raise SystemExit(f"expected float32 runs with stock's tokens, got other ones in: {'; '.join(different)}")
     parts = {
         "steps_machine": _measured_on(read["steps"]),
         "steps": table(read["steps"]),
