@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -87,8 +88,10 @@ class AudioStreamer:
         _check_count("max_chunk_frames", max_chunk_frames, first_chunk_frames)
         _check_count("lookahead_frames", lookahead_frames, 0)
         _check_count("max_queued_chunks", max_queued_chunks, 1)
-        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
-            raise ValueError(f"timeout: expected None or seconds > 0, got {timeout!r}")
+        if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout <= threading.TIMEOUT_MAX):
+            raise ValueError(
+                f"timeout: expected None or seconds > 0, at most {threading.TIMEOUT_MAX:.0f}, got {timeout!r}"
+            )
         if not isinstance(interleave, bool):
             raise TypeError(f"interleave: expected True or False, got {interleave!r}")
         self.sampling_rate = _source(model).sampling_rate
@@ -103,7 +106,7 @@ class AudioStreamer:
         """Samples of each row; None until that is settled (at the latest when the generation has ended)."""
         self._changed = threading.Condition()
         self._queue: deque[Tensor] = deque()
-        self._used = self._ended = self._cancelled = False
+        self._reserved = self._used = self._ended = self._cancelled = False
         self._error: BaseException | None = None
         self._async_waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
@@ -175,17 +178,19 @@ class AudioStreamer:
 
     # The generation's side.
 
-    @property
-    def used(self) -> bool:
-        """Whether a generation has taken this streamer; it serves one."""
-        return self._used
+    def reserve(self) -> None:
+        """Keep it for one generation; raises `ValueError` where another one has it."""
+        with self._changed:
+            if self._reserved or self._used:
+                raise _was_used()
+            self._reserved = True
 
     @contextmanager
     def producing(self) -> Iterator[None]:
         """Wrap a generation: its end, or its error, becomes the listener's. A cancelled one ends quietly."""
         with self._changed:
             if self._used:
-                raise ValueError("streamer: expected a new AudioStreamer for every generation, got one that was used")
+                raise _was_used()
             self._used = True
         try:
             yield
@@ -199,6 +204,10 @@ class AudioStreamer:
 
     def fail(self, error: BaseException) -> None:
         """End with an error, which the listener gets after the chunks that are still queued."""
+        if isinstance(error, (StopIteration, StopAsyncIteration)):
+            # Raised by an iterator, it would pass for the end of the audio.
+            cause, error = error, RuntimeError(f"AudioStreamer: the generation raised {error!r}")
+            error.__cause__ = cause
         self._end(error)
 
     def check(self) -> None:
@@ -247,7 +256,7 @@ class AudioStreamer:
     def _notify(self) -> None:
         self._changed.notify_all()
         for loop, event in self._async_waiters:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(event.set)
 
     def _end(self, error: BaseException | None) -> None:
@@ -289,9 +298,8 @@ def stream(model: BarkModel, **generate_kwargs: Any) -> Iterator[Tensor]:
         streamer = AudioStreamer(model)
     if not isinstance(streamer, AudioStreamer):
         raise TypeError(f"streamer: expected an AudioStreamer, got {type(streamer).__name__}")
-    if streamer.used:
-        raise ValueError("streamer: expected a new AudioStreamer for every generation, got one that was used")
     _source(model)
+    streamer.reserve()
     return _listen(model, streamer, generate_kwargs)
 
 
@@ -304,12 +312,21 @@ def _listen(model: BarkModel, streamer: AudioStreamer, generate_kwargs: dict[str
             streamer.fail(error)
 
     worker = threading.Thread(target=generate, name="bark_accel.stream", daemon=True)
+
+    def leave() -> None:
+        streamer.cancel()
+        # The garbage collector may close the iterator in any thread, the worker too.
+        if threading.current_thread() is not worker:
+            worker.join()
+
     worker.start()
+    # An iterator that outlives the program's end would wait for a thread that Python has frozen by then.
+    atexit.register(leave)
     try:
         yield from streamer
     finally:
-        streamer.cancel()
-        worker.join()
+        atexit.unregister(leave)
+        leave()
 
 
 def _source(model: Any) -> AudioSource:
@@ -322,6 +339,10 @@ def _source(model: Any) -> AudioSource:
     raise ValueError(
         f"model: expected a BarkModel made faster with accelerate_bark, got a {type(model).__name__} that is not"
     )
+
+
+def _was_used() -> ValueError:
+    return ValueError("streamer: expected a new AudioStreamer for every generation, got one that was used")
 
 
 def _check_count(name: str, value: Any, least: int) -> None:

@@ -111,7 +111,8 @@ class ModelHook(AudioSource):
         chunks: list[Tensor] = []
 
         def emit(chunk: Tensor) -> None:
-            streamer.deliver(chunk)
+            # A copy, because a listener may change what it gets.
+            streamer.deliver(chunk.clone())
             chunks.append(chunk)
 
         with streamer.producing():

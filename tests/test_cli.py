@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import bark_accel
 from bark_accel import accelerate_bark, restore_bark
 from bark_accel.cli import bench as bench_module
-from bark_accel.cli import measure
+from bark_accel.cli import measure, stream
 from bark_accel.cli.app import app
 from bark_accel.patches import checkpoints
 from bark_accel.patches.checkpoints import fake_inputs, load_bark, semantic_tokens, twin
@@ -149,6 +149,30 @@ def test_say_streams_into_a_file(checkpoint, tmp_path):
     for words in ("s of audio", "first sound after", "real-time factor", f"wrote {streamed.name}"):
         assert words in result.output.replace(f"{tmp_path}/", "")
     assert soundfile.info(streamed).frames == soundfile.info(whole).frames > 0
+
+
+def test_a_streamed_file_is_valid_while_it_grows(tmp_path):
+    path = tmp_path / "a.wav"
+    with stream._sink(path, 24_000) as write:
+        for chunks in (1, 2, 3):
+            assert write(np.full(100, 0.5, dtype=np.float32))
+            assert soundfile.info(path).frames == 100 * chunks and soundfile.info(path).samplerate == 24_000
+    np.testing.assert_allclose(soundfile.read(path)[0], np.full(300, 0.5), atol=1e-4)
+
+
+def test_a_stream_that_fails_at_once_leaves_the_file_alone(checkpoint, tmp_path):
+    path, voice = tmp_path / "a.wav", tmp_path / "voice.npz"
+    path.write_bytes(b"of yesterday")
+    np.savez(voice, semantic_prompt=np.zeros(3, dtype=np.int64))
+    result = run("say", "hello", "-o", path, "--model", checkpoint, "--voice", voice, *STREAM)
+    assert result.exit_code == 2 and "history_prompt" in result.output
+    assert path.read_bytes() == b"of yesterday"
+
+
+@pytest.mark.parametrize("out", ["", "missing/out.wav"])
+def test_say_refuses_what_is_no_file(tmp_path, out):
+    result = run("say", "hello", "-o", tmp_path / out, "--model", "not/looked/at")
+    assert result.exit_code == 2 and "--out: expected a file in an existing folder" in " ".join(result.output.split())
 
 
 def test_say_streams_into_a_pipe(checkpoint, tmp_path):

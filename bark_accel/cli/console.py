@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -29,7 +30,7 @@ def friendly_errors() -> Iterator[None]:
         fail(str(error) or type(error).__name__, EXIT_BAD_INPUT)
 
 
-def fail(message: str, code: int = EXIT_FAILED) -> None:
+def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
     err.print("[bold red]error:[/] ", end="")
     err.print(message, markup=False)
     raise typer.Exit(code)

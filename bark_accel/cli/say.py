@@ -61,7 +61,7 @@ def _check(request: Request, path: Path) -> None:
         raise ValueError(f"--policy: expected one of {', '.join(POLICIES)}, got {request.policy}")
     if path == STDOUT and not request.stream:
         raise ValueError("--out -: expected --stream with it; without, name a .wav file")
-    if path.parent != Path() and not path.parent.is_dir():
+    if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"--out: expected a file in an existing folder, got {path}")
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+import wave
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import soundfile
 from rich.live import Live
 
 from bark_accel import AudioStreamer, stream
@@ -23,26 +24,28 @@ if TYPE_CHECKING:
 
 STDOUT = Path("-")
 _INT16_MAX = 32767
+_BYTES_PER_SAMPLE = 2
 
 
 def write_stream(streamer: AudioStreamer, model: BarkModel, arguments: dict[str, Any], path: Path) -> None:
     """Generate and write chunk by chunk; a live line says how far the audio is."""
-    rate, samples, first_s = streamer.sampling_rate, 0, None
+    rate, samples = streamer.sampling_rate, 0
     start = time.perf_counter()
-    with _sink(path, rate) as write, Live(console=out, auto_refresh=False) as live:
+    chunks = stream(model, **arguments, streamer=streamer)
+    with Live(console=out, auto_refresh=False) as live:
         live.update("waiting for the first sound", refresh=True)
-        for chunk in stream(model, **arguments, streamer=streamer):
-            elapsed_s = time.perf_counter() - start
-            first_s = elapsed_s if first_s is None else first_s
-            if not write(chunk[0].numpy()):
-                live.update("the player has closed the pipe", refresh=True)
-                return
-            samples += chunk.shape[1]
-            live.update(_line(samples / rate, first_s, elapsed_s), refresh=True)
-    if samples == 0:
-        if path != STDOUT:
-            path.unlink()
-        fail("the model ended before its first sound; try another --seed or text")
+        # Only now is a file replaced: what fails earlier leaves it alone.
+        first = next(chunks, None)
+        if first is None:
+            fail("the model ended before its first sound; try another --seed or text")
+        first_s = time.perf_counter() - start
+        with _sink(path, rate) as write:
+            for chunk in chain([first], chunks):
+                if not write(chunk[0].numpy()):
+                    live.update("the player has closed the pipe", refresh=True)
+                    return
+                samples += chunk.shape[1]
+                live.update(_line(samples / rate, first_s, time.perf_counter() - start), refresh=True)
     if path != STDOUT:
         out.print(f"wrote {path}", markup=False, soft_wrap=True)
 
@@ -57,22 +60,27 @@ def _sink(path: Path, rate: int) -> Iterator[Callable[[np.ndarray], bool]]:
     if path == STDOUT:
         yield _write_pcm
         return
-    with soundfile.SoundFile(path, "w", rate, channels=1) as file:
+    with path.open("wb") as file, wave.open(file, "wb") as audio:
+        audio.setparams((1, _BYTES_PER_SAMPLE, rate, 0, "NONE", "not compressed"))
 
         def write(samples: np.ndarray) -> bool:
-            file.write(samples)
-            # Players that follow the file find a valid header.
+            # Brings the header up to date, for players that follow the file.
+            audio.writeframes(_pcm(samples))
             file.flush()
             return True
 
         yield write
 
 
+def _pcm(samples: np.ndarray) -> bytes:
+    """Signed 16-bit little-endian."""
+    return np.round(np.clip(samples, -1, 1) * _INT16_MAX).astype("<i2").tobytes()
+
+
 def _write_pcm(samples: np.ndarray) -> bool:
-    """Signed 16-bit little-endian samples to stdout."""
-    data = np.round(np.clip(samples, -1, 1) * _INT16_MAX).astype("<i2").tobytes()
+    """To stdout."""
     try:
-        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(_pcm(samples))
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         # So that Python does not try once more when it ends.

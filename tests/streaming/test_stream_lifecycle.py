@@ -6,6 +6,8 @@ import asyncio
 import copy
 import gc
 import inspect
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -129,6 +131,17 @@ def test_stream_raises_what_the_generation_raises(fast, monkeypatch, uncaught, s
     assert uncaught == []
 
 
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration])
+def test_an_error_that_would_pass_for_the_end(fast, monkeypatch, error):
+    def lost():
+        raise error("lost")
+
+    on_call(monkeypatch, "coarse", lost)
+    with pytest.raises(RuntimeError, match="the generation raised .*lost") as caught:
+        list(stream(fast, **INPUTS, **OPTIONS))
+    assert isinstance(caught.value.__cause__, error)
+
+
 @at_every_stage
 def test_cancel_stops_before_the_next_step(fast, monkeypatch, uncaught, stage):
     streamer = AudioStreamer(fast, first_chunk_frames=8, max_chunk_frames=8)
@@ -227,6 +240,48 @@ def test_a_listener_that_raises(fast):
             1 / 0  # noqa: B018
 
 
+def test_a_listener_that_changes_its_chunks(fast):
+    streamer = AudioStreamer(fast, policy="preview", first_chunk_frames=2)
+    generation, chunks = Generation(fast, streamer), []
+    for chunk in streamer:
+        chunks.append(chunk.clone())
+        chunk.zero_()
+    assert generation.ends() and torch.equal(torch.cat(chunks, dim=1), generation.audio)
+
+
+def test_an_iterator_that_is_freed_by_its_own_worker(fast, monkeypatch):
+    """The garbage collector runs in whichever thread allocates."""
+    unraisable, held, go = [], [], threading.Event()
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    after = on_call(monkeypatch, "coarse", lambda: go.wait() and held.clear())
+    held.append(stream(fast, **INPUTS, **OPTIONS, streamer=AudioStreamer(fast, policy="preview", first_chunk_frames=2)))
+    next(held[0])
+    worker = next(t for t in threading.enumerate() if t.name == "bark_accel.stream")
+    go.set()
+    worker.join(1.0)
+    assert not worker.is_alive() and held == [] and after == [] and unraisable == []
+
+
+def test_a_program_that_ends_with_an_iterator_open():
+    program = """
+import torch
+from bark_accel import stream
+from bark_accel.streamer import AudioSource
+
+class Endless(AudioSource):
+    sampling_rate = 24_000
+
+    def generate(self, streamer):
+        with streamer.producing():
+            while True:
+                streamer.deliver(torch.zeros(1, 1))
+
+audio = stream(Endless())
+next(audio)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
 def test_nothing_comes_in_time(fast, monkeypatch):
     """The listener may go on waiting; the generation does not notice."""
     go = threading.Event()
@@ -288,6 +343,14 @@ def test_a_streamer_serves_one_generation(fast, uncaught):
     assert list(streamer) == [] and next(streamer, "end") == "end"
 
 
+def test_two_streams_with_one_streamer(fast):
+    streamer = AudioStreamer(fast, policy="preview", first_chunk_frames=2)
+    audio = stream(fast, **INPUTS, **OPTIONS, streamer=streamer)
+    with pytest.raises(ValueError, match="expected a new AudioStreamer"):
+        stream(fast, **INPUTS, **OPTIONS, streamer=streamer)
+    assert torch.cat(list(audio), dim=1).shape[1] == streamer.row_lengths_samples[0]
+
+
 def test_bad_input_reaches_the_listener(fast):
     with pytest.raises(ValueError, match="input_ids: expected"):
         list(stream(fast, input_ids=torch.zeros(1, 3, dtype=torch.int64)))
@@ -304,7 +367,8 @@ def test_bad_input_reaches_the_listener(fast):
         ({"max_chunk_frames": 29}, "max_chunk_frames: expected a whole number >= 30, got 29"),
         ({"lookahead_frames": -1}, "lookahead_frames: expected a whole number >= 0"),
         ({"max_queued_chunks": True}, "max_queued_chunks: expected a whole number >= 1, got True"),
-        ({"timeout": 0}, "timeout: expected None or seconds > 0, got 0"),
+        ({"timeout": 0}, "timeout: expected None or seconds > 0, at most .*, got 0"),
+        ({"timeout": float("inf")}, "timeout: expected None or seconds > 0, at most .*, got inf"),
         ({"interleave": 1}, "interleave: expected True or False"),
     ],
 )
