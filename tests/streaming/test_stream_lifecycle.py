@@ -137,7 +137,7 @@ def test_an_error_that_would_pass_for_the_end(fast, monkeypatch, error):
         raise error("lost")
 
     on_call(monkeypatch, "coarse", lost)
-    with pytest.raises(RuntimeError, match="the generation raised .*lost") as caught:
+    with pytest.raises(RuntimeError, match=r"the generation raised .*lost") as caught:
         list(stream(fast, **INPUTS, **OPTIONS))
     assert isinstance(caught.value.__cause__, error)
 
