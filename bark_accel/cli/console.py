@@ -32,10 +32,10 @@ def friendly_errors() -> Iterator[None]:
 
 def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
     err.print("[bold red]error:[/] ", end="")
-    err.print(message, markup=False)
+    err.print(message, markup=False, soft_wrap=True)
     raise typer.Exit(code)
 
 
 def warn(message: str) -> None:
     err.print("[bold yellow]warning:[/] ", end="")
-    err.print(message, markup=False)
+    err.print(message, markup=False, soft_wrap=True)
