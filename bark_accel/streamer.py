@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import inspect
 import threading
 import time
 from collections import deque
@@ -293,6 +294,8 @@ def stream(model: BarkModel, **generate_kwargs: Any) -> Iterator[Tensor]:
     ------
     Whatever `generate` raises.
     """
+    for name in inspect.signature(AudioStreamer).parameters.keys() & generate_kwargs:
+        raise TypeError(f"{name}: expected in streamer=AudioStreamer(model, {name}=...), got it as generate's argument")
     streamer = generate_kwargs.pop("streamer", None)
     if streamer is None:
         streamer = AudioStreamer(model)

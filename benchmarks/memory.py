@@ -1,6 +1,6 @@
 """Resident anonymous memory of a process that generates: stock and every mode, each in a process of its own.
 
-python benchmarks/memory.py --shape bark-small --json benchmarks/results/cpu_memory.json
+python benchmarks/memory.py --json benchmarks/results/cpu_memory.json
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 from bark_accel.cli.measure import commit, machine_facts, versions
 
+SHAPES = ("bark-small", "bark")
 # As arguments of accelerate_bark; None: stock.
 MODES: dict[str, dict[str, Any] | None] = {
     "stock": None,
@@ -30,6 +31,7 @@ MODES: dict[str, dict[str, Any] | None] = {
     "float16": {"weights": "float16", "release_originals": True},
     "int8, originals kept": {"weights": "int8"},
     "int8": {"weights": "int8", "release_originals": True},
+    "model.half()": {},
 }
 
 
@@ -76,6 +78,8 @@ def measure(mode: str, checkpoint: str, seconds: float) -> dict[str, float]:
     # from_pretrained maps the file; a weight that is not mapped counts from the start.
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
+    if mode == "model.half()":
+        model.half()
     options = MODES[mode]
     if options is not None:
         accelerate_bark(model, **options)
@@ -99,7 +103,7 @@ def tidy() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="bark-small")
+    parser.add_argument("--shape", action="append", help="bark-small or bark; may be repeated. Not given: both")
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--mode", help=argparse.SUPPRESS)
@@ -109,16 +113,22 @@ def main() -> None:
         print(json.dumps(measure(options.mode, options.checkpoint, options.seconds)))
         return
     record: dict[str, Any] = {"machine": machine_facts(), "versions": versions(), "commit": commit()}
-    record |= {"shape": options.shape, "seconds": options.seconds}
+    record["seconds"] = options.seconds
+    record["shapes"] = {shape: compare(shape, options.seconds) for shape in options.shape or SHAPES}
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def compare(shape: str, seconds: float) -> dict[str, dict[str, float]]:
+    """Every mode of a model of random weights."""
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(options.shape, folder)
-        results = {mode: run(mode, folder, options.seconds) for mode in MODES}
+        save_checkpoint(shape, folder)
+        results = {mode: run(mode, folder, seconds) for mode in MODES}
     stock = results["stock"]
     for mode, result in results.items():
         result["of_stock_while_generating"] = result["while_generating_mib"] / stock["while_generating_mib"]
-        print(f"{mode:24} " + "  ".join(f"{key} {value:.2f}" for key, value in result.items()))
-    if options.json:
-        options.json.write_text(json.dumps({**record, "modes": results}, indent=1) + "\n")
+        print(f"{shape:10} {mode:24} " + "  ".join(f"{key} {value:.2f}" for key, value in result.items()), flush=True)
+    return results
 
 
 def run(mode: str, checkpoint: str, seconds: float) -> dict[str, float]:

@@ -47,12 +47,13 @@ def streams(records: list[dict[str, Any]]) -> str:
 
 def memory(record: dict[str, Any]) -> str:
     lines = [
-        "| mode | after loading, MiB | while generating, MiB | of stock's |",
-        "|---|---|---|---|",
+        "| shape | mode | after loading, MiB | while generating, MiB | of stock's |",
+        "|---|---|---|---|---|",
     ]
-    for mode, its in record["modes"].items():
-        numbers = f"{its['after_loading_mib']:.0f} | {its['while_generating_mib']:.0f}"
-        lines.append(f"| {mode} | {numbers} | {its['of_stock_while_generating']:.2f} |")
+    for shape, modes in record["shapes"].items():
+        for mode, its in modes.items():
+            numbers = f"{its['after_loading_mib']:.0f} | {its['while_generating_mib']:.0f}"
+            lines.append(f"| {shape} | {mode} | {numbers} | {its['of_stock_while_generating']:.2f} |")
     return "\n".join(lines)
 
 

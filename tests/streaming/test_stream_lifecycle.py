@@ -377,6 +377,11 @@ def test_bad_settings(fast, options, message):
         AudioStreamer(fast, **options)
 
 
+def test_settings_that_are_the_streamers(fast):
+    with pytest.raises(TypeError, match=r"policy: expected in streamer=AudioStreamer\(model, policy=...\)"):
+        stream(fast, **INPUTS, policy="preview")
+
+
 def test_a_model_that_is_not_accelerated():
     model = build(SMALL)
     for call in (AudioStreamer, stream):
