@@ -96,19 +96,17 @@ def build(
 
 
 def _random_model(config: BarkConfig) -> BarkModel:
-    """`BarkModel(config)`, drawn here where Transformers stumbles over a LayerNorm without bias (4.57)."""
-    try:
-        return BarkModel(config)
-    except AttributeError:
-        if config.semantic_config.bias:
-            raise
+    """The same weights in every version of Transformers, whose own drawing differs (and fails in 4.57 without bias)."""
     with no_init_weights():
         model = BarkModel(config)
+    model.tie_weights()
     model.codec_model = AutoModel.from_config(config.codec_config)
     with torch.no_grad():
         for module in (part for stage in submodels(model) for part in stage.modules()):
             if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
                 module.weight.normal_(0, 0.02)
+                if getattr(module, "bias", None) is not None:
+                    module.bias.zero_()
             elif isinstance(module, torch.nn.LayerNorm):
                 module.reset_parameters()
     return model
