@@ -16,6 +16,8 @@ from torch import Tensor
 from .weights import INT8_GROUP, Layer, Linear, TransformerWeights, map_tensors
 
 WEIGHTS = ("same", "float16", "bfloat16", "int8")
+# That `quantize` has in float32 at a time.
+_ROWS = 64
 
 
 def convert(weights: TransformerWeights, precision: str) -> TransformerWeights:
@@ -63,12 +65,21 @@ def _caster(dtype: torch.dtype) -> Callable[[Linear], Linear]:
 def quantize(linear: Linear) -> Linear:
     """Round to the nearest of 255 levels between -max and max of each group of 64 weights along a row."""
     weight = linear.weight
+    int8 = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(len(weight), -(-weight.shape[1] // INT8_GROUP), device=weight.device)
+    # Some rows at a time: float32 copies of whole matrices would leave holes in the heap, as large as the model.
+    for rows in zip(weight.split(_ROWS), int8.split(_ROWS), scales.split(_ROWS), strict=True):
+        _quantize_rows(*rows)
+    return Linear(int8, linear.bias, scales)
+
+
+def _quantize_rows(weight: Tensor, int8: Tensor, scales: Tensor) -> None:
+    """Write int8 [rows, in] and scales [rows, ceil(in / INT8_GROUP)] of weight [rows, in]."""
     padded = F.pad(weight.float(), (0, -weight.shape[1] % INT8_GROUP))
     groups = padded.unflatten(1, (-1, INT8_GROUP))
-    scales = groups.abs().amax(2) / 127
+    scales.copy_(groups.abs().amax(2) / 127)
     levels = (groups / scales.clamp(min=torch.finfo(torch.float32).tiny)[..., None]).round_()
-    int8 = levels.flatten(1)[:, : weight.shape[1]].to(torch.int8).contiguous()
-    return Linear(int8, linear.bias, scales)
+    int8.copy_(levels.flatten(1)[:, : weight.shape[1]])
 
 
 @dataclass
