@@ -1,0 +1,83 @@
+"""The snippets of the documentation, run from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bark_models import SUNO, build
+from stock_limits import skip_where_stock_fails
+from transformers import BertTokenizer
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.md", "docs/guide.md"]
+# What the README's reader is expected to have.
+GIVEN = """
+from threading import Thread
+from transformers import AutoProcessor, BarkModel
+inputs = AutoProcessor.from_pretrained("suno/bark-small")("Hello", voice_preset="v2/en_speaker_6")
+played = []
+play = played.append
+"""
+
+
+@pytest.fixture(scope="module")
+def working_folder(tmp_path_factory):
+    """Where `suno/bark-small` is a folder: a tiny model that ends soon, a tokenizer of letters and two voices."""
+    folder = tmp_path_factory.mktemp("docs")
+    checkpoint = folder / "suno" / "bark-small"
+    build(replace(SUNO, max_new_tokens=30)).save_pretrained(checkpoint)
+    letters = [*string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase), *string.punctuation]
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]))
+    rng = np.random.default_rng(0)
+    voices = {}
+    for name in ("v2/en_speaker_6", "v2/en_speaker_9"):
+        codes = rng.integers(0, 1024, (8, 120))
+        voices[name] = {
+            "semantic_prompt": rng.integers(0, 10_000, 80),
+            "coarse_prompt": codes[:2].copy(),
+            "fine_prompt": codes,
+        }
+    save_processor(BertTokenizer(str(folder / "vocab.txt")), voices, checkpoint)
+    return folder
+
+
+def save_processor(tokenizer, voices, folder):
+    paths = {"repo_or_path": str(folder)}
+    for name, parts in voices.items():
+        paths[name] = {}
+        for part, array in parts.items():
+            file = Path("speaker_embeddings") / f"{name.replace('/', '_')}_{part}.npy"
+            (folder / file).parent.mkdir(exist_ok=True)
+            np.save(folder / file, array)
+            paths[name][part] = str(file)
+    tokenizer.save_pretrained(folder)
+    (folder / "speaker_embeddings_path.json").write_text(json.dumps(paths))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_snippets(document, working_folder, monkeypatch):
+    skip_where_stock_fails("text-to-speech pipeline")
+    monkeypatch.chdir(working_folder)
+    torch.manual_seed(0)
+    namespace: dict = {}
+    exec(GIVEN, namespace)
+    snippets = re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+    assert snippets
+    for snippet in snippets:
+        exec(compile(snippet, document, "exec"), namespace)
+
+
+def test_every_document_is_run():
+    with_snippets = {
+        str(path.relative_to(ROOT))
+        for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+        if "```python" in path.read_text()
+    }
+    assert with_snippets == set(DOCUMENTS)
