@@ -68,8 +68,12 @@ class CudaRecorder:
             graph = torch.cuda.CUDAGraph()
             if generator is not None:
                 graph.register_generator_state(generator)
-            # thread_local: other threads may allocate meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            # thread_local: other threads may allocate meanwhile. The outer block: torch's leaves the thread on the
+            # capturing stream where a capture fails to begin or to end.
+            with (
+                torch.cuda.stream(current),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 step()
         return graph.replay
 

@@ -1,11 +1,7 @@
-"""What runs on a GPU, as far as a CPU can tell: no step looks at data, every torch op has a CUDA kernel, captures are
-asked for as torch has them."""
+"""What runs on a GPU, as far as a CPU can tell: no step looks at data, every torch op has a CUDA kernel."""
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 from unittest import mock
@@ -196,66 +192,3 @@ def test_that_the_list_would_tell() -> None:
     listed = kernels()
     assert has_cuda_kernel("", listed["aten::addmm"], listed)
     assert not any(has_cuda_kernel(name, listed[name], listed) for name in STANDS_FOR)
-
-
-class FakeStream:
-    """Of a GPU that is not there: notes who waited for whom."""
-
-    def __init__(self, log: list[str], name: str):
-        self._log, self.name = log, name
-
-    def wait_stream(self, other: FakeStream) -> None:
-        self._log.append(f"{self.name} waits for {other.name}")
-
-
-@pytest.mark.parametrize("samples", (True, False))
-def test_a_capture_is_asked_for_as_torch_has_it(monkeypatch: pytest.MonkeyPatch, samples: bool) -> None:
-    """Against the signatures of the installed torch."""
-    log: list[str] = []
-    streams = iter(("capturing", "side"))
-    current = [FakeStream(log, "current")]
-
-    @contextlib.contextmanager
-    def on_stream(stream: FakeStream) -> Iterator[None]:
-        current.append(stream)
-        yield
-        current.pop()
-
-    real_graph = torch.cuda.graph
-    asked: list[dict[str, Any]] = []
-
-    @contextlib.contextmanager
-    def capture(cuda_graph: Any, pool: Any = None, stream: Any = None, capture_error_mode: str = "global") -> Any:
-        asked.append({"pool": pool, "mode": capture_error_mode, "graph": cuda_graph})
-        log.append("capture begins")
-        with on_stream(stream):
-            yield
-        log.append("capture ends")
-
-    real = inspect.signature(real_graph.__init__).parameters
-    assert [*inspect.signature(capture).parameters] == [*real][1:5]
-    graph = mock.Mock(spec=["register_generator_state", "replay"])
-    graph.register_generator_state.side_effect = lambda generator: log.append("registered")
-    assert hasattr(torch.cuda.CUDAGraph, "replay")
-    monkeypatch.setattr(torch.cuda, "Stream", lambda *device: FakeStream(log, next(streams)))
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[-1])
-    monkeypatch.setattr(torch.cuda, "stream", on_stream)
-    monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
-    recorder = graphs.make_recorder(torch.device("cuda", 0))
-    assert isinstance(recorder, graphs.CudaRecorder)
-    generator = torch.Generator() if samples else None
-    replay = recorder.record(lambda: log.append(f"step on {current[-1].name}"), generator)
-    assert log == [
-        "side waits for current",
-        "step on side",
-        "current waits for side",
-        *(["registered"] if samples else []),
-        "capture begins",
-        "step on capturing",
-        "capture ends",
-    ]
-    assert asked == [{"pool": (0, 7), "mode": "thread_local", "graph": graph}] and replay is graph.replay
-    assert not graphs._capture_lock.locked()

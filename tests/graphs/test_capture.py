@@ -1,0 +1,112 @@
+"""Captures are asked for as torch has them: a GPU that is not there, and what is done to its streams."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from bark_accel import graphs
+
+
+class FakeStream:
+    """Notes who waited for whom."""
+
+    def __init__(self, log: list[str], name: str):
+        self._log, self.name = log, name
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self._log.append(f"{self.name} waits for {other.name}")
+
+
+@dataclass
+class FakeCuda:
+    """What happened, and the stream that the thread is on."""
+
+    log: list[str] = field(default_factory=list)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    graph: Any = field(default_factory=lambda: mock.Mock(spec=["register_generator_state", "replay"]))
+    fails_to: str = ""
+
+    def __post_init__(self) -> None:
+        self.current = FakeStream(self.log, "current")
+        self.graph.register_generator_state.side_effect = lambda generator: self.log.append("registered")
+
+    @contextlib.contextmanager
+    def on_stream(self, stream: FakeStream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextlib.contextmanager
+    def capture(self, cuda_graph: Any, pool: Any = None, stream: Any = None, capture_error_mode: str = "global") -> Any:
+        """As `torch.cuda.graph`, which does not restore the stream where a capture fails to begin or to end."""
+        self.asked.append({"pool": pool, "mode": capture_error_mode, "graph": cuda_graph})
+        before, self.current = self.current, stream
+        self._reach("begin")
+        try:
+            yield
+        finally:
+            self._reach("end")
+            self.current = before
+
+    def _reach(self, what: str) -> None:
+        self.log.append(f"capture {what}s")
+        if self.fails_to == what:
+            raise RuntimeError(f"CUDA error: could not {what}")
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    streams = iter(("capturing", "side"))
+    real = inspect.signature(torch.cuda.graph.__init__).parameters
+    assert [*inspect.signature(fake.capture).parameters] == [*real][1:5], "expected the installed torch's signature"
+    assert hasattr(torch.cuda.CUDAGraph, "replay")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *device: FakeStream(fake.log, next(streams)))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: fake.current)
+    monkeypatch.setattr(torch.cuda, "stream", fake.on_stream)
+    monkeypatch.setattr(torch.cuda, "graph", fake.capture)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: fake.graph)
+    return fake
+
+
+def record(cuda: FakeCuda, samples: bool) -> Any:
+    recorder = graphs.make_recorder(torch.device("cuda", 0))
+    assert isinstance(recorder, graphs.CudaRecorder)
+    generator = torch.Generator() if samples else None
+    return recorder.record(lambda: cuda.log.append(f"step on {cuda.current.name}"), generator)
+
+
+@pytest.mark.parametrize("samples", (True, False))
+def test_a_capture_is_asked_for_as_torch_has_it(cuda: FakeCuda, samples: bool) -> None:
+    replay = record(cuda, samples)
+    assert cuda.log == [
+        "side waits for current",
+        "step on side",
+        "current waits for side",
+        *(["registered"] if samples else []),
+        "capture begins",
+        "step on capturing",
+        "capture ends",
+    ]
+    assert cuda.asked == [{"pool": (0, 7), "mode": "thread_local", "graph": cuda.graph}] and replay is cuda.graph.replay
+    assert not graphs._capture_lock.locked() and cuda.current.name == "current"
+
+
+@pytest.mark.parametrize("what", ("begin", "end"))
+def test_a_capture_that_fails_leaves_the_thread_on_its_stream(cuda: FakeCuda, what: str) -> None:
+    cuda.fails_to = what
+    with pytest.raises(RuntimeError, match=f"could not {what}"):
+        record(cuda, True)
+    assert cuda.current.name == "current" and not graphs._capture_lock.locked()
