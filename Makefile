@@ -14,11 +14,18 @@ TEST_DATA_STAMP := $(VENV)/.test-data
 
 # The Python of a machine with a GPU: its own torch with CUDA, Transformers, pytest, accelerate, nvcc.
 GPU_PYTHON ?= python3
-GPU_JOBS ?= 8
-# For the measurements; build and parity tests come before them.
+GPU_JOBS ?= 16
+# For the tests, and for the measurements after them: with the build, less than 10 minutes.
+GPU_TEST_SECONDS ?= 180
 GPU_SECONDS ?= 300
+GPU_DIRECTORY ?= benchmarks/results
+# Some of: decode_step generate first_sound docs variants. Not given: all, the most telling first, while there is time.
+GPU_TABLES ?=
+# A GPU runs asynchronously, so allocations have to be real ones for the sanitizer to see their ends.
+SANITIZER ?= compute-sanitizer
+SANITIZED := BARK_ACCEL_NEEDS_GPU=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --error-exitcode 1 --target-processes all
 
-.PHONY: help setup demo test matrix sanitize bench lint cuda-check gpu clean
+.PHONY: help setup demo test matrix sanitize bench lint cuda-check gpu gpu-build gpu-sanitize clean
 
 help:
 	@echo "make setup  create $(VENV), install pinned packages, build the extension"
@@ -29,6 +36,7 @@ help:
 	@echo "make bench  compare ops, steps, stages, whole generations, streams and memory with stock (an hour)"
 	@echo "make cuda-check  compile and link the CUDA kernels (nvcc needed, no GPU)"
 	@echo "make gpu    on a machine with a GPU: build, parity, benchmarks (GPU_PYTHON=$(GPU_PYTHON))"
+	@echo "make gpu-sanitize  the kernels under compute-sanitizer, on a machine with a GPU"
 	@echo "make lint   ruff, clang-format, mypy"
 	@echo "make clean  remove what was built, $(VENV) included"
 
@@ -80,12 +88,23 @@ lint: setup
 cuda-check: setup
 	.ci/cuda_check $(BIN)/python
 
-gpu:
+gpu-build:
 	BARK_ACCEL_CUDA=1 MAX_JOBS=$(GPU_JOBS) $(GPU_PYTHON) setup.py build_ext --inplace -q
+
+# INT: pytest says what it has found so far. The results are written whatever the tests found.
+gpu: gpu-build
+	mkdir -p build
+	rm -f build/gpu_parity.xml
 	status=0; \
-	BARK_ACCEL_NEEDS_GPU=1 timeout 180 $(GPU_PYTHON) -m pytest tests/gpu -q -rs || status=$$?; \
-	$(GPU_PYTHON) benchmarks/gpu.py --seconds $(GPU_SECONDS) || status=$$?; \
+	BARK_ACCEL_NEEDS_GPU=1 timeout -s INT -k 20 $(GPU_TEST_SECONDS) \
+	  $(GPU_PYTHON) -m pytest tests/gpu -q -rs --junitxml=build/gpu_parity.xml || status=$$?; \
+	$(GPU_PYTHON) benchmarks/gpu.py --seconds $(GPU_SECONDS) --directory $(GPU_DIRECTORY) \
+	  --parity build/gpu_parity.xml $(if $(GPU_TABLES),--tables $(GPU_TABLES)) || status=$$?; \
 	exit $$status
+
+gpu-sanitize: gpu-build
+	$(SANITIZED) --tool memcheck $(GPU_PYTHON) -m pytest tests/gpu/test_kernels.py -q -x -k "not graph and not threads"
+	$(SANITIZED) --tool racecheck $(GPU_PYTHON) -m pytest tests/gpu/test_kernels.py -q -x -k "twin and not graph"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info bark_accel/_C*.so demo_out

@@ -4,8 +4,11 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import setuptools
 from setuptools import setup
 
 try:
@@ -81,24 +84,33 @@ def cuda_objects(home: Path) -> list[str]:
     CUDA_OBJECTS.mkdir(parents=True, exist_ok=True)
     headers = [*(ROOT / "csrc" / "cuda").glob("*.*h"), ROOT / "csrc" / "kernels" / "params.h", ROOT / "setup.py"]
     changed = max(path.stat().st_mtime for path in headers)
-    for source, built in zip(sources, objects, strict=True):
-        if built.is_file() and built.stat().st_mtime > max(changed, source.stat().st_mtime):
-            continue
-        subprocess.run([home / "bin" / "nvcc", *NVCC_FLAGS, "-c", source, "-o", built], check=True)
+
+    def compile_one(source: Path, built: Path) -> None:
+        if not built.is_file() or built.stat().st_mtime <= max(changed, source.stat().st_mtime):
+            subprocess.run([home / "bin" / "nvcc", *NVCC_FLAGS, "-c", source, "-o", built], check=True)
+
+    in_parallel(compile_one, sources, objects)
     return [str(built) for built in objects]
+
+
+def in_parallel(function, *arguments) -> list:
+    """As `map`, MAX_JOBS calls at a time (one where it is not set)."""
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or 1)) as pool:
+        return list(pool.map(function, *arguments))
 
 
 class BuildWithIsas(BuildExtension):
     """Compiles the torch-free kernels once per instruction set; setuptools has no per-source flags."""
 
     def build_extensions(self) -> None:
-        objects = []
-        for isa, flags in ISA_FLAGS.items():
-            objects += self.compiler.compile(
+        def compile_isa(isa: str) -> list[str]:
+            return self.compiler.compile(
                 [f"csrc/cpu/isa_{isa}.cpp"],
                 output_dir=self.build_temp,
-                extra_postargs=[*OPTIMISE, *KERNEL_FLAGS, *flags],
+                extra_postargs=[*OPTIMISE, *KERNEL_FLAGS, *ISA_FLAGS[isa]],
             )
+
+        objects = [built for isa in in_parallel(compile_isa, ISA_FLAGS) for built in isa]
         if CUDA_HOME is not None:
             objects += cuda_objects(CUDA_HOME)
         for extension in self.extensions:
@@ -120,6 +132,17 @@ def cuda_options() -> dict[str, list]:
 
 
 CUDA = cuda_options()
+
+
+class WithoutProject(setuptools.Distribution):
+    """For setuptools that cannot read pyproject.toml: enough for an extension in place (`make gpu`)."""
+
+    def parse_config_files(self, filenames=None, ignore_option_errors=False) -> None:
+        super().parse_config_files([], ignore_option_errors)
+
+
+# Its license expression needs setuptools 77, as pyproject.toml says; torch's own index brings older ones along.
+TOO_OLD = int(setuptools.__version__.partition(".")[0]) < 77 and "build_ext" in sys.argv
 
 
 setup(
@@ -148,4 +171,5 @@ setup(
         )
     ],
     cmdclass={"build_ext": BuildWithIsas},
+    distclass=WithoutProject if TOO_OLD else setuptools.Distribution,
 )

@@ -43,10 +43,11 @@ def _draw_steps(axes: Any, rows: list[dict[str, Any]], content: dict[str, Any]) 
         points = [(r["bytes_read"], r[name]) for r in rows if name in r]
         if points:
             axes.plot(*zip(*points, strict=True), marker, label=name.removesuffix("_ms").replace("_", " "))
-    if rows:
+    if rows and content["read_bandwidth_bytes_per_s"] is not None:
         ends = sorted(r["bytes_read"] for r in rows)[:: max(1, len(rows) - 1)]
         floor = [1e3 * count / content["read_bandwidth_bytes_per_s"] for count in ends]
         axes.plot(ends, floor, "-", color="#9aa5b1", label="read bandwidth")
+    if rows:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.legend(fontsize=7)

@@ -163,7 +163,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree this runs from, marked where files have changed; None outside of one."""
+    """The commit of the source tree this runs from, marked where files have changed; None outside of one.
+
+    Where the tree travelled without its history, what the environment variable BARK_ACCEL_COMMIT says.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / "csrc").is_dir():
         return None
@@ -171,7 +174,7 @@ def commit() -> str | None:
         head = _git(root, "rev-parse", "HEAD")
         return f"{head}{'+changes' if _git(root, 'status', '--porcelain') else ''}"
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("BARK_ACCEL_COMMIT")
 
 
 def _git(root: Path, *arguments: str) -> str:
