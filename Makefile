@@ -21,7 +21,7 @@ GPU_SECONDS ?= 300
 GPU_DIRECTORY ?= benchmarks/results
 # Some of: decode_step generate first_sound docs variants. Not given: all, the most telling first, while there is time.
 GPU_TABLES ?=
-# A GPU runs asynchronously, so allocations have to be real ones for the sanitizer to see their ends.
+# Without torch's pool of memory, so that the sanitizer knows where a tensor ends.
 SANITIZER ?= compute-sanitizer
 SANITIZED := BARK_ACCEL_NEEDS_GPU=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --error-exitcode 1 --target-processes all
 

@@ -9,9 +9,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -273,7 +274,7 @@ class AudioStreamer:
 
 
 def stream(model: BarkModel, **generate_kwargs: Any) -> Iterator[Tensor]:
-    """Generate in a thread of its own and yield the audio as it comes.
+    """Generate in a thread of its own, on the caller's CUDA stream, and yield the audio as it comes.
 
     The generation starts with the first chunk asked for. Closing the iterator (or leaving the loop, once the iterator
     is freed) cancels it; the thread is joined in any case.
@@ -303,13 +304,21 @@ def stream(model: BarkModel, **generate_kwargs: Any) -> Iterator[Tensor]:
         raise TypeError(f"streamer: expected an AudioStreamer, got {type(streamer).__name__}")
     _source(model)
     streamer.reserve()
-    return _listen(model, streamer, generate_kwargs)
+    return _listen(model, streamer, generate_kwargs, _on_current_stream())
 
 
-def _listen(model: BarkModel, streamer: AudioStreamer, generate_kwargs: dict[str, Any]) -> Iterator[Tensor]:
+def _on_current_stream() -> AbstractContextManager:
+    """What puts another thread on the stream, and on the device, that this one is on."""
+    return torch.cuda.stream(torch.cuda.current_stream()) if torch.cuda.is_initialized() else nullcontext()
+
+
+def _listen(
+    model: BarkModel, streamer: AudioStreamer, generate_kwargs: dict[str, Any], place: AbstractContextManager
+) -> Iterator[Tensor]:
     def generate() -> None:
         try:
-            model.generate(**generate_kwargs, streamer=streamer)
+            with place:
+                model.generate(**generate_kwargs, streamer=streamer)
         except BaseException as error:
             # What fails before the generation has taken the streamer has not reached the listener yet.
             streamer.fail(error)

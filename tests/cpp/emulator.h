@@ -3,7 +3,8 @@
 // barrier allows to happen, happens. Barriers and shuffles are known by their call sites, and one of them can
 // be made to do nothing (a mutant). Shared memory starts as NaN in a heap block of exactly the size asked
 // for. Reported as failures: threads that wait at different barriers, that leave a barrier or shuffle to the
-// others for ever, and shuffles with inactive lanes.
+// others for ever, shuffles with inactive lanes, and threads that end or meet others before they have waited
+// for the kernels before theirs.
 #pragma once
 
 #include <ucontext.h>
@@ -69,6 +70,7 @@ struct Fiber {
   int line = 0;
   uint64_t sent = 0, received = 0;
   int source = 0;
+  bool waited = false;  // for the kernels before
 #ifdef EMULATOR_ASAN
   void* fake_stack = nullptr;
 #endif
@@ -89,7 +91,7 @@ struct HostContext {
   void atomic_add(T* address, T value) const {
     *address += value;
   }
-  void wait_for_previous() const {}
+  void wait_for_previous() const;
   void release_next() const {}
 };
 
@@ -133,6 +135,8 @@ class Block {
     wait(thread, Fiber::kBarrier, file, line);
   }
 
+  void wait_for_previous(int thread) { fibers_[thread].waited = true; }
+
   uint64_t shuffle(int thread, uint64_t value, int source, const char* file, int line) {
     const Site site{file, line};
     if (thread == 0) session_.shuffles.insert(site);
@@ -158,6 +162,7 @@ class Block {
   void start(int thread) {
     Fiber& fiber = fibers_[thread];
     fiber.state = Fiber::kReady;
+    fiber.waited = false;
 #ifdef EMULATOR_ASAN
     __asan_unpoison_memory_region(fiber.stack, kStackBytes);  // fibers of a block that could not finish
 #endif
@@ -198,6 +203,7 @@ class Block {
 
   void wait(int thread, Fiber::State state, const char* file, int line) {
     Fiber& fiber = fibers_[thread];
+    if (!fiber.waited) broken_ = true;
     fiber.state = state;
     fiber.file = file;
     fiber.line = line;
@@ -230,6 +236,7 @@ class Block {
   }
 
   void finish(int thread) {
+    if (!fibers_[thread].waited) broken_ = true;
     fibers_[thread].state = Fiber::kDone;
     ++done_;
     leave(fibers_[thread], true);
@@ -281,6 +288,7 @@ inline int HostContext::threads() const { return owner->threads(); }
 inline int64_t HostContext::block() const { return owner->index(); }
 inline char* HostContext::shared() const { return owner->shared(); }
 inline void HostContext::barrier(const char* file, int line) const { owner->barrier(index, file, line); }
+inline void HostContext::wait_for_previous() const { owner->wait_for_previous(index); }
 
 template <class T>
 T HostContext::shuffle(T value, int lane, const char* file, int line) const {

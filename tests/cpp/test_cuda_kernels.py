@@ -31,6 +31,9 @@ MUTANTS = [
     ("fused_sample", "fused_sample.cuh", "p.begin + i - row.range_start", "p.begin + i"),
     ("decode_step", "decode_step.cuh", "length + row % p.tokens", "length + row / p.tokens"),
     ("decode_step", "decode_step.cuh", "normed_product(layer.norm_2,", "normed_product(layer.norm_1,"),
+    ("gemv", "gemv.cuh", "ctx.wait_for_previous();", ""),
+    ("attention", "attention.cuh", "ctx.wait_for_previous();\n    const int64_t first", "const int64_t first"),
+    ("fused_sample", "fused_sample.cuh", "ctx.wait_for_previous();", ""),
     ("decode_step", "codebook_embedding_sum.cuh", "row % p.frames * p.position_stride", "row * p.position_stride"),
 ]
 """Program that should notice, file, text, what to put in its place."""

@@ -10,7 +10,7 @@ import torch
 from bark_models import SMALL, build, preset, texts
 from parity import accelerated_copy, assert_same_tokens, run
 
-from bark_accel import AudioStreamer, FallbackKind, accelerate_bark, acceleration_report, graphs
+from bark_accel import AudioStreamer, FallbackKind, accelerate_bark, acceleration_report, graphs, stream
 from bark_accel.generators import default_generator
 
 TOKEN_STAGES = ("semantic", "coarse", "fine")
@@ -99,6 +99,21 @@ def test_streams_say_the_same_with_and_without_graphs(device: torch.device, inte
         options: dict[str, Any] = {"do_sample": True, "semantic_max_new_tokens": 40}
         waveforms.append(fast.generate(**inputs(1, device), **options, streamer=streamer))
     torch.testing.assert_close(*waveforms, rtol=0, atol=1e-5)
+
+
+@pytest.mark.needs_gpu
+def test_a_stream_waits_for_what_its_caller_has_queued(device: torch.device) -> None:
+    """On a CUDA stream of the caller's, the inputs are not there yet when the generation begins."""
+    fast, given = accelerated_copy(build(SMALL).to(device)), inputs(1, device)
+    late = {key: torch.zeros_like(value) for key, value in given.items()}
+    options: dict[str, Any] = {"do_sample": False, "semantic_max_new_tokens": 20}
+    expected = torch.cat(list(stream(fast, **given, **options)), dim=1)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(100_000_000)
+        for key, value in given.items():
+            late[key].copy_(value)
+        got = torch.cat(list(stream(fast, **late, **options)), dim=1)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
 def test_two_threads_on_streams_of_their_own(device: torch.device) -> None:

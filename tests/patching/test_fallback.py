@@ -12,7 +12,7 @@ from parity import accelerated_copy, assert_equal_to_stock, run
 from stock_limits import skip_where_stock_fails
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
 
-from bark_accel import AccelerationError, FallbackKind, acceleration_report
+from bark_accel import AccelerationError, FallbackKind, accelerate_bark, acceleration_report
 from bark_accel.patches.recorder import record_stages
 
 INPUTS = texts(SMALL, [4, 9])
@@ -314,6 +314,26 @@ def test_offloaded_modules(small_model):
     fast.semantic, _ = cpu_offload_with_hook(fast.semantic, torch.device("cpu"))
     assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT)
     assert acceleration_report(fast).fallbacks[0].kind is FallbackKind.HOOKED_MODULE
+
+
+def test_a_model_under_enable_cpu_offload(small_model, monkeypatch):
+    """As a GPU has it, but for the device: sub-models come and go with stock's own forward, so stock runs them."""
+    accelerate = pytest.importorskip("accelerate")
+    real = accelerate.cpu_offload_with_hook
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(
+        accelerate,
+        "cpu_offload_with_hook",
+        lambda module, _, prev_module_hook=None: real(module, cpu, prev_module_hook),
+    )
+    fast = accelerated_copy(small_model, strict=False)
+    fast.enable_cpu_offload()
+    for _ in range(2):
+        assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT)
+    reasons = {(reason.stage, reason.kind) for reason in acceleration_report(fast).fallbacks}
+    assert reasons == {(stage, FallbackKind.HOOKED_MODULE) for stage in ("semantic", "coarse", "fine", "codec")}
+    with pytest.raises(AccelerationError, match="hooks"):
+        accelerate_bark(fast, strict=True).generate(**INPUTS, **SHORT)
 
 
 def test_a_reason_is_logged_once(small_model, caplog):
