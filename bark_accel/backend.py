@@ -12,6 +12,8 @@ from torch import Tensor
 from ._library import cuda_archs
 
 BACKENDS = ("auto", "native", "torch")
+# Of GPUs: sm_80 is the oldest code in the library (setup.py); later ones compile what they lack from PTX.
+FIRST_CAPABILITY = (8, 0)
 
 
 class Ops(Protocol):
@@ -90,10 +92,14 @@ class Ops(Protocol):
 
 
 def runs_natively(backend: str, device: torch.device) -> bool:
-    """Whether the compiled ops serve this device: a CPU, or an NVIDIA GPU if the library was built with CUDA."""
+    """Whether the compiled ops serve this device: a CPU, or an NVIDIA GPU that the library was built for."""
     if backend == "torch":
         return False
-    return device.type == "cpu" or (device.type == "cuda" and cuda_archs() is not None)
+    return device.type == "cpu" or (device.type == "cuda" and cuda_archs() is not None and _is_recent(device))
+
+
+def _is_recent(gpu: torch.device) -> bool:
+    return torch.cuda.get_device_capability(gpu) >= FIRST_CAPABILITY
 
 
 def check_backend(backend: str, device: torch.device) -> None:
@@ -109,7 +115,9 @@ def check_backend(backend: str, device: torch.device) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if backend == "native" and not runs_natively(backend, device):
-        served = "the CPU" if device.type != "cuda" else "the CPU, or a library built with CUDA"
+        served = "the CPU"
+        if device.type == "cuda":
+            served += f", or a library built with CUDA and a GPU of compute capability {FIRST_CAPABILITY} or later"
         raise ValueError(f"backend='native': expected a model on {served}, got {device}; use 'auto' or 'torch'")
     if runs_natively(backend, device):
         from ._library import load
