@@ -84,10 +84,14 @@ def cuda_objects(home: Path) -> list[str]:
     CUDA_OBJECTS.mkdir(parents=True, exist_ok=True)
     headers = [*(ROOT / "csrc" / "cuda").glob("*.*h"), ROOT / "csrc" / "kernels" / "params.h", ROOT / "setup.py"]
     changed = max(path.stat().st_mtime for path in headers)
+    # Headers may stand without their compiler, as those of torch's own packages do.
+    nvcc = home / "bin" / "nvcc" if (home / "bin" / "nvcc").is_file() else shutil.which("nvcc")
+    if nvcc is None:
+        raise SystemExit(f"bark_accel: expected nvcc in {home / 'bin'} or on the PATH for the CUDA kernels, found none")
 
     def compile_one(source: Path, built: Path) -> None:
         if not built.is_file() or built.stat().st_mtime <= max(changed, source.stat().st_mtime):
-            subprocess.run([home / "bin" / "nvcc", *NVCC_FLAGS, "-c", source, "-o", built], check=True)
+            subprocess.run([nvcc, *NVCC_FLAGS, "-c", source, "-o", built], check=True)
 
     in_parallel(compile_one, sources, objects)
     return [str(built) for built in objects]
