@@ -18,6 +18,7 @@ GPU_JOBS ?= 16
 # For the tests, and for the measurements after them: with the build, less than 10 minutes.
 GPU_TEST_SECONDS ?= 180
 GPU_SECONDS ?= 300
+GPU_TESTS := $(patsubst %,tests/gpu/test_%.py,kernels generation benchmark)
 GPU_DIRECTORY ?= benchmarks/results
 # Some of: decode_step generate first_sound docs variants. Not given: all, the most telling first, while there is time.
 GPU_TABLES ?=
@@ -91,13 +92,14 @@ cuda-check: setup
 gpu-build:
 	BARK_ACCEL_CUDA=1 MAX_JOBS=$(GPU_JOBS) $(GPU_PYTHON) setup.py build_ext --inplace -q
 
-# INT: pytest says what it has found so far. The results are written whatever the tests found.
+# Kernels first, since what comes after needs them. INT: pytest says what it has found so far. The results are written
+# whatever the tests found.
 gpu: gpu-build
 	mkdir -p build
 	rm -f build/gpu_parity.xml
 	status=0; \
 	BARK_ACCEL_NEEDS_GPU=1 timeout -s INT -k 20 $(GPU_TEST_SECONDS) \
-	  $(GPU_PYTHON) -m pytest tests/gpu -q -rs --junitxml=build/gpu_parity.xml || status=$$?; \
+	  $(GPU_PYTHON) -m pytest $(GPU_TESTS) -q -rs --junitxml=build/gpu_parity.xml || status=$$?; \
 	$(GPU_PYTHON) benchmarks/gpu.py --seconds $(GPU_SECONDS) --directory $(GPU_DIRECTORY) \
 	  --parity build/gpu_parity.xml $(if $(GPU_TABLES),--tables $(GPU_TABLES)) || status=$$?; \
 	exit $$status
