@@ -59,6 +59,11 @@ class CoarseSpec:
     window_tokens: int
     codes_only: bool = False
     """Whether the last codebook's ids end with its codes; in Transformers, they end with the vocabulary."""
+    rows_end: bool = False
+    """Whether a row ends where its own semantic tokens do, filled with `semantic_pad_token` from there on.
+
+    In Transformers, all rows go on to the end of the longest.
+    """
 
     @property
     def tokens_per_semantic(self) -> float:
@@ -80,3 +85,5 @@ class FineSpec:
     num_codebooks: int
     max_history_frames: int
     max_input_frames: int
+    rows_end: bool = False
+    """Whether a row ends with the first frame whose first coarse token is none, as `CoarseSpec.rows_end` leaves it."""
