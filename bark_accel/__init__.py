@@ -55,7 +55,8 @@ def accelerate_bark(
     `model.generate`, `model.codec_decode` and the `generate` of its sub-models keep their signatures and, in float32,
     their results: the same tokens for the same seed. In float16 and bfloat16 the results are at least as close to
     float32 as Transformers' own. `history_prompt` may also be a list with a voice preset (or None) for each row, which
-    is then as if generated alone, and `trim=True` returns a list of rows. Nothing but this instance changes. Calling it again applies the new arguments.
+    is then as if generated alone, and `trim=True` returns a list of rows. Nothing but this instance changes. Calling it
+    again applies the new arguments.
 
     Parameters
     ----------

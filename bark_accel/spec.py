@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+# In place of the coarse tokens of a row that has ended: a semantic id, which no codebook has.
+ENDED = 0
+
 
 @dataclass(frozen=True)
 class TransformerSpec:
@@ -60,7 +63,7 @@ class CoarseSpec:
     codes_only: bool = False
     """Whether the last codebook's ids end with its codes; in Transformers, they end with the vocabulary."""
     rows_end: bool = False
-    """Whether a row ends where its own semantic tokens do, filled with `semantic_pad_token` from there on.
+    """Whether a row ends where its own semantic tokens do, filled with `ENDED` from there on.
 
     In Transformers, all rows go on to the end of the longest.
     """
@@ -86,4 +89,4 @@ class FineSpec:
     max_history_frames: int
     max_input_frames: int
     rows_end: bool = False
-    """Whether a row ends with the first frame whose first coarse token is none, as `CoarseSpec.rows_end` leaves it."""
+    """Whether a row ends where its coarse tokens are `ENDED`."""

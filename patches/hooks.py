@@ -23,7 +23,7 @@ from transformers.generation.logits_process import (
 from bark_accel.generators import fork
 from bark_accel.report import FallbackKind
 from bark_accel.sampling import SamplingConfig
-from bark_accel.spec import CoarseSpec, FineSpec, SemanticSpec
+from bark_accel.spec import ENDED, CoarseSpec, FineSpec, SemanticSpec
 from bark_accel.stages.coarse import CoarseHistory, CoarseStage, history_lengths, row_lengths
 from bark_accel.stages.coarse_rows import CoarseRows
 from bark_accel.stages.codec import CodecStage
@@ -164,8 +164,7 @@ class CoarseHook(CausalHook):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """See `BarkCoarseModel.generate`. Like it, replaces the padding of `semantic_output` in place.
 
-        Where `history_prompt` is a list, or "batch_tails" is fixed, rows are filled with `coarse_semantic_pad_token`
-        after their own end.
+        Where `history_prompt` is a list, or "batch_tails" is fixed, rows are filled with 0 after their own end.
         """
         semantic, coarse = semantic_generation_config, coarse_generation_config
         if semantic is None or coarse is None:
@@ -183,7 +182,7 @@ class CoarseHook(CausalHook):
             tokens, lengths = self._stock_rows(semantic_output, (semantic, coarse, codebook_size), history, kwargs)
             if spec.rows_end:
                 ended = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
-                tokens = tokens.masked_fill(ended, spec.semantic_pad_token)
+                tokens = tokens.masked_fill(ended, ENDED)
             return (tokens, lengths) if return_output_lengths else tokens
         semantic_output.masked_fill_(semantic_output == semantic.semantic_pad_token, coarse.coarse_semantic_pad_token)
         with self.started(weights, spec, sampling, rows, history) as run:
@@ -203,7 +202,7 @@ class CoarseHook(CausalHook):
             for row, part in enumerate(history)
         ]
         tokens, lengths = zip(*results, strict=True)
-        return _join_rows(list(tokens), configs[1].coarse_semantic_pad_token), torch.cat(lengths)
+        return _join_rows(list(tokens), ENDED), torch.cat(lengths)
 
     def _preset(self, history: CoarseHistory) -> dict[str, Tensor] | None:
         semantic, coarse = history or (None, None)
@@ -237,16 +236,8 @@ class CoarseHook(CausalHook):
         return self.settings.traps.fixes("codes_beyond_codebook")
 
     def spec(self, semantic: Any, coarse: Any, codebook_size: int, history_prompt: Any) -> CoarseSpec:
-        """Raises `ValueError` where rows cannot be told to have ended."""
         spec = extract.coarse_spec(semantic, coarse, codebook_size)
-        rows_end = self.rows_end(history_prompt)
-        first = spec.semantic_vocab_size
-        if rows_end and first <= spec.semantic_pad_token < first + codebook_size:
-            raise ValueError(
-                "coarse_semantic_pad_token: expected none of the first codebook's ids, "
-                f"{first}..{first + codebook_size - 1}, to mark the end of rows with, got {spec.semantic_pad_token}"
-            )
-        return replace(spec, codes_only=self.codes_only, rows_end=rows_end)
+        return replace(spec, codes_only=self.codes_only, rows_end=self.rows_end(history_prompt))
 
     def _suppressed(self, semantic: Any, coarse: Any, codebook_size: int, kwargs: dict[str, Any]) -> list[int]:
         """The caller's suppressed tokens and the ids beyond the last codebook, for Transformers' own loop."""

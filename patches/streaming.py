@@ -15,6 +15,7 @@ from bark_accel.pipeline import BarkPipeline, ChunkDecoder
 from bark_accel.policies import Exact, Hops, LowLatency, Policy, Preview, hop_growth
 from bark_accel.report import FallbackKind
 from bark_accel.sampling import TokenRange
+from bark_accel.spec import ENDED
 from bark_accel.stages.coarse import row_lengths, token_ranges
 from bark_accel.stages.fine import FineSampling
 from bark_accel.streamer import AudioStreamer
@@ -172,7 +173,7 @@ class AudioGeneration:
         def push(tokens: Tensor) -> None:
             tokens = tokens.to(self._device)
             if self._coarse_spec.rows_end:
-                tokens = tokens.masked_fill(lengths <= next(count), self._coarse_spec.semantic_pad_token)
+                tokens = tokens.masked_fill(lengths <= next(count), ENDED)
             self._decoder.push(tokens)
 
         tap = TokenTap(self._streamer.check, push)

@@ -33,7 +33,6 @@ def _preset(processor: BarkProcessor, voice: Any, index: int, loaded: dict[str, 
         try:
             loaded[name] = processor("", voice_preset=name)["history_prompt"]
         except OSError as error:
-            raise ValueError(
-                f"voices[{index}]: expected a voice of the processor or the path of an .npz file, got {name!r} ({error})"
-            ) from None
+            expected = "a voice of the processor or the path of an .npz file"
+            raise ValueError(f"voices[{index}]: expected {expected}, got {name!r} ({error})") from None
     return loaded[name]

@@ -14,7 +14,7 @@ from ..gpt import CausalModel
 from ..kv_cache import KVCache
 from ..lookahead import Lookahead
 from ..sampling import Sampler, SamplingConfig, TokenRange
-from ..spec import CoarseSpec
+from ..spec import ENDED, CoarseSpec
 
 # `semantic_prompt` [T] int and `coarse_prompt` [n_codebooks, T'] int of a voice preset, if there is one.
 CoarseHistory = tuple[Tensor, Tensor] | None
@@ -120,13 +120,13 @@ class CoarseStage:
         return remaining >= self._spec.window_tokens and state.semantic.shape[1] >= slice_end
 
     def step(self, state: CoarseState) -> Tensor:
-        """Generate the next token [B] int64 of every row."""
+        """Generate the next token [B] int64 of every row; `ENDED` in those that have, where the spec ends them."""
         active = [state.generated_tokens < length for length in state.row_lengths]
         whole = not self._spec.rows_end or all(active)
         tokens = self._next_token(state, None if whole else active)
         if not whole:
             keep = torch.tensor(active, device=tokens.device)
-            tokens = torch.where(keep, tokens, self._spec.semantic_pad_token)
+            tokens = torch.where(keep, tokens, ENDED)
         state.window.append(tokens)
         return tokens
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..spec import ENDED
 from .coarse import CoarseStage, CoarseState
 
 
@@ -61,7 +62,7 @@ class CoarseRows:
 
     def _step_groups(self) -> Tensor:
         batch_size = sum(len(rows) for rows, _ in self._groups)
-        tokens = self._groups[0][1].coarse.new_full((batch_size,), self._pad_token)
+        tokens = self._groups[0][1].coarse.new_full((batch_size,), ENDED)
         for rows, state in self._groups:
             if self._stage.ready(state):
                 tokens[rows] = self._stage.step(state)

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from ..backend import Ops
 from ..bidirectional import bidirectional_forward
 from ..layers import linear, output_rows
-from ..spec import FineSpec, TransformerSpec
+from ..spec import ENDED, FineSpec, TransformerSpec
 from ..weights import TransformerWeights
 
 # [num_codebooks, T] int, what was said before: for all rows, or for each (or None).
@@ -215,11 +215,9 @@ def coarse_codes(spec: FineSpec, tokens: Tensor) -> Tensor:
 
 def row_frames(spec: FineSpec, tokens: Tensor) -> list[int]:
     """Frames of each row of coarse tokens [B, num_coarse_codebooks * T]: all T, or those up to the row's end."""
-    first = tokens.reshape(tokens.shape[0], -1, spec.num_coarse_codebooks)[:, :, 0] - spec.semantic_vocab_size
     if not spec.rows_end:
-        return [first.shape[1]] * first.shape[0]
-    spoken = (first >= 0) & (first < spec.codebook_size)
-    return spoken.cumprod(1).sum(1).tolist()
+        return [tokens.shape[1] // spec.num_coarse_codebooks] * tokens.shape[0]
+    return ((tokens != ENDED).sum(1) // spec.num_coarse_codebooks).tolist()
 
 
 def row_histories(spec: FineSpec, history: FineHistory, rows: int, device: torch.device) -> list[Tensor]:
