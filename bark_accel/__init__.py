@@ -10,14 +10,15 @@ for chunk in stream(model, **inputs):  # or while it is generated
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .report import AccelerationError, AccelerationReport, FallbackKind, FallbackReason, StageReport
+from .rows import trim_rows
 from .streamer import AudioStreamer, stream
 
 if TYPE_CHECKING:
-    from transformers import BarkModel
+    from transformers import BarkModel, BarkProcessor
 
 __version__ = "0.1.0"
 
@@ -30,8 +31,10 @@ __all__ = [
     "StageReport",
     "accelerate_bark",
     "acceleration_report",
+    "batch_inputs",
     "restore_bark",
     "stream",
+    "trim_rows",
 ]
 
 
@@ -51,7 +54,9 @@ def accelerate_bark(
 
     `model.generate`, `model.codec_decode` and the `generate` of its sub-models keep their signatures and, in float32,
     their results: the same tokens for the same seed. In float16 and bfloat16 the results are at least as close to
-    float32 as Transformers' own. Nothing but this instance changes. Calling it again applies the new arguments.
+    float32 as Transformers' own. `history_prompt` may also be a list with a voice preset (or None) for each row, which
+    is then as if generated alone, and `trim=True` returns a list of rows. Nothing but this instance changes. Calling it
+    again applies the new arguments.
 
     Parameters
     ----------
@@ -147,3 +152,31 @@ def acceleration_report(model: BarkModel) -> AccelerationReport:
     from .patches import report
 
     return report(model)
+
+
+def batch_inputs(processor: BarkProcessor, texts: Sequence[str], voices: Sequence[Any]) -> dict[str, Any]:
+    """Prepare texts with a voice each: `model.generate(**batch_inputs(processor, texts, voices))`.
+
+    Parameters
+    ----------
+    processor : BarkProcessor
+        Takes one voice a call itself.
+    texts : sequence of str
+    voices : sequence of as many
+        Each the name of one of the processor's voices, the path of an .npz file, a voice preset (a mapping of arrays
+        or tensors), or None for no voice.
+
+    Returns
+    -------
+    dict
+        `input_ids` and `attention_mask` [B, 256], and `history_prompt`, a list of B voice presets. An accelerated
+        model moves them to its device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Name the argument, what was expected and what came.
+    """
+    from .patches.voices import batch_inputs
+
+    return batch_inputs(processor, texts, voices)

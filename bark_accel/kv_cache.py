@@ -40,6 +40,14 @@ class KVCache:
         self.position += tokens
         self.length.add_(tokens)
 
+    def drop_row(self, row: int) -> None:
+        """Give up one row of the batch: the last one moves into its place."""
+        last = self.keys.shape[1] - 1
+        if row != last:
+            for entries in (self.keys, self.values):
+                entries[:, row, :, : self.position] = entries[:, last, :, : self.position]
+        self.keys, self.values = self.keys[:, :last], self.values[:, :last]
+
 
 @dataclass
 class KVCachePool:

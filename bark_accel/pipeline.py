@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .policies import Policy
 from .spec import CoarseSpec, SemanticSpec
-from .stages.coarse import CoarseStage, CoarseState, row_lengths
+from .stages.coarse import row_lengths
+from .stages.coarse_rows import CoarseRows
 from .stages.codec import CodecStage
 from .stages.semantic import SemanticStage, SemanticState
 
@@ -46,7 +47,7 @@ class ChunkDecoder:
         self._row_frames = row_lengths(self._spec, semantic_tokens) // self._spec.num_codebooks
         if final:
             self._total_frames = int(self._row_frames.max())
-            self._policy.plan(self._total_frames)
+            self._plan(self._total_frames)
             self._drain()
 
     def push(self, tokens: Tensor) -> None:
@@ -67,10 +68,15 @@ class ChunkDecoder:
             raise ValueError(f"coarse stage: expected a multiple of {whole} tokens before it stops, got {tokens}")
         self._total_frames = self._seen_frames
         self._row_frames = self._row_frames.clamp(max=self._seen_frames)
-        self._policy.plan(self._seen_frames)
+        self._plan(self._seen_frames)
         self._drain()
         if self._state.frames == self._seen_frames:
             self._decode(self._row_frames.new_empty(self._row_frames.shape[0], 1, 0), final=True)
+
+    def _plan(self, total_frames: int) -> None:
+        assert self._row_frames is not None
+        rows = self._row_frames.tolist()
+        self._policy.plan(rows if self._spec.rows_end else [total_frames] * len(rows))
 
     def _drain(self) -> None:
         while (codes := self._policy.take()) is not None:
@@ -107,32 +113,28 @@ class BarkPipeline:
             stage.step(state)
         return state.result()
 
-    def run_coarse(self, stage: CoarseStage, state: CoarseState, semantic_tokens: Tensor) -> None:
+    def run_coarse(self, coarse: CoarseRows, semantic_tokens: Tensor) -> None:
         """Generate and decode all coarse tokens of semantic tokens [B, T], padded as the coarse stage has it.
 
         The decoder has to know of them.
         """
-        stage.push(state, semantic_tokens, final=True)
-        self._run_ready(stage, state)
+        coarse.push(semantic_tokens, final=True)
+        self._run_ready(coarse)
 
-    def run_interleaved(
-        self, semantic: SemanticStage, semantic_state: SemanticState, coarse: CoarseStage, coarse_state: CoarseState
-    ) -> None:
+    def run_interleaved(self, semantic: SemanticStage, semantic_state: SemanticState, coarse: CoarseRows) -> None:
         """Generate coarse tokens as soon as the semantic tokens so far settle them."""
         while not semantic_state.done:
             self._before_step()
-            tokens = self.repad(semantic.step(semantic_state)[:, None])
-            coarse.push(coarse_state, tokens, final=semantic_state.done)
-            so_far = coarse_state.semantic[:, coarse_state.semantic_history :]
-            self._decoder.set_semantic(so_far, final=semantic_state.done)
-            self._run_ready(coarse, coarse_state)
+            coarse.push(self.repad(semantic.step(semantic_state)[:, None]), final=semantic_state.done)
+            self._decoder.set_semantic(self.repad(semantic_state.result()), final=semantic_state.done)
+            self._run_ready(coarse)
 
     def repad(self, semantic_tokens: Tensor) -> Tensor:
         """What `BarkCoarseModel.generate` does to the padding of its input."""
         padding = semantic_tokens == self._semantic_spec.pad_token
         return semantic_tokens.to(torch.int64).masked_fill(padding, self._coarse_spec.semantic_pad_token)
 
-    def _run_ready(self, stage: CoarseStage, state: CoarseState) -> None:
-        while stage.ready(state):
+    def _run_ready(self, coarse: CoarseRows) -> None:
+        while coarse.ready:
             self._before_step()
-            self._decoder.push(stage.step(state))
+            self._decoder.push(coarse.step())

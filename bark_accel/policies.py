@@ -7,7 +7,7 @@ how long to wait for them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from .generators import default_generator
 from .spec import FineSpec
-from .stages.fine import FineSampling, FineStage, FineState, coarse_codes
+from .stages.fine import FineHistory, FineSampling, FineStage, FineState, coarse_codes, row_histories
 
 
 class Policy(Protocol):
@@ -25,8 +25,8 @@ class Policy(Protocol):
     def push(self, tokens: Tensor) -> None:
         """Add the coarse tokens [B, num_coarse_codebooks] of the next frame."""
 
-    def plan(self, total_frames: int) -> None:
-        """Learn how long the utterance is: once, at the latest when its last frame is there."""
+    def plan(self, row_frames: Sequence[int]) -> None:
+        """Learn how long each row is: once, at the latest when the last frame is there."""
 
     def take(self) -> Tensor | None:
         """The next codes [B, K, T], or None where more frames have to come first (or none are left)."""
@@ -60,8 +60,8 @@ class _Hopping:
     def push(self, tokens: Tensor) -> None:
         self._pending.append(tokens)
 
-    def plan(self, total_frames: int) -> None:
-        self._total_frames = total_frames
+    def plan(self, row_frames: Sequence[int]) -> None:
+        self._total_frames = max(row_frames)
 
     def take(self) -> Tensor | None:
         frames = self._due()
@@ -109,7 +109,7 @@ class LowLatency(_Hopping):
         fine: FineStage,
         hops: Hops,
         lookahead_frames: int,
-        history: Tensor | None,
+        history: FineHistory,
         sampling: FineSampling,
         generator: Generator,
     ):
@@ -123,8 +123,9 @@ class LowLatency(_Hopping):
         whole = self._emitted_frames == 0 and frames == self._total_frames
         self._sampling.generator = None if whole else self._generator
         codes = self._fine.run(tokens, self._history, self._sampling)[:, :, :frames]
-        past = [] if self._history is None else [self._history.to(codes).expand(codes.shape[0], -1, -1)]
-        self._history = torch.cat([*past, codes], dim=2)[:, :, -self._fine.max_history_frames :]
+        spec = self._fine.spec
+        past = row_histories(spec, self._history, codes.shape[0], codes.device)
+        self._history = [torch.cat(row, 1)[:, -spec.max_history_frames :] for row in zip(past, codes, strict=True)]
         return codes
 
 
@@ -139,7 +140,7 @@ class Exact:
         self,
         fine: FineStage,
         spec: FineSpec,
-        history: Tensor | None,
+        history: FineHistory,
         sampling: FineSampling,
         upcoming_generator: Callable[[int], Generator] | None,
     ):
@@ -149,6 +150,7 @@ class Exact:
         self._sampling = sampling
         self._upcoming_generator = upcoming_generator
         self._pending: list[Tensor] = []
+        self._row_frames: Sequence[int] = ()
         self._total_frames: int | None = None
         self._state: FineState | None = None
         self._emitted_frames = 0
@@ -156,9 +158,11 @@ class Exact:
     def push(self, tokens: Tensor) -> None:
         self._pending.append(tokens)
 
-    def plan(self, total_frames: int) -> None:
+    def plan(self, row_frames: Sequence[int]) -> None:
+        self._row_frames, total_frames = row_frames, max(row_frames)
         self._total_frames = total_frames
-        past = 0 if self._history is None else min(self._history.shape[-1], self._spec.max_history_frames)
+        each = self._history if isinstance(self._history, Sequence) else [self._history]
+        past = min(max(0 if h is None else h.shape[-1] for h in each), self._spec.max_history_frames)
         several_windows = past + total_frames > self._spec.max_input_frames
         if several_windows and self._upcoming_generator is not None:
             self._sampling.generator = self._upcoming_generator(total_frames)
@@ -170,7 +174,7 @@ class Exact:
         early = self._sampling.generator is not None
         if not early and known < total:
             return None
-        state = self._fed_state(total)
+        state = self._fed_state()
         while self._fine.ready(state):
             self._fine.step(state)
         if state.settled_frames == self._emitted_frames:
@@ -184,10 +188,9 @@ class Exact:
     def _known_frames(self) -> int:
         return len(self._pending) + (0 if self._state is None else self._state.known_frames)
 
-    def _fed_state(self, total_frames: int) -> FineState:
+    def _fed_state(self) -> FineState:
         if self._state is None:
-            batch_size = self._pending[0].shape[0]
-            self._state = self._fine.start(batch_size, total_frames, self._history, self._sampling)
+            self._state = self._fine.start(self._row_frames, self._history, self._sampling)
         if self._pending:
             self._fine.push(self._state, coarse_codes(self._spec, torch.cat(self._pending, dim=1)))
             self._pending = []

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+# In place of the coarse tokens of a row that has ended: a semantic id, which no codebook has.
+ENDED = 0
+
 
 @dataclass(frozen=True)
 class TransformerSpec:
@@ -59,6 +62,11 @@ class CoarseSpec:
     window_tokens: int
     codes_only: bool = False
     """Whether the last codebook's ids end with its codes; in Transformers, they end with the vocabulary."""
+    rows_end: bool = False
+    """Whether a row ends where its own semantic tokens do, filled with `ENDED` from there on.
+
+    In Transformers, all rows go on to the end of the longest.
+    """
 
     @property
     def tokens_per_semantic(self) -> float:
@@ -80,3 +88,5 @@ class FineSpec:
     num_codebooks: int
     max_history_frames: int
     max_input_frames: int
+    rows_end: bool = False
+    """Whether a row ends where its coarse tokens are `ENDED`."""

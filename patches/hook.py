@@ -22,6 +22,7 @@ from bark_accel.weights import TransformerWeights, map_tensors, tensors_of
 
 from . import extract
 from .fallback import Fallback
+from .inputs import by_row
 from .traps import Traps
 
 
@@ -112,6 +113,10 @@ class Hook:
 
     def ops(self, device: torch.device) -> Ops:
         return get_ops(self.settings.backend, device, self.settings.attention)
+
+    def rows_end(self, history_prompt: Any) -> bool:
+        """Whether each row of a batch is to end where it would alone."""
+        return by_row(history_prompt) or self.settings.traps.fixes("batch_tails")
 
     def stock(self, *args: Any, **kwargs: Any) -> Any:
         """Transformers' own method."""

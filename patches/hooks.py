@@ -7,11 +7,12 @@ deep-copies, and the copy is patched too. Names and signatures are those of the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.generation.logits_process import (
     AlternatingCodebooksLogitsProcessor,
@@ -19,12 +20,14 @@ from transformers.generation.logits_process import (
     SuppressTokensLogitsProcessor,
 )
 
+from bark_accel.generators import fork
 from bark_accel.report import FallbackKind
 from bark_accel.sampling import SamplingConfig
-from bark_accel.spec import CoarseSpec, FineSpec, SemanticSpec
-from bark_accel.stages.coarse import CoarseStage, CoarseState
+from bark_accel.spec import ENDED, CoarseSpec, FineSpec, SemanticSpec
+from bark_accel.stages.coarse import CoarseHistory, CoarseStage, history_lengths, row_lengths
+from bark_accel.stages.coarse_rows import CoarseRows
 from bark_accel.stages.codec import CodecStage
-from bark_accel.stages.fine import FineSampling, FineStage
+from bark_accel.stages.fine import FineSampling, FineStage, row_frames
 from bark_accel.stages.semantic import SemanticStage, SemanticState
 from bark_accel.weights import TransformerWeights
 
@@ -32,8 +35,11 @@ from . import extract
 from .compat import prompt_argument
 from .fallback import Fallback
 from .hook import CausalHook, Hook
-from .inputs import check_input_ids, read_history
+from .inputs import check_input_ids, read_histories
 from .resolve import resolve_sampling
+
+# input_ids, attention_mask, and the history: one for all rows, or one (or None) for each.
+SemanticPrompt = tuple[Tensor, Tensor | None, Tensor | list[Tensor | None] | None]
 
 
 class SemanticHook(CausalHook):
@@ -54,15 +60,28 @@ class SemanticHook(CausalHook):
             return self.stock(input_ids, config, history_prompt, attention_mask, **kwargs)
         check_input_ids(input_ids, attention_mask, config.max_input_semantic_length)
         self.settings.traps.check_text(input_ids, attention_mask, config.max_input_semantic_length)
-        history = read_history(history_prompt, "semantic_prompt", rows=0, ids=semantic_ids(config))
+        batch_size = input_ids.shape[0]
+        history = read_histories(history_prompt, "semantic_prompt", batch_size, rows=0, ids=semantic_ids(config))
         try:
-            weights, spec, sampling = self.prepare(config, input_ids.shape[0], kwargs)
+            weights, spec, sampling = self.prepare(config, batch_size, kwargs)
         except Fallback as fallback:
             self.settings.log.record(fallback.reason)
-            return self.stock(
-                input_ids, config, preset_on(self.module, semantic_prompt=history), attention_mask, **kwargs
-            )
+            return self._stock_rows(input_ids, config, history, attention_mask, kwargs)
         return self._run(weights, spec, sampling, (input_ids, attention_mask, history), kwargs.get("streamer"))
+
+    def _stock_rows(
+        self, input_ids: Tensor, config: Any, history: Any, attention_mask: Tensor | None, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Transformers' own method; row after row where each has a voice preset of its own."""
+        if not isinstance(history, list):
+            preset = preset_on(self.module, semantic_prompt=history)
+            return self.stock(input_ids, config, preset, attention_mask, **kwargs)
+        rows = []
+        for row, part in enumerate(history):
+            mask = None if attention_mask is None else attention_mask[row : row + 1]
+            preset = preset_on(self.module, semantic_prompt=part)
+            rows.append(self.stock(input_ids[row : row + 1], config, preset, mask, **kwargs))
+        return _join_rows(rows, config.semantic_pad_token)
 
     def prepare(
         self, config: Any, rows: int, kwargs: dict[str, Any]
@@ -95,7 +114,7 @@ class SemanticHook(CausalHook):
         weights: TransformerWeights,
         spec: SemanticSpec,
         sampling: SamplingConfig,
-        prompt: tuple[Tensor, Tensor | None, Tensor | None],
+        prompt: SemanticPrompt,
         streamer: Any,
     ) -> Tensor:
         if streamer is not None:
@@ -115,13 +134,12 @@ class SemanticHook(CausalHook):
         weights: TransformerWeights,
         spec: SemanticSpec,
         sampling: SamplingConfig,
-        prompt: tuple[Tensor, Tensor | None, Tensor | None],
+        prompt: SemanticPrompt,
     ) -> Iterator[tuple[SemanticStage, SemanticState]]:
-        """A generation of (input_ids, attention_mask, history), and a cache for it."""
+        """A generation of a prompt, and a cache for it."""
         model = self.model(weights)
         stage = SemanticStage(model, spec)
-        input_ids = prompt[0].to(weights.device)
-        attention_mask, history = (None if t is None else t.to(weights.device) for t in prompt[1:])
+        input_ids, attention_mask, history = (_on(weights.device, part) for part in prompt)
         rows = input_ids.shape[0]
         with (
             self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache,
@@ -144,27 +162,51 @@ class CoarseHook(CausalHook):
         return_output_lengths: bool | None = None,
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """See `BarkCoarseModel.generate`. Like it, replaces the padding of `semantic_output` in place."""
+        """See `BarkCoarseModel.generate`. Like it, replaces the padding of `semantic_output` in place.
+
+        Where `history_prompt` is a list, or "batch_tails" is fixed, rows are filled with 0 after their own end.
+        """
         semantic, coarse = semantic_generation_config, coarse_generation_config
         if semantic is None or coarse is None:
             return self.stock(semantic_output, semantic, coarse, **kwargs)
-        history = coarse_history(history_prompt, semantic, coarse, codebook_size)
+        rows, streamer = semantic_output.shape[0], kwargs.get("streamer")
+        history = coarse_history(history_prompt, rows, semantic, coarse, codebook_size)
+        check_coarse_streamer(streamer, history)
+        spec = self.spec(semantic, coarse, codebook_size, history_prompt)
         try:
-            weights, sampling = self.prepare(semantic, coarse, codebook_size, semantic_output.shape[0], kwargs)
+            weights, sampling = self.prepare(semantic, coarse, codebook_size, rows, kwargs)
         except Fallback as fallback:
             self.settings.log.record(fallback.reason)
-            past = history or (None, None)
-            prompt = preset_on(self.module, semantic_prompt=past[0], coarse_prompt=past[1])
             if self.codes_only:
                 kwargs = {**kwargs, "suppress_tokens": self._suppressed(semantic, coarse, codebook_size, kwargs)}
-            return self.stock(semantic_output, semantic, coarse, codebook_size, prompt, return_output_lengths, **kwargs)
+            tokens, lengths = self._stock_rows(semantic_output, (semantic, coarse, codebook_size), history, kwargs)
+            if spec.rows_end:
+                ended = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
+                tokens = tokens.masked_fill(ended, ENDED)
+            return (tokens, lengths) if return_output_lengths else tokens
         semantic_output.masked_fill_(semantic_output == semantic.semantic_pad_token, coarse.coarse_semantic_pad_token)
-        spec = self.spec(semantic, coarse, codebook_size)
-        with self.started(weights, spec, sampling, semantic_output.shape[0], history) as (stage, state):
-            stage.push(state, semantic_output.to(weights.device, torch.int64), final=True)
-            _run_coarse(stage, state, kwargs.get("streamer"))
-        lengths = stage.row_lengths(semantic_output)
-        return (state.result(), lengths) if return_output_lengths else state.result()
+        with self.started(weights, spec, sampling, rows, history) as run:
+            run.push(semantic_output.to(weights.device, torch.int64), final=True)
+            _run_coarse(run, streamer)
+        lengths = row_lengths(spec, semantic_output)
+        return (run.result(), lengths) if return_output_lengths else run.result()
+
+    def _stock_rows(
+        self, semantic_output: Tensor, configs: tuple[Any, Any, int], history: Any, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Transformers' own method, with lengths; row after row where each has a voice preset of its own."""
+        if not isinstance(history, list):
+            return self.stock(semantic_output, *configs, self._preset(history), True, **kwargs)
+        results = [
+            self.stock(semantic_output[row : row + 1], *configs, self._preset(part), True, **kwargs)
+            for row, part in enumerate(history)
+        ]
+        tokens, lengths = zip(*results, strict=True)
+        return _join_rows(list(tokens), ENDED), torch.cat(lengths)
+
+    def _preset(self, history: CoarseHistory) -> dict[str, Tensor] | None:
+        semantic, coarse = history or (None, None)
+        return preset_on(self.module, semantic_prompt=semantic, coarse_prompt=coarse)
 
     def prepare(
         self, semantic: Any, coarse: Any, codebook_size: int, rows: int, kwargs: dict[str, Any]
@@ -193,8 +235,9 @@ class CoarseHook(CausalHook):
     def codes_only(self) -> bool:
         return self.settings.traps.fixes("codes_beyond_codebook")
 
-    def spec(self, semantic: Any, coarse: Any, codebook_size: int) -> CoarseSpec:
-        return replace(extract.coarse_spec(semantic, coarse, codebook_size), codes_only=self.codes_only)
+    def spec(self, semantic: Any, coarse: Any, codebook_size: int, history_prompt: Any) -> CoarseSpec:
+        spec = extract.coarse_spec(semantic, coarse, codebook_size)
+        return replace(spec, codes_only=self.codes_only, rows_end=self.rows_end(history_prompt))
 
     def _suppressed(self, semantic: Any, coarse: Any, codebook_size: int, kwargs: dict[str, Any]) -> list[int]:
         """The caller's suppressed tokens and the ids beyond the last codebook, for Transformers' own loop."""
@@ -209,27 +252,53 @@ class CoarseHook(CausalHook):
         spec: CoarseSpec,
         sampling: SamplingConfig,
         rows: int,
-        history: tuple[Tensor, Tensor] | None,
-    ) -> Iterator[tuple[CoarseStage, CoarseState]]:
-        """A generation of `rows` utterances, and a cache for it."""
+        history: CoarseHistory | list[CoarseHistory],
+        *,
+        own_generator: bool = False,
+    ) -> Iterator[CoarseRows]:
+        """A generation of `rows` utterances, and caches for it.
+
+        Histories of several lengths make several groups of rows, each of which draws from a generator of its own, as
+        `own_generator` has it for one.
+        """
         model = self.model(weights)
         stage = CoarseStage(model, spec)
-        with (
-            self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache,
-            self.lookahead(model, weights, cache) as lookahead,
-        ):
-            yield stage, stage.start(rows, history, sampling, cache, lookahead)
+        groups = _groups_of_rows(spec, rows, history)
+        states = []
+        with ExitStack() as held:
+            for index, members in enumerate(groups):
+                part = [history[row] for row in members] if isinstance(history, list) else history
+                cache = held.enter_context(
+                    self.settings.pool.borrow(model.spec, len(members), model.weights.cache_dtype, weights.device)
+                )
+                lookahead = held.enter_context(self.lookahead(model, weights, cache))
+                state = stage.start(len(members), part, sampling, cache, lookahead)
+                if own_generator or len(groups) > 1:
+                    state.sampler.generator = fork(weights.device, f"coarse {index}" if index else "coarse")
+                states.append((members, state))
+            yield CoarseRows(stage, states, spec.semantic_pad_token)
 
 
-def _run_coarse(stage: CoarseStage, state: CoarseState, streamer: Any) -> None:
-    while stage.ready(state):
-        tokens = stage.step(state)
+def _groups_of_rows(spec: CoarseSpec, rows: int, history: CoarseHistory | list[CoarseHistory]) -> list[list[int]]:
+    """The rows whose histories have equal lengths."""
+    if not isinstance(history, list):
+        return [list(range(rows))]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, part in enumerate(history):
+        groups.setdefault(history_lengths(spec, part), []).append(row)
+    return list(groups.values())
+
+
+def _run_coarse(run: CoarseRows, streamer: Any) -> None:
+    while run.ready:
+        tokens = run.step()
         if streamer is None:
             continue
-        if len(state.window) == 1:
-            streamer.put(stage.prompt_ids(state).cpu())
+        prompt = run.prompt_ids()
+        if prompt is not None:
+            streamer.put(prompt.cpu())
         streamer.put(tokens.cpu())
-        if len(state.window) == state.window_tokens:
+        if run.window_ended:
             streamer.end()
 
 
@@ -247,23 +316,46 @@ class FineHook(Hook):
         history_prompt: Any = None,
         **kwargs: Any,
     ) -> Tensor:
-        """See `BarkFineModel.generate`. No frames in give no frames out, where Transformers fails."""
+        """See `BarkFineModel.generate`. No frames in give no frames out, where Transformers fails.
+
+        Where `history_prompt` is a list, or "batch_tails" is fixed, rows end where the coarse stage has padded them,
+        and their codes are 0 from there on.
+        """
         semantic, coarse, fine = semantic_generation_config, coarse_generation_config, fine_generation_config
         if semantic is None or coarse is None or fine is None:
             return self.stock(coarse_output, semantic, coarse, fine, **kwargs)
         temperature = self.settings.traps.fine_temperature(fine, kwargs)
-        history = read_history(history_prompt, "fine_prompt", rows=fine.n_fine_codebooks, ids=codebook_size)
+        rows, codebooks = coarse_output.shape[0], fine.n_fine_codebooks
+        history = read_histories(history_prompt, "fine_prompt", rows, rows=codebooks, ids=codebook_size)
         if coarse_output.shape[1] == 0:
-            return coarse_output.new_zeros(coarse_output.shape[0], fine.n_fine_codebooks, 0)
+            return coarse_output.new_zeros(rows, codebooks, 0)
+        spec = self.spec(semantic, coarse, fine, codebook_size, history_prompt)
         try:
             weights = self.prepare()
         except Fallback as fallback:
             self.settings.log.record(fallback.reason)
-            prompt = preset_on(self.module, fine_prompt=history)
             kwargs = {**kwargs, "temperature": temperature}
-            return self.stock(coarse_output, semantic, coarse, fine, codebook_size, prompt, **kwargs)
-        stage = self.ready_stage(weights, extract.fine_spec(semantic, coarse, fine, codebook_size))
+            return self._stock_rows(coarse_output, spec, (semantic, coarse, fine, codebook_size), history, kwargs)
+        stage = self.ready_stage(weights, spec)
         return stage.run(coarse_output.to(weights.device), history, FineSampling(temperature))
+
+    def spec(self, semantic: Any, coarse: Any, fine: Any, codebook_size: int, history_prompt: Any) -> FineSpec:
+        spec = extract.fine_spec(semantic, coarse, fine, codebook_size)
+        return replace(spec, rows_end=self.rows_end(history_prompt))
+
+    def _stock_rows(
+        self, coarse_output: Tensor, spec: FineSpec, configs: tuple[Any, ...], history: Any, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Transformers' own method; row after row where each has an end or a voice preset of its own."""
+        if not spec.rows_end:
+            return self.stock(coarse_output, *configs, preset_on(self.module, fine_prompt=history), **kwargs)
+        rows = []
+        for row, frames in enumerate(row_frames(spec, coarse_output)):
+            tokens = coarse_output[row : row + 1, : frames * spec.num_coarse_codebooks]
+            preset = preset_on(self.module, fine_prompt=history[row] if isinstance(history, list) else history)
+            codes = self.stock(tokens, *configs, preset, **kwargs) if frames else tokens[:, None]
+            rows.append(codes.expand(-1, spec.num_codebooks, -1))
+        return _join_rows(rows, 0)
 
     def prepare(self) -> TransformerWeights:
         """What a generation needs; raises `Fallback` where Transformers has to run it."""
@@ -298,10 +390,38 @@ class CodecHook(Hook):
         return CodecStage(weights)
 
 
-def coarse_history(history: Any, semantic: Any, coarse: Any, codebook_size: int) -> tuple[Tensor, Tensor] | None:
-    semantic_part = read_history(history, "semantic_prompt", rows=0, ids=semantic_ids(semantic))
-    coarse_part = read_history(history, "coarse_prompt", rows=coarse.n_coarse_codebooks, ids=codebook_size)
-    return None if semantic_part is None or coarse_part is None else (semantic_part, coarse_part)
+def coarse_history(
+    history: Any, batch_size: int, semantic: Any, coarse: Any, codebook_size: int
+) -> CoarseHistory | list[CoarseHistory]:
+    """What the coarse stage needs of a voice preset, or of each row's."""
+    ids = semantic_ids(semantic)
+    first = read_histories(history, "semantic_prompt", batch_size, rows=0, ids=ids)
+    second = read_histories(history, "coarse_prompt", batch_size, rows=coarse.n_coarse_codebooks, ids=codebook_size)
+    if isinstance(first, list) and isinstance(second, list):
+        return [_both(*parts) for parts in zip(first, second, strict=True)]
+    return _both(first, second)
+
+
+def _both(semantic: Any, coarse: Any) -> CoarseHistory:
+    return None if semantic is None or coarse is None else (semantic, coarse)
+
+
+def check_coarse_streamer(streamer: Any, history: Any) -> None:
+    """Raise `ValueError` for a streamer of coarse tokens where each row has a history, and so windows, of its own."""
+    if streamer is not None and isinstance(history, list):
+        raise ValueError("coarse streamer: expected none with a list of voice presets; semantic_streamer= works")
+
+
+def _join_rows(rows: list[Tensor], padding: int) -> Tensor:
+    """[B, ..., T] of B tensors [1, ..., T_i], padded at the end."""
+    longest = max(row.shape[-1] for row in rows)
+    return torch.cat([F.pad(row, (0, longest - row.shape[-1]), value=padding) for row in rows])
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_on(device, part) for part in value]
+    return None if value is None else value.to(device)
 
 
 def semantic_ids(config: Any) -> int:
@@ -309,6 +429,6 @@ def semantic_ids(config: Any) -> int:
     return max(config.semantic_vocab_size, config.semantic_pad_token + 1)
 
 
-def preset_on(module: Any, **parts: Tensor | None) -> dict[str, Tensor] | None:
+def preset_on(module: Any, **parts: Any) -> dict[str, Tensor] | None:
     """A voice preset for Transformers' own method, on the module's device."""
     return {key: part.to(module.device) for key, part in parts.items() if part is not None} or None

@@ -50,7 +50,26 @@ def tokens_of_cut_text(input_ids: Tensor, attention_mask: Tensor | None, max_tok
     return int(attention_mask.sum(1).max()) if cut else None
 
 
-def read_history(history: Any, key: str, *, rows: int, ids: int) -> Tensor | None:
+def by_row(history: Any) -> bool:
+    """Whether `history_prompt` holds a voice preset (or None) for each row."""
+    return isinstance(history, (list, tuple))
+
+
+def read_histories(
+    history: Any, key: str, batch_size: int, *, rows: int, ids: int
+) -> Tensor | list[Tensor | None] | None:
+    """As `read_history`, also of a list of `batch_size` voice presets, some of which may be None."""
+    if not by_row(history):
+        return read_history(history, key, rows=rows, ids=ids)
+    if len(history) != batch_size:
+        raise ValueError(
+            f"history_prompt: expected one voice preset, or a list with one (or None) for each of {batch_size} rows, "
+            f"got a list of {len(history)}"
+        )
+    return [read_history(p, key, rows=rows, ids=ids, name=f"history_prompt[{i}]") for i, p in enumerate(history)]
+
+
+def read_history(history: Any, key: str, *, rows: int, ids: int, name: str = "history_prompt") -> Tensor | None:
     """One part of a voice preset as an int64 tensor, checked.
 
     Parameters
@@ -62,6 +81,8 @@ def read_history(history: Any, key: str, *, rows: int, ids: int) -> Tensor | Non
         Codebooks of a [rows, T] matrix, 0 for a [T] vector.
     ids : int
         Exclusive upper bound of the values.
+    name : str
+        Of the voice preset, for errors.
 
     Raises
     ------
@@ -70,30 +91,26 @@ def read_history(history: Any, key: str, *, rows: int, ids: int) -> Tensor | Non
     """
     if history is None:
         return None
-    if isinstance(history, (list, tuple)):
-        raise TypeError(f"history_prompt: expected one voice preset for the batch, got a {type(history).__name__}")
     if not isinstance(history, Mapping):
-        raise TypeError(f"history_prompt: expected a mapping with {key!r}, got {type(history).__name__}")
+        raise TypeError(f"{name}: expected a mapping with {key!r}, got {type(history).__name__}")
     if key not in history:
-        raise ValueError(
-            f"history_prompt: expected the keys {', '.join(_PRESET_KEYS)}, got {', '.join(map(str, history))}"
-        )
-    tensor = _as_int64(key, history[key])
+        raise ValueError(f"{name}: expected the keys {', '.join(_PRESET_KEYS)}, got {', '.join(map(str, history))}")
+    tensor = _as_int64(f"{name}[{key!r}]", history[key])
     expected = f"[{rows}, T]" if rows else "[T]"
     if tensor.ndim != (2 if rows else 1) or (rows and tensor.shape[0] != rows):
-        raise ValueError(f"history_prompt[{key!r}]: expected shape {expected}, got {list(tensor.shape)}")
+        raise ValueError(f"{name}[{key!r}]: expected shape {expected}, got {list(tensor.shape)}")
     if tensor.numel() and not (int(tensor.min()) >= 0 and int(tensor.max()) < ids):
         low, high = int(tensor.min()), int(tensor.max())
-        raise ValueError(f"history_prompt[{key!r}]: expected codes in 0..{ids - 1}, got {low}..{high}")
+        raise ValueError(f"{name}[{key!r}]: expected codes in 0..{ids - 1}, got {low}..{high}")
     return tensor
 
 
-def _as_int64(key: str, value: Any) -> Tensor:
+def _as_int64(name: str, value: Any) -> Tensor:
     if not isinstance(value, (np.ndarray, Tensor)):
-        raise TypeError(f"history_prompt[{key!r}]: expected an array or tensor, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected an array or tensor, got {type(value).__name__}")
     if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer):
         return torch.from_numpy(value.astype(np.int64))
     tensor = torch.as_tensor(value)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"history_prompt[{key!r}]: expected integers, got {tensor.dtype}")
+        raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
     return tensor.to(torch.int64)

@@ -15,13 +15,14 @@ from transformers.models.bark.generation_configuration_bark import (
 )
 
 from bark_accel.report import FallbackKind
+from bark_accel.rows import trim_rows
 from bark_accel.streamer import AudioSource, AudioStreamer
 
 from .fallback import Fallback
 from .hook import Hook, Settings
-from .hooks import CodecHook, semantic_ids
-from .inputs import check_input_ids, read_history
-from .streaming import AudioGeneration, Request, StageHooks
+from .hooks import CodecHook, check_coarse_streamer, preset_on, semantic_ids
+from .inputs import by_row, check_input_ids, read_histories
+from .streaming import AudioGeneration, Request, StageHooks, VoicePreset
 from .token_loop import TokenTap
 
 SUBMODELS = {"semantic": "semantic", "coarse": "coarse_acoustics", "fine": "fine_acoustics"}
@@ -56,23 +57,38 @@ class ModelHook(AudioSource):
         history_prompt: Any = None,
         return_output_lengths: bool | None = None,
         **kwargs: Any,
-    ) -> Tensor | tuple[Tensor, list[int]]:
+    ) -> Any:
         """See `BarkModel.generate`. An empty utterance gives an empty waveform, where Transformers fails.
 
-        With an `AudioStreamer` as `streamer`, the waveform is what was streamed: rows are silent after their end.
+        `history_prompt` may also be a list with a voice preset (or None) for each row, and `trim=True` returns a list
+        of waveforms [S_i] in place of [B, S]. With such a list, with "batch_tails" fixed, and with an `AudioStreamer`
+        as `streamer`, where the waveform is what was streamed, rows are silent after their end.
         """
+        trim = kwargs.pop("trim", False)
+        if not isinstance(trim, bool):
+            raise TypeError(f"trim: expected True or False, got {trim!r}")
+        audio, lengths = self._generate(input_ids, history_prompt, bool(return_output_lengths) or trim, kwargs)
+        result = trim_rows(audio, lengths) if trim else audio
+        return (result, lengths) if return_output_lengths else result
+
+    def _generate(
+        self, input_ids: Any, history_prompt: Any, with_lengths: bool, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, list[int]]:
+        """The waveform [B, S] and, if asked for, the samples of each row."""
         config = kwargs.get("generation_config")
         if config is not None and self.settings.traps.fixes("ignored_generation_config"):
             del kwargs["generation_config"]
-            return self._with_config(config).generate(input_ids, history_prompt, return_output_lengths, **kwargs)
+            return self._with_config(config)._generate(input_ids, history_prompt, with_lengths, kwargs)
         streamer = kwargs.get("streamer")
         if isinstance(streamer, AudioStreamer):
-            audio, lengths = self._stream(
+            return self._stream(
                 streamer, input_ids, history_prompt, {k: v for k, v in kwargs.items() if k != "streamer"}
             )
-            return (audio, lengths) if return_output_lengths else audio
         preset, kwargs = self._check(input_ids, history_prompt, kwargs)
-        return type(self.module).generate(self.module, input_ids, preset, return_output_lengths, **kwargs)
+        # Only with lengths are rows silent after their end.
+        if with_lengths or self.codec.rows_end(preset):
+            return type(self.module).generate(self.module, input_ids, preset, True, **kwargs)
+        return type(self.module).generate(self.module, input_ids, preset, None, **kwargs), []
 
     def _with_config(self, config: Any) -> ModelHook:
         """A throw-away twin for one call, on a view of the model with another generation config."""
@@ -83,15 +99,17 @@ class ModelHook(AudioSource):
 
     def _check(
         self, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any]
-    ) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+    ) -> tuple[VoicePreset | list[VoicePreset], dict[str, Any]]:
         """Raise for bad input, before any work is done.
 
-        Returns the voice preset on the model's device, and the arguments with what is fixed of Transformers' bugs.
+        Returns the voice preset, or one for each row, on the model's device, and the arguments with what is fixed of
+        Transformers' bugs.
         """
         semantic, coarse, fine = self.generation_configs()
         max_tokens = semantic.max_input_semantic_length
         rows = check_input_ids(input_ids, kwargs.get("attention_mask"), max_tokens)
-        preset = self._preset(history_prompt, semantic, coarse, fine)
+        preset = self._presets(history_prompt, rows, semantic, coarse, fine)
+        check_coarse_streamer(stage_arguments(kwargs, "coarse").get("streamer"), preset)
         traps = self.settings.traps
         kwargs = traps.with_min_eos_p(semantic, kwargs)
         if kwargs.get("generation_config") is not None:
@@ -129,7 +147,7 @@ class ModelHook(AudioSource):
         self,
         streamer: AudioStreamer,
         input_ids: Tensor,
-        preset: dict[str, Tensor] | None,
+        preset: VoicePreset | list[VoicePreset],
         kwargs: dict[str, Any],
         emit: Callable[[Tensor], None],
     ) -> None:
@@ -222,14 +240,19 @@ class ModelHook(AudioSource):
                 raise ValueError(f"generation_config.{name}: expected an int, got {getattr(config, name, None)!r}")
         return built
 
-    def _preset(self, history: Any, semantic: Any, coarse: Any, fine: Any) -> dict[str, Tensor] | None:
-        codebook_size = self.module.generation_config.codebook_size
+    def _presets(
+        self, history: Any, rows: int, semantic: Any, coarse: Any, fine: Any
+    ) -> VoicePreset | list[VoicePreset]:
+        size = self.module.generation_config.codebook_size
         parts = {
-            "semantic_prompt": read_history(history, "semantic_prompt", rows=0, ids=semantic_ids(semantic)),
-            "coarse_prompt": read_history(history, "coarse_prompt", rows=coarse.n_coarse_codebooks, ids=codebook_size),
-            "fine_prompt": read_history(history, "fine_prompt", rows=fine.n_fine_codebooks, ids=codebook_size),
+            "semantic_prompt": read_histories(history, "semantic_prompt", rows, rows=0, ids=semantic_ids(semantic)),
+            "coarse_prompt": read_histories(history, "coarse_prompt", rows, rows=coarse.n_coarse_codebooks, ids=size),
+            "fine_prompt": read_histories(history, "fine_prompt", rows, rows=fine.n_fine_codebooks, ids=size),
         }
-        return None if history is None else {k: v.to(self.module.device) for k, v in parts.items() if v is not None}
+        if not by_row(history):
+            return preset_on(self.module, **parts)
+        each = [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+        return [preset_on(self.module, **row) for row in each]
 
     def _check_hooked(self) -> None:
         for stage, name in SUBMODELS.items():

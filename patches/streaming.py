@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,8 @@ from bark_accel.pipeline import BarkPipeline, ChunkDecoder
 from bark_accel.policies import Exact, Hops, LowLatency, Policy, Preview, hop_growth
 from bark_accel.report import FallbackKind
 from bark_accel.sampling import TokenRange
-from bark_accel.stages.coarse import token_ranges
+from bark_accel.spec import ENDED
+from bark_accel.stages.coarse import row_lengths, token_ranges
 from bark_accel.stages.fine import FineSampling
 from bark_accel.streamer import AudioStreamer
 
@@ -22,10 +24,14 @@ from . import extract
 from .compat import run_with_loop
 from .fallback import Fallback
 from .hooks import CoarseHook, CodecHook, FineHook, SemanticHook, coarse_history, preset_on
+from .inputs import by_row
 from .token_loop import BarkTokenRules, TokenLoop, TokenTap
 
 # What leaves no tokens to listen to.
 _NO_TOKENS = {FallbackKind.GENERATION_MODE, FallbackKind.EXTRA_OUTPUTS}
+
+
+VoicePreset = dict[str, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,14 @@ class StageHooks:
 
 @dataclass(frozen=True)
 class Request:
-    """Checked arguments of `BarkModel.generate`: the three generation configs, and the arguments of each stage."""
+    """Checked arguments of `BarkModel.generate`: the three generation configs, and the arguments of each stage.
+
+    `preset` is one for all rows, or a list with one for each.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor | None
-    preset: dict[str, Tensor] | None
+    preset: VoicePreset | list[VoicePreset]
     configs: tuple[Any, Any, Any]
     codebook_size: int
     stage_kwargs: dict[str, dict[str, Any]]
@@ -69,13 +78,13 @@ class AudioGeneration:
         semantic, coarse, fine = request.configs
         size, rows = request.codebook_size, request.rows
         self._semantic_spec = extract.semantic_spec(semantic)
-        self._coarse_spec = hooks.coarse.spec(semantic, coarse, size)
-        self._fine_spec = extract.fine_spec(semantic, coarse, fine, size)
+        self._coarse_spec = hooks.coarse.spec(semantic, coarse, size, request.preset)
+        self._fine_spec = hooks.fine.spec(semantic, coarse, fine, size, request.preset)
         self._semantic = _Prepared(lambda: hooks.semantic.prepare(semantic, rows, self._kwargs("semantic")))
         self._coarse = _Prepared(lambda: hooks.coarse.prepare(semantic, coarse, size, rows, self._kwargs("coarse")))
         self._fallbacks = [p.fallback for p in (self._semantic, self._coarse) if p.fallback is not None]
         for fallback in self._fallbacks:
-            if fallback.reason.kind in _NO_TOKENS:
+            if fallback.reason.kind in _NO_TOKENS or by_row(request.preset):
                 raise fallback
         codec = hooks.codec.ready_stage()
         if rows > 1 and not codec.cuts_right_only:
@@ -102,12 +111,16 @@ class AudioGeneration:
     def _kwargs(self, stage: str) -> dict[str, Any]:
         return self._request.stage_kwargs[stage]
 
-    def _preset_part(self, name: str) -> Tensor | None:
-        return None if self._request.preset is None else self._request.preset[name]
+    def _preset_part(self, name: str) -> Any:
+        """For all rows, or a list with that of each."""
+        preset = self._request.preset
+        if isinstance(preset, list):
+            return [None if row is None else row[name] for row in preset]
+        return None if preset is None else preset[name]
 
-    def _coarse_history(self) -> tuple[Tensor, Tensor] | None:
-        semantic, coarse, _ = self._request.configs
-        return coarse_history(self._request.preset, semantic, coarse, self._request.codebook_size)
+    def _coarse_history(self) -> Any:
+        request, (semantic, coarse, _) = self._request, self._request.configs
+        return coarse_history(request.preset, request.rows, semantic, coarse, request.codebook_size)
 
     # The compiled loops.
 
@@ -119,21 +132,20 @@ class AudioGeneration:
 
     def _start_coarse(self) -> Any:
         weights, sampling = self._coarse.value
-        rows, history = self._request.rows, self._coarse_history()
-        return self._hooks.coarse.started(weights, self._coarse_spec, sampling, rows, history)
+        arguments = (weights, self._coarse_spec, sampling, self._request.rows, self._coarse_history())
+        return self._hooks.coarse.started(*arguments, own_generator=self._streamer.interleave)
 
     def _run_semantic(self) -> Tensor:
         with self._start_semantic() as (stage, state):
             return self._pipeline.run_semantic(stage, state)
 
     def _run_coarse(self, semantic_tokens: Tensor) -> None:
-        with self._start_coarse() as (stage, state):
-            self._pipeline.run_coarse(stage, state, semantic_tokens)
+        with self._start_coarse() as coarse:
+            self._pipeline.run_coarse(coarse, semantic_tokens)
 
     def _run_interleaved(self) -> None:
-        with self._start_semantic() as (semantic, semantic_state), self._start_coarse() as (coarse, coarse_state):
-            coarse_state.sampler.generator = fork(self._device, "coarse")
-            self._pipeline.run_interleaved(semantic, semantic_state, coarse, coarse_state)
+        with self._start_semantic() as (semantic, state), self._start_coarse() as coarse:
+            self._pipeline.run_interleaved(semantic, state, coarse)
         self._tell_lengths()
 
     # Transformers' own loops.
@@ -155,7 +167,16 @@ class AudioGeneration:
     def _loop_coarse(self, semantic_tokens: Tensor) -> None:
         semantic, coarse, _ = self._request.configs
         module = self._hooks.coarse.module
-        tap = TokenTap(self._streamer.check, lambda tokens: self._decoder.push(tokens.to(self._device)))
+        lengths = row_lengths(self._coarse_spec, semantic_tokens)
+        count = itertools.count()
+
+        def push(tokens: Tensor) -> None:
+            tokens = tokens.to(self._device)
+            if self._coarse_spec.rows_end:
+                tokens = tokens.masked_fill(lengths <= next(count), ENDED)
+            self._decoder.push(tokens)
+
+        tap = TokenTap(self._streamer.check, push)
         rules = BarkTokenRules(token_ranges(self._coarse_spec, module.config.output_vocab_size), tap=tap)
         past = self._coarse_history() or (None, None)
         preset = preset_on(module, semantic_prompt=past[0], coarse_prompt=past[1])
@@ -182,7 +203,7 @@ class AudioGeneration:
         return LowLatency(fine, hops, streamer.lookahead_frames, history, sampling, generator)
 
     def _upcoming_generator(self) -> Callable[[int], Generator] | None:
-        if self._coarse.fallback is not None or self._streamer.interleave:
+        if self._coarse.fallback is not None or self._streamer.interleave or by_row(self._request.preset):
             return None
         _, sampling = self._coarse.value
         tokens_per_frame = self._coarse_spec.num_codebooks if sampling.do_sample else 0

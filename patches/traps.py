@@ -19,6 +19,7 @@ STOCK_BUGS = {
     "fine_temperature_one": "temperature=1.0 takes the fine stage's most likely code; fixed: it draws one",
     "fine_temperature_zero": "temperature=0.0 fails in the fine stage; fixed: it takes the most likely code",
     "codes_beyond_codebook": "the second codebook draws ids beyond its codes, wrapped later; fixed: they are masked",
+    "batch_tails": "rows that have ended go on, and the fine stage hears it; fixed: each row is as if alone",
 }
 
 

@@ -11,8 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "bark_accel").glob("*.py")) + sorted((ROOT / "bark_accel" / "stages").glob("*.py"))
-LAYERS = ["spec", "weights", "precision", "kv_cache", "backend", "generators", "sampling", "layers", "prefill"]
-LAYERS += ["bidirectional", "gpt", "lookahead", "graphs", "speculation", "stages", "policies", "pipeline", "streamer"]
+LAYERS = ["spec", "weights", "precision", "kv_cache", "active_rows", "backend", "generators", "sampling", "layers"]
+LAYERS += [
+    "prefill",
+    "bidirectional",
+    "gpt",
+    "lookahead",
+    "graphs",
+    "speculation",
+    "stages",
+    "policies",
+    "pipeline",
+    "streamer",
+]
 
 
 def imports(path: Path) -> set[str]:

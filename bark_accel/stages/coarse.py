@@ -9,11 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..active_rows import ActiveRows
 from ..gpt import CausalModel
 from ..kv_cache import KVCache
 from ..lookahead import Lookahead
 from ..sampling import Sampler, SamplingConfig, TokenRange
-from ..spec import CoarseSpec
+from ..spec import ENDED, CoarseSpec
+
+# `semantic_prompt` [T] int and `coarse_prompt` [n_codebooks, T'] int of a voice preset, if there is one.
+CoarseHistory = tuple[Tensor, Tensor] | None
 
 
 @dataclass
@@ -38,12 +42,18 @@ class CoarseState:
     coarse: Tensor
     semantic_history: int
     coarse_history: int
+    rows: ActiveRows
     lookahead: Lookahead | None = None
     final: bool = False
-    length_tokens: int = 0
+    row_lengths: list[int] = field(default_factory=list)
     prompt: Prompt | None = None
     window_tokens: int = 0
     window: list[Tensor] = field(default_factory=list)
+
+    @property
+    def length_tokens(self) -> int:
+        """Of the longest row."""
+        return max(self.row_lengths, default=0)
 
     @property
     def generated_tokens(self) -> int:
@@ -70,7 +80,7 @@ class CoarseStage:
     def start(
         self,
         batch_size: int,
-        history: tuple[Tensor, Tensor] | None,
+        history: CoarseHistory | list[CoarseHistory],
         sampling: SamplingConfig,
         cache: KVCache,
         lookahead: Lookahead | None = None,
@@ -79,19 +89,21 @@ class CoarseStage:
 
         Parameters
         ----------
-        history : (Tensor [T] int, Tensor [n_codebooks, T'] int), optional
-            `semantic_prompt` and `coarse_prompt` of a voice preset.
+        history : (Tensor [T] int, Tensor [n_codebooks, T'] int), or a list of `batch_size` of them, optional
+            `semantic_prompt` and `coarse_prompt` of a voice preset: one for all rows, or one (or None) for each, of
+            equal `history_lengths`.
         """
-        semantic, coarse = _trim_history(self._spec, history, self._model.weights.device)
-        semantic, coarse = (t.expand(batch_size, -1) for t in (semantic, coarse))
-        sampler = self._model.sampler(sampling)
-        return CoarseState(cache, sampler, semantic, coarse, semantic.shape[1], coarse.shape[1], lookahead)
+        histories = history if isinstance(history, list) else [history]
+        trimmed = [_trim_history(self._spec, h, self._model.weights.device) for h in histories]
+        semantic, coarse = (torch.cat(parts).expand(batch_size, -1) for parts in zip(*trimmed, strict=True))
+        sampler, rows = self._model.sampler(sampling), ActiveRows(cache, batch_size)
+        return CoarseState(cache, sampler, semantic, coarse, semantic.shape[1], coarse.shape[1], rows, lookahead)
 
     def push(self, state: CoarseState, semantic_tokens: Tensor, *, final: bool) -> None:
         """Add semantic tokens [B, T]; ended rows are filled with the spec's `semantic_pad_token`."""
         state.semantic = torch.cat([state.semantic, semantic_tokens.to(state.semantic.device)], dim=1)
         state.final = final
-        state.length_tokens = int(self.row_lengths(state.semantic[:, state.semantic_history :]).max())
+        state.row_lengths = self.row_lengths(state.semantic[:, state.semantic_history :]).tolist()
 
     def row_lengths(self, semantic_tokens: Tensor) -> Tensor:
         """Coarse tokens [B] int32 that each row of semantic tokens [B, T] asks for."""
@@ -108,12 +120,17 @@ class CoarseStage:
         return remaining >= self._spec.window_tokens and state.semantic.shape[1] >= slice_end
 
     def step(self, state: CoarseState) -> Tensor:
-        """Generate the next token [B] int64 of every row."""
-        tokens = self._next_token(state)
+        """Generate the next token [B] int64 of every row; `ENDED` in those that have, where the spec ends them."""
+        active = [state.generated_tokens < length for length in state.row_lengths]
+        whole = not self._spec.rows_end or all(active)
+        tokens = self._next_token(state, None if whole else active)
+        if not whole:
+            keep = torch.tensor(active, device=tokens.device)
+            tokens = torch.where(keep, tokens, ENDED)
         state.window.append(tokens)
         return tokens
 
-    def _next_token(self, state: CoarseState) -> Tensor:
+    def _next_token(self, state: CoarseState, active: list[bool] | None) -> Tensor:
         done = len(state.window)
         if done == state.window_tokens:
             fed = self._open_window(state)
@@ -128,8 +145,10 @@ class CoarseStage:
             )
         else:
             fed = state.window[-1][:, None]
-        logits = self._model.next_logits(fed, state.cache, self._allowed[done % 2].head_rows)
-        return state.sampler.draw(logits, self._allowed[done % 2])
+        if active is not None and state.lookahead is None:
+            state.rows.keep(active)
+        logits = self._model.next_logits(state.rows.select(fed), state.cache, self._allowed[done % 2].head_rows)
+        return state.sampler.draw(state.rows.expand(logits), self._allowed[done % 2])
 
     def _semantic_start(self, state: CoarseState) -> int:
         spec = self._spec
@@ -181,9 +200,13 @@ def row_lengths(spec: CoarseSpec, semantic_tokens: Tensor) -> Tensor:
     return torch.round(frames * spec.num_codebooks).int()
 
 
-def _trim_history(
-    spec: CoarseSpec, history: tuple[Tensor, Tensor] | None, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def history_lengths(spec: CoarseSpec, history: CoarseHistory) -> tuple[int, int]:
+    """Semantic and coarse tokens that are used of a voice preset: rows that differ cannot be one batch."""
+    semantic, coarse = _trim_history(spec, history, torch.device("cpu"))
+    return semantic.shape[1], coarse.shape[1]
+
+
+def _trim_history(spec: CoarseSpec, history: CoarseHistory, device: torch.device) -> tuple[Tensor, Tensor]:
     """Semantic [1, T] and interleaved, offset coarse [1, T'] history: `BarkCoarseModel.preprocess_histories`."""
     if history is None:
         empty = torch.empty((1, 0), dtype=torch.int64, device=device)

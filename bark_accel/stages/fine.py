@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,11 @@ from torch import Generator, Tensor
 from ..backend import Ops
 from ..bidirectional import bidirectional_forward
 from ..layers import linear, output_rows
-from ..spec import FineSpec, TransformerSpec
+from ..spec import ENDED, FineSpec, TransformerSpec
 from ..weights import TransformerWeights
+
+# [num_codebooks, T] int, what was said before: for all rows, or for each (or None).
+FineHistory = Tensor | Sequence[Tensor | None] | None
 
 
 @dataclass
@@ -31,25 +34,52 @@ class FineSampling:
 
 
 @dataclass
-class FineState:
-    """One batch of utterances of known length.
+class FineGroup:
+    """Rows of one length, behind histories of one length.
 
-    `codes` [B, T, K] holds the history, then `frames` frames of which `known_frames` have their coarse codes, then
-    padding. `windows`: (first frame, first frame written) of those to come; `settled_frames` are final.
+    `codes` [n, T, K] holds the history, then `frames` frames, then padding. `windows`: (first frame, first frame
+    written) of those to come.
     """
 
+    rows: list[int]
     codes: Tensor
     history_frames: int
     frames: int
+    windows: list[tuple[int, int]]
+
+
+@dataclass
+class FineState:
+    """One batch of utterances of known length.
+
+    Of the `frames` frames that the longest row has, `known_frames` have their coarse codes.
+    """
+
+    groups: list[FineGroup]
     sampling: FineSampling
-    windows: list[tuple[int, int]] = field(default_factory=list)
     known_frames: int = 0
-    settled_frames: int = 0
+
+    @property
+    def frames(self) -> int:
+        return max(group.frames for group in self.groups)
+
+    @property
+    def settled_frames(self) -> int:
+        """Frames that are final in every row."""
+        unsettled = (g.windows[0][1] - g.history_frames for g in self.groups if g.windows)
+        return max(0, min(unsettled, default=self.frames))
 
     def result(self, start: int = 0, end: int | None = None) -> Tensor:
-        """Codes [B, num_codebooks, end - start] of the utterance's frames."""
-        utterance = self.codes[:, self.history_frames : self.history_frames + self.frames]
-        return utterance[:, start:end].transpose(1, 2)
+        """Codes [B, num_codebooks, end - start] of the utterances' frames, 0 after a row's end."""
+        end = self.frames if end is None else end
+        batch_size = sum(len(group.rows) for group in self.groups)
+        result = self.groups[0].codes.new_zeros(batch_size, self.groups[0].codes.shape[2], end - start)
+        for group in self.groups:
+            count = min(end, group.frames) - start
+            if count > 0:
+                first = group.history_frames + start
+                result[group.rows, :, :count] = group.codes[:, first : first + count].transpose(1, 2)
+        return result
 
 
 class FineStage:
@@ -62,62 +92,83 @@ class FineStage:
         self._ops = ops
 
     @property
-    def max_history_frames(self) -> int:
-        return self._spec.max_history_frames
+    def spec(self) -> FineSpec:
+        return self._spec
 
-    def run(self, coarse_tokens: Tensor, history: Tensor | None, sampling: FineSampling) -> Tensor:
+    def run(self, coarse_tokens: Tensor, history: FineHistory, sampling: FineSampling) -> Tensor:
         """Fill in the remaining codebooks.
 
         Parameters
         ----------
         coarse_tokens : Tensor [B, num_coarse_codebooks * T] int64
             As the coarse stage returns them.
-        history : Tensor [num_codebooks, T'] or [B, num_codebooks, T'] int, optional
-            What was said before: `fine_prompt` of a voice preset, or earlier codes.
+        history : Tensor [num_codebooks, T'] int or a sequence of B of them, optional
+            What was said before: `fine_prompt` of a voice preset, or earlier codes; for all rows, or for each (or
+            None).
 
         Returns
         -------
         Tensor [B, num_codebooks, T] int64
+            0 after a row's end.
         """
         codes = coarse_codes(self._spec, coarse_tokens)
-        state = self.start(codes.shape[0], codes.shape[1], history, sampling)
+        state = self.start(row_frames(self._spec, coarse_tokens), history, sampling)
         self.push(state, codes)
         while self.ready(state):
             self.step(state)
-        return state.result()
+        return state.result(end=codes.shape[1])
 
-    def start(self, batch_size: int, frames: int, history: Tensor | None, sampling: FineSampling) -> FineState:
-        """Begin utterances of `frames` frames in all."""
-        spec = self._spec
-        past = torch.empty(0, spec.num_codebooks, dtype=torch.int64, device=self._weights.device)
-        if history is not None:
-            past = history.to(past).transpose(-1, -2)[..., -spec.max_history_frames :, :]
-        past = past.expand(batch_size, -1, -1)
-        history_frames = past.shape[1]
+    def start(self, frames: Sequence[int], history: FineHistory, sampling: FineSampling) -> FineState:
+        """Begin an utterance of `frames` frames in all for each row."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        histories = row_histories(self._spec, history, len(frames), self._weights.device)
+        for row, length in enumerate(frames):
+            groups.setdefault((length, histories[row].shape[1]), []).append(row)
+        return FineState(
+            [self._group(rows, key[0], torch.stack([histories[r] for r in rows])) for key, rows in groups.items()],
+            sampling,
+        )
+
+    def _group(self, rows: list[int], frames: int, past: Tensor) -> FineGroup:
+        """Of rows behind histories [n, num_codebooks, T]."""
+        history_frames = past.shape[2]
         # The model is not causal: short inputs are padded to the full window, and the padding is predicted too.
-        padded_frames = max(spec.max_input_frames, history_frames + frames)
-        codes = F.pad(past, (0, 0, 0, padded_frames - history_frames), value=spec.codebook_size)
-        return FineState(codes, history_frames, frames, sampling, self._windows(frames, history_frames, padded_frames))
+        padded_frames = max(self._spec.max_input_frames, history_frames + frames)
+        codes = F.pad(past.transpose(1, 2), (0, 0, 0, padded_frames - history_frames), value=self._spec.codebook_size)
+        windows = self._windows(frames, history_frames, padded_frames) if frames else []
+        return FineGroup(rows, codes, history_frames, frames, windows)
 
     def push(self, state: FineState, codes: Tensor) -> None:
-        """Add coarse codes [B, T, num_coarse_codebooks] of the next frames."""
-        begin = state.history_frames + state.known_frames
-        state.codes[:, begin : begin + codes.shape[1], : codes.shape[2]] = codes
+        """Add coarse codes [B, T, num_coarse_codebooks] of the next frames; those after a row's end are dropped."""
+        for group in state.groups:
+            count = min(codes.shape[1], group.frames - state.known_frames)
+            if count > 0:
+                begin = group.history_frames + state.known_frames
+                group.codes[:, begin : begin + count, : codes.shape[2]] = codes[group.rows, :count]
         state.known_frames += codes.shape[1]
 
     def ready(self, state: FineState) -> bool:
-        """Whether the next window has all the frames it reads."""
-        if not state.windows:
-            return False
-        end = state.windows[0][0] + self._spec.max_input_frames - state.history_frames
-        return state.known_frames >= min(end, state.frames)
+        """Whether the next window of every row that has one has all the frames it reads."""
+        waiting = [group for group in state.groups if group.windows]
+        ends = (min(g.windows[0][0] + self._spec.max_input_frames - g.history_frames, g.frames) for g in waiting)
+        return bool(waiting) and state.known_frames >= max(ends)
 
     def step(self, state: FineState) -> None:
-        """Predict the next window. Frames that no later window writes are settled."""
-        start, fill_start = state.windows.pop(0)
-        window = state.codes[:, start : start + self._spec.max_input_frames]
-        self._fill(window, fill_start - start, state.sampling)
-        state.settled_frames = max(0, state.windows[0][1] - state.history_frames) if state.windows else state.frames
+        """Predict the next window of every row that has one. Frames that no later window writes are settled."""
+        batches: dict[int, list[Tensor]] = {}
+        for group in state.groups:
+            if group.windows:
+                start, fill_start = group.windows.pop(0)
+                window = group.codes[:, start : start + self._spec.max_input_frames]
+                batches.setdefault(fill_start - start, []).append(window)
+        for first_row, windows in batches.items():
+            if len(windows) == 1:
+                self._fill(windows[0], first_row, state.sampling)
+                continue
+            joined = torch.cat(windows)
+            self._fill(joined, first_row, state.sampling)
+            for window, filled in zip(windows, joined.split([w.shape[0] for w in windows]), strict=True):
+                window.copy_(filled)
 
     def _windows(self, frames: int, history_frames: int, total_frames: int) -> list[tuple[int, int]]:
         """(first frame of the window, first frame it writes) of each window."""
@@ -160,3 +211,17 @@ def coarse_codes(spec: FineSpec, tokens: Tensor) -> Tensor:
     """Codes [B, T, num_coarse_codebooks] in 0..codebook_size - 1 of coarse tokens [B, num_coarse_codebooks * T]."""
     frames = tokens.reshape(tokens.shape[0], -1, spec.num_coarse_codebooks)
     return torch.remainder(frames - spec.semantic_vocab_size, spec.codebook_size)
+
+
+def row_frames(spec: FineSpec, tokens: Tensor) -> list[int]:
+    """Frames of each row of coarse tokens [B, num_coarse_codebooks * T]: all T, or those up to the row's end."""
+    if not spec.rows_end:
+        return [tokens.shape[1] // spec.num_coarse_codebooks] * tokens.shape[0]
+    return ((tokens != ENDED).sum(1) // spec.num_coarse_codebooks).tolist()
+
+
+def row_histories(spec: FineSpec, history: FineHistory, rows: int, device: torch.device) -> list[Tensor]:
+    """What the windows use of each row's history: `rows` tensors [num_codebooks, T] int64."""
+    none = torch.empty(spec.num_codebooks, 0, dtype=torch.int64, device=device)
+    each = history if isinstance(history, Sequence) else [history] * rows
+    return [none if h is None else h.to(none)[:, -spec.max_history_frames :] for h in each]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..active_rows import ActiveRows
 from ..gpt import CausalModel
 from ..kv_cache import KVCache
 from ..lookahead import Lookahead
@@ -23,6 +25,7 @@ class SemanticState:
     sampler: Sampler
     prompt: Tensor | None
     unfinished: list[bool]
+    rows: ActiveRows
     lookahead: Lookahead | None = None
     tokens: list[Tensor] = field(default_factory=list)
 
@@ -48,7 +51,7 @@ class SemanticStage:
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        history: Tensor | None,
+        history: Tensor | Sequence[Tensor | None] | None,
         sampling: SamplingConfig,
         cache: KVCache,
         lookahead: Lookahead | None = None,
@@ -61,12 +64,14 @@ class SemanticStage:
             Text ids as the tokenizer gives them; longer rows are cut, as Transformers does.
         attention_mask : Tensor [B, max_input_tokens], optional
             0 marks padding.
-        history : Tensor [T] int, optional
-            `semantic_prompt` of a voice preset.
+        history : Tensor [T] int, or a sequence of B of them, optional
+            `semantic_prompt` of a voice preset: one for all rows, or one (or None) for each.
         """
-        prompt = self._prompt(input_ids, attention_mask, history)
-        unfinished = [True] * input_ids.shape[0]
-        return SemanticState(cache, self._model.sampler(sampling), prompt, unfinished, lookahead)
+        histories = history if isinstance(history, Sequence) else [history]
+        prompt = self._prompt(input_ids, attention_mask, histories)
+        rows = input_ids.shape[0]
+        sampler = self._model.sampler(sampling)
+        return SemanticState(cache, sampler, prompt, [True] * rows, ActiveRows(cache, rows), lookahead)
 
     def step(self, state: SemanticState) -> Tensor:
         """Generate the next token [B] int64 of every row, on the host."""
@@ -88,24 +93,27 @@ class SemanticStage:
         if state.lookahead is not None:
             limit = state.sampler.config.max_new_tokens - len(state.tokens)
             return state.lookahead.next_token(last, state.cache, state.sampler, lambda i: self._allowed, limit)
-        last = last.to(self._model.weights.device)
+        state.rows.keep(state.unfinished)
+        last = state.rows.select(last.to(self._model.weights.device))
         logits = self._model.next_logits(last[:, None], state.cache, rows)
-        return state.sampler.draw(logits, self._allowed)
+        return state.sampler.draw(state.rows.expand(logits), self._allowed)
 
-    def _prompt(self, input_ids: Tensor, attention_mask: Tensor | None, history: Tensor | None) -> Tensor:
+    def _prompt(self, input_ids: Tensor, attention_mask: Tensor | None, histories: Sequence[Tensor | None]) -> Tensor:
         spec = self._spec
         text = input_ids + spec.text_encoding_offset
         if attention_mask is not None:
             text = text.masked_fill((1 - attention_mask).bool(), spec.text_pad_token)
         text = text[:, : spec.max_input_tokens]
-        if history is None:
-            history = text.new_empty(0)
-        history = history[-spec.max_input_tokens :]
-        history = F.pad(history, (0, spec.max_input_tokens - history.shape[0]), value=spec.pad_token)
+        none = torch.empty(0, dtype=torch.int64, device=text.device)
+        history = torch.stack([self._padded(none if h is None else h) for h in histories])
         embed = self._model.embed
         infer = torch.full((text.shape[0], 1), spec.infer_token, device=text.device)
-        tokens = torch.cat([embed(text) + embed(history)[None], embed(infer)], dim=1)
+        tokens = torch.cat([embed(text) + embed(history), embed(infer)], dim=1)
         return tokens + self._model.positions(0, spec.prompt_tokens)
+
+    def _padded(self, history: Tensor) -> Tensor:
+        history = history[-self._spec.max_input_tokens :]
+        return F.pad(history, (0, self._spec.max_input_tokens - history.shape[0]), value=self._spec.pad_token)
 
 
 def _pad_finished(tokens: Tensor, unfinished: list[bool], pad_token: int | None) -> Tensor:

@@ -158,7 +158,14 @@ def with_part(key, value):
 
 CODES = torch.zeros(8, 30, dtype=torch.int64)
 PRESETS = {
-    "a list": ([preset(SMALL, 20, 30)], TypeError, "expected one voice preset for the batch, got a list"),
+    "a short list": ([preset(SMALL, 20, 30)] * 3, ValueError, "a list with one .* for each of 2 rows, got a list of 3"),
+    "a list of names": ([None, "v2/en"], TypeError, r"history_prompt\[1\]: expected a mapping .* got str"),
+    "a list of lists": ([[], None], TypeError, r"history_prompt\[0\]: expected a mapping .* got list"),
+    "a row's codes": (
+        [None, with_part("fine_prompt", CODES + 64)],
+        ValueError,
+        r"history_prompt\[1\]\['fine_prompt'\]: expected codes in 0..63, got 64..64",
+    ),
     "a name": ("v2/en_speaker_6", TypeError, "expected a mapping .* got str"),
     "missing key": (
         {"semantic_prompt": torch.zeros(3, dtype=torch.int64)},

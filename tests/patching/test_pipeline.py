@@ -12,7 +12,7 @@ from parity import accelerated_copy, assert_equal_to_stock
 from stock_limits import skip_where_stock_fails
 from transformers import BarkProcessor, BertTokenizer, pipeline
 
-from bark_accel import AudioStreamer
+from bark_accel import AudioStreamer, batch_inputs
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,57 @@ def test_processor_with_a_voice_preset(pair, processor):
     }
     inputs = processor("hello", voice_preset=voice)
     assert_equal_to_stock(*pair, **inputs, do_sample=True, semantic_max_new_tokens=20)
+
+
+@pytest.fixture
+def voice():
+    rng = np.random.default_rng(1)
+    codes = rng.integers(0, 1024, (8, 90), dtype=np.uint16)
+    return {"semantic_prompt": rng.integers(0, 10_000, 60), "coarse_prompt": codes[:2].copy(), "fine_prompt": codes}
+
+
+@pytest.mark.parametrize("named", ["name", "path", "path without suffix", "Path"])
+def test_a_voice_for_each_text(pair, processor, voice, tmp_path, named):
+    stock, fast = pair
+    np.savez(tmp_path / "voice.npz", **voice)
+    source = {
+        "name": "v2/me",
+        "path": str(tmp_path / "voice.npz"),
+        "path without suffix": str(tmp_path / "voice"),
+        "Path": tmp_path / "voice.npz",
+    }[named]
+    if named == "name":
+        for key, value in voice.items():
+            np.save(tmp_path / f"{key}.npy", value.astype(np.int64))
+        paths = {key: f"{key}.npy" for key in voice}
+        processor = BarkProcessor(processor.tokenizer, {"repo_or_path": str(tmp_path), "v2/me": paths})
+    texts = ["hello, world.", "good morning", "hello", "good"]
+    tensors = {key: torch.from_numpy(value.astype(np.int64)) for key, value in voice.items()}
+    inputs = batch_inputs(processor, texts, [source, None, tensors, source])
+    assert inputs["input_ids"].shape == (4, SUNO.max_input) and len(inputs["history_prompt"]) == 4
+    rows = fast.generate(**inputs, semantic_max_new_tokens=12, trim=True)
+    for text, preset, row in zip(texts, [voice, None, voice, voice], rows, strict=True):
+        wide = None if preset is None else {key: value.astype(np.int64) for key, value in preset.items()}
+        alone = stock.generate(**processor(text, voice_preset=wide), semantic_max_new_tokens=12)
+        torch.testing.assert_close(row, alone[0], rtol=0, atol=1e-6)
+
+
+BAD_INPUTS = {
+    "a text": ("hello", [None], TypeError, "texts: expected a list, got str"),
+    "a voice": (["hello"], "v2/me", TypeError, "voices: expected a list, got str"),
+    "more texts": (["a", "b"], [None], ValueError, "as many voices as texts, at least one, got 1 and 2"),
+    "none": ([], [], ValueError, "got 0 and 0"),
+    "a number": (["a", "b"], [None, 3], TypeError, r"voices\[1\]: expected a name, .* got int"),
+    "unknown": (["a", "b"], [None, "v2/nobody"], ValueError, r"voices\[1\]: expected a voice .* got 'v2/nobody'"),
+}
+
+
+@pytest.mark.parametrize("texts, voices, error, message", BAD_INPUTS.values(), ids=BAD_INPUTS)
+def test_voices_that_do_not_fit(processor, texts, voices, error, message):
+    with pytest.raises(error, match=message):
+        batch_inputs(processor, texts, voices)
+    with pytest.raises(TypeError, match="processor: expected a BarkProcessor, got BertTokenizer"):
+        batch_inputs(processor.tokenizer, texts, voices)
 
 
 @pytest.mark.parametrize("text", ["hello, world.", ["hello, world.", "good morning"]])

@@ -29,14 +29,14 @@ SPEC = FineSpec(
 class FakeFine:
     """Gives the coarse codes back as all codebooks, and keeps (frames seen, history frames, drawn from a fork)."""
 
-    max_history_frames = SPEC.max_history_frames
+    spec = SPEC
 
     def __init__(self):
         self.calls = []
 
     def run(self, tokens, history, sampling):
         frames = tokens.shape[1] // 2
-        self.calls.append((frames, 0 if history is None else history.shape[2], sampling.generator is not None))
+        self.calls.append((frames, 0 if history is None else history[0].shape[1], sampling.generator is not None))
         return tokens.view(1, frames, 2).transpose(1, 2).repeat(1, 4, 1)
 
 
@@ -50,10 +50,10 @@ def run(policy, total, planned_at):
     chunks, pushed_at = [], []
     for frame in range(total):
         if frame == planned_at:
-            policy.plan(total)
+            policy.plan([total])
         policy.push(torch.tensor([[frame, frame]]))
         if frame == total - 1 and planned_at >= total:
-            policy.plan(total)
+            policy.plan([total])
         while (codes := policy.take()) is not None:
             chunks.append(codes)
             pushed_at.append(frame + 1)

@@ -1,0 +1,37 @@
+"""A batch of waveforms as a list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def trim_rows(audio: Tensor, lengths: Sequence[int] | Tensor) -> list[Tensor]:
+    """Cut each row of a batch to its own length.
+
+    Parameters
+    ----------
+    audio : Tensor [B, S]
+        As `model.generate` gives it, or the chunks of a stream joined.
+    lengths : B ints
+        Samples of each row: what `return_output_lengths=True` adds, or `streamer.row_lengths_samples`.
+
+    Returns
+    -------
+    list of B Tensors [S_i]
+        Views of `audio`.
+
+    Raises
+    ------
+    ValueError
+        `audio` is no batch of waveforms, or `lengths` does not fit it.
+    """
+    ends = [int(length) for length in lengths]
+    if audio.ndim != 2 or len(ends) != audio.shape[0]:
+        raise ValueError(
+            f"trim_rows: expected audio [B, S] and B lengths, got {list(audio.shape)} and {len(ends)} lengths"
+        )
+    if any(not 0 <= end <= audio.shape[1] for end in ends):
+        raise ValueError(f"trim_rows: expected lengths of 0 to {audio.shape[1]} samples, got {ends}")
+    return [row[:end] for row, end in zip(audio, ends, strict=True)]
