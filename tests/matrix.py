@@ -28,7 +28,7 @@ TABLE = ROOT / "docs" / "versions.json"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- versions: begin, written by make matrix -->\n", "<!-- versions: end -->\n"
 VERSIONS = ("4.46.3", "4.49.0", "4.52.4", "4.57.6", "5.0.0", "5.17.0", "5.23.0")
-FULL = ["tests/patching", "tests/streaming", "tests/stages", "tests/test_cli.py"]
+FULL = ["tests/patching", "tests/streaming", "tests/stages", "tests/long_text", "tests/test_cli.py"]
 QUICK = [f"tests/patching/test_{name}.py" for name in ("bad_input", "fallback", "lifecycle", "submodels", "equality")]
 QUICK += ["-k", "not (bark_small or longest or rows_that_end or every_length or presets_of_any or sunos_layout)"]
 SHOWN = ("transformers", "tokenizers", "huggingface_hub", "torch")
@@ -49,9 +49,10 @@ def main() -> int:
 
 def render(results: list[dict[str, Any]]) -> str:
     """A markdown table."""
-    lines = ["| Transformers | tokenizers | huggingface_hub | torch | passed | failed | skipped |", "|" + "---|" * 7]
+    counts = ("passed", "failed", "skipped", "commit")
+    lines = [f"| Transformers | {' | '.join((*SHOWN[1:], *counts))} |", "|" + "---|" * (len(SHOWN) + len(counts))]
     for result in results:
-        cells = [*(result["versions"][name] for name in SHOWN), *(result[n] for n in ("passed", "failed", "skipped"))]
+        cells = [*(result["versions"][name] for name in SHOWN), *(result[count] for count in counts)]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
@@ -64,7 +65,7 @@ def _result(version: str, quick: bool, fresh: bool) -> dict[str, Any]:
         kept = json.loads(file.read_text())
         if kept["code"] == code:
             return kept
-    result = {**_run(_python(version), QUICK if quick else FULL), "code": code}
+    result = {**_run(_python(version), QUICK if quick else FULL), "code": code, "commit": _commit()}
     file.write_text(json.dumps(result, indent=1))
     return result
 
@@ -74,6 +75,10 @@ def _code_hash() -> str:
     listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard", *folders], cwd=ROOT, text=True)
     files = sorted(path for name in listed.split() if (path := ROOT / name).is_file())
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
+def _commit() -> str:
+    return subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True).strip()
 
 
 def _python(version: str) -> Path:
