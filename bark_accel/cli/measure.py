@@ -157,9 +157,11 @@ def machine_facts() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of what decides speed and results."""
-    packages = ("torch", "transformers", "numpy")
+    packages = ("transformers", "numpy")
     found = {package: metadata.version(package) for package in packages}
-    return {"bark_accel": bark_accel.__version__, **found, "python": platform.python_version()}
+    # Its metadata does not say which build it is.
+    own = {"bark_accel": bark_accel.__version__, "torch": torch.__version__}
+    return {**own, **found, "python": platform.python_version()}
 
 
 def commit() -> str | None:
