@@ -10,14 +10,19 @@ for chunk in stream(model, **inputs):  # or while it is generated
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .long_text import LongForm, SpokenChunk
 from .report import AccelerationError, AccelerationReport, FallbackKind, FallbackReason, StageReport
 from .rows import trim_rows
 from .streamer import AudioStreamer, stream
+from .voice_preset import load_voice_preset, save_voice_preset
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
     from transformers import BarkModel, BarkProcessor
 
 __version__ = "0.1.0"
@@ -28,11 +33,17 @@ __all__ = [
     "AudioStreamer",
     "FallbackKind",
     "FallbackReason",
+    "LongForm",
+    "SpokenChunk",
     "StageReport",
     "accelerate_bark",
     "acceleration_report",
     "batch_inputs",
+    "generate_with_preset",
+    "load_voice_preset",
+    "long_form",
     "restore_bark",
+    "save_voice_preset",
     "stream",
     "trim_rows",
 ]
@@ -180,3 +191,134 @@ def batch_inputs(processor: BarkProcessor, texts: Sequence[str], voices: Sequenc
     from .patches.voices import batch_inputs
 
     return batch_inputs(processor, texts, voices)
+
+
+def long_form(
+    model: BarkModel,
+    processor: Any,
+    text: str,
+    *,
+    voice: str | Path | Mapping[str, np.ndarray] | None = None,
+    carry_voice: bool = False,
+    seed: int = 0,
+    batch_size: int | None = None,
+    stream: bool = False,
+    policy: str = "low_latency",
+    work_dir: str | Path | None = None,
+    language: str = "en",
+    max_chunk_s: float = 13.0,
+    characters_per_second: float = 14.0,
+    paragraph_pause_s: float = 0.75,
+    chunk_pause_s: float = 0.25,
+    on_progress: Callable[[int, int], None] | None = None,
+    **generate_kwargs: Any,
+) -> LongForm:
+    """Say a text of any length: sentences packed into chunks that Bark can say, generated in order.
+
+    The chunks are planned here; iterating over the result generates them. Each draws from a seed of its own, so that
+    they do not depend on how often a run was interrupted.
+
+    Parameters
+    ----------
+    model : BarkModel
+        Accelerated or not; accelerated for `stream=True`.
+    processor : BarkProcessor
+        Of the same checkpoint.
+    text : str
+        Blank lines separate paragraphs.
+    voice : str, path or mapping, optional
+        A name that the processor knows, an .npz file or the arrays of a voice preset. None: the model's own choice,
+        another one for every chunk unless `carry_voice`.
+    carry_voice : bool
+        Say each chunk in the voice of the one before, its own codes as history; `voice` is that of the first. A chunk
+        of less than a second passes on the voice it had. Chunks are then generated one by one.
+    seed : int
+        Of the random numbers; torch's default generator is left as it was.
+    batch_size : int, optional
+        Chunks generated at once; part of what decides the audio. Each needs another key-value cache (72 MiB with
+        bark-small in float32, 192 MiB with bark). None: 4, or 1 with `carry_voice` or `stream`.
+    stream : bool
+        Give each chunk's audio out while it is generated, as an `AudioStreamer` does. Until the chunk has ended,
+        torch's default generator is the generation's.
+    policy : {"low_latency", "exact", "preview"}
+        With `stream`: see `AudioStreamer`.
+    work_dir : path, optional
+        A folder that keeps each chunk as it is finished. A later run with the same arguments reads what is there and
+        goes on; its audio is that of a run that was never interrupted.
+    language : str
+        ISO 639-1 code, for the rules that find sentences.
+    max_chunk_s, characters_per_second : float
+        A chunk is planned to last at most `max_chunk_s`, estimated from its characters, spaces counted. 14 a second
+        are 150 English words a minute; languages written in characters for syllables or words need 3 to 7. Bark ends
+        an utterance after 15.4 s whatever is left of its text (`SpokenChunk.cut`, with a warning).
+    paragraph_pause_s, chunk_pause_s : float
+        Silence after a paragraph, and between the chunks of one.
+    on_progress : callable, optional
+        Called with the number of chunks that are ready and of all, as each becomes ready.
+    generate_kwargs
+        Other arguments of `model.generate`, for every chunk.
+
+    Returns
+    -------
+    LongForm
+        Iterate over it for `SpokenChunk`s, or call `waveform()`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Name the argument, what was expected and what came; also a `work_dir` of another text, model or arguments.
+    ImportError
+        The package sentencex is missing: `pip install 'bark_accel[long]'`.
+    """
+    from .patches.long_text import make_long_form
+
+    return make_long_form(
+        model,
+        processor,
+        text,
+        voice=voice,
+        carry_voice=carry_voice,
+        seed=seed,
+        batch_size=batch_size,
+        stream=stream,
+        policy=policy,
+        work_dir=work_dir,
+        language=language,
+        max_chunk_s=max_chunk_s,
+        characters_per_second=characters_per_second,
+        paragraph_pause_s=paragraph_pause_s,
+        chunk_pause_s=chunk_pause_s,
+        on_progress=on_progress,
+        arguments=generate_kwargs,
+    )
+
+
+def generate_with_preset(model: BarkModel, **generate_kwargs: Any) -> tuple[Tensor, dict[str, np.ndarray] | None]:
+    """Generate one utterance, and the voice preset that its own codes make.
+
+    Parameters
+    ----------
+    model : BarkModel
+        Accelerated or not.
+    generate_kwargs
+        What `model.generate` takes, for one row.
+
+    Returns
+    -------
+    audio : Tensor
+        [1, S], as `model.generate` returns it.
+    preset : dict, optional
+        Arrays of int64 for `save_voice_preset` or as `history_prompt`; None with a streamer of policy "preview".
+
+    Raises
+    ------
+    ValueError
+        More than one row.
+    """
+    from .patches.history import generate_with_presets
+
+    rows = len(generate_kwargs.get("input_ids", ()))
+    if rows != 1:
+        raise ValueError(f"input_ids: expected one row, got {rows}")
+    audio, _, (preset,) = generate_with_presets(model, **generate_kwargs)
+    return audio, preset

@@ -31,6 +31,7 @@ class ChunkDecoder:
         self._emit = emit
         self._state = codec.start()
         self._frame: list[Tensor] = []
+        self._codes: list[Tensor] = []
         self._seen_frames = 0
         self._total_frames: int | None = None
         self._row_frames: Tensor | None = None
@@ -41,6 +42,11 @@ class ChunkDecoder:
         if self._row_frames is None or self._total_frames is None:
             return None
         return [frames * self._codec.samples_per_frame for frames in self._row_frames.tolist()]
+
+    @property
+    def codes(self) -> Tensor | None:
+        """What was decoded so far, [B, K, T] int64."""
+        return torch.cat(self._codes, dim=2) if self._codes else None
 
     def set_semantic(self, semantic_tokens: Tensor, *, final: bool) -> None:
         """Learn how long each row is from the semantic tokens [B, T] so far."""
@@ -83,6 +89,8 @@ class ChunkDecoder:
             self._decode(codes, final=self._state.frames + codes.shape[2] == self._total_frames)
 
     def _decode(self, codes: Tensor, *, final: bool) -> None:
+        if codes.shape[2] > 0:
+            self._codes.append(codes)
         several = self._row_frames is not None and self._row_frames.shape[0] > 1
         waveform = self._codec.push(self._state, codes, final=final, row_frames=self._row_frames if several else None)
         if waveform.shape[1] > 0:

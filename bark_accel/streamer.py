@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,6 +107,8 @@ class AudioStreamer:
         self.interleave = interleave
         self.row_lengths_samples: list[int] | None = None
         """Samples of each row; None until that is settled (at the latest when the generation has ended)."""
+        self.presets: list[dict[str, np.ndarray]] | None = None
+        """The voice preset that each row makes (int64 arrays); None until the generation has ended, and for preview."""
         self._changed = threading.Condition()
         self._queue: deque[Tensor] = deque()
         self._reserved = self._used = self._ended = self._cancelled = False

@@ -47,6 +47,11 @@ class LoadedBark:
     pretrained: bool
     processor_problem: str | None = None
 
+    @property
+    def any_processor(self) -> Any:
+        """The processor, or one that knows no language."""
+        return self.processor or WordProcessor(self.model)
+
     def inputs(self, text: str) -> dict[str, Any]:
         """The keyword arguments of `generate` that stand for `text`."""
         return fake_inputs(self.model, text) if self.processor is None else dict(self.processor(text))
@@ -169,6 +174,20 @@ def fake_inputs(model: BarkModel, text: str) -> dict[str, Tensor]:
     ids = torch.zeros(1, settings.max_input_semantic_length, dtype=torch.int64)
     ids[0, : len(words)] = torch.tensor([1 + zlib.crc32(word.encode()) % (ids_end - 1) for word in words])
     return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+
+class WordProcessor:
+    """What `long_form` needs of a `BarkProcessor`, for a model without a tokenizer: see `fake_inputs`."""
+
+    def __init__(self, model: BarkModel):
+        self._model = model
+
+    def tokenizer(self, text: str, add_special_tokens: bool = False) -> dict[str, Any]:
+        return {"input_ids": text.split()}
+
+    def __call__(self, texts: list[str], max_length: int) -> dict[str, Tensor]:
+        rows = [fake_inputs(self._model, text) for text in texts]
+        return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
 
 
 def text_tokens(loaded: LoadedBark, text: str) -> tuple[int, int]:

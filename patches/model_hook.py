@@ -19,6 +19,7 @@ from bark_accel.rows import trim_rows
 from bark_accel.streamer import AudioSource, AudioStreamer
 
 from .fallback import Fallback
+from .history import recorded, recorded_presets
 from .hook import Hook, Settings
 from .hooks import CodecHook, check_coarse_streamer, preset_on, semantic_ids
 from .inputs import by_row, check_input_ids, read_histories
@@ -170,12 +171,15 @@ class ModelHook(AudioSource):
             return
         self.settings.traps.check_text(input_ids, mask, semantic.max_input_semantic_length)
         generation.run()
+        streamer.presets = generation.presets()
 
     def _generate_one_chunk(
         self, streamer: AudioStreamer, request: Request, kwargs: dict[str, Any], emit: Callable[[Tensor], None]
     ) -> None:
         """The whole waveform at once, where nothing can be given out early."""
-        audio, lengths = type(self.module).generate(self.module, request.input_ids, request.preset, True, **kwargs)
+        with recorded(self.module) as (view, record):
+            audio, lengths = type(view).generate(view, request.input_ids, request.preset, True, **kwargs)
+        streamer.presets = recorded_presets(view, record, lengths)
         streamer.row_lengths_samples = lengths
         streamer.check()
         if audio.shape[1] > 0:

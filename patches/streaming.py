@@ -23,6 +23,7 @@ from bark_accel.streamer import AudioStreamer
 from . import extract
 from .compat import run_with_loop
 from .fallback import Fallback
+from .history import PresetArrays, presets_of
 from .hooks import CoarseHook, CodecHook, FineHook, SemanticHook, coarse_history, preset_on
 from .inputs import by_row
 from .token_loop import BarkTokenRules, TokenLoop, TokenTap
@@ -91,6 +92,7 @@ class AudioGeneration:
             raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, "rows that end at different times")
         self._decoder = ChunkDecoder(self._policy(), codec, self._coarse_spec, emit)
         self._pipeline = BarkPipeline(self._semantic_spec, self._coarse_spec, self._decoder, streamer.check)
+        self._semantic_tokens: Tensor | None = None
 
     def run(self) -> None:
         """Generate and emit."""
@@ -100,6 +102,7 @@ class AudioGeneration:
             self._run_interleaved()
             return
         tokens = self._run_semantic() if self._semantic.fallback is None else self._loop_semantic()
+        self._semantic_tokens = tokens
         semantic_tokens = self._pipeline.repad(tokens)
         self._decoder.set_semantic(semantic_tokens, final=True)
         self._tell_lengths()
@@ -107,6 +110,15 @@ class AudioGeneration:
             self._run_coarse(semantic_tokens)
         else:
             self._loop_coarse(semantic_tokens)
+
+    def presets(self) -> list[PresetArrays] | None:
+        """The voice preset of each row, once all of it was given out; None without the fine codebooks."""
+        tokens, codes, lengths = self._semantic_tokens, self._decoder.codes, self._decoder.row_lengths_samples
+        if self._streamer.policy == "preview" or tokens is None or lengths is None:
+            return None
+        if codes is None:
+            codes = tokens.new_zeros(len(tokens), self._request.configs[2].n_fine_codebooks, 0)
+        return presets_of(tokens, codes, lengths, self._semantic_spec.pad_token, self._coarse_spec.num_codebooks)
 
     def _kwargs(self, stage: str) -> dict[str, Any]:
         return self._request.stage_kwargs[stage]
@@ -146,6 +158,7 @@ class AudioGeneration:
     def _run_interleaved(self) -> None:
         with self._start_semantic() as (semantic, state), self._start_coarse() as coarse:
             self._pipeline.run_interleaved(semantic, state, coarse)
+        self._semantic_tokens = state.result()
         self._tell_lengths()
 
     # Transformers' own loops.

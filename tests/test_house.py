@@ -24,6 +24,7 @@ LAYERS += [
     "pipeline",
     "streamer",
 ]
+LAYERS += ["voice_preset", "utterance", "text", "chunk_store", "long_text"]
 
 
 def imports(path: Path) -> set[str]:

@@ -45,11 +45,14 @@ def demo(
 
 @app.command()
 def say(
-    text: Annotated[str, typer.Argument(help="What to say, up to 256 tokens.")],
     out: Annotated[
         Path,
         typer.Option("--out", "-o", help="The .wav file to write; with --stream, - is raw PCM (s16le) to stdout."),
     ],
+    text: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="What to say, up to 256 tokens; a longer text with --file.", show_default=False),
+    ] = None,
     model: Model = None,
     voice: Annotated[
         Optional[str],  # noqa: UP045
@@ -58,12 +61,41 @@ def say(
     seed: Seed = 0,
     max_seconds: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(min=0.02, help="Stop after this much audio. Not given: the model's own limit."),
+        typer.Option(min=0.02, help="Stop (each chunk) after this much audio. Not given: the model's own limit."),
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Write the audio while it is generated.")] = False,
     policy: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="With --stream: low_latency (default), preview (two codebooks only) or exact."),
+    ] = None,
+    save_voice: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write the voice that was heard (of --file: its first chunk's) to this .npz file."),
+    ] = None,
+    file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Say this text file, of any length, in chunks; blank lines separate paragraphs."),
+    ] = None,
+    carry_voice: Annotated[
+        bool, typer.Option("--carry-voice", help="With --file: say each chunk in the voice of the one before.")
+    ] = False,
+    work_dir: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="With --file: keep finished chunks here; the same command then goes on after a stop."),
+    ] = None,
+    batch_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=1, help="With --file: chunks generated at once. Not given: 4, or 1 with --stream or --carry-voice."
+        ),
+    ] = None,
+    language: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="With --file: ISO 639-1 code, for the rules of sentences. Not given: en."),
+    ] = None,
+    characters_per_second: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.1, help="With --file: how fast the voice speaks, for chunks of 13 s. Not given: 14."),
     ] = None,
 ) -> None:
     """Say a text into a .wav file, or through a pipe into a player."""
@@ -71,7 +103,15 @@ def say(
         from .say import Request
         from .say import say as run
 
-        run(Request(text, voice, seed, max_seconds, stream, policy), out, model)
+        options = {
+            "carry_voice": carry_voice or None,
+            "work_dir": work_dir,
+            "batch_size": batch_size,
+            "language": language,
+            "characters_per_second": characters_per_second,
+        }
+        long_text = {option: value for option, value in options.items() if value is not None}
+        run(Request(text, voice, seed, max_seconds, stream, policy, save_voice, file, long_text), out, model)
 
 
 @app.command()

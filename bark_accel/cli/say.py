@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import time
 import warnings
-import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from bark_accel import AudioStreamer, accelerate_bark
+from bark_accel import AudioStreamer, accelerate_bark, save_voice_preset
 from bark_accel.streamer import POLICIES
 
 from .console import fail, out, warn
 from .demo import load, write_wav
 from .progress import StageBars, progress_bars
+from .say_file import read_text, say_file
 from .stream import STDOUT, write_stream
 
 if TYPE_CHECKING:
     from transformers import BarkModel
 
     from bark_accel.patches.checkpoints import LoadedBark
+    from bark_accel.patches.history import PresetArrays
 
 # A model of random weights never ends by itself.
 _RANDOM_SECONDS = 3.0
@@ -31,14 +31,20 @@ _RANDOM_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Request:
-    """What to say, whose voice, how long at most (seconds; None: the model's own limit), and whether as it comes."""
+    """What to say, whose voice, how long at most (seconds; None: the model's own limit), and whether as it comes.
 
-    text: str
+    Either `text` or `file`, with `long_text` arguments of `long_form`.
+    """
+
+    text: str | None
     voice: str | None
     seed: int
     max_seconds: float | None
     stream: bool = False
     policy: str | None = None
+    save_voice: Path | None = None
+    file: Path | None = None
+    long_text: dict[str, Any] = field(default_factory=dict)
 
 
 def say(request: Request, path: Path, name: str | None) -> None:
@@ -53,41 +59,75 @@ def say(request: Request, path: Path, name: str | None) -> None:
 
 
 def _check(request: Request, path: Path) -> None:
-    if not request.text.strip():
+    if (request.text is None) == (request.file is None):
+        raise ValueError("expected a text or --file, " + ("got neither" if request.text is None else "got both"))
+    if request.text is not None and not request.text.strip():
         raise ValueError("the text is empty: there is nothing to say")
+    if request.file is not None:
+        read_text(request.file)
+    elif request.long_text:
+        option = next(iter(request.long_text)).replace("_", "-")
+        raise ValueError(f"--{option}: expected --file with it")
     if not request.stream and request.policy is not None:
         raise ValueError(f"--policy {request.policy}: expected --stream with it")
     if request.policy is not None and request.policy not in POLICIES:
         raise ValueError(f"--policy: expected one of {', '.join(POLICIES)}, got {request.policy}")
     if path == STDOUT and not request.stream:
         raise ValueError("--out -: expected --stream with it; without, name a .wav file")
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"--out: expected a file in an existing folder, got {path}")
+    for option, file in (("--out", path), ("--save-voice", request.save_voice)):
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise ValueError(f"{option}: expected a file in an existing folder, got {file}")
+    if request.save_voice is not None:
+        _check_save_voice(request)
+
+
+def _check_save_voice(request: Request) -> None:
+    if request.save_voice is not None and request.save_voice.suffix != ".npz":
+        raise ValueError(f"--save-voice: expected a name that ends in .npz, got {request.save_voice}")
+    if request.stream and request.policy == "preview":
+        raise ValueError("--save-voice: expected another --policy than preview with it, which makes no fine codes")
 
 
 def _say(request: Request, path: Path, name: str | None) -> None:
     loaded = load(name)
-    inputs = _inputs(loaded, request.text, request.voice)
-    _warn_of_cut(loaded, request.text)
     if request.max_seconds is None and not loaded.pretrained:
         request = replace(request, max_seconds=_RANDOM_SECONDS)
+    if request.file is not None:
+        preset = say_file(loaded, request.file, path, request, _options(loaded.model, request))
+    else:
+        preset = _say_text(loaded, request.text or "", path, request)
+    _save_voice(preset, request.save_voice)
+
+
+def _save_voice(preset: PresetArrays | None, path: Path | None) -> None:
+    if path is None:
+        return
+    if preset is None:
+        fail(f"nothing was said to its end, so {path} was not written")
+    save_voice_preset(path, preset)
+    out.print(f"wrote {path}: the voice", markup=False, soft_wrap=True)
+
+
+def _say_text(loaded: LoadedBark, text: str, path: Path, request: Request) -> PresetArrays | None:
+    inputs = _inputs(loaded, text, request.voice)
+    _warn_of_cut(loaded, text)
     model = accelerate_bark(loaded.model)
     options = _options(model, request)
     torch.manual_seed(request.seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Bark reads")
-        if request.stream:
-            streamer = AudioStreamer(model, policy=request.policy or "low_latency")
-            write_stream(streamer, model, {**inputs, **options}, path)
-        else:
-            _write_at_once(model, inputs, options, path)
+        if not request.stream:
+            return _write_at_once(model, inputs, options, path)
+        streamer = AudioStreamer(model, policy=request.policy or "low_latency")
+        write_stream(streamer, model, {**inputs, **options}, path)
+        return streamer.presets[0] if streamer.presets else None
 
 
-def _write_at_once(model: BarkModel, inputs: dict[str, Any], options: dict[str, Any], path: Path) -> None:
+def _write_at_once(model: BarkModel, inputs: dict[str, Any], options: dict[str, Any], path: Path) -> PresetArrays:
     from bark_accel.patches.checkpoints import sample_rate
 
     start = time.perf_counter()
-    waveform = _generate(model, inputs, options)
+    waveform, preset = _generate(model, inputs, options)
     elapsed_s = time.perf_counter() - start
     rate = sample_rate(model)
     audio_s = waveform.shape[-1] / rate
@@ -96,6 +136,7 @@ def _write_at_once(model: BarkModel, inputs: dict[str, Any], options: dict[str, 
     write_wav(path, waveform, rate)
     summary = f"{audio_s:.2f} s of audio in {elapsed_s:.2f} s (real-time factor {elapsed_s / audio_s:.2f})"
     out.print(f"wrote {path}: {summary}", markup=False, soft_wrap=True)
+    return preset
 
 
 def _options(model: BarkModel, request: Request) -> dict[str, Any]:
@@ -106,38 +147,26 @@ def _options(model: BarkModel, request: Request) -> dict[str, Any]:
     return {"semantic_max_new_tokens": semantic_tokens(model, request.max_seconds)}
 
 
-def _generate(model: BarkModel, inputs: dict[str, Any], options: dict[str, Any]) -> torch.Tensor:
+def _generate(model: BarkModel, inputs: dict[str, Any], options: dict[str, Any]) -> tuple[torch.Tensor, PresetArrays]:
     from bark_accel.patches.checkpoints import coarse_per_semantic, max_semantic_tokens
+    from bark_accel.patches.history import recorded_presets
     from bark_accel.patches.recorder import record_stages
 
     limit = options.get("semantic_max_new_tokens", max_semantic_tokens(model))
     with progress_bars() as progress:
         bars = StageBars(progress, "", limit, coarse_per_semantic(model))
-        with record_stages(model, bars.start):
+        with record_stages(model, bars.start) as record:
             waveform = model.generate(**inputs, **options, streamer=bars)
         bars.close()
-    return waveform
+    (preset,) = recorded_presets(model, record, [waveform.shape[-1]])
+    return waveform, preset
 
 
 def _inputs(loaded: LoadedBark, text: str, voice: str | None) -> dict[str, Any]:
-    if voice is None:
-        return loaded.inputs(text)
-    if voice.endswith(".npz"):
-        return {**loaded.inputs(text), "history_prompt": _read_preset(Path(voice))}
-    names = [] if loaded.processor is None else loaded.processor.available_voice_presets
-    if voice not in names:
-        have = f"has {len(names)} voices, such as {names[0]!r}" if names else "has no named voices"
-        raise ValueError(f"--voice: expected an .npz file or a voice name, got {voice!r}; this checkpoint {have}")
-    return dict(loaded.processor(text, voice_preset=voice))
+    from bark_accel.patches.long_text import resolve_voice
 
-
-def _read_preset(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise ValueError(f"--voice: there is no file {path}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"--voice: expected an .npz archive of arrays, got {path}")
-    with np.load(path, allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in arrays.files}
+    preset = resolve_voice(loaded.processor, voice)
+    return loaded.inputs(text) if preset is None else {**loaded.inputs(text), "history_prompt": preset}
 
 
 def _warn_of_cut(loaded: LoadedBark, text: str) -> None:
@@ -145,4 +174,4 @@ def _warn_of_cut(loaded: LoadedBark, text: str) -> None:
 
     tokens, limit = text_tokens(loaded, text)
     if tokens > limit:
-        warn(f"the text has {tokens} tokens and Bark reads {limit}: the rest is cut. Say it in parts.")
+        warn(f"the text has {tokens} tokens and Bark reads {limit}: the rest is cut. --file says a text of any length.")

@@ -39,7 +39,7 @@ def write_stream(streamer: AudioStreamer, model: BarkModel, arguments: dict[str,
         if first is None:
             fail("the model ended before its first sound; try another --seed or text")
         first_s = time.perf_counter() - start
-        with _sink(path, rate) as write:
+        with sink(path, rate) as write:
             for chunk in chain([first], chunks):
                 if not write(chunk[0].numpy()):
                     live.update("the player has closed the pipe", refresh=True)
@@ -55,7 +55,7 @@ def _line(audio_s: float, first_s: float, elapsed_s: float) -> str:
 
 
 @contextmanager
-def _sink(path: Path, rate: int) -> Iterator[Callable[[np.ndarray], bool]]:
+def sink(path: Path, rate: int) -> Iterator[Callable[[np.ndarray], bool]]:
     """What writes samples and says whether anybody still takes them."""
     if path == STDOUT:
         yield _write_pcm

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import pytest
+from parity import accelerated_copy
+from tiny_text import tiny_processor
+
+
+@pytest.fixture(scope="session")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture(scope="session")
+def fast(small_model):
+    """Accelerated. Never change it."""
+    return accelerated_copy(small_model)

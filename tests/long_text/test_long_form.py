@@ -1,0 +1,218 @@
+"""Long texts on a tiny model: chunks, seeds, voices, batches, streams, pauses."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from bark_models import SMALL, preset, texts
+from parity import accelerated_copy
+from tiny_text import CHUNKS, PARAGRAPH_ENDS, TEXT
+
+from bark_accel import generate_with_preset, long_form, save_voice_preset
+from bark_accel.long_text import _chunk_seed
+
+SAMPLED = {"do_sample": True, "semantic_max_new_tokens": 30}
+# Long enough for a voice to be carried on.
+LONG = {"do_sample": True, "semantic_max_new_tokens": 60}
+
+
+def assert_same(one, other) -> None:
+    one, other = list(one), list(other)
+    assert [(c.index, c.text, c.pause_samples, c.final, c.cut) for c in one] == [
+        (c.index, c.text, c.pause_samples, c.final, c.cut) for c in other
+    ]
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a.audio, b.audio)
+        assert (a.preset is None) == (b.preset is None)
+        for key in a.preset or ():
+            np.testing.assert_array_equal(a.preset[key], b.preset[key])
+
+
+def one_by_one(model, processor, voice=None, carry=False, options=SAMPLED):
+    """The chunks as a user would say them: seed, generate, take the codes."""
+    for index, text in enumerate(CHUNKS):
+        torch.manual_seed(_chunk_seed(7, index))
+        inputs = processor(text, max_length=SMALL.max_input, voice_preset=voice)
+        audio, made = generate_with_preset(model, **inputs, **options)
+        yield audio[0], made
+        if carry and made["coarse_prompt"].shape[1] >= 75:
+            voice = made
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_chunks_are_what_generate_says(small_model, fast, processor, stock):
+    model = small_model if stock else fast
+    said = list(long_form(model, processor, TEXT, seed=7, batch_size=1, **SAMPLED))
+    assert [chunk.text for chunk in said] == CHUNKS and [chunk.index for chunk in said] == list(range(len(CHUNKS)))
+    for chunk, (audio, made) in zip(said, one_by_one(model, processor), strict=True):
+        torch.testing.assert_close(chunk.audio, audio, rtol=0, atol=0)
+        for key, codes in made.items():
+            np.testing.assert_array_equal(chunk.preset[key], codes)
+        assert chunk.final and chunk.cut == (len(codes[0]) == int(30 * 75 / 49.9))
+    assert len({len(chunk.audio) for chunk in said}) > 2
+
+
+def test_a_voice_is_carried_from_chunk_to_chunk(fast, processor):
+    said = long_form(fast, processor, TEXT, seed=7, carry_voice=True, **LONG)
+    carried, alone = (list(one_by_one(fast, processor, carry=carry, options=LONG)) for carry in (True, False))
+    for chunk, (audio, _) in zip(said, carried, strict=True):
+        torch.testing.assert_close(chunk.audio, audio, rtol=0, atol=0)
+    assert any(len(a[0]) != len(b[0]) for a, b in zip(carried, alone, strict=True))
+
+
+def test_a_short_chunk_passes_on_the_voice_it_had(fast, processor):
+    voice = preset(SMALL, 60, 90)
+    short = {**LONG, "semantic_max_new_tokens": 40}
+    carried = long_form(fast, processor, TEXT, voice=voice, carry_voice=True, **short)
+    assert_same(carried, long_form(fast, processor, TEXT, voice=voice, batch_size=1, **short))
+
+
+def test_a_voice_is_given_in_three_ways(fast, small_model, processor, tmp_path):
+    voice = {key: codes.numpy() for key, codes in preset(SMALL, 60, 90).items()}
+    save_voice_preset(tmp_path / "me.npz", voice)
+    named = copy.copy(processor)
+    named.speaker_embeddings = {"me": dict.fromkeys(voice, "")}
+    named._load_voice_preset = lambda name, **options: voice
+    expected = list(one_by_one(fast, processor, voice=voice))
+    for given in (voice, tmp_path / "me.npz", str(tmp_path / "me.npz"), "me"):
+        said = long_form(fast, named, TEXT, seed=7, voice=given, batch_size=1, **SAMPLED)
+        for chunk, (audio, _) in zip(said, expected, strict=True):
+            torch.testing.assert_close(chunk.audio, audio, rtol=0, atol=0)
+    stock = long_form(small_model, processor, TEXT, seed=7, voice=tmp_path / "me.npz", batch_size=1, **SAMPLED)
+    torch.testing.assert_close(next(iter(stock)).audio, expected[0][0], rtol=0, atol=1e-6)
+
+
+def test_rows_of_a_batch_have_their_own_lengths(fast, processor):
+    said = list(long_form(fast, processor, TEXT, batch_size=4, **SAMPLED))
+    for start in range(0, len(CHUNKS), 4):
+        group = CHUNKS[start : start + 4]
+        torch.manual_seed(_chunk_seed(0, start))
+        inputs = processor(group, max_length=SMALL.max_input)
+        inputs["history_prompt"] = [None] * len(group)
+        audio, lengths = fast.generate(**inputs, **SAMPLED, return_output_lengths=True)
+        for row, samples, chunk in zip(audio, lengths, said[start : start + 4], strict=True):
+            assert torch.equal(chunk.audio, row[:samples])
+            assert samples == 320 * chunk.preset["fine_prompt"].shape[1]
+    assert len({len(chunk.audio) for chunk in said}) > 2
+
+
+def test_rows_of_a_batch_are_what_they_would_be_alone(fast, processor):
+    greedy = {"do_sample": False, "fine_temperature": None, "semantic_max_new_tokens": 60, "min_eos_p": 0.0145}
+    batches, alone = (long_form(fast, processor, TEXT, batch_size=n, **greedy) for n in (4, 1))
+    lengths = set()
+    for one, other in zip(batches, alone, strict=True):
+        torch.testing.assert_close(one.audio, other.audio, rtol=0, atol=1e-6)
+        lengths.add(len(one.audio))
+    assert len(lengths) > 2
+
+
+def test_seeds_differ_and_leave_the_caller_alone(fast, processor):
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    first, again, other = (list(long_form(fast, processor, TEXT, seed=seed, **SAMPLED)) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same(first, again)
+    assert not torch.equal(first[0].audio, other[0].audio)
+    assert len({_chunk_seed(seed, index) for seed in range(10) for index in range(100)}) == 1000
+
+
+@pytest.mark.parametrize("policy", ["exact", "low_latency", "preview"])
+def test_a_stream_gives_pieces_in_order(fast, processor, policy):
+    options = {"seed": 7, "stream": True, "policy": policy, **LONG}
+    pieces = list(long_form(fast, processor, TEXT, **options))
+    assert [piece.index for piece in pieces] == sorted(piece.index for piece in pieces)
+    ends = [piece for piece in pieces if piece.final]
+    assert [end.text for end in ends] == CHUNKS and len(pieces) >= 2 * len(CHUNKS)
+    assert all(piece.preset is None and piece.pause_samples == 0 for piece in pieces if not piece.final)
+    joined = [torch.cat([p.audio for p in pieces if p.index == index]) for index in range(len(CHUNKS))]
+    for audio, end, (whole, made) in zip(joined, ends, one_by_one(fast, processor, options=LONG), strict=True):
+        assert len(audio) == len(whole) and (end.preset is None) == (policy == "preview")
+        if policy == "exact":
+            torch.testing.assert_close(audio, whole, rtol=0, atol=1e-6)
+            np.testing.assert_array_equal(end.preset["fine_prompt"], made["fine_prompt"])
+    assert_same(pieces, long_form(fast, processor, TEXT, **options))
+
+
+def test_a_stream_that_is_left_stops(fast, processor):
+    state = torch.get_rng_state()
+    pieces = iter(long_form(fast, processor, TEXT, stream=True, policy="preview", **LONG))
+    next(pieces)
+    pieces.close()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(0)
+    assert fast.generate(**texts(SMALL, [3]), semantic_max_new_tokens=3).shape[1] > 0
+
+
+def test_pauses_follow_paragraphs_and_chunks(fast, processor):
+    options = {"paragraph_pause_s": 0.5, "chunk_pause_s": 0.125, **SAMPLED}
+    speech = long_form(fast, processor, TEXT, **options)
+    said = list(speech)
+    last = len(CHUNKS) - 1
+    pauses = [0 if i == last else 12_000 if i in PARAGRAPH_ENDS else 3_000 for i in range(len(CHUNKS))]
+    assert [chunk.pause_samples for chunk in said] == pauses and speech.sampling_rate == 24_000
+    silence = torch.zeros(12_000)
+    parts = [part for c in said for part in (c.audio, silence[: c.pause_samples])]
+    assert torch.equal(speech.waveform(), torch.cat(parts))
+
+
+def test_progress_is_told(fast, processor):
+    told: list[tuple[int, int]] = []
+    speech = long_form(fast, processor, TEXT, on_progress=lambda *n: told.append(n), **SAMPLED)
+    for chunk in speech:
+        assert told[-1] == (chunk.index + 1, len(speech))
+    assert len(told) == len(speech) == len(CHUNKS)
+
+
+def test_a_chunk_that_fills_the_model_is_reported(fast, processor):
+    with pytest.warns(UserWarning, match=r"chunk 0 is as long as Bark can speak at once \(1.8 s\)"):
+        (chunk,) = long_form(fast, processor, "Hello.", do_sample=False, fine_temperature=None)
+    assert chunk.cut and len(chunk.audio) == 135 * 320
+
+
+def test_a_chunk_without_sound_is_empty(small_model, processor):
+    model = accelerated_copy(small_model)
+    for options in ({}, {"stream": True}, {"carry_voice": True}):
+        *_, end = long_form(model, processor, "Hello.", semantic_max_new_tokens=1, min_eos_p=1e-9, **options)
+        assert end.final and len(end.audio) == 0 and end.preset is None
+
+
+BAD = {
+    "model": ({"model": torch.nn.Linear(1, 1)}, TypeError, "expected a transformers.BarkModel, got Linear"),
+    "text": ({"text": None}, TypeError, "text: expected a str, got NoneType"),
+    "no words": ({"text": " \n\n "}, ValueError, "text: expected at least one word"),
+    "batch": ({"batch_size": 0}, ValueError, "batch_size: expected a whole number >= 1, got 0"),
+    "batch and carry": ({"batch_size": 2, "carry_voice": True}, ValueError, "expected 1 with carry_voice or stream"),
+    "batch and stream": ({"batch_size": 2, "stream": True}, ValueError, "expected 1 with carry_voice or stream"),
+    "flag": ({"stream": "yes"}, TypeError, "stream: expected True or False, got 'yes'"),
+    "policy": ({"policy": "fast"}, ValueError, "policy: expected one of 'exact', .* got 'fast'"),
+    "preview": (
+        {"policy": "preview", "stream": True, "carry_voice": True},
+        ValueError,
+        "carry_voice: expected another",
+    ),
+    "seed": ({"seed": -1}, ValueError, "seed: expected a whole number >= 0, got -1"),
+    "limit": ({"max_chunk_s": 0}, ValueError, "expected at least 1 character a chunk, got 0"),
+    "pause": ({"chunk_pause_s": -0.1}, ValueError, "chunk_pause_s: expected seconds >= 0, got -0.1"),
+    "taken": ({"history_prompt": {}}, ValueError, "history_prompt: expected no such argument"),
+    "voice": ({"voice": 3}, TypeError, "voice: expected a preset, an .npz file or a name, got int"),
+    "name": ({"voice": "me"}, ValueError, "got 'me'; this checkpoint has no named voices"),
+    "file": ({"voice": "missing.npz"}, ValueError, "there is no file missing.npz"),
+    "preset": ({"voice": {"a": 1}}, ValueError, "expected the keys semantic_prompt, .* got a"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_before_any_work(fast, processor, case, tmp_path):
+    wrong, error, message = BAD[case]
+    arguments = {"model": fast, "processor": processor, "text": TEXT, "work_dir": tmp_path / "work", **wrong}
+    with pytest.raises(error, match=message):
+        long_form(**arguments)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_stream_needs_an_accelerated_model(small_model, processor):
+    with pytest.raises(ValueError, match="expected a BarkModel made faster with accelerate_bark"):
+        long_form(small_model, processor, TEXT, stream=True)

@@ -1,0 +1,179 @@
+"""A run with a work folder that is killed, and goes on."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bark_models import SMALL, build
+from test_long_form import SAMPLED, assert_same
+from tiny_text import CHUNKS, TEXT
+
+from bark_accel import accelerate_bark, long_form
+
+# Says TEXT with a work folder; a line for each chunk that is ready.
+SCRIPT = """
+import json, sys, torch
+sys.path.insert(0, sys.argv[1])
+from bark_models import SMALL, build
+from tiny_text import TEXT, tiny_processor
+from bark_accel import accelerate_bark, long_form
+torch.set_num_threads(1)
+model = accelerate_bark(build(SMALL))
+for chunk in long_form(model, tiny_processor(), TEXT, work_dir=sys.argv[2], **json.loads(sys.argv[3])):
+    print(chunk.index, flush=True)
+"""
+
+
+def run_killed(folder: Path, options: dict, *, after_chunk: int, wait_s: float) -> int:
+    """SIGKILL some time after a chunk; returns how many chunks there are."""
+    tests = Path(__file__).parent.parent
+    command = [sys.executable, "-c", SCRIPT, str(tests), str(folder), json.dumps(options)]
+    with subprocess.Popen(command, cwd=tests.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for line in process.stdout:
+            if int(line) >= after_chunk:
+                break
+        else:
+            raise AssertionError(process.stderr.read().decode())
+        time.sleep(wait_s)
+        process.send_signal(signal.SIGKILL)
+    return len(list(folder.glob("chunk_*.npz")))
+
+
+@pytest.mark.parametrize(
+    "options, kills", [({"batch_size": 2}, (1, 4)), ({"carry_voice": True}, (2,)), ({"stream": True}, (3,))], ids=str
+)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(fast, processor, tmp_path, options, kills):
+    options, rng = {**SAMPLED, "seed": 3, **options}, random.Random(str(options))
+    for after_chunk in kills:
+        found = run_killed(tmp_path / "work", options, after_chunk=after_chunk, wait_s=rng.uniform(0, 0.2))
+        assert after_chunk < found <= len(CHUNKS)
+    speech = long_form(fast, processor, TEXT, work_dir=tmp_path / "work", **options)
+    resumed, uninterrupted = speech.waveform(), long_form(fast, processor, TEXT, **options).waveform()
+    assert torch.equal(resumed, uninterrupted) and len(resumed) > 0
+    files = sorted(path.name for path in (tmp_path / "work").iterdir())
+    assert files == [".lock", *(f"chunk_{i:06d}.npz" for i in range(len(CHUNKS))), "manifest.json"]
+
+
+def test_wherever_a_run_stops_the_next_one_goes_on(fast, processor, tmp_path):
+    options = {**SAMPLED, "batch_size": 4}
+    expected = list(long_form(fast, processor, TEXT, **options))
+    list(long_form(fast, processor, TEXT, work_dir=tmp_path / "whole", **options))
+    for chunks in range(len(CHUNKS) + 1):
+        # Whatever subset of the files a kill leaves.
+        folder = shutil.copytree(tmp_path / "whole", tmp_path / str(chunks))
+        for index in random.Random(chunks).sample(range(len(CHUNKS)), chunks):
+            (folder / f"chunk_{index:06d}.npz").unlink()
+        (folder / ".chunk_000001.npz.1.tmp").write_bytes(b"half")
+        assert_same(long_form(fast, processor, TEXT, work_dir=folder, **options), expected)
+        assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("options", [{}, {"carry_voice": True}], ids=str)
+def test_what_is_there_is_not_generated_again(small_model, fast, processor, tmp_path, options, monkeypatch):
+    options = {**options, **SAMPLED, "work_dir": tmp_path}
+    expected = list(long_form(fast, processor, TEXT, **options))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("generated again")
+
+    monkeypatch.setattr("bark_accel.patches.long_text.generate_with_presets", refuse)
+    assert_same(long_form(fast, processor, TEXT, **options), expected)
+
+
+def test_a_killed_stream_begins_its_chunk_again(fast, processor, tmp_path):
+    options = {"do_sample": True, "semantic_max_new_tokens": 60, "stream": True, "policy": "low_latency"}
+    expected = list(long_form(fast, processor, TEXT, **options))
+    pieces = iter(long_form(fast, processor, TEXT, work_dir=tmp_path, **options))
+    while (piece := next(pieces)).index < 2 or piece.final:
+        pass
+    pieces.close()
+    assert {file.name for file in tmp_path.glob("chunk*")} == {"chunk_000000.npz", "chunk_000001.npz"}
+    resumed = list(long_form(fast, processor, TEXT, work_dir=tmp_path, **options))
+    for index in range(len(CHUNKS)):
+        one, other = (torch.cat([c.audio for c in chunks if c.index == index]) for chunks in (resumed, expected))
+        assert torch.equal(one, other)
+    assert [c.index for c in resumed if c.final] == list(range(len(CHUNKS)))
+
+
+CHANGES = {
+    "text": {"text": TEXT + " More."},
+    "voice": {"voice": {"semantic_prompt": np.arange(9), "coarse_prompt": np.ones((2, 9), int)}},
+    "carry_voice": {"carry_voice": True},
+    "seed": {"seed": 1},
+    "batch_size": {"batch_size": 3},
+    "stream": {"stream": True},
+    "generation arguments": {"coarse_temperature": 0.6},
+}
+CHANGES["voice"]["voice"]["fine_prompt"] = np.ones((8, 9), int)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_another_run_is_not_mixed_in(fast, processor, tmp_path, name):
+    arguments = {"text": TEXT, "batch_size": 1, "work_dir": tmp_path, **SAMPLED}
+    long_form(fast, processor, **arguments)
+    with pytest.raises(ValueError, match=rf"work_dir: .* holds a run with another {name}; name another folder"):
+        long_form(fast, processor, **{**arguments, **CHANGES[name]})
+    long_form(fast, processor, **{**arguments, "chunk_pause_s": 2.0})  # of no effect on the chunks
+
+
+def test_another_model_is_not_mixed_in(small_model, fast, processor, tmp_path):
+    long_form(fast, processor, TEXT, work_dir=tmp_path)
+    other = copy.deepcopy(small_model)
+    other.fine_acoustics.layers[1].mlp.in_proj.weight.data.mul_(1.01)
+    for model in (accelerate_bark(other), accelerate_bark(copy.deepcopy(small_model), weights="int8"), small_model):
+        with pytest.raises(ValueError, match="holds a run with another model"):
+            long_form(model, processor, TEXT, work_dir=tmp_path)
+
+
+def test_released_weights_are_told_apart(processor, tmp_path):
+    for seed in (0, 0, 1):
+        model = accelerate_bark(build(SMALL, seed=seed), weights="int8", release_originals=True)
+        if seed == 0:
+            long_form(model, processor, TEXT, work_dir=tmp_path)
+            continue
+        with pytest.raises(ValueError, match="holds a run with another model"):
+            long_form(model, processor, TEXT, work_dir=tmp_path)
+
+
+def test_a_folder_of_other_things_is_left_alone(fast, processor, tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    for work_dir in (tmp_path, tmp_path / "letter.txt"):
+        with pytest.raises(ValueError, match="work_dir: expected a new or empty folder, or one of an earlier run"):
+            long_form(fast, processor, TEXT, work_dir=work_dir)
+    assert os.listdir(tmp_path) == ["letter.txt"]
+
+
+def test_a_damaged_chunk_is_named(fast, processor, tmp_path):
+    list(long_form(fast, processor, TEXT, work_dir=tmp_path, **SAMPLED))
+    file = tmp_path / "chunk_000002.npz"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"chunk_000002.npz is damaged .* delete it to generate it again"):
+        list(long_form(fast, processor, TEXT, work_dir=tmp_path, **SAMPLED))
+
+
+def test_two_runs_do_not_share_a_folder(fast, processor, tmp_path):
+    speech = long_form(fast, processor, TEXT, work_dir=tmp_path, **SAMPLED)
+    chunks = iter(speech)
+    next(chunks)
+    with pytest.raises(ValueError, match="another run is using"):
+        next(iter(speech))
+    chunks.close()
+    assert len(list(speech)) == len(CHUNKS)
+
+
+def test_arguments_that_cannot_be_compared_are_refused(fast, processor, tmp_path):
+    with pytest.raises(ValueError, match="work_dir: expected generation arguments that a later run can compare"):
+        long_form(fast, processor, TEXT, work_dir=tmp_path / "work", semantic_logits_processor=[object()])
+    assert not (tmp_path / "work").exists()

@@ -1,0 +1,137 @@
+"""`bark-accel say --file` and `--save-voice`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from bark_models import SMALL, SUNO, build
+from tiny_text import CHUNKS, TEXT, tiny_processor
+from typer.testing import CliRunner
+
+from bark_accel import accelerate_bark, load_voice_preset, long_form
+from bark_accel.cli.app import app
+from bark_accel.patches.checkpoints import load_bark
+
+SHORT = ("--max-seconds", "0.3")
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """With a tokenizer; reads 16 tokens at once."""
+    folder = tmp_path_factory.mktemp("small-bark")
+    build(SMALL).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def book(tmp_path):
+    file = tmp_path / "book.txt"
+    file.write_text(TEXT)
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint):
+    loaded = load_bark(str(checkpoint))
+    model = accelerate_bark(loaded.model)
+    return long_form(model, loaded.processor, TEXT, semantic_max_new_tokens=15).waveform().numpy()
+
+
+def test_a_file_becomes_audio(checkpoint, book, tmp_path, whole):
+    out, voice = tmp_path / "book.wav", tmp_path / "me.npz"
+    result = run("say", "--file", book, "-o", out, "--model", checkpoint, *SHORT, "--save-voice", voice)
+    assert result.exit_code == 0, result.output
+    assert f"{len(CHUNKS)} chunks" in result.output and f"{len(CHUNKS)}/{len(CHUNKS)}" in result.output
+    samples, rate = soundfile.read(out)
+    np.testing.assert_allclose(samples, np.clip(whole, -1, 1), atol=1e-4)
+    assert rate == 24_000 and load_voice_preset(voice)["semantic_prompt"].shape == (15,)
+    again = run("say", "--file", book, "-o", out, "--model", checkpoint, *SHORT, "--voice", voice, "--carry-voice")
+    assert again.exit_code == 0, again.output
+
+
+def test_a_work_folder_is_gone_on_with(checkpoint, book, tmp_path, whole):
+    command = ("say", "--file", book, "-o", tmp_path / "a.wav", "--model", checkpoint, "--work-dir", tmp_path / "w")
+    assert run(*command, *SHORT).exit_code == 0
+    (tmp_path / "a.wav").unlink()
+    (tmp_path / "w" / "chunk_000005.npz").unlink()
+    result = run(*command, *SHORT)
+    assert result.exit_code == 0, result.output
+    np.testing.assert_allclose(soundfile.read(tmp_path / "a.wav")[0], np.clip(whole, -1, 1), atol=1e-4)
+    result = run(*command, *SHORT, "--seed", 5)
+    assert result.exit_code == 2 and "holds a run with another seed" in words(result.output)
+
+
+def test_a_file_streams_into_a_pipe(checkpoint, book, tmp_path):
+    options = ("--file", book, "--model", checkpoint, *SHORT, "--stream", "--policy", "preview")
+    piped, filed = run("say", *options, "-o", "-"), run("say", *options, "-o", tmp_path / "a.wav")
+    assert piped.exit_code == filed.exit_code == 0, piped.stderr + filed.output
+    samples = np.frombuffer(piped.stdout_bytes, dtype="<i2")
+    np.testing.assert_array_equal(samples, soundfile.read(tmp_path / "a.wav", dtype="int16")[0])
+    assert len(samples) > 0 and "wrote the audio" in piped.stderr
+
+
+def test_a_checkpoint_without_a_tokenizer_says_words(book, tmp_path):
+    build(SUNO).save_pretrained(tmp_path / "model")
+    result = run("say", "--file", book, "-o", tmp_path / "a.wav", "--model", tmp_path / "model", *SHORT)
+    assert result.exit_code == 0, result.output
+    assert "no usable tokenizer" in result.output and ", 2 chunks" in result.output
+
+
+def test_chunks_that_fill_the_model_are_named(checkpoint, tmp_path):
+    (tmp_path / "a.txt").write_text("One. Two. Three.")
+    torch.manual_seed(0)
+    result = run("say", "--file", tmp_path / "a.txt", "-o", tmp_path / "a.wav", "--model", checkpoint)
+    assert result.exit_code == 0, result.output
+    assert "(chunk 1" in result.output and "lower --characters-per-second" in result.output
+
+
+@pytest.mark.parametrize("stream", [(), ("--stream",)])
+def test_what_was_heard_is_saved_as_a_voice(checkpoint, tmp_path, stream):
+    out, voice = tmp_path / "a.wav", tmp_path / "me.npz"
+    result = run("say", "hello dog", "-o", out, "--model", checkpoint, "--save-voice", voice, *SHORT, *stream)
+    assert result.exit_code == 0, result.output
+    saved = load_voice_preset(voice)
+    assert saved["semantic_prompt"].shape == (15,) and saved["fine_prompt"].shape == (8, 22)
+    with_voice = run("say", "hello", "-o", out, "--model", checkpoint, "--voice", voice, *SHORT)
+    assert with_voice.exit_code == 0, with_voice.output
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "expected a text or --file, got neither"),
+        (["hello", "--file", "{book}"], "expected a text or --file, got both"),
+        (["hello", "--carry-voice"], "--carry-voice: expected --file with it"),
+        (["hello", "--work-dir", "w"], "--work-dir: expected --file with it"),
+        (["--file", "missing.txt"], "--file: there is no file missing.txt"),
+        (["--file", "{empty}"], "is empty: there is nothing to say"),
+        (["--file", "{binary}"], "--file: expected a text in UTF-8"),
+        (["hello", "--save-voice", "me.wav"], "--save-voice: expected a name that ends in .npz, got me.wav"),
+        (["hello", "--save-voice", "none/me.npz"], "--save-voice: expected a file in an existing folder"),
+        (["hello", "--save-voice", "me.npz", "--stream", "--policy", "preview"], "expected another --policy"),
+    ],
+)
+def test_bad_options_are_explained_at_once(book, tmp_path, arguments, message):
+    files = {"book": book, "empty": tmp_path / "empty.txt", "binary": tmp_path / "binary.txt"}
+    files["empty"].write_text(" \n")
+    files["binary"].write_bytes(b"\xff\xfe\x00")
+    arguments = [argument.format(**files) for argument in arguments]
+    result = run("say", *arguments, "-o", tmp_path / "a.wav", "--model", "not/looked/at")
+    assert result.exit_code == 2 and message in words(result.output), result.output
+
+
+def test_a_voice_to_be_carried_needs_more_than_a_preview(checkpoint, book, tmp_path):
+    options = ("--carry-voice", "--stream", "--policy", "preview", *SHORT)
+    result = run("say", "--file", book, "-o", tmp_path / "a.wav", "--model", checkpoint, *options)
+    assert result.exit_code == 2 and "carry_voice: expected another policy" in words(result.output)
