@@ -86,6 +86,11 @@ def test_importing_the_package_imports_neither_transformers_nor_the_library():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_package_can_be_imported_without_posix():
+    code = "import sys; sys.modules['fcntl'] = None; import bark_accel, bark_accel.chunk_store"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_the_public_surface():
     import bark_accel
 

@@ -122,29 +122,51 @@ CHANGES["voice"]["voice"]["fine_prompt"] = np.ones((8, 9), int)
 @pytest.mark.parametrize("name", CHANGES)
 def test_another_run_is_not_mixed_in(fast, processor, tmp_path, name):
     arguments = {"text": TEXT, "batch_size": 1, "work_dir": tmp_path, **SAMPLED}
-    long_form(fast, processor, **arguments)
+    next(iter(long_form(fast, processor, **arguments)))
     with pytest.raises(ValueError, match=rf"work_dir: .* holds a run with another {name}; name another folder"):
         long_form(fast, processor, **{**arguments, **CHANGES[name]})
     long_form(fast, processor, **{**arguments, "chunk_pause_s": 2.0})  # of no effect on the chunks
 
 
 def test_another_model_is_not_mixed_in(small_model, fast, processor, tmp_path):
-    long_form(fast, processor, TEXT, work_dir=tmp_path)
+    next(iter(long_form(fast, processor, TEXT, work_dir=tmp_path, **SAMPLED)))
     other = copy.deepcopy(small_model)
     other.fine_acoustics.layers[1].mlp.in_proj.weight.data.mul_(1.01)
     for model in (accelerate_bark(other), accelerate_bark(copy.deepcopy(small_model), weights="int8"), small_model):
         with pytest.raises(ValueError, match="holds a run with another model"):
-            long_form(model, processor, TEXT, work_dir=tmp_path)
+            long_form(model, processor, TEXT, work_dir=tmp_path, **SAMPLED)
 
 
 def test_released_weights_are_told_apart(processor, tmp_path):
     for seed in (0, 0, 1):
         model = accelerate_bark(build(SMALL, seed=seed), weights="int8", release_originals=True)
         if seed == 0:
-            long_form(model, processor, TEXT, work_dir=tmp_path)
+            next(iter(long_form(model, processor, TEXT, work_dir=tmp_path, **SAMPLED)))
             continue
         with pytest.raises(ValueError, match="holds a run with another model"):
-            long_form(model, processor, TEXT, work_dir=tmp_path)
+            long_form(model, processor, TEXT, work_dir=tmp_path, **SAMPLED)
+
+
+def test_a_folder_that_became_another_run_s_is_not_mixed_in(fast, processor, tmp_path):
+    first, second = (long_form(fast, processor, text, work_dir=tmp_path, **SAMPLED) for text in ("One.", "Two."))
+    next(iter(second))
+    with pytest.raises(ValueError, match="holds a run with another text"):
+        next(iter(first))
+    assert torch.equal(second.waveform(), long_form(fast, processor, "Two.", **SAMPLED).waveform())
+
+
+def test_what_generate_refuses_leaves_the_folder_to_better_arguments(fast, processor, tmp_path):
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        next(iter(long_form(fast, processor, "One.", work_dir=tmp_path, semantic_max_new_tokens=0)))
+    assert len(list(long_form(fast, processor, "One.", work_dir=tmp_path, **SAMPLED))) == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", "{", "\xff"])
+def test_a_damaged_manifest_is_named(fast, processor, tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"work_dir: .*manifest\.json"):
+        long_form(fast, processor, "One.", work_dir=tmp_path)
+    assert os.listdir(tmp_path) == ["manifest.json"]
 
 
 def test_a_folder_of_other_things_is_left_alone(fast, processor, tmp_path):
