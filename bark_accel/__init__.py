@@ -301,7 +301,7 @@ def generate_with_preset(model: BarkModel, **generate_kwargs: Any) -> tuple[Tens
     model : BarkModel
         Accelerated or not.
     generate_kwargs
-        What `model.generate` takes, for one row.
+        What `model.generate` takes, for one row, but for `return_output_lengths` and `trim`.
 
     Returns
     -------
@@ -312,11 +312,16 @@ def generate_with_preset(model: BarkModel, **generate_kwargs: Any) -> tuple[Tens
 
     Raises
     ------
+    TypeError
+        `model` is not a `BarkModel`.
     ValueError
-        More than one row.
+        More than one row, or one of those arguments.
     """
     from .patches.history import generate_with_presets
 
+    taken = generate_kwargs.keys() & {"return_output_lengths", "trim"}
+    if taken:
+        raise ValueError(f"{min(taken)}: expected no such argument, there is one row and it has no padding")
     rows = len(generate_kwargs.get("input_ids", ()))
     if rows != 1:
         raise ValueError(f"input_ids: expected one row, got {rows}")

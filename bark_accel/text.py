@@ -77,7 +77,7 @@ def split_sentences(text: str, language: str) -> list[str]:
 
 
 def _paragraphs(text: str) -> list[str]:
-    paragraphs = (" ".join(p.split()) for p in _BLANK_LINE.split(text.replace("\r\n", "\n")))
+    paragraphs = (" ".join(p.split()) for p in _BLANK_LINE.split(text.replace("\r\n", "\n").replace("\r", "\n")))
     return [p for p in paragraphs if p]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import BarkModel
 from transformers.models.bark.generation_configuration_bark import (
     BarkCoarseGenerationConfig,
+    BarkFineGenerationConfig,
     BarkSemanticGenerationConfig,
 )
 
@@ -29,6 +30,8 @@ from bark_accel.weights import tensors_of
 
 from .history import generate_with_presets
 from .hook import Hook
+from .hooks import semantic_ids
+from .inputs import read_history
 from .model_hook import SUBMODELS, ModelHook
 
 Voice = Mapping[str, np.ndarray]
@@ -68,7 +71,11 @@ def make_long_form(
         raise TypeError(f"text: expected a str, got {type(text).__name__}")
     _check_flags(carry_voice=carry_voice, stream=stream)
     batch_size = _batch_size(batch_size, one_by_one=carry_voice or stream)
-    _check_numbers(seed, max_chunk_s * characters_per_second, paragraph_pause_s, chunk_pause_s)
+    if on_progress is not None and not callable(on_progress):
+        raise TypeError(f"on_progress: expected a callable or None, got {type(on_progress).__name__}")
+    if not callable(getattr(processor, "tokenizer", None)):
+        raise TypeError(f"processor: expected a BarkProcessor, got {type(processor).__name__}")
+    _check_numbers(seed, max_chunk_s, characters_per_second, paragraph_pause_s, chunk_pause_s)
     if policy not in POLICIES:
         raise ValueError(f"policy: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
     if carry_voice and stream and policy == "preview":
@@ -77,6 +84,7 @@ def make_long_form(
     if taken:
         raise ValueError(f"{taken[0]}: expected no such argument, long_form makes the inputs of each generation")
     preset = resolve_voice(processor, voice)
+    _check_codes(model, preset)
     speaker = BarkSpeaker(model, processor, arguments, policy if stream else None)
     chunks = plan_chunks(
         text,
@@ -241,10 +249,31 @@ def _check_flags(**flags: Any) -> None:
             raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
-def _check_numbers(seed: Any, characters: float, paragraph_pause_s: float, chunk_pause_s: float) -> None:
+def _check_codes(model: BarkModel, preset: Voice | None) -> None:
+    """Raise `ValueError` for a voice with codes that the model does not have."""
+    settings: Any = model.generation_config
+    semantic = BarkSemanticGenerationConfig(**settings.semantic_config)
+    coarse = BarkCoarseGenerationConfig(**settings.coarse_acoustics_config)
+    fine = BarkFineGenerationConfig(**settings.fine_acoustics_config)
+    size: int = settings.codebook_size
+    for key, rows, ids in (
+        ("semantic_prompt", 0, semantic_ids(semantic)),
+        ("coarse_prompt", coarse.n_coarse_codebooks, size),
+        ("fine_prompt", fine.n_fine_codebooks, size),
+    ):
+        read_history(preset, key, rows=rows, ids=ids, name="voice")
+
+
+def _check_numbers(
+    seed: Any, max_chunk_s: float, characters_per_second: float, paragraph_pause_s: float, chunk_pause_s: float
+) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed: expected a whole number >= 0, got {seed!r}")
-    if not 1 <= characters < math.inf:
+    for name, value in (("max_chunk_s", max_chunk_s), ("characters_per_second", characters_per_second)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+    characters = max_chunk_s * characters_per_second
+    if characters < 1:
         raise ValueError(
             f"max_chunk_s * characters_per_second: expected at least 1 character a chunk, got {characters:g}"
         )

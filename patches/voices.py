@@ -16,6 +16,9 @@ def batch_inputs(processor: Any, texts: Sequence[str], voices: Sequence[Any]) ->
     for name, values in (("texts", texts), ("voices", voices)):
         if isinstance(values, str) or not isinstance(values, Sequence):
             raise TypeError(f"{name}: expected a list, got {type(values).__name__}")
+    wrong = [type(text).__name__ for text in texts if not isinstance(text, str)]
+    if wrong:
+        raise TypeError(f"texts: expected a list of str, got {wrong[0]} in it")
     if not texts or len(texts) != len(voices):
         raise ValueError(f"expected as many voices as texts, at least one, got {len(voices)} and {len(texts)}")
     loaded: dict[str, Any] = {}
@@ -32,7 +35,7 @@ def _preset(processor: BarkProcessor, voice: Any, index: int, loaded: dict[str, 
     if name not in loaded:
         try:
             loaded[name] = processor("", voice_preset=name)["history_prompt"]
-        except OSError as error:
+        except (OSError, ValueError) as error:
             expected = "a voice of the processor or the path of an .npz file"
             raise ValueError(f"voices[{index}]: expected {expected}, got {name!r} ({error})") from None
     return loaded[name]

@@ -179,6 +179,7 @@ def test_a_chunk_without_sound_is_empty(small_model, processor):
         assert end.final and len(end.audio) == 0 and end.preset is None
 
 
+BEYOND = {**preset(SMALL, 20, 30), "semantic_prompt": np.full(9, 5000)}
 BAD = {
     "model": ({"model": torch.nn.Linear(1, 1)}, TypeError, "expected a transformers.BarkModel, got Linear"),
     "text": ({"text": None}, TypeError, "text: expected a str, got NoneType"),
@@ -194,7 +195,12 @@ BAD = {
         "carry_voice: expected another",
     ),
     "seed": ({"seed": -1}, ValueError, "seed: expected a whole number >= 0, got -1"),
-    "limit": ({"max_chunk_s": 0}, ValueError, "expected at least 1 character a chunk, got 0"),
+    "limit": ({"max_chunk_s": 0}, ValueError, "max_chunk_s: expected a number > 0, got 0"),
+    "limits": ({"max_chunk_s": -1, "characters_per_second": -9}, ValueError, "max_chunk_s: expected a number > 0"),
+    "short": ({"max_chunk_s": 0.01}, ValueError, "expected at least 1 character a chunk, got 0.14"),
+    "progress": ({"on_progress": 3}, TypeError, "on_progress: expected a callable or None, got int"),
+    "processor": ({"processor": None}, TypeError, "processor: expected a BarkProcessor, got NoneType"),
+    "codes": ({"voice": BEYOND}, ValueError, r"voice\['semantic_prompt'\]: expected codes in 0..100, got 5000..5000"),
     "pause": ({"chunk_pause_s": -0.1}, ValueError, "chunk_pause_s: expected seconds >= 0, got -0.1"),
     "taken": ({"history_prompt": {}}, ValueError, "history_prompt: expected no such argument"),
     "voice": ({"voice": 3}, TypeError, "voice: expected a preset, an .npz file or a name, got int"),

@@ -98,6 +98,12 @@ def test_paragraphs_never_share_a_chunk():
     ]
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_newlines_of_every_system(newline):
+    chunks = plan(f"One.{newline}Still one.{newline}{newline}Two.{newline}")
+    assert [chunk.text for chunk in chunks] == ["One. Still one.", "Two."]
+
+
 def test_what_the_model_cannot_read_is_no_chunk():
     def count(text: str) -> int:
         return len(text.replace("\u200b", "").split())

@@ -190,5 +190,8 @@ def test_what_is_no_preset_file_is_refused(tmp_path):
 def test_a_preset_is_made_of_one_row(fast):
     with pytest.raises(ValueError, match="input_ids: expected one row, got 2"):
         generate_with_preset(fast, **texts(SMALL, [3, 4]))
+    for name in ("return_output_lengths", "trim"):
+        with pytest.raises(ValueError, match=f"{name}: expected no such argument"):
+            generate_with_preset(fast, **INPUTS, **{name: True})
     with pytest.raises(TypeError, match=r"expected a transformers.BarkModel, got Linear"):
         generate_with_preset(torch.nn.Linear(1, 1), **INPUTS)

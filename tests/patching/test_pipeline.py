@@ -86,6 +86,7 @@ BAD_INPUTS = {
     "more texts": (["a", "b"], [None], ValueError, "as many voices as texts, at least one, got 1 and 2"),
     "none": ([], [], ValueError, "got 0 and 0"),
     "a number": (["a", "b"], [None, 3], TypeError, r"voices\[1\]: expected a name, .* got int"),
+    "no text": (["a", 3], [None, None], TypeError, "texts: expected a list of str, got int in it"),
     "unknown": (["a", "b"], [None, "v2/nobody"], ValueError, r"voices\[1\]: expected a voice .* got 'v2/nobody'"),
 }
 
@@ -96,6 +97,12 @@ def test_voices_that_do_not_fit(processor, texts, voices, error, message):
         batch_inputs(processor, texts, voices)
     with pytest.raises(TypeError, match="processor: expected a BarkProcessor, got BertTokenizer"):
         batch_inputs(processor.tokenizer, texts, voices)
+
+
+def test_a_file_that_is_no_voice_names_its_place(processor, tmp_path):
+    np.savez(tmp_path / "other.npz", weights=np.zeros(3))
+    with pytest.raises(ValueError, match=r"voices\[1\]: expected a voice .*other.npz"):
+        batch_inputs(processor, ["a", "b"], [None, tmp_path / "other.npz"])
 
 
 @pytest.mark.parametrize("text", ["hello, world.", ["hello, world.", "good morning"]])
