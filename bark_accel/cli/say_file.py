@@ -46,18 +46,18 @@ def say_file(
         start = time.perf_counter()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="chunk .* is as long as Bark can speak")
-            ended, samples = _write(speech, path)
+            ended, samples, heard = _write(speech, path)
     audio_s, elapsed_s = samples / speech.sampling_rate, time.perf_counter() - start
     if request.max_seconds is None:
         _warn_of_cuts([chunk.index + 1 for chunk in ended if chunk.cut])
     if len(ended) == len(speech):
         summary = f"{audio_s:.2f} s of audio, {len(speech)} chunks, in {elapsed_s:.2f} s"
         out.print(f"wrote {'the audio' if path == STDOUT else path}: {summary}", markup=False, soft_wrap=True)
-    return next((chunk.preset for chunk in ended if chunk.preset is not None), None)
+    return heard
 
 
-def _write(speech: LongForm, path: Path) -> tuple[list[SpokenChunk], int]:
-    """The ends of the chunks that were written (their audio left out), and samples in all."""
+def _write(speech: LongForm, path: Path) -> tuple[list[SpokenChunk], int, PresetArrays | None]:
+    """The ends of the chunks that were written (audio and voice left out), samples in all, and the first voice."""
     chunks = iter(speech)
     # Only with the first sound is a file replaced: what fails earlier leaves it alone.
     silent = []
@@ -67,7 +67,7 @@ def _write(speech: LongForm, path: Path) -> tuple[list[SpokenChunk], int]:
             break
     else:
         fail("the model ended every chunk before its first sound; try another --seed or text")
-    ended, samples = [], 0
+    ended, samples, heard = [], 0, None
     with sink(path, speech.sampling_rate) as write:
         for chunk in chain(silent, chunks):
             audio = chunk.audio_and_pause
@@ -76,8 +76,10 @@ def _write(speech: LongForm, path: Path) -> tuple[list[SpokenChunk], int]:
                 break
             samples += len(audio)
             if chunk.final:
-                ended.append(replace(chunk, audio=torch.empty(0)))
-    return ended, samples
+                # A book has many chunks, and the voice is that of the first that was heard.
+                heard = heard or chunk.preset
+                ended.append(replace(chunk, audio=torch.empty(0), preset=None))
+    return ended, samples, heard
 
 
 def read_text(file: Path) -> str:
