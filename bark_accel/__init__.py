@@ -233,7 +233,8 @@ def long_form(
         Say each chunk in the voice of the one before, its own codes as history; `voice` is that of the first. A chunk
         of less than a second passes on the voice it had. Chunks are then generated one by one.
     seed : int
-        Of the random numbers; torch's default generator is left as it was.
+        Of the random numbers, which are drawn from torch's default generator: it is left as it was, but what other
+        threads draw from it meanwhile changes the audio.
     batch_size : int, optional
         Chunks generated at once; part of what decides the audio. Each needs another key-value cache (72 MiB with
         bark-small in float32, 192 MiB with bark). None: 4, or 1 with `carry_voice` or `stream`.

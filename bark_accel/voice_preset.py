@@ -43,6 +43,11 @@ def save_voice_preset(path: str | os.PathLike[str], preset: Mapping[str, Any]) -
 def load_voice_preset(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read what an .npz file holds; nothing in it is executed.
 
+    Returns
+    -------
+    dict of str to array
+        As they were saved: of a voice preset `semantic_prompt` [T], `coarse_prompt` [2, F] and `fine_prompt` [8, F].
+
     Raises
     ------
     ValueError

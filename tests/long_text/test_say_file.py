@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from bark_accel import accelerate_bark, load_voice_preset, long_form
 from bark_accel.cli.app import app
+from bark_accel.cli.say_file import _write
 from bark_accel.patches.checkpoints import load_bark
 
 SHORT = ("--max-seconds", "0.3")
@@ -70,6 +71,14 @@ def test_a_work_folder_is_gone_on_with(checkpoint, book, tmp_path, whole):
     np.testing.assert_allclose(soundfile.read(tmp_path / "a.wav")[0], np.clip(whole, -1, 1), atol=1e-4)
     result = run(*command, *SHORT, "--seed", 5)
     assert result.exit_code == 2 and "holds a run with another seed" in words(result.output)
+
+
+def test_a_long_book_is_not_held_in_memory(checkpoint, tmp_path):
+    loaded = load_bark(str(checkpoint))
+    speech = long_form(accelerate_bark(loaded.model), loaded.processor, TEXT, semantic_max_new_tokens=15)
+    ended, _, heard = _write(speech, tmp_path / "a.wav")
+    assert heard is not None and len(ended) == len(CHUNKS)
+    assert all(chunk.preset is None and len(chunk.audio) == 0 for chunk in ended)
 
 
 def test_a_file_streams_into_a_pipe(checkpoint, book, tmp_path):
