@@ -52,7 +52,8 @@ def render(results: list[dict[str, Any]]) -> str:
     counts = ("passed", "failed", "skipped", "commit")
     lines = [f"| Transformers | {' | '.join((*SHOWN[1:], *counts))} |", "|" + "---|" * (len(SHOWN) + len(counts))]
     for result in results:
-        cells = [*(result["versions"][name] for name in SHOWN), *(result[count] for count in counts)]
+        # The rows of earlier runs name no commit.
+        cells = [*(result["versions"][name] for name in SHOWN), *(result.get(count, "") for count in counts)]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
