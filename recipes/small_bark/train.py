@@ -1,0 +1,115 @@
+"""
+Make the small Bark, from nothing to a checkpoint that speaks: `python -m recipes.small_bark.train`.
+
+Stages run in turn, each is skipped when its result is there, and a killed training goes on from its last minute:
+
+    data      flite speaks the corpus                    tokens    k-means: semantic tokens, codes
+    semantic  coarse  fine  codec                        the four models, each on its own
+    tune      the decoder again, on codes of the fine model
+    assemble  checkpoint, tokenizer, voices              evaluate  figures, model card
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import codec, gpt, loop, tokens
+from .data import Corpus
+from .data import make as make_corpus
+
+# For about two hours on two cores, with the codec beside the transformers.
+PLANS = {
+    "semantic": loop.Plan(steps=1600, rate=2e-3, weight_decay=0.05),
+    "coarse": loop.Plan(steps=4200, rate=2e-3, weight_decay=0.02),
+    "fine": loop.Plan(steps=1600, rate=2e-3, weight_decay=0.02),
+    "codec": loop.Plan(steps=6000, rate=2e-3),
+    "tune": loop.Plan(steps=1200, rate=5e-4),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder of results, and the seed of everything that is drawn."""
+
+    folder: Path
+    seed: int
+
+    def path(self, name: str) -> Path:
+        """Of a result."""
+        return self.folder / name
+
+    def corpus(self) -> Corpus:
+        """What the stage `data` made."""
+        return Corpus.load(self.path("data.npz"))
+
+    def tokens(self) -> tokens.Tokens:
+        """What the stage `tokens` made."""
+        return tokens.Tokens.load(self.path("tokens.npz"))
+
+
+def data(run: Run) -> None:
+    """Speech by flite."""
+    if not run.path("data.npz").exists():
+        make_corpus(run.seed).save(run.path("data.npz"))
+
+
+def tokenise(run: Run) -> None:
+    """Semantic tokens and codes."""
+    if not run.path("tokens.npz").exists():
+        tokens.make(run.corpus(), run.seed).save(run.path("tokens.npz"))
+
+
+def transformer(stage: str) -> Callable[[Run], None]:
+    """The training of a transformer."""
+
+    def train(run: Run) -> None:
+        path = run.path(f"{stage}.pt")
+        if not loop.finished(path, PLANS[stage]):
+            examples = gpt.Examples(run.corpus(), run.tokens(), "train")
+            gpt.train(stage, examples, PLANS[stage], path, run.seed)
+
+    return train
+
+
+def decoder(run: Run) -> None:
+    """The training of the codec's decoder."""
+    path = run.path("codec.pt")
+    if not loop.finished(path, PLANS["codec"]):
+        corpus, spoken = run.corpus(), run.tokens()
+        train = [i for i, split in enumerate(corpus.splits) if split == "train"]
+        codes, audio = [spoken.codes[i] for i in train], [corpus.audio[i] for i in train]
+        codec.train(codec.build(spoken.codebooks, run.seed), codes, audio, PLANS["codec"], path, run.seed)
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "data": data,
+    "tokens": tokenise,
+    "codec": decoder,
+    "semantic": transformer("semantic"),
+    "coarse": transformer("coarse"),
+    "fine": transformer("fine"),
+}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="*", choices=[*STAGES, []], help="default: all, in turn")
+    parser.add_argument("--folder", type=Path, default=Path("build/small_bark"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; two stages side by side want one each")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    for stage in arguments.stages or STAGES:
+        print(f"== {stage}", flush=True)
+        STAGES[stage](Run(arguments.folder, arguments.seed))
+
+
+if __name__ == "__main__":
+    main()

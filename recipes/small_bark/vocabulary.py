@@ -1,0 +1,73 @@
+"""What the small Bark can say: words, the phrases made of them, and the split into training and held-out texts."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from typing import Literal
+
+DIGITS = "zero one two three four five six seven eight nine".split()
+_COLORS = "red green blue yellow black white orange brown".split()
+_DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
+_MONTHS = "january february march april may june july august september october november december".split()
+_ANIMALS = "dog cat horse bird".split()
+_QUALITIES = "cute big small happy tired".split()
+_GREETINGS = ["hello", "goodbye", "good morning", "good evening", "good night", "welcome", "yes", "no", "please"]
+_GREETINGS += ["thank you", "yes please", "no thank you"]
+
+# Slots are alternatives; a phrase is one alternative of each slot in turn.
+_PHRASES = [
+    [["my", "the"], _ANIMALS, ["is"], _QUALITIES + _COLORS],
+    [["today is", "see you on"], _DAYS],
+    [["i like"], _MONTHS + _COLORS],
+    [["my favorite color is"], _COLORS],
+    [["turn"], ["on", "off"], ["the"], ["light", "radio", "music", "heating"]],
+    [["open", "close"], ["the"], ["door", "window", "box"]],
+]
+
+Split = Literal["train", "dev", "test"]
+Kind = Literal["digits", "phrases"]
+
+
+def words() -> list[str]:
+    """Every word, each once, in a fixed order."""
+    texts = [*DIGITS, *_GREETINGS, *(option for phrase in _PHRASES for slot in phrase for option in slot)]
+    return list(dict.fromkeys(word for text in texts for word in text.split()))
+
+
+def split_of(text: str) -> Split:
+    """A text belongs to one split for ever, by its hash: 10 % dev, 10 % test."""
+    share = zlib.crc32(f"small bark: {text}".encode()) % 10
+    return {0: "dev", 1: "test"}.get(share, "train")
+
+
+def draw(rng: random.Random, kind: Kind, split: Split) -> str:
+    """One text of that kind and split: 1 to 8 digits, or a phrase with or without a greeting before it."""
+    while True:
+        text = _digits(rng) if kind == "digits" else _phrase(rng)
+        if split_of(text) == split:
+            return text
+
+
+def grammar(kind: Kind) -> str:
+    """JSGF grammar of all texts of a kind, for the recogniser."""
+    if kind == "digits":
+        return f"#JSGF V1.0; grammar digits; public <text> = ({' | '.join(DIGITS)})+;"
+    phrases = [" ".join(f"({' | '.join(slot)})" for slot in phrase) for phrase in _PHRASES]
+    statement, greeting = (" | ".join(f"({option})" for option in options) for options in (phrases, _GREETINGS))
+    return (
+        f"#JSGF V1.0; grammar phrases; <greeting> = {greeting}; <statement> = {statement}; "
+        "public <text> = <greeting> | <statement> | <greeting> <statement>;"
+    )
+
+
+def _digits(rng: random.Random) -> str:
+    return " ".join(rng.choice(DIGITS) for _ in range(rng.randint(1, 8)))
+
+
+def _phrase(rng: random.Random) -> str:
+    statement = " ".join(rng.choice(slot) for slot in rng.choice(_PHRASES))
+    form = rng.random()
+    if form < 0.2:
+        return rng.choice(_GREETINGS)
+    return statement if form < 0.6 else f"{rng.choice(_GREETINGS)} {statement}"
