@@ -26,11 +26,12 @@ GPU_TABLES ?=
 SANITIZER ?= compute-sanitizer
 SANITIZED := BARK_ACCEL_NEEDS_GPU=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --error-exitcode 1 --target-processes all
 
-.PHONY: help setup demo test matrix sanitize bench lint cuda-check gpu gpu-build gpu-sanitize clean
+.PHONY: help setup demo small-bark test matrix sanitize bench lint cuda-check gpu gpu-build gpu-sanitize clean
 
 help:
 	@echo "make setup  create $(VENV), install pinned packages, build the extension"
 	@echo "make demo   one utterance, stock and accelerated"
+	@echo "make small-bark  train the small checkpoint again (flite needed, about two hours), in build/small_bark"
 	@echo "make test   run the tests"
 	@echo "make matrix  run the parity suite with every supported Transformers (MATRIX='--only 4.46.3' for one)"
 	@echo "make sanitize  the CPU kernels of every instruction set under ASan, UBSan and TSan"
@@ -61,6 +62,11 @@ $(TEST_DATA_STAMP): $(PACKAGES_STAMP)
 
 demo: setup
 	$(BIN)/python -m bark_accel demo
+
+# Goes on where it was stopped. `cp -r build/small_bark/checkpoint/. bark_accel/small_bark` ships the result.
+small-bark: setup
+	$(BIN)/python -m pip install --no-deps -r recipes/small_bark/requirements.txt
+	$(BIN)/python -m recipes.small_bark.train
 
 test: setup $(TEST_DATA_STAMP)
 	$(BIN)/python -m pytest -n $(TEST_JOBS)

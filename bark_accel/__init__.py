@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .checkpoint import small_bark_path
 from .long_text import LongForm, SpokenChunk
 from .report import AccelerationError, AccelerationReport, FallbackKind, FallbackReason, StageReport
 from .rows import trim_rows
@@ -44,6 +45,7 @@ __all__ = [
     "long_form",
     "restore_bark",
     "save_voice_preset",
+    "small_bark_path",
     "stream",
     "trim_rows",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
@@ -21,8 +22,10 @@ _PRESET = 60
 def model(transformers: dict[str, PreTrainedModel], codec: EncodecModel) -> BarkModel:
     """One BarkModel of the stages semantic, coarse and fine, and the codec."""
     parts = {"semantic": "semantic", "coarse": "coarse_acoustics", "fine": "fine_acoustics"}
-    configs = [transformers[stage].config for stage in parts]
-    bark = BarkModel(BarkConfig.from_sub_model_configs(*configs, codec.config))
+    configs: dict[str, Any] = {
+        f"{attribute}_config": transformers[stage].config.to_dict() for stage, attribute in parts.items()
+    }
+    bark = BarkModel(BarkConfig(**configs, codec_config=codec.config.to_dict()))
     for stage, attribute in parts.items():
         getattr(bark, attribute).load_state_dict(transformers[stage].state_dict())
     bark.codec_model.load_state_dict(codec.state_dict())
@@ -74,7 +77,7 @@ def save_voices(corpus: Corpus, tokens: Tokens, folder: Path) -> None:
             "coarse_prompt": codes[:2],
             "fine_prompt": codes,
         }
-        np.savez(place / f"{voice}.npz", **preset)
+        np.savez(place / f"{voice}.npz", allow_pickle=False, **preset)
         for name, array in preset.items():
             np.save(place / f"{voice}_{name}.npy", array)
         index[voice] = {name: f"speaker_embeddings/{voice}_{name}.npy" for name in preset}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,10 +37,11 @@ def build(codebooks: np.ndarray, seed: int) -> EncodecModel:
     model = EncodecModel(config)
     if len(model.quantizer.layers) != CODEBOOKS:
         raise ValueError(f"EnCodec: expected {CODEBOOKS} codebooks, got {len(model.quantizer.layers)}")
-    for layer, codebook in zip(model.quantizer.layers, codebooks, strict=True):
-        layer.codebook.embed.copy_(torch.from_numpy(codebook))
-        layer.codebook.embed_avg.copy_(layer.codebook.embed)
-        layer.codebook.cluster_size.fill_(1.0)
+    for layer, values in zip(model.quantizer.layers, codebooks, strict=True):
+        codebook: Any = layer.codebook
+        codebook.embed.copy_(torch.from_numpy(values))
+        codebook.embed_avg.copy_(codebook.embed)
+        codebook.cluster_size.fill_(1.0)
     return model
 
 
@@ -50,8 +52,8 @@ def scale_layers(decoder: nn.Module, embedded: Tensor) -> None:
     arXiv:1511.06422): with the default initialisation the output is too small to train in reasonable time.
     """
 
-    def scale(target: float) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
-        def hook(module: nn.Module, _: tuple, output: Tensor) -> Tensor:
+    def scale(target: float) -> Callable[[Any, tuple, Tensor], Tensor]:
+        def hook(module: Any, _: tuple, output: Tensor) -> Tensor:
             factor = target / float(output.std())
             module.parametrizations.weight.original0.mul_(factor)
             return output * factor
@@ -61,7 +63,8 @@ def scale_layers(decoder: nn.Module, embedded: Tensor) -> None:
     convolutions = [(n, m) for n, m in decoder.named_modules() if isinstance(m, nn.Conv1d | nn.ConvTranspose1d)]
     hooks = []
     for name, module in convolutions:
-        module.bias.zero_()
+        if module.bias is not None:
+            module.bias.zero_()
         target = 0.1 if module is convolutions[-1][1] else 0.4 if ".block.3" in name else 1.0
         hooks.append(module.register_forward_hook(scale(target)))
     decoder(embedded)
@@ -76,8 +79,12 @@ def train(
     plan: loop.Plan,
     path: Path,
     seed: int,
+    start: Path | None = None,
 ) -> None:
-    """Train the decoder on utterances of codes (CODEBOOKS, T) and audio (samples,), or go on with `path`."""
+    """
+    Train the decoder on utterances of codes (CODEBOOKS, T) and audio (samples,), or go on with `path`. `start` says
+    where the weights of a trained decoder are, to train that one further.
+    """
     targets = [
         np.pad(wave, (0, max(0, code.shape[1] * HOP - len(wave)))) for code, wave in zip(codes, audio, strict=True)
     ]
@@ -103,7 +110,9 @@ def train(
             embedded = model.quantizer.decode(code.transpose(0, 1))
         return spectral_loss(model.decoder(embedded)[:, 0], wave)
 
-    if not path.exists():
+    if start:
+        loop.load(model.decoder, start)
+    elif not path.exists():
         code, _ = batch(torch.Generator().manual_seed(seed))
         scale_layers(model.decoder, model.quantizer.decode(code.transpose(0, 1)))
     loop.train(model.decoder, loss, plan, path, seed)

@@ -41,7 +41,8 @@ class Heard:
 
 def texts(kind: Kind, split: Split, count: int, seed: int) -> list[str]:
     """`count` different texts."""
-    rng, chosen = random.Random(f"{kind} {split} {seed}"), {}
+    rng = random.Random(f"{kind} {split} {seed}")
+    chosen: dict[str, None] = {}
     while len(chosen) < count:
         chosen[draw(rng, kind, split)] = None
     return list(chosen)

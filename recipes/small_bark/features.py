@@ -7,6 +7,7 @@ the phase apart from the spectrum, and the decoder, which is causal, is told whe
 from __future__ import annotations
 
 import numpy as np
+from scipy.fft import irfft, next_fast_len, rfft
 from scipy.ndimage import median_filter
 
 SAMPLE_RATE = 16_000
@@ -34,7 +35,7 @@ def log_mel(audio: np.ndarray) -> np.ndarray:
     padded = np.pad(audio, (_WINDOW, (count + 2) * HOP + _WINDOW - len(audio)))
     starts = np.arange(count)[:, None] * HOP + np.array(_CENTRES) - _WINDOW // 2 + _WINDOW
     windows = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[starts] * np.hanning(_WINDOW)
-    magnitude = np.abs(np.fft.rfft(windows, _FFT)) @ _MEL
+    magnitude = np.abs(rfft(windows, _FFT)) @ _MEL
     return np.log(np.maximum(magnitude, _FLOOR)).astype(np.float32)
 
 
@@ -63,10 +64,10 @@ def pitch(audio: np.ndarray) -> np.ndarray:
 
 def _normalised_correlation(windows: np.ndarray) -> np.ndarray:
     """Of the first _PITCH_WINDOW samples with those of each lag: shape (frames, lags)."""
-    size = windows.shape[1]
-    spectrum = np.fft.rfft(windows, 2 * size)
-    head = np.fft.rfft(windows[:, :_PITCH_WINDOW], 2 * size)
-    products = np.fft.irfft(spectrum * head.conj(), 2 * size)[:, _LAGS[0] : _LAGS[1]]
+    size = next_fast_len(windows.shape[1], real=True)
+    spectrum = rfft(windows, size)
+    head = rfft(windows[:, :_PITCH_WINDOW], size)
+    products = irfft(spectrum * head.conj(), size)[:, _LAGS[0] : _LAGS[1]]
     sums = np.cumsum(np.pad(windows**2, ((0, 0), (1, 0))), axis=1)
     lags = np.arange(*_LAGS)
     energy = sums[:, lags + _PITCH_WINDOW] - sums[:, lags]

@@ -1,4 +1,4 @@
-"""The three transformers: models and the examples they learn from, laid out as `generate` of Transformers lays them out.
+"""The three transformers: models and the examples they learn from, laid out as stock's `generate` does it.
 
 Examples come from one utterance, and often from another one of the same voice before it: the voice preset.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,16 +82,16 @@ class Examples:
 def build(stage: str, seed: int) -> BarkSemanticModel | BarkCoarseModel | BarkFineModel:
     """An untrained transformer of a stage: semantic, coarse or fine."""
     torch.manual_seed(seed)
-    shape = {"hidden_size": 128, "num_heads": 4, "dropout": _DROPOUT[stage], "bias": False}
+    shape: dict[str, Any] = {"hidden_size": 128, "num_heads": 4, "dropout": _DROPOUT[stage], "bias": False}
     if stage == "semantic":
-        vocabulary = {"input_vocab_size": layout.SEMANTIC_INPUTS, "output_vocab_size": layout.SEMANTIC_OUTPUTS}
-        return BarkSemanticModel(BarkSemanticConfig(block_size=128, num_layers=3, **vocabulary, **shape))
+        shape |= {"input_vocab_size": layout.SEMANTIC_INPUTS, "output_vocab_size": layout.SEMANTIC_OUTPUTS}
+        return BarkSemanticModel(BarkSemanticConfig(block_size=128, num_layers=3, **shape))
     if stage == "coarse":
-        vocabulary = {"input_vocab_size": layout.COARSE_VOCAB, "output_vocab_size": layout.COARSE_VOCAB}
-        return BarkCoarseModel(BarkCoarseConfig(block_size=192, num_layers=3, **vocabulary, **shape))
-    vocabulary = {"input_vocab_size": layout.FINE_PAD + 1, "output_vocab_size": layout.FINE_PAD + 1}
-    books = {"n_codes_total": CODEBOOKS, "n_codes_given": 1}
-    return BarkFineModel(BarkFineConfig(block_size=layout.FINE_INPUT, num_layers=3, **vocabulary, **books, **shape))
+        shape |= {"input_vocab_size": layout.COARSE_VOCAB, "output_vocab_size": layout.COARSE_VOCAB}
+        return BarkCoarseModel(BarkCoarseConfig(block_size=192, num_layers=3, **shape))
+    shape |= {"input_vocab_size": layout.FINE_PAD + 1, "output_vocab_size": layout.FINE_PAD + 1}
+    books: dict[str, Any] = {"n_codes_total": CODEBOOKS, "n_codes_given": 1}
+    return BarkFineModel(BarkFineConfig(block_size=layout.FINE_INPUT, num_layers=3, **books, **shape))
 
 
 def train(stage: str, examples: Examples, plan: loop.Plan, path: Path, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""The training loop of every model: AdamW, a schedule, a progress bar, and checkpoints from which a killed run goes on."""
+"""The training loop of every model: AdamW, a schedule, a progress bar, and checkpoints: a killed run goes on."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def train(
     groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98))
     first = _resume(module, optimizer, path)
-    saved, averages = time.monotonic(), {}
+    saved = time.monotonic()
+    averages: dict[str, float] = {}
     module.train()
     bar = tqdm(range(first, plan.steps), initial=first, total=plan.steps, desc=path.stem, mininterval=5)
     for step in bar:

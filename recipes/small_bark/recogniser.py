@@ -28,7 +28,7 @@ class Recogniser:
             self._decoder = Decoder(jsgf=str(path), samprate=SAMPLE_RATE, wip=_WORD_INSERTION, loglevel="FATAL")
 
     def words(self, audio: np.ndarray) -> list[str]:
-        """Words heard in `audio` (float, -1 to 1, 16 kHz; shape (samples,)); empty where no text of the grammar fits."""
+        """Words heard in `audio` (float, -1 to 1, 16 kHz; shape (samples,)); empty where no text fits."""
         peak = max(float(np.abs(audio).max(initial=0.0)), 1e-6)
         padded = np.pad(audio * (0.5 / peak), _PADDING)
         padded += np.random.default_rng(0).normal(0.0, _NOISE, len(padded))

@@ -12,24 +12,29 @@ Stages run in turn, each is skipped when its result is there, and a killed train
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from . import codec, gpt, loop, tokens
+from . import assemble, card, codec, evaluate, gpt, loop, tokens
 from .data import Corpus
 from .data import make as make_corpus
 
 # For about two hours on two cores, with the codec beside the transformers.
 PLANS = {
     "semantic": loop.Plan(steps=1600, rate=2e-3, weight_decay=0.05),
-    "coarse": loop.Plan(steps=4200, rate=2e-3, weight_decay=0.02),
+    "coarse": loop.Plan(steps=3200, rate=2e-3, weight_decay=0.02),
     "fine": loop.Plan(steps=1600, rate=2e-3, weight_decay=0.02),
     "codec": loop.Plan(steps=6000, rate=2e-3),
     "tune": loop.Plan(steps=1200, rate=5e-4),
 }
+# Of sampling; chosen on the development split. The fine stage takes the likeliest code at 1.
+TEMPERATURES = {"semantic": 0.6, "coarse": 0.5, "fine": 1.0}
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,50 @@ def decoder(run: Run) -> None:
     """The training of the codec's decoder."""
     path = run.path("codec.pt")
     if not loop.finished(path, PLANS["codec"]):
-        corpus, spoken = run.corpus(), run.tokens()
-        train = [i for i, split in enumerate(corpus.splits) if split == "train"]
-        codes, audio = [spoken.codes[i] for i in train], [corpus.audio[i] for i in train]
-        codec.train(codec.build(spoken.codebooks, run.seed), codes, audio, PLANS["codec"], path, run.seed)
+        codes, audio = training_pairs(run)
+        codec.train(codec.build(run.tokens().codebooks, run.seed), codes, audio, PLANS["codec"], path, run.seed)
+
+
+def tune(run: Run) -> None:
+    """The decoder again, on the codes that the fine model gives: what it will be asked to speak."""
+    path = run.path("tune.pt")
+    if loop.finished(path, PLANS["tune"]):
+        return
+    codes, audio = training_pairs(run)
+    predicted = gpt.predict_fine(trained(run, "fine"), codes)
+    model = codec.build(run.tokens().codebooks, run.seed)
+    codec.train(model, predicted, audio, PLANS["tune"], path, run.seed, run.path("codec.pt"))
+
+
+def training_pairs(run: Run) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Codes and audio of the training split."""
+    corpus, spoken = run.corpus(), run.tokens()
+    train = [i for i, split in enumerate(corpus.splits) if split == "train"]
+    return [spoken.codes[i] for i in train], [corpus.audio[i] for i in train]
+
+
+def trained(run: Run, stage: str) -> Any:
+    """A transformer with its trained weights."""
+    model = gpt.build(stage, run.seed)
+    loop.load(model, run.path(f"{stage}.pt"))
+    return model
+
+
+def finish(run: Run) -> None:
+    """The checkpoint, in run.folder / "checkpoint"."""
+    spoken = run.tokens()
+    sound = codec.build(spoken.codebooks, run.seed)
+    loop.load(sound.decoder, run.path("tune.pt"))
+    bark = assemble.model({stage: trained(run, stage) for stage in ("semantic", "coarse", "fine")}, sound)
+    assemble.save(bark, run.corpus(), spoken, TEMPERATURES, run.path("checkpoint"))
+
+
+def measure(run: Run) -> None:
+    """Figures of the test split, and the model card with them."""
+    checkpoint = run.path("checkpoint")
+    results = evaluate.evaluate(checkpoint, "test", count=100, batch=16, seed=run.seed)
+    run.path("test.json").write_text(json.dumps(results, indent=2) + "\n")
+    (checkpoint / "README.md").write_text(card.write(checkpoint, results))
 
 
 STAGES: dict[str, Callable[[Run], None]] = {
@@ -93,17 +138,23 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "semantic": transformer("semantic"),
     "coarse": transformer("coarse"),
     "fine": transformer("fine"),
+    "tune": tune,
+    "assemble": finish,
+    "evaluate": measure,
 }
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", choices=[*STAGES, []], help="default: all, in turn")
+    parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; default: all, in turn")
     parser.add_argument("--folder", type=Path, default=Path("build/small_bark"))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1, help="of torch; two stages side by side want one each")
+    parser.add_argument("--threads", type=int, default=2, help="of torch; stages run side by side want one each")
     arguments = parser.parse_args()
+    unknown = set(arguments.stages) - set(STAGES)
+    if unknown:
+        parser.error(f"expected stages of {', '.join(STAGES)}, got {', '.join(sorted(unknown))}")
     torch.set_num_threads(arguments.threads)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for stage in arguments.stages or STAGES:

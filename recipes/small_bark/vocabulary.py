@@ -6,12 +6,25 @@ import random
 import zlib
 from typing import Literal
 
-DIGITS = "zero one two three four five six seven eight nine".split()
-_COLORS = "red green blue yellow black white orange brown".split()
-_DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
-_MONTHS = "january february march april may june july august september october november december".split()
-_ANIMALS = "dog cat horse bird".split()
-_QUALITIES = "cute big small happy tired".split()
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_COLORS = ["red", "green", "blue", "yellow", "black", "white", "orange", "brown"]
+_DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
+_MONTHS = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+]
+_ANIMALS = ["dog", "cat", "horse", "bird"]
+_QUALITIES = ["cute", "big", "small", "happy", "tired"]
 _GREETINGS = ["hello", "goodbye", "good morning", "good evening", "good night", "welcome", "yes", "no", "please"]
 _GREETINGS += ["thank you", "yes please", "no thank you"]
 
@@ -38,7 +51,9 @@ def words() -> list[str]:
 def split_of(text: str) -> Split:
     """A text belongs to one split for ever, by its hash: 10 % dev, 10 % test."""
     share = zlib.crc32(f"small bark: {text}".encode()) % 10
-    return {0: "dev", 1: "test"}.get(share, "train")
+    if share > 1:
+        return "train"
+    return "test" if share else "dev"
 
 
 def draw(rng: random.Random, kind: Kind, split: Split) -> str:
