@@ -43,6 +43,7 @@ def save(bark: BarkModel, corpus: Corpus, tokens: Tokens, temperatures: dict[str
     # Transformers 5 takes the type from here: half as large as a file, in float32 as a model, as Transformers 4 has it.
     _set_type(config, "float32")
     _write(folder / "config.json", config)
+    (folder / "model.safetensors").chmod(0o644)
     save_tokenizer(folder)
     save_voices(corpus, tokens, folder)
 

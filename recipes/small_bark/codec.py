@@ -19,7 +19,8 @@ from .tokens import CODEBOOK_SIZE, CODEBOOKS, EMBEDDING
 _FRAMES = 40
 _BATCH = 6
 _WINDOWS = (128, 256, 512, 1024)
-_FLOOR = 1e-2
+# About 55 dB under a loud harmonic: vowels differ in the valleys between formants too.
+_FLOOR = 1e-3
 
 
 def build(codebooks: np.ndarray, seed: int) -> EncodecModel:

@@ -27,11 +27,11 @@ from .data import make as make_corpus
 
 # For about two hours on two cores, with the codec beside the transformers.
 PLANS = {
-    "semantic": loop.Plan(steps=1600, rate=2e-3, weight_decay=0.05),
-    "coarse": loop.Plan(steps=3200, rate=2e-3, weight_decay=0.02),
-    "fine": loop.Plan(steps=1600, rate=2e-3, weight_decay=0.02),
-    "codec": loop.Plan(steps=6000, rate=2e-3),
-    "tune": loop.Plan(steps=1200, rate=5e-4),
+    "semantic": loop.Plan(steps=1200, rate=2e-3, weight_decay=0.05),
+    "coarse": loop.Plan(steps=2600, rate=2e-3, weight_decay=0.02),
+    "fine": loop.Plan(steps=1200, rate=2e-3, weight_decay=0.02),
+    "codec": loop.Plan(steps=4500, rate=2e-3),
+    "tune": loop.Plan(steps=1000, rate=5e-4),
 }
 # Of sampling; chosen on the development split. The fine stage takes the likeliest code at 1.
 TEMPERATURES = {"semantic": 0.6, "coarse": 0.5, "fine": 1.0}
