@@ -67,7 +67,6 @@ def generation_config(temperatures: dict[str, float]) -> dict[str, Any]:
         "coarse_acoustics_config": {
             "do_sample": True,
             "temperature": temperatures["coarse"],
-            "pad_token_id": COARSE_PAD,
             "coarse_infer_token": COARSE_INFER,
             "coarse_rate_hz": CODEC_RATE,
             "coarse_semantic_pad_token": COARSE_PAD,
