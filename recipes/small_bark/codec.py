@@ -1,4 +1,4 @@
-"""EnCodec, whose decoder is trained to speak the codes of tokens.py: spectra at four resolutions, and the waveform."""
+"""EnCodec, whose decoder is trained to speak the codes of tokens.py: spectra at four resolutions, and the samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import EncodecConfig, EncodecModel
 
 from . import loop
-from .features import HOP, SAMPLE_RATE
+from .features import FFT, HOP, MEL_FILTERS, SAMPLE_RATE
 from .tokens import CODEBOOK_SIZE, CODEBOOKS, EMBEDDING
 
 _FRAMES = 40
@@ -120,14 +120,18 @@ def train(
 
 
 def spectral_loss(output: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Loss of two batches of waveforms (batch, samples): log magnitudes, magnitudes, samples."""
-    logs = magnitudes = torch.zeros(())
+    """Loss of two batches of waveforms (batch, samples): log magnitudes, log mel bands, magnitudes, samples."""
+    logs = mels = magnitudes = torch.zeros(())
     for size in _WINDOWS:
         window = torch.hann_window(size)
         stacked = torch.stft(torch.cat([output, target]), size, size // 4, window=window, return_complex=True)
         ours, theirs = (stacked.abs() / size**0.5).chunk(2)
         logs = logs + F.l1_loss((ours + _FLOOR).log(), (theirs + _FLOOR).log()) / len(_WINDOWS)
         magnitudes = magnitudes + (ours - theirs).norm() / theirs.norm() / len(_WINDOWS)
+        if size == FFT:
+            bands = torch.from_numpy(MEL_FILTERS.T).to(ours.dtype)
+            mels = F.l1_loss((bands @ ours + _FLOOR).log(), (bands @ theirs + _FLOOR).log())
     wave = (output - target).norm() / target.norm()
-    total = logs + magnitudes + 0.5 * wave
-    return total, {"log": logs.item(), "magnitude": magnitudes.item(), "wave": wave.item()}
+    total = logs + mels + magnitudes + 0.5 * wave
+    figures = {"log": logs, "mel": mels, "magnitude": magnitudes, "wave": wave}
+    return total, {name: value.item() for name, value in figures.items()}

@@ -14,7 +14,7 @@ SAMPLE_RATE = 16_000
 HOP = 320
 MEL_BANDS = 32
 _WINDOW = 400
-_FFT = 512
+FFT = 512
 # Sample of a frame on which its first and its second spectrum are centred.
 _CENTRES = (HOP // 2 + 40, HOP + 40)
 _FLOOR = 1e-3
@@ -35,7 +35,7 @@ def log_mel(audio: np.ndarray) -> np.ndarray:
     padded = np.pad(audio, (_WINDOW, (count + 2) * HOP + _WINDOW - len(audio)))
     starts = np.arange(count)[:, None] * HOP + np.array(_CENTRES) - _WINDOW // 2 + _WINDOW
     windows = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[starts] * np.hanning(_WINDOW)
-    magnitude = np.abs(rfft(windows, _FFT)) @ _MEL
+    magnitude = np.abs(rfft(windows, FFT)) @ MEL_FILTERS
     return np.log(np.maximum(magnitude, _FLOOR)).astype(np.float32)
 
 
@@ -78,10 +78,10 @@ def _mel_filters() -> np.ndarray:
     """Triangles, equally wide on the mel scale (2595 log10(1 + f / 700)): shape (FFT // 2 + 1, MEL_BANDS)."""
     top = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, MEL_BANDS + 2) / 2595) - 1)
-    frequency = np.linspace(0, SAMPLE_RATE / 2, _FFT // 2 + 1)[:, None]
+    frequency = np.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1)[:, None]
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     rising, falling = (frequency - left) / (centre - left), (right - frequency) / (right - centre)
     return np.maximum(0, np.minimum(rising, falling))
 
 
-_MEL = _mel_filters()
+MEL_FILTERS = _mel_filters()

@@ -30,7 +30,7 @@ PLANS = {
     "semantic": loop.Plan(steps=1200, rate=2e-3, weight_decay=0.05),
     "coarse": loop.Plan(steps=2600, rate=2e-3, weight_decay=0.02),
     "fine": loop.Plan(steps=1200, rate=2e-3, weight_decay=0.02),
-    "codec": loop.Plan(steps=4500, rate=2e-3),
+    "codec": loop.Plan(steps=4600, rate=2e-3),
     "tune": loop.Plan(steps=1000, rate=5e-4),
 }
 # Of sampling; chosen on the development split. The fine stage takes the likeliest code at 1.
