@@ -37,7 +37,7 @@ def write(checkpoint: Path, results: dict[str, Any]) -> str:
         split=results["split"],
         seed=results["seed"],
         table=_table(results),
-        corpus=", ".join(f"{training} of {voice}" for voice, (training, _) in VOICES.items()),
+        corpus=", ".join(f"{training} of {voice}" for voice, (training, *_) in VOICES.items()),
         semantic_tokens=SEMANTIC_TOKENS,
         semantic_rate=layout.SEMANTIC_RATE,
         codebooks=CODEBOOKS,

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from .vocabulary import Kind, Split, draw
 
 SAMPLE_RATE = 16_000
-# Utterances of each voice: (training, development).
-VOICES = {"slt": (2400, 60), "rms": (1400, 40)}
+# Utterances of each voice: training, development, and more for the semantic model, which has most to learn from texts.
+VOICES = {"slt": (2400, 60, 2700), "rms": (1400, 40, 1300)}
 _PEAK = 0.7
 
 
@@ -61,9 +61,23 @@ def make(seed: int) -> Corpus:
     """The corpus: half digits, half phrases; no text twice with the same voice."""
     rng = random.Random(seed)
     jobs: list[tuple[str, str, Split]] = []
-    for voice, (training, development) in VOICES.items():
+    for voice, (training, development, _) in VOICES.items():
         jobs += [(text, voice, "train") for text in _texts(rng, "train", training)]
         jobs += [(text, voice, "dev") for text in _texts(rng, "dev", development)]
+    return _spoken(jobs)
+
+
+def make_more(seed: int, known: Corpus) -> Corpus:
+    """Other texts of the training split."""
+    rng = random.Random(seed + 1)
+    spoken = set(zip(known.texts, known.voices, strict=True))
+    jobs: list[tuple[str, str, Split]] = []
+    for voice, (_, _, more) in VOICES.items():
+        jobs += [(text, voice, "train") for text in _texts(rng, "train", more) if (text, voice) not in spoken]
+    return _spoken(jobs)
+
+
+def _spoken(jobs: list[tuple[str, str, Split]]) -> Corpus:
     with ThreadPoolExecutor(2) as pool:
         spoken = pool.map(lambda job: speak(job[0], job[1]), jobs)
         audio = list(tqdm(spoken, total=len(jobs), desc="flite"))

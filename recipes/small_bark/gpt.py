@@ -58,17 +58,20 @@ class Examples:
     """Draws examples for the models; the random numbers come from the generator of the step."""
 
     def __init__(self, corpus: Corpus, tokens: Tokens, split: str) -> None:
-        ids = {word: index for index, word in enumerate(layout.TEXT_TOKENS)}
-        self._utterances = [
-            Utterance(semantic.astype(np.int64), codes.astype(np.int64), [ids[w] for w in text.split()], voice)
-            for semantic, codes, text, voice, part in zip(
-                tokens.semantic, tokens.codes, corpus.texts, corpus.voices, corpus.splits, strict=True
-            )
-            if part == split
-        ]
+        self._utterances: list[Utterance] = []
         self._by_voice: dict[str, list[Utterance]] = {}
-        for utterance in self._utterances:
-            self._by_voice.setdefault(utterance.voice, []).append(utterance)
+        self.add(corpus, tokens.semantic, tokens.codes, split)
+
+    def add(self, corpus: Corpus, semantic: list[np.ndarray], codes: list[np.ndarray], split: str) -> None:
+        """Draw from those of a split of this corpus too."""
+        ids = {word: index for index, word in enumerate(layout.TEXT_TOKENS)}
+        rows = zip(semantic, codes, corpus.texts, corpus.voices, corpus.splits, strict=True)
+        for tokens, code, text, voice, part in rows:
+            if part == split:
+                text_ids = [ids[word] for word in text.split()]
+                utterance = Utterance(tokens.astype(np.int64), code.astype(np.int64), text_ids, voice)
+                self._utterances.append(utterance)
+                self._by_voice.setdefault(voice, []).append(utterance)
 
     def draw(self, rng: np.random.Generator) -> tuple[Utterance, Utterance | None]:
         """An utterance, and the one before it where there is a preset."""

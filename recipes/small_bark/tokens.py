@@ -29,17 +29,22 @@ _OCTAVE = 3.5
 
 @dataclass
 class Tokens:
-    """Of every utterance: semantic (T / 2,) and codes (CODEBOOKS, T); the codebooks (CODEBOOKS, size, EMBEDDING)."""
+    """
+    Of every utterance: semantic (T / 2,) and codes (CODEBOOKS, T); the codebooks (CODEBOOKS, size, EMBEDDING) and the
+    centres of the semantic clusters (SEMANTIC_TOKENS, features).
+    """
 
     semantic: list[np.ndarray]
     codes: list[np.ndarray]
     codebooks: np.ndarray
+    centres: np.ndarray
 
     def save(self, path: Path) -> None:
         """Write an .npz."""
         lengths = np.array([len(item) for item in self.semantic])
         flat, codes = np.concatenate(self.semantic), np.concatenate(self.codes, axis=1)
-        np.savez(path, lengths=lengths, semantic=flat, codes=codes, codebooks=self.codebooks)
+        arrays = {"codebooks": self.codebooks, "centres": self.centres}
+        np.savez(path, allow_pickle=False, lengths=lengths, semantic=flat, codes=codes, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Tokens:
@@ -48,7 +53,7 @@ class Tokens:
             ends = np.cumsum(file["lengths"])[:-1]
             semantic = np.split(file["semantic"], ends)
             codes = np.split(file["codes"], 2 * ends, axis=1)
-            return cls(semantic, codes, file["codebooks"])
+            return cls(semantic, codes, file["codebooks"], file["centres"])
 
 
 def make(corpus: Corpus, seed: int) -> Tokens:
@@ -59,19 +64,24 @@ def make(corpus: Corpus, seed: int) -> Tokens:
     lengths = np.array([len(mel) for mel in mels])
     train = np.repeat(np.array(corpus.splits) == "train", lengths)
     mel, tone = np.concatenate(mels), np.concatenate(pitches)
-    semantic = _semantic(mel, train, rng)
+    features = _cepstra(mel)
+    centres = _cluster(features[train[::2]], SEMANTIC_TOKENS, rng)
+    semantic = _assign(features, centres)
     codes, codebooks = _codes(mel, tone, train, rng)
     ends = np.cumsum(lengths)[:-1]
-    return Tokens(np.split(semantic, ends // 2), np.split(codes, ends, axis=1), codebooks)
+    return Tokens(np.split(semantic, ends // 2), np.split(codes, ends, axis=1), codebooks, centres)
 
 
-def _semantic(mel: np.ndarray, train: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One token for two frames: cepstra of both together, and how they change from the first to the second."""
+def semantic_alone(corpus: Corpus, centres: np.ndarray) -> list[np.ndarray]:
+    """Semantic tokens of other utterances, by the same clusters."""
+    return [_assign(_cepstra(log_mel(audio)), centres) for audio in tqdm(corpus.audio, desc="semantic tokens")]
+
+
+def _cepstra(mel: np.ndarray) -> np.ndarray:
+    """Of two frames together, and how they change from the first to the second: shape (frames / 2, 32)."""
     cepstra = dct(mel.reshape(-1, 4, MEL_BANDS), axis=2, norm="ortho")[:, :, :16]
-    features = np.concatenate(
-        [cepstra.mean(axis=1), 0.5 * (cepstra[:, 2:].mean(axis=1) - cepstra[:, :2].mean(axis=1))], 1
-    )
-    return _assign(features, _cluster(features[train[::2]], SEMANTIC_TOKENS, rng))
+    change = cepstra[:, 2:].mean(axis=1) - cepstra[:, :2].mean(axis=1)
+    return np.concatenate([cepstra.mean(axis=1), 0.5 * change], axis=1)
 
 
 def _codes(

@@ -22,16 +22,16 @@ import numpy as np
 import torch
 
 from . import assemble, card, codec, evaluate, gpt, loop, tokens
-from .data import Corpus
+from .data import Corpus, make_more
 from .data import make as make_corpus
 
 # For about two hours on two cores, with the codec beside the transformers.
 PLANS = {
-    "semantic": loop.Plan(steps=1200, rate=2e-3, weight_decay=0.05),
+    "semantic": loop.Plan(steps=4000, rate=2e-3, weight_decay=0.05),
     "coarse": loop.Plan(steps=2600, rate=2e-3, weight_decay=0.02),
-    "fine": loop.Plan(steps=1200, rate=2e-3, weight_decay=0.02),
-    "codec": loop.Plan(steps=4600, rate=2e-3),
-    "tune": loop.Plan(steps=1000, rate=5e-4),
+    "fine": loop.Plan(steps=2400, rate=2e-3, weight_decay=0.02),
+    "codec": loop.Plan(steps=6000, rate=2e-3),
+    "tune": loop.Plan(steps=1500, rate=5e-4),
 }
 # Of sampling; chosen on the development split. The fine stage takes the likeliest code at 1.
 TEMPERATURES = {"semantic": 0.6, "coarse": 0.5, "fine": 1.0}
@@ -61,6 +61,8 @@ def data(run: Run) -> None:
     """Speech by flite."""
     if not run.path("data.npz").exists():
         make_corpus(run.seed).save(run.path("data.npz"))
+    if not run.path("more.npz").exists():
+        make_more(run.seed, run.corpus()).save(run.path("more.npz"))
 
 
 def tokenise(run: Run) -> None:
@@ -76,6 +78,10 @@ def transformer(stage: str) -> Callable[[Run], None]:
         path = run.path(f"{stage}.pt")
         if not loop.finished(path, PLANS[stage]):
             examples = gpt.Examples(run.corpus(), run.tokens(), "train")
+            if stage == "semantic":
+                more = Corpus.load(run.path("more.npz"))
+                spoken = tokens.semantic_alone(more, run.tokens().centres)
+                examples.add(more, spoken, [np.zeros((tokens.CODEBOOKS, 0))] * len(spoken), "train")
             gpt.train(stage, examples, PLANS[stage], path, run.seed)
 
     return train
