@@ -21,6 +21,9 @@ _BATCH = 6
 _WINDOWS = (128, 256, 512, 1024)
 # About 55 dB under a loud harmonic: vowels differ in the valleys between formants too.
 _FLOOR = 1e-3
+# Mel bands are what words are told apart by.
+_MEL_WEIGHT = 3.0
+_WAVE_WEIGHT = 0.5
 
 
 def build(codebooks: np.ndarray, seed: int) -> EncodecModel:
@@ -132,6 +135,6 @@ def spectral_loss(output: Tensor, target: Tensor) -> tuple[Tensor, dict[str, flo
             bands = torch.from_numpy(MEL_FILTERS.T).to(ours.dtype)
             mels = F.l1_loss((bands @ ours + _FLOOR).log(), (bands @ theirs + _FLOOR).log())
     wave = (output - target).norm() / target.norm()
-    total = logs + mels + magnitudes + 0.5 * wave
+    total = logs + _MEL_WEIGHT * mels + magnitudes + _WAVE_WEIGHT * wave
     figures = {"log": logs, "mel": mels, "magnitude": magnitudes, "wave": wave}
     return total, {name: value.item() for name, value in figures.items()}
