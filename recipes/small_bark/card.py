@@ -38,6 +38,7 @@ def write(checkpoint: Path, results: dict[str, Any]) -> str:
         seed=results["seed"],
         table=_table(results),
         corpus=", ".join(f"{training} of {voice}" for voice, (training, *_) in VOICES.items()),
+        more=", ".join(f"{more} of {voice}" for voice, (*_, more) in VOICES.items()),
         semantic_tokens=SEMANTIC_TOKENS,
         semantic_rate=layout.SEMANTIC_RATE,
         codebooks=CODEBOOKS,
