@@ -1,16 +1,15 @@
-"""Loads a Bark model to speak with, or builds one of random weights where there is none."""
+"""Loads a Bark model to speak with, or builds one of random weights to measure."""
 
 from __future__ import annotations
 
 import copy
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import AutoModel, AutoProcessor, BarkConfig, BarkModel, GenerationConfig
 from transformers.models.bark.generation_configuration_bark import (
@@ -20,14 +19,14 @@ from transformers.models.bark.generation_configuration_bark import (
 )
 from transformers.utils import logging as transformers_logging
 
+from bark_accel.checkpoint import small_bark_path
+
 from .compat import no_init_weights
 
 SHAPES = {
     "bark-small": {"num_layers": 12, "num_heads": 12, "hidden_size": 768},
     "bark": {"num_layers": 24, "num_heads": 16, "hidden_size": 1024},
 }
-_CONFIG_FILE = "config.json"
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # suno's semantic head has 10 000 tokens, the end of speech, and 47 rows that mean nothing.
 _UNUSED_OUTPUTS = 48
 _WEIGHT_STD = 0.02
@@ -36,16 +35,13 @@ _HEAD_STD = 0.1
 
 @dataclass(frozen=True)
 class LoadedBark:
-    """A model in eval mode, and its processor or the reason why there is none.
-
-    `pretrained` is False for a model of random weights that was built here: it makes noise.
-    """
+    """A model in eval mode, its processor or the reason why there is none, and its words if it has no others."""
 
     model: BarkModel
     processor: Any
     name: str
-    pretrained: bool
     processor_problem: str | None = None
+    vocabulary: tuple[str, ...] | None = None
 
     @property
     def any_processor(self) -> Any:
@@ -57,41 +53,34 @@ class LoadedBark:
         return fake_inputs(self.model, text) if self.processor is None else dict(self.processor(text))
 
 
-def load_bark(name_or_path: str | None = None, shape: str = "bark-small") -> LoadedBark:
-    """Load a checkpoint, or build random weights where none is named and none is cached.
+def load_bark(name_or_path: str | None = None) -> LoadedBark:
+    """Load a checkpoint.
 
     Parameters
     ----------
     name_or_path : str, optional
-        A folder, or a model id of the Hub (downloaded if it must be). Not given: suno's checkpoint of that
-        shape when the local Hub cache has it, else random weights; the network is not used.
-    shape : {"bark-small", "bark"}
-        Which of suno's shapes to build or to look for; unused when `name_or_path` is given.
+        A folder, or a model id of the Hub (downloaded if it must be). Not given: the small Bark that comes with the
+        package; the network is not used.
 
     Raises
     ------
-    ValueError
-        Unknown shape.
     OSError
         No such folder or model, or files missing in it.
     """
     if name_or_path is not None:
         return _from_pretrained(name_or_path, local_files_only=Path(name_or_path).is_dir())
-    if shape not in SHAPES:
-        raise ValueError(f"shape: expected one of {', '.join(map(repr, SHAPES))}, got {shape!r}")
-    if is_cached(f"suno/{shape}"):
-        return _from_pretrained(f"suno/{shape}", local_files_only=True)
-    problem = f"suno/{shape} is not in the local Hub cache"
-    return LoadedBark(random_bark(shape), None, f"random weights of {shape}'s shapes", False, problem)
+    loaded = _from_pretrained(str(small_bark_path()), local_files_only=True)
+    tokenizer = loaded.processor.tokenizer
+    words = sorted(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens), key=tokenizer.get_vocab().get)
+    return replace(loaded, name="the small Bark that comes with bark_accel", vocabulary=tuple(words))
 
 
-def is_cached(name: str) -> bool:
-    """Whether the local Hub cache has the config and the weights of a model."""
-
-    def has(file: str) -> bool:
-        return isinstance(try_to_load_from_cache(name, file), str)
-
-    return has(_CONFIG_FILE) and any(map(has, _WEIGHT_FILES))
+def unknown_words(loaded: LoadedBark, text: str) -> list[str]:
+    """Words for which the tokenizer has no token, each once."""
+    tokenizer = loaded.processor.tokenizer
+    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    places = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
+    return list(dict.fromkeys(text[start:end] for token, (start, end) in places if token == tokenizer.unk_token_id))
 
 
 def random_bark(shape: str = "bark-small", seed: int = 0) -> BarkModel:
@@ -101,7 +90,14 @@ def random_bark(shape: str = "bark-small", seed: int = 0) -> BarkModel:
     flat distribution, rounding errors would decide between near ties. The end-of-speech row of the semantic
     head is zero, far below the most likely tokens: the model never ends early, and lengths are what the
     caller asks for.
+
+    Raises
+    ------
+    ValueError
+        Unknown shape.
     """
+    if shape not in SHAPES:
+        raise ValueError(f"shape: expected one of {', '.join(map(repr, SHAPES))}, got {shape!r}")
     config = _config(shape)
     with no_init_weights():
         model = BarkModel(config)
@@ -242,12 +238,12 @@ def _from_pretrained(name: str, *, local_files_only: bool) -> LoadedBark:
         processor = AutoProcessor.from_pretrained(name, local_files_only=local_files_only)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        return LoadedBark(model, None, name, True, f"{name} has no usable tokenizer ({reason})")
+        return LoadedBark(model, None, name, f"{name} has no usable tokenizer ({reason})")
     tokenizer = processor.tokenizer
     # Without its files, Transformers builds a tokenizer that knows special tokens only.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        return LoadedBark(model, None, name, True, f"{name} has no usable tokenizer (it knows no words)")
-    return LoadedBark(model, processor, name, True)
+        return LoadedBark(model, None, name, f"{name} has no usable tokenizer (it knows no words)")
+    return LoadedBark(model, processor, name)
 
 
 def _as_dict(config: GenerationConfig) -> dict[str, Any]:

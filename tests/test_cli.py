@@ -14,7 +14,7 @@ from bark_models import SUNO, build, submodels
 from typer.testing import CliRunner
 
 import bark_accel
-from bark_accel import accelerate_bark, restore_bark
+from bark_accel import accelerate_bark, restore_bark, small_bark_path
 from bark_accel.cli import bench as bench_module
 from bark_accel.cli import measure, stream
 from bark_accel.cli.app import app
@@ -70,7 +70,8 @@ def test_demo_compares_and_writes(checkpoint, tmp_path):
     accelerated, _ = soundfile.read(out / "accelerated.wav")
     assert rate == 24_000 and len(stock) > 0
     np.testing.assert_allclose(accelerated, stock, atol=1e-4)
-    assert (out / "stage_times.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("spectrogram.png", "stage_times.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_demo_fails_where_tokens_differ(checkpoint, tmp_path, monkeypatch):
@@ -80,12 +81,35 @@ def test_demo_fails_where_tokens_differ(checkpoint, tmp_path, monkeypatch):
     assert "NOT equal" in result.output and "coarse: 1 of 48" in result.output
 
 
-def test_random_weights_are_announced(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "is_cached", lambda name: False)
-    monkeypatch.setattr(checkpoints, "random_bark", lambda shape: tiny)
-    result = run("say", "hello", "-o", tmp_path / "x.wav", "--max-seconds", 0.1)
+def test_demo_speaks_with_the_small_bark_where_no_model_is_named(tmp_path):
+    result = run("demo", "--out", tmp_path)
     assert result.exit_code == 0, result.output
-    assert "RANDOM WEIGHTS" in result.output and "noise, not speech" in result.output
+    assert "the small Bark" in result.output and "All tokens are equal" in result.output
+    assert "Hello, my dog is cute" in result.output and "made-up ids" not in result.output
+    assert soundfile.info(tmp_path / "accelerated.wav").samplerate == 16_000
+
+
+@pytest.mark.parametrize("options", [[], ["--stream"], ["--voice", small_bark_path() / "speaker_embeddings/rms.npz"]])
+def test_say_speaks_with_the_small_bark_where_no_model_is_named(tmp_path, options):
+    result = run("say", "Hello, my dog is 4!", "-o", tmp_path / "a.wav", "--max-seconds", 1, *options)
+    assert result.exit_code == 0, result.output
+    assert soundfile.info(tmp_path / "a.wav").samplerate == 16_000 and soundfile.info(tmp_path / "a.wav").frames > 0
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_words_that_the_small_bark_does_not_know_are_named(tmp_path, as_file):
+    text, out = "Hello Zorro, my crocodile is cute; hello Zorro", tmp_path / "a.wav"
+    (tmp_path / "a.txt").write_text(text)
+    result = run("say", *(["--file", tmp_path / "a.txt"] if as_file else [text]), "-o", out)
+    assert result.exit_code == 2 and not out.exists()
+    message = " ".join(result.output.split())
+    assert "does not know: Zorro, crocodile. It only says digits and these words: zero, one, " in message
+    assert "--model suno/bark-small" in message
+
+
+def test_another_model_is_asked_for_any_word(checkpoint):
+    loaded = load_bark(str(checkpoint))
+    assert loaded.vocabulary is None and load_bark().vocabulary[:2] == ("zero", "one")
 
 
 def test_say_writes_a_file_with_a_voice(checkpoint, tmp_path):
@@ -258,16 +282,16 @@ def test_recorder_copies_what_a_later_stage_overwrites(tiny):
 def test_a_saved_model_loads_back(checkpoint):
     loaded = load_bark(str(checkpoint))
     assert loaded.processor is None and "no usable tokenizer" in loaded.processor_problem
-    assert loaded.pretrained and not loaded.model.training
+    assert not loaded.model.training
     expected, inputs = build(SUNO), loaded.inputs("hello there")
     torch.testing.assert_close(
         loaded.model.generate(**inputs, **OPTIONS), expected.generate(**inputs, **OPTIONS), rtol=0, atol=0
     )
 
 
-def test_load_bark_refuses_an_unknown_shape():
-    with pytest.raises(ValueError, match="bark-small"):
-        load_bark(shape="bark-huge")
+def test_an_unknown_shape_is_refused():
+    with pytest.raises(ValueError, match="expected one of 'bark-small', 'bark', got 'bark-huge'"):
+        checkpoints.random_bark("bark-huge")
 
 
 def test_fake_inputs_are_the_same_every_time(suno_model):

@@ -22,8 +22,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="PATH_OR_ID",
-        help="A folder or a Hub model id. Not given: suno/bark-small if it is in the local Hub cache, "
-        "else random weights.",
+        help="A folder or a Hub model id, such as suno/bark-small. Not given: the small Bark that comes with "
+        "bark_accel, which says digits and short phrases.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the random numbers.")]
@@ -32,9 +32,12 @@ Seed = Annotated[int, typer.Option(help="Seed of the random numbers.")]
 @app.command()
 def demo(
     model: Model = None,
-    seconds: Annotated[float, typer.Option(min=0.02, help="Length of the utterance, at most.")] = 2.0,
+    seconds: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.02, help="Length of the utterance, at most. Not given: the model's own limit."),
+    ] = None,
     seed: Seed = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the .wav files and the chart.")] = Path("demo_out"),
+    out: Annotated[Path, typer.Option(help="Folder for the .wav files and the pictures.")] = Path("demo_out"),
 ) -> None:
     """Generate one utterance stock and accelerated, and compare tokens and times."""
     with friendly_errors():

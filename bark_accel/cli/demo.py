@@ -21,7 +21,7 @@ from .measure import (
     token_differences,
     waveform_difference,
 )
-from .present import comparison_table, save_chart
+from .present import comparison_table, save_chart, save_spectrogram
 from .progress import StageBars, progress_bars
 
 if TYPE_CHECKING:
@@ -29,20 +29,19 @@ if TYPE_CHECKING:
 
     from bark_accel.patches.checkpoints import LoadedBark
 
-TEXT = "Hello, this is Bark, once as it comes and once accelerated."
+TEXT = "Hello, my dog is cute."
 
 
-def demo(name: str | None, seconds: float, seed: int, folder: Path) -> None:
-    from bark_accel.patches.checkpoints import coarse_per_semantic, sample_rate, semantic_tokens
+def demo(name: str | None, seconds: float | None, seed: int, folder: Path) -> None:
+    from bark_accel.patches.checkpoints import coarse_per_semantic, max_semantic_tokens, sample_rate, semantic_tokens
 
     loaded = load(name)
     model = loaded.model
     if model.dtype != torch.float32:
         warn(f"the checkpoint is {model.dtype}; the demo runs it in float32, where tokens have to be equal")
         model.float()
-    tokens = semantic_tokens(model, seconds)
-    ending = "at most" if loaded.pretrained else "exactly: random weights never end an utterance themselves"
-    out.print(f"Length: {seconds:g} s ({tokens} semantic tokens), {ending}. Seed: {seed}.")
+    tokens = max_semantic_tokens(model) if seconds is None else semantic_tokens(model, seconds)
+    out.print(f"Text: {TEXT} At most {tokens} semantic tokens. Seed: {seed}.", markup=False)
     read_weights(model)
     inputs = loaded.inputs(TEXT)
     with progress_bars() as progress:
@@ -59,6 +58,7 @@ def demo(name: str | None, seconds: float, seed: int, folder: Path) -> None:
     rate = sample_rate(model)
     for label, run in (("stock", stock), ("accelerated", accelerated)):
         write_wav(folder / f"{label}.wav", run.outputs["codec"], rate)
+    save_spectrogram(folder / "spectrogram.png", accelerated.outputs["codec"][0].float().cpu().numpy(), rate, TEXT)
     _show(model, stock, accelerated, folder)
     _check(stock, accelerated)
 
@@ -71,12 +71,7 @@ def load(name: str | None) -> LoadedBark:
     with out.status("Loading the model"):
         loaded = load_bark(name)
     out.print(f"Model: {loaded.name}", markup=False)
-    if not loaded.pretrained:
-        warn(
-            f"{loaded.processor_problem}, so this model has RANDOM WEIGHTS: it makes noise, not speech. "
-            "It does the same work as the real one. For speech, name a checkpoint with --model."
-        )
-    elif loaded.processor is None:
+    if loaded.processor is None:
         warn(f"{loaded.processor_problem}; words become made-up ids, so the model does not say the text")
     return loaded
 
@@ -95,7 +90,7 @@ def _show(model: BarkModel, stock: Run, accelerated: Run, folder: Path) -> None:
     facts = machine_facts()
     title = f"{accelerated.audio_s:.1f} s of audio on {facts['threads']} threads of {facts['cpu']}"
     save_chart(folder / "stage_times.png", rows, title)
-    for name in ("stock.wav", "accelerated.wav", "stage_times.png"):
+    for name in ("stock.wav", "accelerated.wav", "spectrogram.png", "stage_times.png"):
         out.print(f"wrote {folder / name}", markup=False, soft_wrap=True)
 
 

@@ -1,10 +1,11 @@
-"""Comparisons as a table and as a bar chart."""
+"""Comparisons as a table and as a bar chart, speech as a spectrogram."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.table import Table
 
 from .measure import Comparison, Spread
@@ -61,6 +62,29 @@ def save_chart(path: Path, rows: Sequence[Comparison], title: str) -> None:
     axes.margins(y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def save_spectrogram(path: Path, samples: np.ndarray, rate: int, title: str) -> None:
+    """Power of samples [S] over time and frequency, in dB, 80 dB down from the loudest."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 3.5), layout="constrained")
+    # Windows of 32 ms, a new one every 4 ms.
+    length, hop = round(0.032 * rate), round(0.004 * rate)
+    padded = np.pad(samples, (0, max(0, length - len(samples))))
+    # A floor, so that silence has a logarithm.
+    noise = 1e-6 * np.random.default_rng(0).standard_normal(len(padded))
+    _, _, _, image = axes.specgram(padded + noise, NFFT=length, Fs=rate, noverlap=length - hop, cmap="magma")
+    loudest = image.get_array().max()
+    image.set_clim(loudest - 80, loudest)
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("Hz")
+    axes.set_title(title, fontsize=11)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from bark_accel.patches.checkpoints import LoadedBark
     from bark_accel.patches.history import PresetArrays
 
-# A model of random weights never ends by itself.
-_RANDOM_SECONDS = 3.0
+# The small Bark has learnt to say short utterances.
+_SMALL_CHUNK_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,25 @@ def _check_save_voice(request: Request) -> None:
 
 def _say(request: Request, path: Path, name: str | None) -> None:
     loaded = load(name)
-    if request.max_seconds is None and not loaded.pretrained:
-        request = replace(request, max_seconds=_RANDOM_SECONDS)
+    _check_words(loaded, request.text or read_text(request.file))
+    if loaded.vocabulary is not None:
+        request = replace(request, long_text={"max_chunk_s": _SMALL_CHUNK_S, **request.long_text})
     if request.file is not None:
         preset = say_file(loaded, request.file, path, request, _options(loaded.model, request))
     else:
         preset = _say_text(loaded, request.text or "", path, request)
     _save_voice(preset, request.save_voice)
+
+
+def _check_words(loaded: LoadedBark, text: str) -> None:
+    from bark_accel.patches.checkpoints import unknown_words
+
+    unknown = [] if loaded.vocabulary is None else unknown_words(loaded, text)
+    if unknown:
+        raise ValueError(
+            f"{loaded.name} does not know: {', '.join(unknown)}. It only says digits and these words: "
+            f"{', '.join(loaded.vocabulary or ())}. For any other text name a model, such as --model suno/bark-small"
+        )
 
 
 def _save_voice(preset: PresetArrays | None, path: Path | None) -> None:
