@@ -16,6 +16,7 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkSemanticGenerationConfig,
 )
 
+from bark_accel import small_bark_path
 from bark_accel.patches.compat import no_init_weights
 
 
@@ -34,6 +35,7 @@ class Layout:
     fine_history: int
     block_size: int
     max_new_tokens: int
+    codebooks: int = 8
 
     @property
     def semantic_outputs(self) -> int:
@@ -47,6 +49,34 @@ class Layout:
 SUNO = Layout(119_552, 10_000, 1024, 48, 256, 630, 60, 1024, 512, 1024, 768)
 # No constant is suno's: windows of odd length, a semantic pad token inside the coarse vocabulary's tail.
 SMALL = Layout(60, 100, 64, 9, 16, 90, 21, 96, 48, 160, 90)
+
+
+def speaking() -> BarkModel:
+    """The trained model that comes with the package, in eval mode."""
+    return BarkModel.from_pretrained(small_bark_path()).eval()
+
+
+def layout_of(model: BarkModel) -> Layout:
+    """As its generation config has it."""
+    config = model.generation_config
+    semantic, coarse, fine = config.semantic_config, config.coarse_acoustics_config, config.fine_acoustics_config
+    return Layout(
+        # Of `generation_config` below the other way round.
+        text_vocab=semantic["text_pad_token"] - semantic["text_encoding_offset"] + 5,
+        semantic_vocab=semantic["semantic_vocab_size"],
+        codebook_size=config.codebook_size,
+        coarse_extra=model.config.coarse_acoustics_config.output_vocab_size
+        - semantic["semantic_vocab_size"]
+        - 2 * config.codebook_size,
+        max_input=semantic["max_input_semantic_length"],
+        max_coarse_history=coarse["max_coarse_history"],
+        window=coarse["sliding_window_len"],
+        fine_input=fine["max_fine_input_length"],
+        fine_history=fine["max_fine_history_length"],
+        block_size=model.config.semantic_config.block_size,
+        max_new_tokens=semantic["max_new_tokens"],
+        codebooks=fine["n_fine_codebooks"],
+    )
 
 
 def build(
@@ -140,7 +170,7 @@ def generation_config(
     fine_config = BarkFineGenerationConfig(
         max_fine_history_length=layout.fine_history,
         max_fine_input_length=layout.fine_input,
-        n_fine_codebooks=8,
+        n_fine_codebooks=layout.codebooks,
         **(fine or {}),
     )
     return GenerationConfig(
@@ -180,7 +210,7 @@ def texts(layout: Layout, lengths: list[int], seed: int = 0) -> dict[str, Tensor
 def preset(layout: Layout, semantic_tokens: int, frames: int, seed: int = 0, dtype=torch.int64) -> dict[str, Tensor]:
     """A random voice preset."""
     rng = torch.Generator().manual_seed(seed)
-    fine = torch.randint(0, layout.codebook_size, (8, frames), generator=rng)
+    fine = torch.randint(0, layout.codebook_size, (layout.codebooks, frames), generator=rng)
     return {
         "semantic_prompt": torch.randint(0, layout.semantic_vocab, (semantic_tokens,), generator=rng).to(dtype),
         "coarse_prompt": fine[:2].clone().to(dtype),

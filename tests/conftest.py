@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 import transformers
-from bark_models import SMALL, SUNO, build
+from bark_models import SMALL, SUNO, build, speaking
 
 if find_spec("hypothesis") is not None:  # a machine with a GPU may lack it: tests/gpu does without
     import hypothesis
@@ -39,3 +39,9 @@ def small_model():
 def suno_model():
     """suno's constants, two layers of width 32. Never patch it: copy it."""
     return build(SUNO)
+
+
+@pytest.fixture(scope="session")
+def speaking_model():
+    """The one that comes with the package: trained, 25 semantic tokens and 50 frames of 6 codebooks a second."""
+    return speaking()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,14 +61,15 @@ def listen(audio: list[np.ndarray], said: list[str], kind: Kind) -> list[Heard]:
 
 @torch.no_grad()
 def say(
-    bark: BarkModel, processor: Any, said: list[str], voice: str | None, batch: int, seed: int, **options: Any
+    generate: Callable[..., Any], processor: Any, said: list[str], voice: str | None, batch: int, seed: int
 ) -> list[np.ndarray]:
-    """Generate every text; a batch costs little more than one row. `options` go to `generate`."""
-    torch.manual_seed(seed)
+    """Every text by `generate` (the method of a BarkModel); a batch costs little more than one row."""
     audio = []
     for start in tqdm(range(0, len(said), batch), desc=voice or "no preset"):
         inputs = processor(said[start : start + batch], voice_preset=voice)
-        waves, lengths = bark.generate(**inputs, return_output_lengths=True, **options)
+        # Each batch has a seed, so that ways to generate that draw differently draw the same for the next one.
+        torch.manual_seed(seed + start)
+        waves, lengths = generate(**inputs, return_output_lengths=True)
         audio += [wave[:length].float().numpy() for wave, length in zip(waves, lengths, strict=True)]
     return audio
 
@@ -93,7 +95,7 @@ def evaluate(folder: Path, split: Split, count: int, batch: int, seed: int) -> d
     for kind in KINDS:
         said = texts(kind, split, count, seed)
         for voice in (None, *processor.available_voice_presets):
-            heard = listen(say(bark, processor, said, voice, batch, seed), said, kind)
+            heard = listen(say(bark.generate, processor, said, voice, batch, seed), said, kind)
             results[f"{kind}, {voice or 'no preset'}"] = figures(heard)
         for voice in processor.available_voice_presets:
             results[f"{kind}, flite {voice}"] = figures(listen([speak(text, voice) for text in said], said, kind))

@@ -61,8 +61,33 @@ def compare(expected: list[str], heard: list[str]) -> Errors:
 
 def word_error_rate(results: list[Errors], seed: int = 0) -> tuple[float, float, float]:
     """Rate, and the bounds of its 95 % interval (bootstrap over utterances)."""
+    errors, words = _resampled(results, seed)
+    return _rate(results), *_interval(errors / words)
+
+
+def rate_difference(results: list[Errors], baseline: list[Errors], seed: int = 0) -> tuple[float, float, float]:
+    """
+    By how much the rate is above that of `baseline`, and the bounds of its 95 % interval: bootstrap over utterances,
+    the same ones of both, which are of the same texts in the same order.
+    """
+    if [result.words for result in results] != [result.words for result in baseline]:
+        raise ValueError("baseline: expected the utterances of the same texts")
+    errors, words = _resampled(results, seed)
+    errors_there, _ = _resampled(baseline, seed)
+    return _rate(results) - _rate(baseline), *_interval((errors - errors_there) / words)
+
+
+def _rate(results: list[Errors]) -> float:
+    return sum(result.errors for result in results) / sum(result.words for result in results)
+
+
+def _resampled(results: list[Errors], seed: int) -> np.ndarray:
+    """[2, 2000]: errors and words of resampled sets of utterances."""
     counts = np.array([(result.errors, result.words) for result in results], dtype=float)
     picks = np.random.default_rng(seed).integers(len(counts), size=(2000, len(counts)))
-    samples = counts[picks].sum(axis=1)
-    low, high = np.percentile(samples[:, 0] / samples[:, 1], [2.5, 97.5])
-    return float(counts[:, 0].sum() / counts[:, 1].sum()), float(low), float(high)
+    return counts[picks].sum(axis=1).T
+
+
+def _interval(samples: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return float(low), float(high)

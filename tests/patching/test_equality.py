@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bark_models import SMALL, SUNO, build, preset, submodels, texts
+from bark_models import SMALL, SUNO, build, layout_of, preset, submodels, texts
 from parity import accelerated_copy, assert_equal_to_stock, run
 
 from bark_accel import accelerate_bark
@@ -44,6 +44,13 @@ def small_pair(small_model):
     return small_model, accelerated_copy(small_model)
 
 
+@pytest.fixture(scope="module", params=["small_model", "speaking_model"])
+def pair(request):
+    """Stock and accelerated, of random and of trained weights."""
+    stock = request.getfixturevalue(request.param)
+    return stock, accelerated_copy(stock)
+
+
 @pytest.fixture(scope="module")
 def suno_pair(suno_model):
     return suno_model, accelerated_copy(suno_model)
@@ -51,26 +58,26 @@ def suno_pair(suno_model):
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_options_and_batches(small_pair, options, batch):
-    lengths = [3, 16, 7, 1, 11][:batch]
+def test_options_and_batches(pair, options, batch):
+    inputs = texts(layout_of(pair[0]), [3, 16, 7, 1, 11][:batch])
     for seed in (0, 1):
-        assert_equal_to_stock(*small_pair, seed=seed, **texts(SMALL, lengths), **options)
+        assert_equal_to_stock(*pair, seed=seed, **inputs, **options)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7, 30, 33, 34, 40, 64, 65, 90])
 @pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
-def test_every_length(small_pair, tokens, options):
-    """From one token past the coarse history (90 tokens) and past one fine window (96 frames)."""
-    assert_equal_to_stock(*small_pair, **texts(SMALL, [5]), semantic_max_new_tokens=tokens, **options)
+def test_every_length(pair, tokens, options):
+    """From one token past the coarse history and past one fine window (90 tokens and 96 frames, 96 and 128)."""
+    assert_equal_to_stock(*pair, **texts(layout_of(pair[0]), [5]), semantic_max_new_tokens=tokens, **options)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (9, 14), (30, 45), (31, 46), (60, 90), (90, 200)])
 @pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
-def test_presets_of_any_length(small_pair, shape, options):
-    history = preset(SMALL, *shape)
-    inputs = texts(SMALL, [5, 9])
+def test_presets_of_any_length(pair, shape, options):
+    layout = layout_of(pair[0])
+    history, inputs = preset(layout, *shape), texts(layout, [5, 9])
     for tokens in (10, 70):
-        assert_equal_to_stock(*small_pair, **inputs, history_prompt=history, semantic_max_new_tokens=tokens, **options)
+        assert_equal_to_stock(*pair, **inputs, history_prompt=history, semantic_max_new_tokens=tokens, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])

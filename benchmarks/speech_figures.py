@@ -1,0 +1,86 @@
+"""Figures, table and plot of `speech_quality.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from recipes.small_bark.evaluate import KINDS, Heard
+from recipes.small_bark.recogniser import Errors, rate_difference, word_error_rate
+from recipes.small_bark.vocabulary import Kind
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+
+def summarise(heard: dict[Kind, list[Heard]], stock: dict[Kind, list[Heard]]) -> dict[str, Any]:
+    """Word error rates with 95 % intervals, and what differs from stock on the same texts."""
+    items = [item for kind in KINDS for item in heard[kind]]
+    same = [item for kind in KINDS for item in stock[kind][: len(heard[kind])]]
+    rates = {kind: _rate(heard[kind]) for kind in KINDS}
+    difference, low, high = rate_difference(_errors(items), _errors(same))
+    return {
+        "utterances": len(items),
+        "words": sum(item.errors.words for item in items),
+        "word_error_rate": {**rates, "all": _rate(items)},
+        "above_stock": {"difference": difference, "interval": [low, high]},
+        "ended": sum(item.ended for item in items) / len(items),
+        "length_of_stock": sum(item.seconds for item in items) / sum(item.seconds for item in same),
+    }
+
+
+def table(ways: dict[str, dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| | words | digits | phrases | all | above stock, points | ended | length of stock's |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, its in ways.items():
+        rates = " | ".join(_percent(its["word_error_rate"][kind]) for kind in (*KINDS, "all"))
+        lines.append(
+            f"| {name} | {its['words']} | {rates} | {_points(name, its)} | {its['ended']:.1%} | "
+            f"{its['length_of_stock']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def save_plot(path: Path, ways: dict[str, dict[str, Any]]) -> None:
+    """A point a way: its word error rate, whiskers of the 95 % interval."""
+    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.27 * len(ways)), layout="constrained")
+    for line, (name, its) in enumerate(ways.items()):
+        rate, (low, high) = its["word_error_rate"]["all"]["rate"], its["word_error_rate"]["all"]["interval"]
+        colour = "#9aa5b1" if name.startswith("stock") else "#2ca02c" if "preview" in name else "#1f77b4"
+        axes.errorbar(
+            100 * rate, line, xerr=[[100 * (rate - low)], [100 * (high - rate)]], fmt="o", color=colour, capsize=3
+        )
+    axes.axvline(100 * next(iter(ways.values()))["word_error_rate"]["all"]["rate"], color="#9aa5b1", linewidth=0.8)
+    axes.set_yticks(range(len(ways)), list(ways))
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("word error rate of the small Bark, % (less is better), 95 % intervals")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _errors(items: list[Heard]) -> list[Errors]:
+    return [item.errors for item in items]
+
+
+def _rate(items: list[Heard]) -> dict[str, Any]:
+    rate, low, high = word_error_rate(_errors(items))
+    return {"rate": rate, "interval": [low, high]}
+
+
+def _percent(its: dict[str, Any]) -> str:
+    low, high = its["interval"]
+    return f"{its['rate']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _points(name: str, its: dict[str, Any]) -> str:
+    if name.startswith("stock"):
+        return ""
+    low, high = (100 * bound for bound in its["above_stock"]["interval"])
+    return f"{100 * its['above_stock']['difference']:+.1f} ({low:+.1f} to {high:+.1f})"

@@ -1,0 +1,203 @@
+"""Does the fast, 16-bit, int8 or streamed way sound worse? Word error rate of the small Bark, each way beside stock.
+
+PYTHONPATH=. python benchmarks/speech_quality.py --json NEW.json --plot NEW.png
+
+Texts that no training and no choice has seen, each said once; pocketsphinx reads them with a grammar of all texts of
+their kind. Every batch has a seed, the same for every way, so that what differs is the way: intervals of differences
+are bootstrap over utterances of both. Every way leaves a file in --work, and is not generated again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from speech_figures import save_plot, summarise, table
+from transformers import AutoProcessor, BarkModel
+
+from bark_accel import AudioStreamer, accelerate_bark, long_form, small_bark_path
+from bark_accel.cli.measure import commit, machine_facts, versions
+from bark_accel.patches.checkpoints import quiet_transformers
+from recipes.small_bark.evaluate import KINDS, Heard, listen, say, texts
+from recipes.small_bark.vocabulary import Kind, Split
+
+# The largest number of phrases that the test split can give is 208.
+COUNTS: dict[Kind, int] = {"digits": 400, "phrases": 200}
+SEED = 2_026
+BATCH = 16
+# The same computation as in float32 stock, up to the order of sums.
+_SAME_AUDIO = 1e-5
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to generate.
+
+    `weights` None is stock. `stream` holds the settings of an AudioStreamer. `share` of the texts are said. `as_stock`:
+    the audio has to be that of stock with the same voice.
+    """
+
+    weights: str | None = "same"
+    stream: dict[str, Any] | None = None
+    voice: str | None = None
+    batch: int = BATCH
+    share: float = 1.0
+    as_stock: bool = False
+    long_text: bool = False
+
+    @property
+    def baseline(self) -> str:
+        """Name of stock's way with the same voice."""
+        return "stock" if self.voice is None else f"stock, {self.voice}"
+
+
+def low_latency(**settings: Any) -> dict[str, Any]:
+    return {"policy": "low_latency", **settings}
+
+
+WAYS = {
+    "stock": Way(None),
+    "float32": Way(as_stock=True),
+    "float16": Way("float16"),
+    "bfloat16": Way("bfloat16"),
+    "int8": Way("int8"),
+    "float32, one at a time": Way(batch=1),
+    "exact": Way(stream={"policy": "exact"}, as_stock=True),
+    "low_latency": Way(stream=low_latency()),
+    "preview": Way(stream={"policy": "preview"}),
+    "low_latency, interleave": Way(stream=low_latency(interleave=True)),
+    "low_latency, int8": Way("int8", stream=low_latency()),
+    "low_latency, first chunk 15": Way(stream=low_latency(first_chunk_frames=15), share=0.5),
+    "low_latency, first chunk 60": Way(stream=low_latency(first_chunk_frames=60), share=0.5),
+    "low_latency, all chunks 15": Way(stream=low_latency(first_chunk_frames=15, max_chunk_frames=15), share=0.5),
+    "low_latency, all chunks 30": Way(stream=low_latency(max_chunk_frames=30), share=0.5),
+    "low_latency, all chunks 60": Way(stream=low_latency(first_chunk_frames=60, max_chunk_frames=60), share=0.5),
+    "low_latency, lookahead 0": Way(stream=low_latency(lookahead_frames=0), share=0.5),
+    "low_latency, lookahead 5": Way(stream=low_latency(lookahead_frames=5), share=0.5),
+    "low_latency, lookahead 30": Way(stream=low_latency(lookahead_frames=30), share=0.5),
+    "low_latency, all chunks 15, lookahead 0": Way(
+        stream=low_latency(first_chunk_frames=15, max_chunk_frames=15, lookahead_frames=0), share=0.5
+    ),
+    "stock, slt": Way(None, voice="slt", share=0.5),
+    "float32, slt": Way(voice="slt", share=0.5, as_stock=True),
+    "int8, slt": Way("int8", voice="slt", share=0.5),
+    "low_latency, slt": Way(stream=low_latency(), voice="slt", share=0.5),
+    "stock, rms": Way(None, voice="rms", share=0.5),
+    "float32, rms": Way(voice="rms", share=0.5, as_stock=True),
+    "long text, the voice carried on": Way(voice="slt", share=0.5, long_text=True),
+}
+
+
+@dataclass
+class Suite:
+    """A checkpoint, the texts, and the folder of what has been measured of them."""
+
+    checkpoint: Path
+    said: dict[Kind, list[str]]
+    seed: int
+    folder: Path
+    processor: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.processor = AutoProcessor.from_pretrained(self.checkpoint)
+
+    @cached_property
+    def stock(self) -> BarkModel:
+        return BarkModel.from_pretrained(self.checkpoint).eval()
+
+    def measure(self, name: str, way: Way) -> dict[Kind, list[Heard]]:
+        """What is heard, from the file of an earlier run where there is one."""
+        file = self.folder / f"{name}.json"
+        if not file.exists():
+            generate = self._generate(way)
+            heard = {kind: self._hear(name, way, kind, generate) for kind in KINDS}
+            file.write_text(json.dumps({kind: [asdict(item) for item in its] for kind, its in heard.items()}))
+        return {kind: [Heard(**item) for item in its] for kind, its in json.loads(file.read_text()).items()}
+
+    def _hear(self, name: str, way: Way, kind: Kind, generate: Callable[..., Any]) -> list[Heard]:
+        said = self.said[kind][: round(way.share * len(self.said[kind]))]
+        if way.long_text:
+            return listen(list(self._long(said, way.voice)), said, kind)
+        audio = say(generate, self.processor, said, way.voice, way.batch, self.seed)
+        if way.weights is None:
+            np.savez(self.folder / f"{name}, {kind}.npz", *audio)
+        if way.as_stock:
+            return self._as_stock(name, way, kind, audio)
+        return listen(audio, said, kind)
+
+    def _as_stock(self, name: str, way: Way, kind: Kind, audio: list[np.ndarray]) -> list[Heard]:
+        """What was heard of stock, after a look whether this is stock's audio."""
+        with np.load(self.folder / f"{way.baseline}, {kind}.npz") as file:
+            for i, wave in enumerate(audio):
+                expected = file[f"arr_{i}"]
+                if wave.shape != expected.shape or np.abs(wave - expected).max(initial=0.0) > _SAME_AUDIO:
+                    raise SystemExit(f"{name}: expected stock's audio, got other for {self.said[kind][i]!r}")
+        return self.measure(way.baseline, WAYS[way.baseline])[kind][: len(audio)]
+
+    def _generate(self, way: Way) -> Callable[..., Any]:
+        """As the method `generate` of a BarkModel."""
+        if way.weights is None:
+            return self.stock.generate
+        model = accelerate_bark(copy.deepcopy(self.stock), weights=way.weights, strict=True)
+        if way.stream is None:
+            return model.generate
+        return lambda **inputs: model.generate(**inputs, streamer=AudioStreamer(model, **way.stream))
+
+    def _long(self, said: list[str], voice: str | None) -> Iterator[np.ndarray]:
+        """Every text a paragraph of one long text."""
+        model = accelerate_bark(copy.deepcopy(self.stock), strict=True)
+        spoken = long_form(model, self.processor, "\n\n".join(said), voice=voice, carry_voice=True, seed=self.seed)
+        for chunk, text in zip(spoken, said, strict=True):
+            assert chunk.text == text, (chunk.text, text)
+            yield chunk.audio.numpy()
+
+
+def work_folder(root: Path, checkpoint: Path, said: dict[Kind, list[str]], seed: int) -> Path:
+    """Of this checkpoint, these texts and this seed."""
+    digest = hashlib.sha256(json.dumps([said, seed, BATCH]).encode())
+    for name in ("model.safetensors", "generation_config.json", "tokenizer.json"):
+        digest.update((checkpoint / name).read_bytes())
+    folder = root / digest.hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, help="default: the small Bark that comes with the package")
+    parser.add_argument("--split", choices=["dev", "test"], default="test", help="dev for choosing, test for reporting")
+    parser.add_argument("--share", type=float, default=1.0, help="of the texts")
+    parser.add_argument("--only", nargs="+", metavar="WAY", help="these, and stock")
+    parser.add_argument("--work", type=Path, default=Path("build/speech_quality"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    quiet_transformers()
+    split: Split = options.split
+    counts = {kind: max(2, round(options.share * count)) for kind, count in COUNTS.items()}
+    said = {kind: texts(kind, split, count, SEED) for kind, count in counts.items()}
+    checkpoint = options.checkpoint or small_bark_path()
+    suite = Suite(checkpoint, said, SEED, work_folder(options.work, checkpoint, said, SEED))
+    chosen = {name: way for name, way in WAYS.items() if not options.only or name in options.only}
+    chosen = {**{way.baseline: WAYS[way.baseline] for way in chosen.values()}, **chosen}
+    heard = {name: suite.measure(name, way) for name, way in chosen.items()}
+    ways = {name: summarise(its, heard[chosen[name].baseline]) for name, its in heard.items()}
+    print(table(ways))
+    if options.plot:
+        save_plot(options.plot, ways)
+    if options.json:
+        facts = {"machine": machine_facts(), "versions": versions(), "commit": commit()}
+        settings = {"split": split, "seed": SEED, "batch": BATCH, "texts": counts}
+        options.json.write_text(json.dumps({**facts, **settings, "ways": ways}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

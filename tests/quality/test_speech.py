@@ -1,0 +1,103 @@
+"""The small Bark is understood whichever way it is made to speak: few texts; benchmarks/speech_quality.py has many."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+from transformers import AutoProcessor
+
+from bark_accel import AudioStreamer, accelerate_bark, small_bark_path
+
+pytest.importorskip("pocketsphinx", reason="pocketsphinx, which reads what was said, is not installed")
+# ruff: isort: split
+from recipes.small_bark.evaluate import KINDS, Heard, listen, say, texts
+from recipes.small_bark.recogniser import word_error_rate
+
+# For each kind, one batch.
+TEXTS = 20
+SEED = 7
+# Twenty texts of a kind are about 180 words in all: two standard errors of a rate of 5 % are 4 points.
+STOCK_LIMIT = 0.12
+MORE_THAN_STOCK = 0.05
+
+
+class Speech:
+    """What the model says each way, and what is heard of it, both once."""
+
+    def __init__(self, stock):
+        self.stock = stock
+        self.processor = AutoProcessor.from_pretrained(small_bark_path())
+        self.said = {kind: texts(kind, "test", TEXTS, SEED) for kind in KINDS}
+        self._audio: dict[str, dict[str, list[np.ndarray]]] = {}
+        self._heard: dict[str, list[Heard]] = {}
+
+    def audio(self, way):
+        if way not in self._audio:
+            generate = self._generate(way)
+            self._audio[way] = {
+                kind: say(generate, self.processor, self.said[kind], None, TEXTS, SEED) for kind in KINDS
+            }
+        return self._audio[way]
+
+    def heard(self, way):
+        if way not in self._heard:
+            audio = self.audio(way)
+            self._heard[way] = [item for kind in KINDS for item in listen(audio[kind], self.said[kind], kind)]
+        return self._heard[way]
+
+    def rate(self, way):
+        return word_error_rate([item.errors for item in self.heard(way)])[0]
+
+    def _generate(self, way):
+        if way == "stock":
+            return self.stock.generate
+        weights = way if way in ("float16", "int8") else "same"
+        model = accelerate_bark(copy.deepcopy(self.stock), weights=weights, strict=True)
+        if way == "low_latency":
+            return lambda **inputs: model.generate(**inputs, streamer=AudioStreamer(model, policy=way))
+        return model.generate
+
+
+@pytest.fixture(scope="module")
+def speech(speaking_model):
+    return Speech(speaking_model)
+
+
+def test_stock_is_understood(speech):
+    assert sum(item.errors.words for item in speech.heard("stock")) > 100
+    assert speech.rate("stock") <= STOCK_LIMIT, [(i.text, i.heard) for i in speech.heard("stock") if i.errors.errors]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_said_decides_what_is_heard(speech, kind):
+    """The measure can fail: other texts' audio is not understood."""
+    said = speech.said[kind]
+    heard = listen(speech.audio("stock")[kind][1:], said[:-1], kind)
+    assert word_error_rate([item.errors for item in heard])[0] > 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_says_the_very_same(speech, kind):
+    for text, ours, stocks in zip(
+        speech.said[kind], speech.audio("float32")[kind], speech.audio("stock")[kind], strict=True
+    ):
+        assert ours.shape == stocks.shape, text
+        np.testing.assert_allclose(ours, stocks, rtol=0, atol=1e-5, err_msg=text)
+
+
+@pytest.mark.parametrize("way", ["float16", "int8", "low_latency"])
+def test_the_fast_ways_are_understood_as_well(speech, way):
+    assert speech.rate(way) <= speech.rate("stock") + MORE_THAN_STOCK
+
+
+@pytest.mark.parametrize("way", ["stock", "float16", "int8", "low_latency"])
+def test_every_utterance_ends_by_itself(speech, way):
+    assert [item.text for item in speech.heard(way) if not item.ended] == []
+
+
+def test_a_stream_is_as_long_as_the_utterance(speech):
+    for kind in KINDS:
+        lengths = [[len(wave) for wave in speech.audio(way)[kind]] for way in ("stock", "low_latency")]
+        assert lengths[0] == lengths[1]
