@@ -35,7 +35,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make matrix  run the parity suite with every supported Transformers (MATRIX='--only 4.46.3' for one)"
 	@echo "make sanitize  the CPU kernels of every instruction set under ASan, UBSan and TSan"
-	@echo "make bench  compare ops, steps, stages, whole generations, streams and memory with stock (an hour)"
+	@echo "make bench  compare ops, steps, stages, whole generations, streams, memory and speech with stock (an hour and a half)"
 	@echo "make cuda-check  compile and link the CUDA kernels (nvcc needed, no GPU)"
 	@echo "make gpu    on a machine with a GPU: build, parity, benchmarks (GPU_PYTHON=$(GPU_PYTHON))"
 	@echo "make gpu-sanitize  the kernels under compute-sanitizer, on a machine with a GPU"
@@ -65,7 +65,6 @@ demo: setup
 
 # Goes on where it was stopped. `cp -r build/small_bark/checkpoint/. bark_accel/small_bark` ships the result.
 small-bark: setup
-	$(BIN)/python -m pip install --no-deps -r recipes/small_bark/requirements.txt
 	$(BIN)/python -m recipes.small_bark.train
 
 test: setup $(TEST_DATA_STAMP)
@@ -84,6 +83,8 @@ bench: setup
 	$(BIN)/python benchmarks/quality.py --json benchmarks/results/cpu_quality.json
 	$(BIN)/python benchmarks/memory.py --json benchmarks/results/cpu_memory.json
 	$(BIN)/python benchmarks/generation.py --suite --json benchmarks/results/cpu_generation.json --plots docs
+	PYTHONPATH=. $(BIN)/python benchmarks/speech_quality.py --json benchmarks/results/cpu_speech_quality.json \
+		--plot docs/speech_quality.png
 	$(BIN)/python benchmarks/report.py benchmarks/results docs/benchmarks.md
 
 lint: setup

@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import speech_figures
 from summarise import table
 
 STAGES = ("semantic", "coarse", "fine", "codec", "total")
+_NOT_MEASURED = "Not measured in this state."
 
 
 def generations(records: list[dict[str, Any]]) -> str:
@@ -66,6 +68,12 @@ def quality(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def speech(record: dict[str, Any]) -> str:
+    texts = " and ".join(f"{count} of {kind}" for kind, count in record["texts"].items())
+    facts = f"{texts}, split {record['split']}, seed {record['seed']}, in batches of {record['batch']}."
+    return f"{facts} {_measured_on(record)}\n\n{speech_figures.table(record['ways'])}"
+
+
 def _case(record: dict[str, Any]) -> str:
     extras = [record["shape"]] if record["shape"] != "bark-small" else []
     extras += [f"batch of {record['batch']}"] if record["batch"] > 1 else []
@@ -88,10 +96,11 @@ def _measured_on(record: dict[str, Any]) -> str:
 
 def report(folder: Path) -> str:
     """The whole page."""
-    names = ("steps", "generation", "memory", "quality")
+    names = ("steps", "generation", "memory", "quality", "speech_quality")
     files = {name: folder / f"cpu_{name}.json" for name in names}
-    # Memory is the one part that is measured on Linux only.
-    read = {name: json.loads(file.read_text()) for name, file in files.items() if name != "memory" or file.exists()}
+    # Memory is measured on Linux only, speech where pocketsphinx is installed.
+    optional = ("memory", "speech_quality")
+    read = {n: json.loads(file.read_text()) for n, file in files.items() if n not in optional or file.exists()}
     text = (Path(__file__).parent / "report.md").read_text()
     different = [_case(r) for r in read["generation"] if r["token_differences"].get("float32")]
     if different:
@@ -102,8 +111,9 @@ def report(folder: Path) -> str:
         "generation_machine": _measured_on(read["generation"][0]),
         "generations": generations(read["generation"]),
         "streams": streams(read["generation"]),
-        "memory": memory(read["memory"]) if "memory" in read else "Not measured in this state.",
+        "memory": memory(read["memory"]) if "memory" in read else _NOT_MEASURED,
         "quality": quality(read["quality"]),
+        "speech": speech(read["speech_quality"]) if "speech_quality" in read else _NOT_MEASURED,
     }
     for name, part in parts.items():
         assert f"[[{name}]]" in text, name

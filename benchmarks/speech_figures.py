@@ -1,4 +1,4 @@
-"""Figures, table and plot of `speech_quality.py`."""
+"""Table and plot of what `speech_quality.py` measured."""
 
 from __future__ import annotations
 
@@ -7,28 +7,10 @@ from typing import Any
 
 import matplotlib
 
-from recipes.small_bark.evaluate import KINDS, Heard
-from recipes.small_bark.recogniser import Errors, rate_difference, word_error_rate
-from recipes.small_bark.vocabulary import Kind
-
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-
-def summarise(heard: dict[Kind, list[Heard]], stock: dict[Kind, list[Heard]]) -> dict[str, Any]:
-    """Word error rates with 95 % intervals, and what differs from stock on the same texts."""
-    items = [item for kind in KINDS for item in heard[kind]]
-    same = [item for kind in KINDS for item in stock[kind][: len(heard[kind])]]
-    rates = {kind: _rate(heard[kind]) for kind in KINDS}
-    difference, low, high = rate_difference(_errors(items), _errors(same))
-    return {
-        "utterances": len(items),
-        "words": sum(item.errors.words for item in items),
-        "word_error_rate": {**rates, "all": _rate(items)},
-        "above_stock": {"difference": difference, "interval": [low, high]},
-        "ended": sum(item.ended for item in items) / len(items),
-        "length_of_stock": sum(item.seconds for item in items) / sum(item.seconds for item in same),
-    }
+RATES = ("digits", "phrases", "all")
 
 
 def table(ways: dict[str, dict[str, Any]]) -> str:
@@ -38,7 +20,7 @@ def table(ways: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, its in ways.items():
-        rates = " | ".join(_percent(its["word_error_rate"][kind]) for kind in (*KINDS, "all"))
+        rates = " | ".join(_percent(its["word_error_rate"][kind]) for kind in RATES)
         lines.append(
             f"| {name} | {its['words']} | {rates} | {_points(name, its)} | {its['ended']:.1%} | "
             f"{its['length_of_stock']:.3f} |"
@@ -63,15 +45,6 @@ def save_plot(path: Path, ways: dict[str, dict[str, Any]]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
-
-
-def _errors(items: list[Heard]) -> list[Errors]:
-    return [item.errors for item in items]
-
-
-def _rate(items: list[Heard]) -> dict[str, Any]:
-    rate, low, high = word_error_rate(_errors(items))
-    return {"rate": rate, "interval": [low, high]}
 
 
 def _percent(its: dict[str, Any]) -> str:

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from speech_figures import save_plot, summarise, table
+from speech_figures import save_plot, table
 from transformers import AutoProcessor, BarkModel
 
 from bark_accel import AudioStreamer, accelerate_bark, long_form, small_bark_path
 from bark_accel.cli.measure import commit, machine_facts, versions
 from bark_accel.patches.checkpoints import quiet_transformers
 from recipes.small_bark.evaluate import KINDS, Heard, listen, say, texts
+from recipes.small_bark.recogniser import Errors, rate_difference, word_error_rate
 from recipes.small_bark.vocabulary import Kind, Split
 
 # The largest number of phrases that the test split can give is 208.
@@ -158,6 +159,31 @@ class Suite:
         for chunk, text in zip(spoken, said, strict=True):
             assert chunk.text == text, (chunk.text, text)
             yield chunk.audio.numpy()
+
+
+def summarise(heard: dict[Kind, list[Heard]], stock: dict[Kind, list[Heard]]) -> dict[str, Any]:
+    """Word error rates with 95 % intervals, and what differs from stock on the same texts."""
+    items = [item for kind in KINDS for item in heard[kind]]
+    same = [item for kind in KINDS for item in stock[kind][: len(heard[kind])]]
+    rates = {kind: _rate(heard[kind]) for kind in KINDS}
+    difference, low, high = rate_difference(_errors(items), _errors(same))
+    return {
+        "utterances": len(items),
+        "words": sum(item.errors.words for item in items),
+        "word_error_rate": {**rates, "all": _rate(items)},
+        "above_stock": {"difference": difference, "interval": [low, high]},
+        "ended": sum(item.ended for item in items) / len(items),
+        "length_of_stock": sum(item.seconds for item in items) / sum(item.seconds for item in same),
+    }
+
+
+def _errors(items: list[Heard]) -> list[Errors]:
+    return [item.errors for item in items]
+
+
+def _rate(items: list[Heard]) -> dict[str, Any]:
+    rate, low, high = word_error_rate(_errors(items))
+    return {"rate": rate, "interval": [low, high]}
 
 
 def work_folder(root: Path, checkpoint: Path, said: dict[Kind, list[str]], seed: int) -> Path:
