@@ -79,8 +79,8 @@ def save_spectrogram(path: Path, samples: np.ndarray, rate: int, title: str) -> 
     padded = np.pad(samples, (0, max(0, length - len(samples))))
     # A floor, so that silence has a logarithm.
     noise = 1e-6 * np.random.default_rng(0).standard_normal(len(padded))
-    _, _, _, image = axes.specgram(padded + noise, NFFT=length, Fs=rate, noverlap=length - hop, cmap="magma")
-    loudest = image.get_array().max()
+    power, _, _, image = axes.specgram(padded + noise, NFFT=length, Fs=rate, noverlap=length - hop, cmap="magma")
+    loudest = 10 * np.log10(power.max())
     image.set_clim(loudest - 80, loudest)
     axes.set_xlabel("seconds")
     axes.set_ylabel("Hz")

@@ -90,7 +90,7 @@ def _check_save_voice(request: Request) -> None:
 
 def _say(request: Request, path: Path, name: str | None) -> None:
     loaded = load(name)
-    _check_words(loaded, request.text or read_text(request.file))
+    _check_words(loaded, request.text or "" if request.file is None else read_text(request.file))
     if loaded.vocabulary is not None:
         request = replace(request, long_text={"max_chunk_s": _SMALL_CHUNK_S, **request.long_text})
     if request.file is not None:
