@@ -44,11 +44,15 @@ def small_pair(small_model):
     return small_model, accelerated_copy(small_model)
 
 
-@pytest.fixture(scope="module", params=["small_model", "speaking_model"])
+@pytest.fixture(scope="module")
+def speaking_pair(speaking_model):
+    return speaking_model, accelerated_copy(speaking_model)
+
+
+@pytest.fixture(params=["small_pair", "speaking_pair"])
 def pair(request):
     """Stock and accelerated, of random and of trained weights."""
-    stock = request.getfixturevalue(request.param)
-    return stock, accelerated_copy(stock)
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +62,18 @@ def suno_pair(suno_model):
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_options_and_batches(pair, options, batch):
-    inputs = texts(layout_of(pair[0]), [3, 16, 7, 1, 11][:batch])
+def test_options_and_batches(small_pair, options, batch):
+    lengths = [3, 16, 7, 1, 11][:batch]
     for seed in (0, 1):
-        assert_equal_to_stock(*pair, seed=seed, **inputs, **options)
+        assert_equal_to_stock(*small_pair, seed=seed, **texts(SMALL, lengths), **options)
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("batch", [1, 5])
+def test_options_and_batches_of_the_trained_model(speaking_pair, options, batch):
+    """Shorter utterances of a larger model."""
+    inputs = texts(layout_of(speaking_pair[0]), [3, 16, 7, 1, 11][:batch])
+    assert_equal_to_stock(*speaking_pair, **inputs, semantic_max_new_tokens=16, **options)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7, 30, 33, 34, 40, 64, 65, 90])
