@@ -74,6 +74,7 @@ WAYS = {
     "bfloat16": Way("bfloat16"),
     "int8": Way("int8"),
     "float32, one at a time": Way(batch=1, share=0.4),
+    "float32, rows as if alone": Way(fix_stock_bugs=("batch_tails",)),
     "exact": Way(stream={"policy": "exact"}, as_stock=True),
     "low_latency": Way(stream=low_latency()),
     "preview": Way(stream={"policy": "preview"}),
