@@ -16,14 +16,15 @@ RATES = ("digits", "phrases", "all")
 def table(ways: dict[str, dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| | words | digits | phrases | all | above stock, points | ended | length of stock's |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | words | digits | phrases | all | above stock, points | ended | length of stock's | same fine codes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, its in ways.items():
         rates = " | ".join(_percent(its["word_error_rate"][kind]) for kind in RATES)
+        codes = "" if its["same_fine_codes"] is None else f"{its['same_fine_codes']:.0%}"
         lines.append(
             f"| {name} | {its['words']} | {rates} | {_points(name, its)} | {its['ended']:.1%} | "
-            f"{its['length_of_stock']:.3f} |"
+            f"{its['length_of_stock']:.3f} | {codes} |"
         )
     return "\n".join(lines)
 

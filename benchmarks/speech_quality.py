@@ -26,6 +26,7 @@ from transformers import AutoProcessor, BarkModel
 from bark_accel import AudioStreamer, accelerate_bark, long_form, small_bark_path
 from bark_accel.cli.measure import commit, machine_facts, versions
 from bark_accel.patches.checkpoints import quiet_transformers
+from bark_accel.patches.history import generate_with_presets
 from recipes.small_bark.evaluate import KINDS, Heard, listen, say, texts
 from recipes.small_bark.recogniser import Errors, rate_difference, word_error_rate
 from recipes.small_bark.vocabulary import Kind, Split
@@ -45,7 +46,8 @@ class Way:
     """A way to generate.
 
     `weights` None is stock. `stream` holds the settings of an AudioStreamer. `share` of the texts are said. `as_stock`:
-    the audio has to be that of stock with the same voice, but for near ties.
+    the audio has to be that of stock with the same voice,
+    but for near ties.
     """
 
     weights: str | None = "same"
@@ -56,6 +58,11 @@ class Way:
     as_stock: bool = False
     long_text: bool = False
     fix_stock_bugs: tuple[str, ...] = ()
+
+    @property
+    def draws_as_stock(self) -> bool:
+        """A stream whose semantic and coarse tokens are those of stock."""
+        return self.stream is not None and self.weights == "same" and not self.stream.get("interleave")
 
     @property
     def baseline(self) -> str:
@@ -101,6 +108,17 @@ WAYS = {
 }
 
 
+@dataclass(frozen=True)
+class Utterances:
+    """What was heard of each, and for streams with all codebooks: the share of fine codes that are stock's."""
+
+    heard: list[Heard]
+    same_codes: list[float] | None
+
+
+Said = dict[Kind, Utterances]
+
+
 @dataclass
 class Suite:
     """A checkpoint, the texts, and the folder of what has been measured of them."""
@@ -118,30 +136,38 @@ class Suite:
     def stock(self) -> BarkModel:
         return BarkModel.from_pretrained(self.checkpoint).eval()
 
-    def measure(self, name: str, way: Way) -> dict[Kind, list[Heard]]:
-        """What is heard, from the file of an earlier run where there is one."""
+    def measure(self, name: str, way: Way) -> Said:
+        """What was said, from the file of an earlier run where there is one."""
         file = self.folder / f"{name}.json"
         if not file.exists():
             print(name, flush=True)
-            generate = self._generate(way)
-            heard = {kind: self._hear(name, way, kind, generate) for kind in KINDS}
-            file.write_text(json.dumps({kind: [asdict(item) for item in its] for kind, its in heard.items()}))
-        return {kind: [Heard(**item) for item in its] for kind, its in json.loads(file.read_text()).items()}
+            said = {kind: self._say(name, way, kind) for kind in KINDS}
+            file.write_text(json.dumps({kind: asdict(its) for kind, its in said.items()}))
+        read = json.loads(file.read_text())
+        return {
+            kind: Utterances([Heard(**item) for item in its["heard"]], its["same_codes"]) for kind, its in read.items()
+        }
 
-    def _hear(self, name: str, way: Way, kind: Kind, generate: Callable[..., Any]) -> list[Heard]:
-        said = self.said[kind][: round(way.share * len(self.said[kind]))]
+    def _say(self, name: str, way: Way, kind: Kind) -> Utterances:
+        # Whole batches: what a row draws depends on the others.
+        said = self.said[kind][: max(1, round(way.share * len(self.said[kind]) / BATCH)) * BATCH]
         if way.long_text:
-            return listen(list(self._long(said, way.voice)), said, kind)
-        audio = say(generate, self.processor, said, way.voice, way.batch, self.seed)
+            return Utterances(listen(list(self._long(said, way.voice)), said, kind), None)
+        codes: list[np.ndarray | None] = []
+        audio = say(self._generate(way, codes), self.processor, said, way.voice, way.batch, self.seed)
         if way.weights is None:
             np.savez(self.folder / f"{name}, {kind}.npz", *audio)
-        if way.as_stock:
-            return self._as_stock(name, way, kind, audio)
-        return listen(audio, said, kind)
+            np.savez(self.folder / f"{name}, {kind}, codes.npz", *codes)
+        same_codes = None
+        if way.draws_as_stock and codes[0] is not None:
+            with np.load(self.folder / f"{way.baseline}, {kind}, codes.npz") as file:
+                same_codes = [_same_codes(its, file[f"arr_{i}"]) for i, its in enumerate(codes)]
+        heard = self._as_stock(name, way, kind, audio) if way.as_stock else listen(audio, said, kind)
+        return Utterances(heard, same_codes)
 
     def _as_stock(self, name: str, way: Way, kind: Kind, audio: list[np.ndarray]) -> list[Heard]:
         """What was heard of stock, after a look whether this is stock's audio; what is not is heard anew."""
-        said, heard = self.said[kind], self.measure(way.baseline, WAYS[way.baseline])[kind][: len(audio)]
+        said, heard = self.said[kind], self.measure(way.baseline, WAYS[way.baseline])[kind].heard[: len(audio)]
         with np.load(self.folder / f"{way.baseline}, {kind}.npz") as file:
             other = [i for i, wave in enumerate(audio) if not _same(wave, file[f"arr_{i}"])]
         print(f"{name}, {kind}: {len(audio) - len(other)} of {len(audio)} utterances are stock's")
@@ -151,15 +177,21 @@ class Suite:
             heard[i] = item
         return heard
 
-    def _generate(self, way: Way) -> Callable[..., Any]:
-        """As the method `generate` of a BarkModel."""
-        if way.weights is None:
-            return self.stock.generate
-        options = {"weights": way.weights, "fix_stock_bugs": list(way.fix_stock_bugs)}
-        model = accelerate_bark(copy.deepcopy(self.stock), strict=True, **options)
-        if way.stream is None:
-            return model.generate
-        return lambda **inputs: model.generate(**inputs, streamer=AudioStreamer(model, **way.stream))
+    def _generate(self, way: Way, codes: list[np.ndarray | None]) -> Callable[..., Any]:
+        """As the method `generate` of a BarkModel; adds the fine codes of each row to `codes`."""
+        model = self.stock
+        if way.weights is not None:
+            options = {"weights": way.weights, "fix_stock_bugs": list(way.fix_stock_bugs)}
+            model = accelerate_bark(copy.deepcopy(model), strict=True, **options)
+
+        def generate(return_output_lengths: bool, **inputs: Any) -> tuple[Any, list[int]]:
+            if way.stream is not None:
+                inputs["streamer"] = AudioStreamer(model, **way.stream)
+            audio, lengths, presets = generate_with_presets(model, **inputs)
+            codes.extend(None if preset is None else preset["fine_prompt"] for preset in presets)
+            return audio, lengths
+
+        return generate
 
     def _long(self, said: list[str], voice: str | None) -> Iterator[np.ndarray]:
         """Every text a paragraph of one long text."""
@@ -170,11 +202,12 @@ class Suite:
             yield chunk.audio.numpy()
 
 
-def summarise(heard: dict[Kind, list[Heard]], stock: dict[Kind, list[Heard]]) -> dict[str, Any]:
+def summarise(said: Said, stock: Said) -> dict[str, Any]:
     """Word error rates with 95 % intervals, and what differs from stock on the same texts."""
-    items = [item for kind in KINDS for item in heard[kind]]
-    same = [item for kind in KINDS for item in stock[kind][: len(heard[kind])]]
-    rates = {kind: _rate(heard[kind]) for kind in KINDS}
+    items = [item for kind in KINDS for item in said[kind].heard]
+    same = [item for kind in KINDS for item in stock[kind].heard[: len(said[kind].heard)]]
+    codes = [share for kind in KINDS for share in said[kind].same_codes or []]
+    rates = {kind: _rate(said[kind].heard) for kind in KINDS}
     difference, low, high = rate_difference(_errors(items), _errors(same))
     return {
         "utterances": len(items),
@@ -183,6 +216,7 @@ def summarise(heard: dict[Kind, list[Heard]], stock: dict[Kind, list[Heard]]) ->
         "above_stock": {"difference": difference, "interval": [low, high]},
         "ended": sum(item.ended for item in items) / len(items),
         "length_of_stock": sum(item.seconds for item in items) / sum(item.seconds for item in same),
+        "same_fine_codes": sum(codes) / len(codes) if codes else None,
     }
 
 
@@ -197,6 +231,13 @@ def _rate(items: list[Heard]) -> dict[str, Any]:
 
 def _same(wave: np.ndarray, expected: np.ndarray) -> bool:
     return wave.shape == expected.shape and np.abs(wave - expected).max(initial=0.0) <= _SAME_AUDIO
+
+
+def _same_codes(codes: np.ndarray, expected: np.ndarray) -> float:
+    """Of the codebooks that the fine stage adds; 0 where a near tie led to other coarse codes."""
+    if codes.shape != expected.shape or not np.array_equal(codes[:2], expected[:2]):
+        return 0.0
+    return float((codes[2:] == expected[2:]).mean())
 
 
 def work_folder(root: Path, checkpoint: Path, said: dict[Kind, list[str]], seed: int) -> Path:
@@ -227,8 +268,8 @@ def main() -> None:
     suite = Suite(checkpoint, said, SEED, work_folder(options.work, checkpoint, said, SEED))
     chosen = {name: way for name, way in WAYS.items() if not options.only or name in options.only}
     chosen = {**{way.baseline: WAYS[way.baseline] for way in chosen.values()}, **chosen}
-    heard = {name: suite.measure(name, way) for name, way in chosen.items()}
-    ways = {name: summarise(its, heard[chosen[name].baseline]) for name, its in heard.items()}
+    said_by = {name: suite.measure(name, way) for name, way in chosen.items()}
+    ways = {name: summarise(its, said_by[chosen[name].baseline]) for name, its in said_by.items()}
     print(table(ways))
     if options.plot:
         save_plot(options.plot, ways)
