@@ -46,8 +46,7 @@ class Way:
     """A way to generate.
 
     `weights` None is stock. `stream` holds the settings of an AudioStreamer. `share` of the texts are said. `as_stock`:
-    the audio has to be that of stock with the same voice,
-    but for near ties.
+    the audio has to be that of stock with the same voice, but for near ties.
     """
 
     weights: str | None = "same"
