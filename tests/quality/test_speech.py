@@ -13,7 +13,7 @@ from bark_accel import AudioStreamer, accelerate_bark, small_bark_path
 pytest.importorskip("pocketsphinx", reason="pocketsphinx, which reads what was said, is not installed")
 # ruff: isort: split
 from recipes.small_bark.evaluate import KINDS, Heard, listen, say, texts
-from recipes.small_bark.recogniser import word_error_rate
+from recipes.small_bark.recogniser import Errors, compare, rate_difference, word_error_rate
 
 # For each kind, one batch.
 TEXTS = 20
@@ -104,3 +104,23 @@ def test_a_stream_is_as_long_as_the_utterance(speech):
     for kind in KINDS:
         lengths = [[len(wave) for wave in speech.audio(way)[kind]] for way in ("stock", "low_latency")]
         assert lengths[0] == lengths[1]
+
+
+@pytest.mark.parametrize(
+    "expected, heard, errors",
+    [("one two", "one two", 0), ("one two", "", 2), ("one", "one one", 1), ("one two three", "two four three", 2)],
+)
+def test_word_errors(expected, heard, errors):
+    assert compare(expected.split(), heard.split()) == Errors(errors, len(expected.split()))
+
+
+def test_differences_are_of_the_same_texts():
+    baseline = [Errors(1, 4), Errors(0, 6)] * 30
+    worse = [Errors(2, 4), Errors(1, 6)] * 30
+    difference, low, high = rate_difference(worse, baseline)
+    assert difference == pytest.approx(0.2) and low == pytest.approx(0.2, abs=0.03) and low <= difference <= high
+    # The same utterances are drawn of both, so that what both have does not widen the interval.
+    assert high - low < 0.2 * (word_error_rate(worse)[2] - word_error_rate(worse)[1]) + 0.03
+    assert rate_difference(baseline, baseline) == (0, 0, 0)
+    with pytest.raises(ValueError, match="same texts"):
+        rate_difference(worse, baseline[::-1])
