@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from bark_models import SMALL, build, preset, texts
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from parity import accelerated_copy, assert_equal_to_stock
 
@@ -45,15 +45,21 @@ def prefixed(prefix, options):
 def test_same_tokens(
     pair, lengths, history, tokens, semantic, coarse, fine_temperature, min_eos_p, return_output_lengths, seed
 ):
-    assert_equal_to_stock(
-        *pair,
-        seed=seed,
-        **texts(SMALL, lengths, seed),
-        history_prompt=None if history is None else preset(SMALL, *history, seed=seed),
-        semantic_max_new_tokens=tokens,
-        **prefixed("semantic", semantic),
-        **prefixed("coarse", coarse),
-        fine_temperature=fine_temperature,
-        min_eos_p=min_eos_p,
-        return_output_lengths=return_output_lengths,
-    )
+    try:
+        assert_equal_to_stock(
+            *pair,
+            seed=seed,
+            **texts(SMALL, lengths, seed),
+            history_prompt=None if history is None else preset(SMALL, *history, seed=seed),
+            semantic_max_new_tokens=tokens,
+            **prefixed("semantic", semantic),
+            **prefixed("coarse", coarse),
+            fine_temperature=fine_temperature,
+            min_eos_p=min_eos_p,
+            return_output_lengths=return_output_lengths,
+        )
+    except RuntimeError as error:
+        if "Kernel size can't be greater than actual input size" not in str(error):
+            raise
+        # An utterance that ends at once: stock's codec fails, there is nothing to compare with.
+        reject()
