@@ -111,6 +111,7 @@ def report(folder: Path) -> str:
         "generation_machine": _measured_on(read["generation"][0]),
         "generations": generations(read["generation"]),
         "streams": streams(read["generation"]),
+        "memory_machine": _measured_on(read["memory"]) if "memory" in read else "",
         "memory": memory(read["memory"]) if "memory" in read else _NOT_MEASURED,
         "quality": quality(read["quality"]),
         "speech": speech(read["speech_quality"]) if "speech_quality" in read else _NOT_MEASURED,
