@@ -141,6 +141,8 @@ def save_checkpoint(shape: str, folder: str) -> None:
     from bark_accel.patches.checkpoints import random_bark
 
     random_bark(shape).save_pretrained(folder)
+    # Or the memory of this model would be missing to those that are measured.
+    tidy()
 
 
 if __name__ == "__main__":
