@@ -1,9 +1,11 @@
-"""A batch of waveforms as a list."""
+"""Rows of different lengths: cut from a batch, joined to one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -35,3 +37,9 @@ def trim_rows(audio: Tensor, lengths: Sequence[int] | Tensor) -> list[Tensor]:
     if any(not 0 <= end <= audio.shape[1] for end in ends):
         raise ValueError(f"trim_rows: expected lengths of 0 to {audio.shape[1]} samples, got {ends}")
     return [row[:end] for row, end in zip(audio, ends, strict=True)]
+
+
+def join_rows(rows: list[Tensor], padding: int) -> Tensor:
+    """[B, ..., T] of B tensors [1, ..., T_i], padded at the end."""
+    longest = max(row.shape[-1] for row in rows)
+    return torch.cat([F.pad(row, (0, longest - row.shape[-1]), value=padding) for row in rows])

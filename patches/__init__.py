@@ -17,12 +17,14 @@ from bark_accel.flash_attention import check_attention
 from bark_accel.precision import WEIGHTS
 from bark_accel.report import AccelerationReport, FallbackKind, FallbackLog, FallbackReason, StageReport
 
+from .coarse_hook import CoarseHook
 from .compat import check_signatures
 from .fallback import Fallback
+from .fine_hook import FineHook
 from .hook import CausalHook, Hook, Settings
-from .hooks import CoarseHook, FineHook, SemanticHook
 from .model_hook import SUBMODELS, ModelHook
 from .release import check_released, release
+from .semantic_hook import SemanticHook
 from .traps import STOCK_BUGS, Traps
 
 _HOOKS: dict[str, type[Hook]] = {"semantic": SemanticHook, "coarse": CoarseHook, "fine": FineHook}

@@ -1,4 +1,8 @@
-"""What every stage's hook has: a module, the weights read from it, and the way back to Transformers' own method."""
+"""What every stage's hook has: a module, the weights read from it, and the way back to Transformers' own method.
+
+A hook's `generate` is a bound method of a small object that owns one module, so that a patched module still pickles and
+deep-copies, and the copy is patched too. Names and signatures are those of the methods they replace.
+"""
 
 from __future__ import annotations
 

@@ -114,3 +114,19 @@ def _as_int64(name: str, value: Any) -> Tensor:
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
     return tensor.to(torch.int64)
+
+
+def on_device(device: torch.device, value: Any) -> Any:
+    if isinstance(value, list):
+        return [on_device(device, part) for part in value]
+    return None if value is None else value.to(device)
+
+
+def semantic_ids(config: Any) -> int:
+    """Exclusive bound of the ids in a semantic history: a preset made of generated tokens may end in padding."""
+    return max(config.semantic_vocab_size, config.semantic_pad_token + 1)
+
+
+def preset_on(module: Any, **parts: Any) -> dict[str, Tensor] | None:
+    """A voice preset for Transformers' own method, on the module's device."""
+    return {key: part.to(module.device) for key, part in parts.items() if part is not None} or None

@@ -30,8 +30,7 @@ from bark_accel.weights import tensors_of
 
 from .history import generate_with_presets
 from .hook import Hook
-from .hooks import semantic_ids
-from .inputs import read_history
+from .inputs import read_history, semantic_ids
 from .model_hook import SUBMODELS, ModelHook
 
 Voice = Mapping[str, np.ndarray]

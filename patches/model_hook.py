@@ -18,11 +18,12 @@ from bark_accel.report import FallbackKind
 from bark_accel.rows import trim_rows
 from bark_accel.streamer import AudioSource, AudioStreamer
 
+from .coarse_hook import check_coarse_streamer
 from .fallback import Fallback
+from .fine_hook import CodecHook
 from .history import recorded, recorded_presets
 from .hook import Hook, Settings
-from .hooks import CodecHook, check_coarse_streamer, preset_on, semantic_ids
-from .inputs import by_row, check_input_ids, read_histories
+from .inputs import by_row, check_input_ids, preset_on, read_histories, semantic_ids
 from .streaming import AudioGeneration, Request, StageHooks, VoicePreset
 from .token_loop import TokenTap
 

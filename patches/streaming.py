@@ -21,11 +21,13 @@ from bark_accel.stages.fine import FineSampling
 from bark_accel.streamer import AudioStreamer
 
 from . import extract
+from .coarse_hook import CoarseHook, coarse_history
 from .compat import run_with_loop
 from .fallback import Fallback
+from .fine_hook import CodecHook, FineHook
 from .history import PresetArrays, presets_of
-from .hooks import CoarseHook, CodecHook, FineHook, SemanticHook, coarse_history, preset_on
-from .inputs import by_row
+from .inputs import by_row, preset_on
+from .semantic_hook import SemanticHook
 from .token_loop import BarkTokenRules, TokenLoop, TokenTap
 
 # What leaves no tokens to listen to.
