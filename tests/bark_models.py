@@ -112,7 +112,7 @@ def build(
         fine_acoustics_config={**body, "input_vocab_size": fine_vocab, "output_vocab_size": fine_vocab},
         codec_config={"num_filters": filters, "codebook_size": layout.codebook_size},
     )
-    model = _random_model(config).eval()
+    model = _random_model(config, seed).eval()
     with torch.no_grad():
         for parameter in (p for s in submodels(model) for p in s.parameters()):
             if parameter.ndim == 2:
@@ -125,12 +125,14 @@ def build(
     return model.to(dtype)
 
 
-def _random_model(config: BarkConfig) -> BarkModel:
+def _random_model(config: BarkConfig, seed: int) -> BarkModel:
     """The same weights in every version of Transformers, whose own drawing differs (and fails in 4.57 without bias)."""
     with no_init_weights():
         model = BarkModel(config)
     model.tie_weights()
     model.codec_model = AutoModel.from_config(config.codec_config)
+    # What was drawn so far depends on the version.
+    torch.manual_seed(seed)
     with torch.no_grad():
         for module in (part for stage in submodels(model) for part in stage.modules()):
             if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):

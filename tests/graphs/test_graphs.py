@@ -33,7 +33,7 @@ def test_tokens_and_generator_are_stocks(
     small_model: Any, recorder: CallRecorder, lengths: list[int], options: dict[str, Any]
 ) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
-    for seed in (2, 3, 5):
+    for seed in (0, 4, 7):
         assert_equal_to_stock(small_model, fast, seed, **texts(SMALL, lengths), **options)
     assert recorder.replayed > 0 and acceleration_report(fast).captured_graphs > 0
 
@@ -65,7 +65,7 @@ def test_what_is_drawn_beyond_the_end_leaves_no_trace(small_model: Any, recorder
     """Rows end inside of a block: the test of equality above would be none if they never did."""
     fast = accelerated_copy(small_model, **GRAPHED)
     wasted = 0
-    for seed in (2, 3, 5):
+    for seed in (0, 4, 7):
         recorder.replayed = 0
         inputs = texts(SMALL, [6])
         semantic = assert_equal_to_stock(small_model, fast, seed, **inputs, **OPTIONS["ends early"])["semantic"]

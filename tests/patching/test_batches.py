@@ -33,11 +33,11 @@ SAMPLED = {"do_sample": True, "fine_temperature": 0.7}
 
 @pytest.fixture(scope="module")
 def stock():
-    """Says the end of speech where it would have said token 18: after 17 to 90 tokens, in each row elsewhere."""
-    model = build(SMALL, seed=6)
+    """Says the end of speech where it would have said token 49: after 11 to 90 tokens, in each row elsewhere."""
+    model = build(SMALL, seed=7)
     head, end = model.semantic.lm_head.weight, SMALL.semantic_vocab
     with torch.no_grad():
-        head[[18, end]] = head[[end, 18]]
+        head[[49, end]] = head[[end, 49]]
     return model
 
 
@@ -121,7 +121,7 @@ def test_stocks_rows_differ_from_alone_in_the_fine_stage_only(stock, alone, hist
 def test_by_default_batches_are_stocks(stock, settings, options):
     quick = accelerated_copy(stock, **settings)
     for history in (None, SHARED):
-        for seed in (0, 1):
+        for seed in (3, 6):
             assert_equal_to_stock(
                 stock, quick, seed, **INPUTS, history_prompt=history, return_output_lengths=True, **options
             )

@@ -149,7 +149,7 @@ def test_sunos_layout(suno_pair, tokens, options):
 
 def test_longest_utterance(suno_pair):
     """768 semantic tokens, 1154 frames: three fine windows."""
-    got = assert_equal_to_stock(*suno_pair, **texts(SUNO, [200]), do_sample=True)
+    got = assert_equal_to_stock(*suno_pair, 1, **texts(SUNO, [200]), do_sample=True)
     assert got["semantic"].shape[1] == 768 and got["fine"].shape[2] == 1154
 
 
