@@ -25,13 +25,14 @@ from bark_accel.long_text import LongForm, LongTextOptions
 from bark_accel.streamer import POLICIES, AudioStreamer, stream
 from bark_accel.text import plan_chunks
 from bark_accel.utterance import Utterance
-from bark_accel.voice_preset import checked_preset, load_voice_preset, preset_digest
+from bark_accel.voice_preset import preset_digest
 from bark_accel.weights import tensors_of
 
 from .history import generate_with_presets
 from .hook import Hook
 from .inputs import read_history, semantic_ids
 from .model_hook import SUBMODELS, ModelHook
+from .voices import resolve_voice
 
 Voice = Mapping[str, np.ndarray]
 
@@ -175,23 +176,6 @@ class BarkSpeaker:
         cut = len(audio) / self.sampling_rate > self._longest_s - 1 / self.frame_rate_hz
         audible = preset if len(audio) > 0 else None
         return Utterance(audio.detach().to("cpu", torch.float32).contiguous(), audible, cut)
-
-
-def resolve_voice(processor: Any, voice: Any) -> dict[str, np.ndarray] | None:
-    """A voice preset: given as one, as an .npz file or by a name that the processor knows."""
-    if voice is None:
-        return None
-    if isinstance(voice, Mapping):
-        return checked_preset(voice)
-    if not isinstance(voice, (str, Path)):
-        raise TypeError(f"voice: expected a preset, an .npz file or a name, got {type(voice).__name__}")
-    if str(voice).endswith(".npz"):
-        return checked_preset(load_voice_preset(voice))
-    names = getattr(processor, "available_voice_presets", [])
-    if voice not in names:
-        have = f"has {len(names)} voices, such as {names[0]!r}" if names else "has no named voices"
-        raise ValueError(f"voice: expected an .npz file or a voice name, got {str(voice)!r}; this checkpoint {have}")
-    return checked_preset(processor("", voice_preset=str(voice))["history_prompt"])
 
 
 def model_digest(model: BarkModel) -> str:

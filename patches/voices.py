@@ -6,7 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from transformers import BarkProcessor
+
+from bark_accel.voice_preset import checked_preset, load_voice_preset
 
 
 def batch_inputs(processor: Any, texts: Sequence[str], voices: Sequence[Any]) -> dict[str, Any]:
@@ -22,20 +25,45 @@ def batch_inputs(processor: Any, texts: Sequence[str], voices: Sequence[Any]) ->
     if not texts or len(texts) != len(voices):
         raise ValueError(f"expected as many voices as texts, at least one, got {len(voices)} and {len(texts)}")
     loaded: dict[str, Any] = {}
-    presets = [_preset(processor, voice, index, loaded) for index, voice in enumerate(voices)]
+    presets = [_of_row(processor, voice, index, loaded) for index, voice in enumerate(voices)]
     return {**processor(list(texts)), "history_prompt": presets}
 
 
-def _preset(processor: BarkProcessor, voice: Any, index: int, loaded: dict[str, Any]) -> Any:
+def resolve_voice(processor: Any, voice: Any) -> dict[str, np.ndarray] | None:
+    """A voice preset: given as one, as an .npz file (suffix or not) or by a name that the processor knows."""
+    if voice is None:
+        return None
+    if isinstance(voice, Mapping):
+        return checked_preset(voice)
+    if not isinstance(voice, (str, os.PathLike)):
+        raise TypeError(f"voice: expected a preset, an .npz file or a name, got {type(voice).__name__}")
+    name = os.fspath(voice)
+    path = name if name.endswith(".npz") else f"{name}.npz"
+    if path == name or os.path.isfile(path):
+        return _read(path)
+    names = getattr(processor, "available_voice_presets", [])
+    if name not in names:
+        have = f"has {len(names)} voices, such as {names[0]!r}" if names else "has no named voices"
+        raise ValueError(f"voice: expected an .npz file or a voice name, got {name!r}; this checkpoint {have}")
+    return checked_preset(processor("", voice_preset=name)["history_prompt"])
+
+
+def _read(path: str) -> dict[str, np.ndarray]:
+    preset = load_voice_preset(path)
+    try:
+        return checked_preset(preset)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def _of_row(processor: BarkProcessor, voice: Any, row: int, loaded: dict[str, Any]) -> Any:
+    """Each file is read once. What is a preset already stays where it is: `generate` checks it and moves it."""
     if voice is None or isinstance(voice, Mapping):
         return voice
-    if not isinstance(voice, (str, os.PathLike)):
-        raise TypeError(f"voices[{index}]: expected a name, a path, a mapping or None, got {type(voice).__name__}")
-    name = os.fspath(voice)
-    if name not in loaded:
-        try:
-            loaded[name] = processor("", voice_preset=name)["history_prompt"]
-        except (OSError, ValueError) as error:
-            expected = "a voice of the processor or the path of an .npz file"
-            raise ValueError(f"voices[{index}]: expected {expected}, got {name!r} ({error})") from None
-    return loaded[name]
+    key = os.fspath(voice) if isinstance(voice, os.PathLike) else voice
+    try:
+        if not isinstance(key, str) or key not in loaded:
+            loaded[key] = resolve_voice(processor, key)
+    except (OSError, TypeError, ValueError) as error:
+        raise type(error)(f"voices[{row}]: {error}") from None
+    return loaded[key]

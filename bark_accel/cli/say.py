@@ -175,7 +175,7 @@ def _generate(model: BarkModel, inputs: dict[str, Any], options: dict[str, Any])
 
 
 def _inputs(loaded: LoadedBark, text: str, voice: str | None) -> dict[str, Any]:
-    from bark_accel.patches.long_text import resolve_voice
+    from bark_accel.patches.voices import resolve_voice
 
     preset = resolve_voice(loaded.processor, voice)
     return loaded.inputs(text) if preset is None else {**loaded.inputs(text), "history_prompt": preset}

@@ -85,9 +85,11 @@ BAD_INPUTS = {
     "a voice": (["hello"], "v2/me", TypeError, "voices: expected a list, got str"),
     "more texts": (["a", "b"], [None], ValueError, "as many voices as texts, at least one, got 1 and 2"),
     "none": ([], [], ValueError, "got 0 and 0"),
-    "a number": (["a", "b"], [None, 3], TypeError, r"voices\[1\]: expected a name, .* got int"),
+    "a number": (["a", "b"], [None, 3], TypeError, r"voices\[1\]: voice: expected a preset, .* got int"),
     "no text": (["a", 3], [None, None], TypeError, "texts: expected a list of str, got int in it"),
-    "unknown": (["a", "b"], [None, "v2/nobody"], ValueError, r"voices\[1\]: expected a voice .* got 'v2/nobody'"),
+    "a list": (["a", "b"], [None, ["me"]], TypeError, r"voices\[1\]: voice: expected a preset, .* got list"),
+    "unknown": (["a", "b"], [None, "v2/nobody"], ValueError, r"voices\[1\]: .* a voice name, got 'v2/nobody'"),
+    "no such file": (["a", "b"], [None, "me.npz"], ValueError, r"voices\[1\]: there is no file me.npz"),
 }
 
 
@@ -101,7 +103,7 @@ def test_voices_that_do_not_fit(processor, texts, voices, error, message):
 
 def test_a_file_that_is_no_voice_names_its_place(processor, tmp_path):
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
-    with pytest.raises(ValueError, match=r"voices\[1\]: expected a voice .*other.npz"):
+    with pytest.raises(ValueError, match=r"voices\[1\]: .*other.npz: preset: expected the keys"):
         batch_inputs(processor, ["a", "b"], [None, tmp_path / "other.npz"])
 
 
