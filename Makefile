@@ -85,6 +85,7 @@ bench: setup
 	$(BIN)/python benchmarks/generation.py --suite --json benchmarks/results/cpu_generation.json --plots docs
 	PYTHONPATH=. $(BIN)/python benchmarks/speech_quality.py --json benchmarks/results/cpu_speech_quality.json \
 		--plot docs/speech_quality.png
+	PYTHONPATH=. $(BIN)/python benchmarks/streaming_layout.py --json benchmarks/results/cpu_streaming_layout.json
 	$(BIN)/python benchmarks/report.py benchmarks/results docs/benchmarks.md
 
 lint: setup

@@ -74,6 +74,24 @@ def speech(record: dict[str, Any]) -> str:
     return f"{facts} {_measured_on(record)}\n\n{speech_figures.table(record['ways'])}"
 
 
+def layouts(record: dict[str, Any]) -> str:
+    """Of `streaming_layout.py`."""
+    rate, (low, high) = record["whole"]["word_error_rate"], record["whole"]["interval"]
+    count = record["texts_of_each_kind"]
+    lines = [
+        f"{count} digits, {count} phrases, split {record['split']}, seed {record['seed']}; said as a whole, {rate:.1%} "
+        f"({low:.1%} to {high:.1%}) of {record['whole']['words']} words are wrong. {_measured_on(record)}",
+        "",
+        "| chunks, frames | same fine codes | log-spectral distance | above the whole, points |",
+        "|---|---|---|---|",
+    ]
+    for name, its in record["layouts"].items():
+        low, high = (100 * bound for bound in its["above_whole"]["interval"])
+        points = f"{100 * its['above_whole']['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+        lines.append(f"| {name} | {its['same_fine_codes']:.0%} | {its['log_spectral_distance_db']:.2f} dB | {points} |")
+    return "\n".join(lines)
+
+
 def _case(record: dict[str, Any]) -> str:
     extras = [record["shape"]] if record["shape"] != "bark-small" else []
     extras += [f"batch of {record['batch']}"] if record["batch"] > 1 else []
@@ -96,10 +114,10 @@ def _measured_on(record: dict[str, Any]) -> str:
 
 def report(folder: Path) -> str:
     """The whole page."""
-    names = ("steps", "generation", "memory", "quality", "speech_quality")
+    names = ("steps", "generation", "memory", "quality", "speech_quality", "streaming_layout")
     files = {name: folder / f"cpu_{name}.json" for name in names}
     # Memory is measured on Linux only, speech where pocketsphinx is installed.
-    optional = ("memory", "speech_quality")
+    optional = ("memory", "speech_quality", "streaming_layout")
     read = {n: json.loads(file.read_text()) for n, file in files.items() if n not in optional or file.exists()}
     text = (Path(__file__).parent / "report.md").read_text()
     different = [_case(r) for r in read["generation"] if r["token_differences"].get("float32")]
@@ -115,6 +133,7 @@ def report(folder: Path) -> str:
         "memory": memory(read["memory"]) if "memory" in read else _NOT_MEASURED,
         "quality": quality(read["quality"]),
         "speech": speech(read["speech_quality"]) if "speech_quality" in read else _NOT_MEASURED,
+        "layouts": layouts(read["streaming_layout"]) if "streaming_layout" in read else _NOT_MEASURED,
     }
     for name, part in parts.items():
         assert f"[[{name}]]" in text, name

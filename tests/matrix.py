@@ -1,8 +1,9 @@
 """Runs the parity suite with each supported version of Transformers: `make matrix`.
 
 Every version gets an environment of its own under build/matrix, on top of the one that runs this script: torch, numpy
-and pytest are shared. Results are kept until the code changes, so an interrupted run goes on where it stopped; they
-make up docs/versions.json and the table in the README.
+and pytest are shared. `--python PATH` takes another environment instead, as it is, with bark_accel built in place: for
+another torch. Results are kept until the code changes, so an interrupted run goes on where it stopped; they make
+up docs/versions.json and the table in the README.
 """
 
 from __future__ import annotations
@@ -39,8 +40,12 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=VERSIONS, help="this version; may be repeated")
     parser.add_argument("--quick", action="store_true", help="equality, fallback, lifecycle, bad input; no table")
     parser.add_argument("--fresh", action="store_true", help="run again what was run on this code")
+    parser.add_argument("--python", type=Path, help="of an environment with all that is needed")
     options = parser.parse_args()
-    results = [_result(version, options.quick, options.fresh) for version in options.only or VERSIONS]
+    if options.python:
+        results = [_result(options.python, "other", options.quick, options.fresh)]
+    else:
+        results = [_result(_python(v), v, options.quick, options.fresh) for v in options.only or VERSIONS]
     if not options.quick:
         _write_table(results)
     print(render(results))
@@ -58,15 +63,16 @@ def render(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _result(version: str, quick: bool, fresh: bool) -> dict[str, Any]:
-    """Of the suite with one version; from the file it left behind where nothing has changed since."""
-    file = ENVIRONMENTS / f"{version}{'-quick' if quick else ''}.json"
+def _result(python: Path, name: str, quick: bool, fresh: bool) -> dict[str, Any]:
+    """Of the suite with this interpreter; from the file it left behind where nothing has changed since."""
+    ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
+    file = ENVIRONMENTS / f"{name}{'-quick' if quick else ''}.json"
     code = _code_hash()
     if file.exists() and not fresh:
         kept = json.loads(file.read_text())
         if kept["code"] == code:
             return kept
-    result = {**_run(_python(version), QUICK if quick else FULL), "code": code, "commit": _commit()}
+    result = {**_run(python, QUICK if quick else FULL), "code": code, "commit": _commit()}
     file.write_text(json.dumps(result, indent=1))
     return result
 
@@ -84,7 +90,6 @@ def _commit() -> str:
 
 def _python(version: str) -> Path:
     """The interpreter that has this version of Transformers."""
-    ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
     if importlib.metadata.version("transformers") == version:
         return Path(sys.executable)
     home = ENVIRONMENTS / version
@@ -127,13 +132,18 @@ def _run(python: Path, selection: list[str]) -> dict[str, Any]:
 
 def _write_table(results: list[dict[str, Any]]) -> None:
     """Into docs/versions.json and the README; the rows of other versions stay."""
-    rows = {row["versions"]["transformers"]: row for row in load_table()}
-    for result in results:
-        rows[result["versions"]["transformers"]] = {k: v for k, v in result.items() if k != "code"}
-    ordered = [rows[version] for version in VERSIONS if version in rows]
+    rows = {_key(row): row for row in load_table()}
+    rows |= {_key(result): {k: v for k, v in result.items() if k != "code"} for result in results}
+    ordered = [rows[key] for key in sorted(rows)]
     TABLE.write_text(json.dumps(ordered, indent=1) + "\n")
     before, _, rest = README.read_text().partition(BEGIN)
     README.write_text(f"{before}{BEGIN}{render(ordered)}\n{END}{rest.partition(END)[2]}")
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Transformers and torch, as numbers."""
+    numbers = (row["versions"][name].partition("+")[0].split(".") for name in ("transformers", "torch"))
+    return tuple(tuple(map(int, version)) for version in numbers)
 
 
 def load_table() -> list[dict[str, Any]]:
