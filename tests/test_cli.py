@@ -132,6 +132,7 @@ def test_say_writes_a_file_with_a_voice(checkpoint, tmp_path):
         (["hello", "--voice", "missing.npz"], "there is no file missing.npz"),
         (["hello", "--voice", "v2/en_speaker_6"], "no named voices"),
         (["hello", "--max-seconds", "100"], "expected at most"),
+        (["hello", "--seed", "-1"], "--seed"),
     ],
 )
 def test_say_explains_bad_input(checkpoint, tmp_path, arguments, message, monkeypatch):

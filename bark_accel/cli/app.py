@@ -26,7 +26,7 @@ Model = Annotated[
         "bark_accel, which says digits and short phrases.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the random numbers.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random numbers.")]
 
 
 @app.command()
