@@ -41,11 +41,17 @@ def resolve_voice(processor: Any, voice: Any) -> dict[str, np.ndarray] | None:
     path = name if name.endswith(".npz") else f"{name}.npz"
     if path == name or os.path.isfile(path):
         return _read(path)
-    names = getattr(processor, "available_voice_presets", [])
+    names = _names(processor)
     if name not in names:
         have = f"has {len(names)} voices, such as {names[0]!r}" if names else "has no named voices"
         raise ValueError(f"voice: expected an .npz file or a voice name, got {name!r}; this checkpoint {have}")
     return checked_preset(processor("", voice_preset=name)["history_prompt"])
+
+
+def _names(processor: Any) -> list[str]:
+    """Of the processor's voices; the property is younger than 4.46."""
+    known = getattr(processor, "speaker_embeddings", None) or {}
+    return [name for name in known if name != "repo_or_path"]
 
 
 def _read(path: str) -> dict[str, np.ndarray]:
