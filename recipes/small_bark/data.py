@@ -13,11 +13,11 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from .vocabulary import Kind, Split, draw
+from .vocabulary import KINDS, Kind, Split, draw
 
 SAMPLE_RATE = 16_000
 # Utterances of each voice: training, development, and more for the semantic model, which has most to learn from texts.
-VOICES = {"slt": (2400, 60, 2700), "rms": (1400, 40, 1300)}
+VOICES = {"slt": (2400, 60, 9000), "rms": (1400, 40, 6000)}
 _PEAK = 0.7
 
 
@@ -62,18 +62,19 @@ def make(seed: int) -> Corpus:
     rng = random.Random(seed)
     jobs: list[tuple[str, str, Split]] = []
     for voice, (training, development, _) in VOICES.items():
-        jobs += [(text, voice, "train") for text in _texts(rng, "train", training)]
-        jobs += [(text, voice, "dev") for text in _texts(rng, "dev", development)]
+        jobs += [(text, voice, "train") for text in _texts(rng, "train", training, KINDS)]
+        jobs += [(text, voice, "dev") for text in _texts(rng, "dev", development, KINDS)]
     return _spoken(jobs)
 
 
 def make_more(seed: int, known: Corpus) -> Corpus:
-    """Other texts of the training split."""
+    """Other texts of the training split; a third of them is words in any order."""
     rng = random.Random(seed + 1)
     spoken = set(zip(known.texts, known.voices, strict=True))
     jobs: list[tuple[str, str, Split]] = []
     for voice, (_, _, more) in VOICES.items():
-        jobs += [(text, voice, "train") for text in _texts(rng, "train", more) if (text, voice) not in spoken]
+        texts = _texts(rng, "train", more, (*KINDS, "words"))
+        jobs += [(text, voice, "train") for text in texts if (text, voice) not in spoken]
     return _spoken(jobs)
 
 
@@ -85,11 +86,10 @@ def _spoken(jobs: list[tuple[str, str, Split]]) -> Corpus:
     return Corpus(audio, texts, voices, splits)
 
 
-def _texts(rng: random.Random, split: Split, count: int) -> list[str]:
+def _texts(rng: random.Random, split: Split, count: int, kinds: tuple[Kind, ...]) -> list[str]:
     texts: dict[str, None] = {}
-    kinds: list[Kind] = ["digits", "phrases"]
     draws = 0
     while len(texts) < count:
-        texts[draw(rng, kinds[draws % 2], split)] = None
+        texts[draw(rng, kinds[draws % len(kinds)], split)] = None
         draws += 1
     return list(texts)

@@ -19,9 +19,8 @@ from .data import speak
 from .layout import MAX_SEMANTIC
 from .recogniser import SAMPLE_RATE, Errors, Recogniser, compare, word_error_rate
 from .tokens import CODEBOOKS
-from .vocabulary import Kind, Split, draw
+from .vocabulary import KINDS, Kind, Split, draw
 
-KINDS: tuple[Kind, ...] = ("digits", "phrases")
 _TOKEN_SAMPLES = SAMPLE_RATE // 25
 
 

@@ -25,9 +25,9 @@ from . import assemble, card, codec, evaluate, gpt, loop, tokens
 from .data import Corpus, make_more
 from .data import make as make_corpus
 
-# For about two hours on two cores, with the codec beside the transformers.
+# For about three hours on two cores, with the codec beside the transformers.
 PLANS = {
-    "semantic": loop.Plan(steps=6000, rate=2e-3, weight_decay=0.05),
+    "semantic": loop.Plan(steps=26000, rate=2e-3, weight_decay=0.05),
     "coarse": loop.Plan(steps=2600, rate=2e-3, weight_decay=0.02),
     "fine": loop.Plan(steps=2400, rate=2e-3, weight_decay=0.02),
     "codec": loop.Plan(steps=6000, rate=2e-3),

@@ -39,7 +39,10 @@ _PHRASES = [
 ]
 
 Split = Literal["train", "dev", "test"]
-Kind = Literal["digits", "phrases"]
+# "words": any words in any order, to learn from alone.
+Kind = Literal["digits", "phrases", "words"]
+# What is spoken and measured.
+KINDS: tuple[Kind, ...] = ("digits", "phrases")
 
 
 def words() -> list[str]:
@@ -57,17 +60,17 @@ def split_of(text: str) -> Split:
 
 
 def draw(rng: random.Random, kind: Kind, split: Split) -> str:
-    """One text of that kind and split: 1 to 8 digits, or a phrase with or without a greeting before it."""
+    """One text of that kind and split: 1 to 8 digits or words, or a phrase with or without a greeting before it."""
     while True:
-        text = _digits(rng) if kind == "digits" else _phrase(rng)
+        text = _phrase(rng) if kind == "phrases" else _row(rng, DIGITS if kind == "digits" else words())
         if split_of(text) == split:
             return text
 
 
 def grammar(kind: Kind) -> str:
     """JSGF grammar of all texts of a kind, for the recogniser."""
-    if kind == "digits":
-        return f"#JSGF V1.0; grammar digits; public <text> = ({' | '.join(DIGITS)})+;"
+    if kind != "phrases":
+        return f"#JSGF V1.0; grammar {kind}; public <text> = ({' | '.join(DIGITS if kind == 'digits' else words())})+;"
     phrases = [" ".join(f"({' | '.join(slot)})" for slot in phrase) for phrase in _PHRASES]
     statement, greeting = (" | ".join(f"({option})" for option in options) for options in (phrases, _GREETINGS))
     return (
@@ -76,8 +79,8 @@ def grammar(kind: Kind) -> str:
     )
 
 
-def _digits(rng: random.Random) -> str:
-    return " ".join(rng.choice(DIGITS) for _ in range(rng.randint(1, 8)))
+def _row(rng: random.Random, choices: list[str]) -> str:
+    return " ".join(rng.choice(choices) for _ in range(rng.randint(1, 8)))
 
 
 def _phrase(rng: random.Random) -> str:
