@@ -36,6 +36,9 @@ PLANS = {
 # Of sampling; chosen on the development split. The fine stage takes the likeliest code at 1.
 TEMPERATURES = {"semantic": 0.4, "coarse": 0.5, "fine": 1.0}
 
+# Of the texts of the card; earlier weights were measured with 1.
+TEST_SEED = 2
+
 
 @dataclass(frozen=True)
 class Run:
@@ -138,7 +141,7 @@ def finish(run: Run) -> None:
 def measure(run: Run) -> None:
     """Figures of the test split, and the model card with them."""
     checkpoint = run.path("checkpoint")
-    results = evaluate.evaluate(checkpoint, "test", count=100, batch=50, seed=run.seed)
+    results = evaluate.evaluate(checkpoint, "test", count=100, batch=50, seed=TEST_SEED)
     run.path("test.json").write_text(json.dumps(results, indent=2) + "\n")
     (checkpoint / "README.md").write_text(card.write(checkpoint, results))
 
