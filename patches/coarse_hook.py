@@ -27,6 +27,7 @@ from .fallback import Fallback
 from .hook import CausalHook
 from .inputs import preset_on, read_histories, semantic_ids
 from .resolve import resolve_sampling
+from .token_loop import TokenTap
 
 
 class CoarseHook(CausalHook):
@@ -200,6 +201,9 @@ def _both(semantic: Any, coarse: Any) -> CoarseHistory:
 
 
 def check_coarse_streamer(streamer: Any, history: Any) -> None:
-    """Raise `ValueError` for a streamer of coarse tokens where each row has a history, and so windows, of its own."""
-    if streamer is not None and isinstance(history, list):
+    """Raise `ValueError` for a streamer of coarse tokens where each row has a history, and so windows, of its own.
+
+    A `TokenTap` only asks whether to go on.
+    """
+    if streamer is not None and not isinstance(streamer, TokenTap) and isinstance(history, list):
         raise ValueError("coarse streamer: expected none with a list of voice presets; semantic_streamer= works")

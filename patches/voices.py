@@ -30,22 +30,24 @@ def batch_inputs(processor: Any, texts: Sequence[str], voices: Sequence[Any]) ->
 
 
 def resolve_voice(processor: Any, voice: Any) -> dict[str, np.ndarray] | None:
-    """A voice preset: given as one, as an .npz file (suffix or not) or by a name that the processor knows."""
+    """A voice preset: given as one, by a name that the processor knows, or as an .npz file (suffix or not).
+
+    A name comes first, as in Transformers.
+    """
     if voice is None:
         return None
     if isinstance(voice, Mapping):
         return checked_preset(voice)
     if not isinstance(voice, (str, os.PathLike)):
         raise TypeError(f"voice: expected a preset, an .npz file or a name, got {type(voice).__name__}")
-    name = os.fspath(voice)
+    name, names = os.fspath(voice), _names(processor)
+    if name in names:
+        return checked_preset(processor("", voice_preset=name)["history_prompt"])
     path = name if name.endswith(".npz") else f"{name}.npz"
     if path == name or os.path.isfile(path):
         return _read(path)
-    names = _names(processor)
-    if name not in names:
-        have = f"has {len(names)} voices, such as {names[0]!r}" if names else "has no named voices"
-        raise ValueError(f"voice: expected an .npz file or a voice name, got {name!r}; this checkpoint {have}")
-    return checked_preset(processor("", voice_preset=name)["history_prompt"])
+    have = f"has {len(names)} voices, such as {names[0]!r}" if names else "has no named voices"
+    raise ValueError(f"voice: expected an .npz file or a voice name, got {name!r}; this checkpoint {have}")
 
 
 def _names(processor: Any) -> list[str]:

@@ -411,18 +411,19 @@ def test_in_stocks_own_code_rows_run_one_by_one(stock, stage):
     options = FALLBACKS.get(stage, {})
     if stage == "fine":
         quick.fine_acoustics.layers[0].mlp.in_proj.register_forward_hook(lambda module, args, output: output)
-    got, _, _ = run(quick, 0, **INPUTS, history_prompt=VOICES, semantic_max_new_tokens=40, **options)
+    got, audio, _ = run(quick, 0, **INPUTS, history_prompt=VOICES, semantic_max_new_tokens=40, **options)
     assert {reason.stage for reason in acceleration_report(quick).fallbacks} == {stage}
     for row, voice in enumerate(VOICES):
         tokens, _ = generate_alone(stock, row, voice, semantic_max_new_tokens=40, **options)
         assert_row(row, tokens, got)
-    if stage == "fine":
-        return
     streamer = AudioStreamer(quick, max_queued_chunks=1000)
     chunks = list(
         stream(quick, **INPUTS, history_prompt=VOICES, semantic_max_new_tokens=40, streamer=streamer, **options)
     )
     assert len(chunks) == 1, "nothing to listen to row by row"
+    torch.testing.assert_close(chunks[0], audio, rtol=0, atol=1e-6)
+    if stage == "fine":
+        return
     strict = accelerated_copy(stock)
     with pytest.raises(AccelerationError, match=FallbackKind.LOGITS_PROCESSOR.value.split("(")[0].strip()):
         strict.generate(**INPUTS, history_prompt=VOICES, **options)

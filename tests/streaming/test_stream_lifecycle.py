@@ -15,7 +15,7 @@ import weakref
 
 import pytest
 import torch
-from bark_models import SMALL, build, texts
+from bark_models import SMALL, build, preset, texts
 from parity import accelerated_copy
 
 from bark_accel import AudioStreamer, acceleration_report, restore_bark, stream
@@ -178,13 +178,16 @@ def test_cancel_in_transformers_own_loop(monkeypatch, stage):
     assert audio.shape[0] == 1 and list(streamer) == []
 
 
-def test_cancel_where_there_is_one_chunk(monkeypatch):
+@pytest.mark.parametrize("stage", ["semantic", "coarse"])
+@pytest.mark.parametrize("voices", [None, [preset(SMALL, 12, 20)]], ids=["no voice", "a list"])
+def test_cancel_where_there_is_one_chunk(monkeypatch, voices, stage):
     """A fine layer that Transformers has to run."""
     fast = accelerated_copy(build(SMALL), strict=False)
     fast.fine_acoustics.layers[0].mlp.gelu = torch.nn.ReLU()
     streamer = AudioStreamer(fast)
-    after = on_call(monkeypatch, "semantic", streamer.cancel)
-    assert fast.generate(**INPUTS, **OPTIONS, streamer=streamer).shape == (1, 0) and after == []
+    after = on_call(monkeypatch, stage, streamer.cancel)
+    audio = fast.generate(**INPUTS, **OPTIONS, history_prompt=voices, streamer=streamer)
+    assert audio.shape == (1, 0) and after == []
 
 
 def test_cancel_before_the_start(fast):
