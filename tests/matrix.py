@@ -23,6 +23,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = ROOT / "build" / "matrix"
 TABLE = ROOT / "docs" / "versions.json"
@@ -37,15 +39,15 @@ SHOWN = ("transformers", "tokenizers", "huggingface_hub", "torch")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=VERSIONS, help="this version; may be repeated")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--only", action="append", choices=VERSIONS, help="this version; may be repeated")
     parser.add_argument("--quick", action="store_true", help="equality, fallback, lifecycle, bad input; no table")
     parser.add_argument("--fresh", action="store_true", help="run again what was run on this code")
-    parser.add_argument("--python", type=Path, help="of an environment with all that is needed")
+    which.add_argument("--python", type=Path, help="of an environment with all that is needed")
     options = parser.parse_args()
-    if options.python:
-        results = [_result(options.python, "other", options.quick, options.fresh)]
-    else:
-        results = [_result(_python(v), v, options.quick, options.fresh) for v in options.only or VERSIONS]
+    # Not resolved: an environment's interpreter is a link.
+    pythons = [options.python.absolute()] if options.python else map(_python, options.only or VERSIONS)
+    results = [_result(python, options.quick, options.fresh) for python in pythons]
     if not options.quick:
         _write_table(results)
     print(render(results))
@@ -63,16 +65,17 @@ def render(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _result(python: Path, name: str, quick: bool, fresh: bool) -> dict[str, Any]:
+def _result(python: Path, quick: bool, fresh: bool) -> dict[str, Any]:
     """Of the suite with this interpreter; from the file it left behind where nothing has changed since."""
     ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
+    versions, code = _versions(python), _code_hash()
+    name = f"{versions['transformers']}-torch-{versions['torch']}"
     file = ENVIRONMENTS / f"{name}{'-quick' if quick else ''}.json"
-    code = _code_hash()
     if file.exists() and not fresh:
         kept = json.loads(file.read_text())
-        if kept["code"] == code:
+        if kept["code"] == code and kept["versions"] == versions:
             return kept
-    result = {**_run(python, QUICK if quick else FULL), "code": code, "commit": _commit()}
+    result = {**_run(python, versions, QUICK if quick else FULL), "code": code, "commit": _commit()}
     file.write_text(json.dumps(result, indent=1))
     return result
 
@@ -106,9 +109,12 @@ def _python(version: str) -> Path:
     return python
 
 
-def _run(python: Path, selection: list[str]) -> dict[str, Any]:
+def _versions(python: Path) -> dict[str, str]:
     ask = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {SHOWN!r}}}))"
-    versions = json.loads(subprocess.check_output([python, "-c", ask], text=True))
+    return json.loads(subprocess.check_output([python, "-c", ask], text=True))
+
+
+def _run(python: Path, versions: dict[str, str], selection: list[str]) -> dict[str, Any]:
     print(f"== Transformers {versions['transformers']}: pytest {' '.join(selection)}", flush=True)
     start = time.monotonic()
     report = ENVIRONMENTS / f"{versions['transformers']}.xml"
@@ -140,10 +146,9 @@ def _write_table(results: list[dict[str, Any]]) -> None:
     README.write_text(f"{before}{BEGIN}{render(ordered)}\n{END}{rest.partition(END)[2]}")
 
 
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Transformers and torch, as numbers."""
-    numbers = (row["versions"][name].partition("+")[0].split(".") for name in ("transformers", "torch"))
-    return tuple(tuple(map(int, version)) for version in numbers)
+def _key(row: dict[str, Any]) -> tuple[Version, ...]:
+    """Transformers and torch, whatever torch was built for."""
+    return tuple(Version(Version(row["versions"][name]).public) for name in ("transformers", "torch"))
 
 
 def load_table() -> list[dict[str, Any]]:
