@@ -286,7 +286,7 @@ class TestTransformersLoop:
         [
             {"semantic_repetition_penalty": 1.2},
             {"coarse_repetition_penalty": 1.1},
-            {"repetition_penalty": 1.3, "min_eos_p": 0.02},
+            {"repetition_penalty": 1.3, "min_eos_p": 0.01},
             {"semantic_min_p": 0.05, "coarse_typical_p": 0.9},
             {"semantic_max_time": 60.0},
         ],
@@ -296,6 +296,7 @@ class TestTransformersLoop:
         fast = accelerated_copy(small_model, strict=False)
         options = {**SAMPLED, **options}
         expected_audio, expected = generated(small_model, **TWO, **options)
+        assert (expected["semantic"].shape[1] < 80) == ("min_eos_p" in options)
         streamer = AudioStreamer(fast, policy="preview", first_chunk_frames=10)
         chunks = streamed(fast, streamer=streamer, **TWO, **options)
         assert torch.equal(torch.stack(tapped["coarse"], dim=1), expected["coarse"])
