@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,18 @@ def load_voice_preset(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises
     ------
     ValueError
-        There is no such file, or it is another kind of file.
+        There is no such file, it is another kind of file, or it is damaged.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"expected an .npz archive of arrays, got {path}")
-    with np.load(path, allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in arrays.files}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise ValueError(f"{path}: expected arrays of numbers, got a damaged file or another kind ({error})") from error
 
 
 def preset_digest(preset: Mapping[str, Any]) -> str:

@@ -187,6 +187,21 @@ def test_what_is_no_preset_file_is_refused(tmp_path):
         load_voice_preset(tmp_path / "text.npz")
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_preset_file_is_refused_by_name(tmp_path, save):
+    path = tmp_path / "voice.npz"
+    save(path, **{key: part.numpy() for key, part in preset(SMALL, 200, 300).items()})
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 40] = bytes(40)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"voice\.npz: expected arrays of numbers, got a damaged file"):
+        load_voice_preset(path)
+    save(path, semantic_prompt=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match=r"voice\.npz: expected arrays of numbers"):
+        load_voice_preset(path)
+
+
 def test_a_preset_is_made_of_one_row(fast):
     with pytest.raises(ValueError, match="input_ids: expected one row, got 2"):
         generate_with_preset(fast, **texts(SMALL, [3, 4]))
