@@ -61,7 +61,7 @@ class Layout:
 
     @property
     def name(self) -> str:
-        rest = {1: "all of it", 2: "doubling", math.inf: "then the rest"}[self.growth]
+        rest = {1: "all alike", 2: "doubling", math.inf: "then the rest"}[self.growth]
         return f"{self.first}, {rest}, lookahead {self.lookahead}{', anchored' if self.anchored else ''}"
 
 
