@@ -183,7 +183,7 @@ def batch_inputs(processor: BarkProcessor, texts: Sequence[str], voices: Sequenc
     -------
     dict
         `input_ids` and `attention_mask` [B, 256], and `history_prompt`, a list of B voice presets. An accelerated
-        model moves them to its device.
+        model moves them to its device; where its semantic stage falls back to Transformers' code, the caller has to.
 
     Raises
     ------
