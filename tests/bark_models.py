@@ -126,7 +126,7 @@ def build(
 
 
 def _random_model(config: BarkConfig, seed: int) -> BarkModel:
-    """The same weights in every version of Transformers, whose own drawing differs (and fails in 4.57 without bias)."""
+    """All but the codec has the same weights in every version, whose own drawing differs (4.57 fails without bias)."""
     with no_init_weights():
         model = BarkModel(config)
     model.tie_weights()
