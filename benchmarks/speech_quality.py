@@ -253,6 +253,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     quiet_transformers()
+    # Before the plot changes the clone.
+    facts = {"machine": machine_facts(), "versions": versions(), "commit": commit()}
     split: Split = options.split
     counts = {kind: max(2, round(options.share * count)) for kind, count in COUNTS.items()}
     said = {kind: texts(kind, split, count, SEED) for kind, count in counts.items()}
@@ -266,7 +268,6 @@ def main() -> None:
     if options.plot:
         save_plot(options.plot, ways)
     if options.json:
-        facts = {"machine": machine_facts(), "versions": versions(), "commit": commit()}
         settings = {"split": split, "seed": SEED, "batch": BATCH, "texts": counts}
         options.json.write_text(json.dumps({**facts, **settings, "ways": ways}, indent=1) + "\n")
 
