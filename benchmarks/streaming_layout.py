@@ -66,13 +66,11 @@ class Layout:
 
 
 LAYOUTS = [
-    *(Layout(first, 1, first, lookahead) for first in (8, 15, 30, 60) for lookahead in (0, 5, 15, 30)),
-    *(Layout(first, 1, first, 15, anchored=True) for first in (8, 15, 30, 60)),
-    *(Layout(first, math.inf, _REST, 15) for first in (8, 15, 60)),
+    *(Layout(first, 1, first, lookahead) for first in (8, 15, 30) for lookahead in (0, 15)),
+    *(Layout(first, 1, first, 15, anchored=True) for first in (8, 15, 30)),
+    *(Layout(first, math.inf, _REST, 15) for first in (15, 60)),
     *(Layout(30, math.inf, _REST, lookahead) for lookahead in (0, 5, 15, 30)),
-    Layout(30, math.inf, _REST, 15, anchored=True),
-    *(Layout(first, 2, _REST, 15) for first in (15, 30)),
-    Layout(30, 2, _REST, 15, anchored=True),
+    *(Layout(30, 2, _REST, 15, anchored) for anchored in (False, True)),
 ]
 
 
