@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from bark_accel import AudioStreamer, accelerate_bark, small_bark_path
 
 pytest.importorskip("pocketsphinx", reason="pocketsphinx, which reads what was said, is not installed")
 # ruff: isort: split
-from recipes.small_bark.evaluate import KINDS, Heard, listen, say, texts
+from recipes.small_bark.evaluate import KINDS, Heard, held, listen, say, texts
 from recipes.small_bark.recogniser import Errors, compare, rate_difference, word_error_rate
 
 # For each kind, one batch.
@@ -124,3 +128,54 @@ def test_differences_are_of_the_same_texts():
     assert rate_difference(baseline, baseline) == (0, 0, 0)
     with pytest.raises(ValueError, match="same texts"):
         rate_difference(worse, baseline[::-1])
+
+
+def test_more_phrases_than_a_split_has_are_refused():
+    """And not looked for without end."""
+    assert len(texts("phrases", "dev", held("dev"), SEED)) == held("dev")
+    with pytest.raises(ValueError, match=f"expected at most {held('dev')}, the phrases of the split dev, got 200"):
+        texts("phrases", "dev", 200, SEED)
+
+
+@pytest.fixture
+def measurement(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module("speech_quality")
+
+
+def test_the_measurement_finds_what_is_not_stocks(measurement, tmp_path):
+    said = {"digits": ["one two", "three"]}
+    heard = [Heard(text, text, 1.0, True) for text in said["digits"]]
+    suite = measurement.Suite(small_bark_path(), said, SEED, tmp_path)
+    stock = {"digits": {"heard": [vars(item) for item in heard], "same_codes": None}}
+    (tmp_path / "stock.json").write_text(json.dumps(stock))
+    waves = [np.ones(50, np.float32), np.zeros(60, np.float32)]
+    np.savez(tmp_path / "stock, digits.npz", *waves)
+    way = measurement.WAYS["float32"]
+    assert suite._as_stock("float32", way, "digits", [wave + 1e-6 for wave in waves]) == heard
+    for other in (waves[1] + 1e-3, waves[1][:-1], waves[1] * np.nan):
+        with pytest.raises(SystemExit, match=r"expected stock's audio, got other for \['three'\]"):
+            suite._as_stock("float32", way, "digits", [waves[0], other])
+
+
+def test_a_way_that_there_is_not_is_refused(measurement, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["speech_quality.py", "--only", "flot16"])
+    with pytest.raises(SystemExit):
+        measurement.main()
+    assert "invalid choice: 'flot16'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split, phrases", [("test", 192), ("dev", 192)])
+def test_the_record_counts_what_was_said(measurement, monkeypatch, tmp_path, split, phrases):
+    """Whole batches, on both splits; nothing is generated here."""
+    monkeypatch.setattr(
+        measurement, "say", lambda generate, processor, said, *_: [np.zeros(9, np.float32) for _ in said]
+    )
+    monkeypatch.setattr(measurement, "listen", lambda audio, said, kind: [Heard(its, its, 1.0, True) for its in said])
+    record = tmp_path / "record.json"
+    arguments = ["--only", "stock", "--split", split, "--work", str(tmp_path / "work"), "--json", str(record)]
+    monkeypatch.setattr(sys, "argv", ["speech_quality.py", *arguments])
+    measurement.main()
+    read = json.loads(record.read_text())
+    assert read["texts"] == {"digits": 400, "phrases": phrases}
+    assert read["ways"]["stock"]["utterances"] == sum(read["texts"].values())
