@@ -6,13 +6,16 @@ import copy
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoProcessor
 
 from bark_accel import AudioStreamer, accelerate_bark, small_bark_path
+from bark_accel.stages.fine import row_histories
 
 pytest.importorskip("pocketsphinx", reason="pocketsphinx, which reads what was said, is not installed")
 # ruff: isort: split
@@ -179,3 +182,40 @@ def test_the_record_counts_what_was_said(measurement, monkeypatch, tmp_path, spl
     read = json.loads(record.read_text())
     assert read["texts"] == {"digits": 400, "phrases": phrases}
     assert read["ways"]["stock"]["utterances"] == sum(read["texts"].values())
+
+
+class _Window:
+    """In place of a fine stage: notes how much of what was said before it is shown, and how many frames are new."""
+
+    def __init__(self, spec, shown):
+        self.spec, self._shown = spec, shown
+
+    def run(self, tokens, history, sampling):
+        frames = tokens.shape[1] // self.spec.num_coarse_codebooks
+        (past,) = row_histories(self.spec, history, 1, tokens.device)
+        self._shown.append((past.shape[1], frames))
+        return torch.zeros(1, self.spec.num_codebooks, frames, dtype=torch.int64)
+
+
+def test_anchored_layouts_show_all_there_is_room_for(monkeypatch, speaking_model):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    layouts = importlib.import_module("streaming_layout")
+    bench = object.__new__(layouts.Bench)
+    bench.spec = layouts._fine_spec(speaking_model)
+
+    def shown(layout, frames):
+        windows: list[tuple[int, int]] = []
+        bench._stage = lambda kind, spec: _Window(spec, windows)
+        bench.stage = _Window(bench.spec, windows)
+        assert bench._streamed(layout, torch.zeros(6, frames, dtype=torch.int64)).shape == (6, frames)
+        return windows
+
+    for layout in (layout for layout in layouts.LAYOUTS if layout.anchored):
+        others = [shown(replace(layout, anchored=False), frames) for frames in (150, 220)]
+        ours = [shown(layout, frames) for frames in (150, 220)]
+        assert ours != others
+        for one, other in zip(ours, others, strict=True):
+            said = 0
+            for (past, new), (least, as_new) in zip(one, other, strict=True):
+                assert new == as_new and least == min(said, 64) and past == min(said, max(64, 128 - new))
+                said += new - layout.lookahead
