@@ -2,9 +2,9 @@
 
 PYTHONPATH=. python benchmarks/speech_quality.py --json NEW.json --plot NEW.png
 
-Texts that no training and no choice has seen, each said once; pocketsphinx reads them with a grammar of all texts of
-their kind. Every batch has a seed, the same for every way, so that what differs is the way: intervals of differences
-are bootstrap over utterances of both. Every way leaves a file in --work, and is not generated again.
+Texts that no training has seen and no setting was chosen by, each said once; pocketsphinx reads them with a grammar of
+all texts of their kind. Every batch has a seed, the same for every way, so that what differs is the way: intervals of
+differences are bootstrap over utterances of both. Every way leaves a file in --work, and is not generated again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bark_accel import AudioStreamer, accelerate_bark, long_form, small_bark_pat
 from bark_accel.cli.measure import commit, machine_facts, versions
 from bark_accel.patches.checkpoints import quiet_transformers
 from bark_accel.patches.history import generate_with_presets
-from recipes.small_bark.evaluate import KINDS, Heard, listen, say, texts
+from recipes.small_bark.evaluate import KINDS, Heard, held, listen, say, texts
 from recipes.small_bark.recogniser import Errors, rate_difference, word_error_rate
 from recipes.small_bark.vocabulary import Kind, Split
 
@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="default: the small Bark that comes with the package")
     parser.add_argument("--split", choices=["dev", "test"], default="test", help="dev for choosing, test for reporting")
     parser.add_argument("--share", type=float, default=1.0, help="of the texts")
-    parser.add_argument("--only", nargs="+", metavar="WAY", help="these, and stock")
+    parser.add_argument("--only", nargs="+", metavar="WAY", choices=list(WAYS), help="these, and stock")
     parser.add_argument("--work", type=Path, default=Path("build/speech_quality"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -257,6 +257,7 @@ def main() -> None:
     facts = {"machine": machine_facts(), "versions": versions(), "commit": commit()}
     split: Split = options.split
     counts = {kind: max(2, round(options.share * count)) for kind, count in COUNTS.items()}
+    counts["phrases"] = min(counts["phrases"], held(split))
     said = {kind: texts(kind, split, count, SEED) for kind, count in counts.items()}
     checkpoint = options.checkpoint or small_bark_path()
     suite = Suite(checkpoint, said, SEED, work_folder(options.work, checkpoint, said, SEED))
@@ -268,7 +269,9 @@ def main() -> None:
     if options.plot:
         save_plot(options.plot, ways)
     if options.json:
-        settings = {"split": split, "seed": SEED, "batch": BATCH, "texts": counts}
+        # Of whole batches, so maybe fewer than were asked for.
+        heard = {kind: len(its.heard) for kind, its in next(iter(said_by.values())).items()}
+        settings = {"split": split, "seed": SEED, "batch": BATCH, "texts": heard}
         options.json.write_text(json.dumps({**facts, **settings, "ways": ways}, indent=1) + "\n")
 
 

@@ -50,7 +50,8 @@ class Layout:
     """Frames of the first chunk, growth and largest length of those after it, frames of lookahead.
 
     `anchored`: what was given out before fills the window in front of the new frames. Else as many frames of it as in
-    the windows of Transformers, and padding after the new ones.
+    the windows of Transformers, and padding after the new ones. The same where less than that was given out: in short
+    utterances, and always with one chunk before the rest.
     """
 
     first: int

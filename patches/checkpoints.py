@@ -76,11 +76,12 @@ def load_bark(name_or_path: str | None = None) -> LoadedBark:
 
 
 def unknown_words(loaded: LoadedBark, text: str) -> list[str]:
-    """Words for which the tokenizer has no token, each once."""
+    """Words for which the tokenizer has no token, or one that is no word, each once."""
     tokenizer = loaded.processor.tokenizer
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    special = set(tokenizer.all_special_ids)
     places = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
-    return list(dict.fromkeys(text[start:end] for token, (start, end) in places if token == tokenizer.unk_token_id))
+    return list(dict.fromkeys(text[start:end] for token, (start, end) in places if token in special))
 
 
 def random_bark(shape: str = "bark-small", seed: int = 0) -> BarkModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +106,11 @@ def test_words_that_the_small_bark_does_not_know_are_named(tmp_path, as_file):
     message = " ".join(result.output.split())
     assert "does not know: Zorro, crocodile. It only says digits and these words: zero, one, " in message
     assert "--model suno/bark-small" in message
+
+
+def test_the_tokenizers_own_signs_are_no_words(tmp_path):
+    result = run("say", "hello [PAD] five [UNK]", "-o", tmp_path / "a.wav")
+    assert result.exit_code == 2 and "does not know: [PAD], [UNK]. It only says" in " ".join(result.output.split())
 
 
 def test_another_model_is_asked_for_any_word(checkpoint):
@@ -209,6 +215,19 @@ def test_say_streams_into_a_pipe(checkpoint, tmp_path):
     samples = np.frombuffer(result.stdout_bytes, dtype="<i2")
     np.testing.assert_allclose(samples, soundfile.read(file, dtype="int16")[0], atol=1)
     assert "real-time factor" in result.stderr and "wrote" not in result.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+def test_the_player_is_told_the_rate_of_the_small_bark(page):
+    """Where a page's command names no model; the command itself says which rate its samples have."""
+    result = run("say", "hello", "-o", "-", "--stream")
+    assert "raw PCM: s16le, mono, 16000 Hz" in result.stderr
+    lines = [
+        line
+        for line in (Path(__file__).parents[1] / page).read_text().splitlines()
+        if "aplay" in line and "--model" not in line
+    ]
+    assert lines and all("-o - | aplay -f S16_LE -r 16000" in line for line in lines)
 
 
 def test_say_ends_with_its_player(checkpoint):

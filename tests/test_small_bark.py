@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from transformers import AutoProcessor, BarkModel
 
 import bark_accel
 from bark_accel import small_bark_path
-from recipes.small_bark import layout, vocabulary
+from recipes.small_bark import card, layout, vocabulary
 
 VOICES = ["slt", "rms"]
 
@@ -105,3 +106,20 @@ def test_accelerated_it_says_the_very_same(processor, voice):
     audio = say(ours, inputs)
     assert audio.shape == expected.shape
     torch.testing.assert_close(audio, expected, rtol=0, atol=1e-4)
+
+
+def test_the_card_says_what_the_recipe_measured():
+    results = json.loads((Path(card.__file__).parent / "test.json").read_text())
+    assert (small_bark_path() / "README.md").read_text() == card.write(small_bark_path(), results)
+
+
+def test_what_the_card_says_of_earlier_measurements():
+    evaluate = pytest.importorskip("recipes.small_bark.evaluate", exc_type=ImportError)
+    results = json.loads((Path(card.__file__).parent / "test.json").read_text())
+    seen = {}
+    for kind in vocabulary.KINDS:
+        now, before = (set(evaluate.texts(kind, "test", 100, seed)) for seed in (results["seed"], 1))
+        seen[kind] = len(now & before)
+    text = " ".join((small_bark_path() / "README.md").read_text().split())
+    assert f"{seen['digits']} of these texts of digits and {seen['phrases']} of these phrases" in text
+    assert f"the split has {evaluate.held('test')} phrases" in text

@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import GenerationMixin
 
-from recipes.small_bark import gpt, layout
+from recipes.small_bark import assemble, data, gpt, layout, loop, vocabulary
+from recipes.small_bark.data import Corpus
 from recipes.small_bark.gpt import Utterance
-from recipes.small_bark.tokens import CODEBOOK_SIZE, CODEBOOKS, SEMANTIC_TOKENS
+from recipes.small_bark.tokens import CODEBOOK_SIZE, CODEBOOKS, SEMANTIC_TOKENS, Tokens
 
 CONFIGS = layout.stage_configs({"semantic": 1.0, "coarse": 1.0, "fine": 1.0})
 LENGTHS = [(7, None), (70, None), (30, 12), (70, 13), (70, 65)]
@@ -119,3 +120,86 @@ def test_fine_windows_are_those_of_generate(spoken, before, book, monkeypatch):
 
 def _one_hot(codes: np.ndarray) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.from_numpy(codes), CODEBOOK_SIZE + 1).float()[None]
+
+
+def test_nothing_held_out_is_learnt_from(monkeypatch):
+    """Of any kind: also a row of words in any order may happen to be a phrase that is held out."""
+    monkeypatch.setattr(data, "speak", lambda text, voice: np.zeros(1, np.float32))
+    corpus = data.make(1)
+    more = data.make_more(1, corpus)
+    for part in (corpus, more):
+        assert [vocabulary.split_of(text) for text in part.texts] == part.splits
+    assert set(corpus.splits) == {"train", "dev"} and set(more.splits) == {"train"}
+    spoken = list(zip(corpus.texts + more.texts, corpus.voices + more.voices, strict=True))
+    assert len(set(spoken)) == len(spoken)
+    longest = max(len(text.split()) for text in corpus.texts + more.texts + vocabulary.phrases())
+    assert longest == vocabulary.LONGEST
+
+
+def test_any_order_keeps_to_its_split(monkeypatch):
+    held_out = next(text for text in vocabulary.phrases() if vocabulary.split_of(text) == "test")
+    other = next(text for text in vocabulary.phrases() if vocabulary.split_of(text) == "train")
+    rows = iter([held_out, other])
+    monkeypatch.setattr(vocabulary, "_row", lambda rng, choices: next(rows))
+    assert vocabulary.draw(None, "words", "train") == other
+
+
+def test_presets_are_of_the_training_split(tmp_path):
+    lengths = [70, 20, 80, 90, 65, 75]
+    spoken = [utterance(length, seed) for seed, length in enumerate(lengths)]
+    voices, splits = ["slt"] * 4 + ["rms"] * 2, ["dev", "train", "train", "train", "dev", "train"]
+    corpus = Corpus([], [], voices, splits)
+    tokens = Tokens([its.semantic for its in spoken], [its.codes for its in spoken], None, None)
+    assemble.save_voices(corpus, tokens, tmp_path)
+    for voice, chosen in (("slt", 2), ("rms", 5)):
+        with np.load(tmp_path / f"speaker_embeddings/{voice}.npz") as preset:
+            assert np.array_equal(preset["semantic_prompt"], spoken[chosen].semantic)
+            assert np.array_equal(preset["fine_prompt"], spoken[chosen].codes)
+
+
+def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    spoken = [utterance(12, seed) for seed in range(4)]
+    corpus = Corpus([], ["zero one two"] * 4, ["slt"] * 4, ["train"] * 4)
+    tokens = Tokens([its.semantic for its in spoken], [its.codes for its in spoken], None, None)
+    examples = gpt.Examples(corpus, tokens, "train")
+    plan = loop.Plan(steps=3, rate=1e-3, weight_decay=0.1)
+    gpt.train("semantic", examples, plan, tmp_path / "whole.pt", 1)
+    monkeypatch.setattr(loop, "_SAVE_SECONDS", -1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(gpt, "semantic_loss", _killed_after(2, gpt.semantic_loss))
+        with pytest.raises(KeyboardInterrupt):
+            gpt.train("semantic", examples, plan, tmp_path / "killed.pt", 1)
+    assert not loop.finished(tmp_path / "killed.pt", plan)
+    gpt.train("semantic", examples, plan, tmp_path / "killed.pt", 1)
+    assert loop.finished(tmp_path / "killed.pt", plan)
+    whole, killed = (torch.load(tmp_path / f"{name}.pt", weights_only=True)["weights"] for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def _killed_after(steps, loss):
+    done = []
+
+    def killed(*arguments):
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(0)
+        return loss(*arguments)
+
+    return killed
+
+
+def test_a_killed_stage_leaves_no_half_file(tmp_path, monkeypatch):
+    def killed(file, **arrays):
+        file.write(b"PK")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", killed)
+    corpus = Corpus([np.zeros(4, np.float32)], ["one"], ["slt"], ["train"])
+    tokens = Tokens([np.zeros(1, int)], [np.zeros((CODEBOOKS, 2), int)], np.zeros(1), np.zeros(1))
+    for name, result in (("data.npz", corpus), ("tokens.npz", tokens)):
+        with pytest.raises(KeyboardInterrupt):
+            result.save(tmp_path / name)
+        assert not (tmp_path / name).exists()
+    monkeypatch.undo()
+    corpus.save(tmp_path / "data.npz")
+    assert Corpus.load(tmp_path / "data.npz").texts == ["one"]

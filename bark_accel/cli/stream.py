@@ -30,6 +30,8 @@ _BYTES_PER_SAMPLE = 2
 def write_stream(streamer: AudioStreamer, model: BarkModel, arguments: dict[str, Any], path: Path) -> None:
     """Generate and write chunk by chunk; a live line says how far the audio is."""
     rate, samples = streamer.sampling_rate, 0
+    if path == STDOUT:
+        out.print(f"raw PCM: s16le, mono, {rate} Hz")
     start = time.perf_counter()
     chunks = stream(model, **arguments, streamer=streamer)
     with Live(console=out, auto_refresh=False) as live:

@@ -71,7 +71,8 @@ def save_voices(corpus: Corpus, tokens: Tokens, folder: Path) -> None:
     place.mkdir(exist_ok=True)
     index: dict[str, object] = {"repo_or_path": "."}
     for voice in dict.fromkeys(corpus.voices):
-        chosen = next(i for i, t in enumerate(tokens.semantic) if corpus.voices[i] == voice and len(t) >= _PRESET)
+        of_voice = [i for i, it in enumerate(corpus.voices) if it == voice and corpus.splits[i] == "train"]
+        chosen = next(i for i in of_voice if len(tokens.semantic[i]) >= _PRESET)
         codes = tokens.codes[chosen].astype(np.int64)
         preset = {
             "semantic_prompt": tokens.semantic[chosen].astype(np.int64),

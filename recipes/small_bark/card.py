@@ -12,7 +12,7 @@ from . import layout
 from .data import VOICES
 from .features import SAMPLE_RATE
 from .tokens import CODEBOOK_SIZE, CODEBOOKS, SEMANTIC_TOKENS
-from .vocabulary import words
+from .vocabulary import LONGEST, words
 
 
 def write(checkpoint: Path, results: dict[str, Any]) -> str:
@@ -29,7 +29,7 @@ def write(checkpoint: Path, results: dict[str, Any]) -> str:
         sample_rate=SAMPLE_RATE,
         unknown=layout.TEXT_UNKNOWN,
         text_length=layout.TEXT_LENGTH,
-        trained_words=9,
+        trained_words=LONGEST,
         seconds=f"{layout.MAX_SEMANTIC / layout.SEMANTIC_RATE:.1f}",
         limit=layout.MAX_SEMANTIC,
         batch=results["batch"],
@@ -38,6 +38,7 @@ def write(checkpoint: Path, results: dict[str, Any]) -> str:
         seed=results["seed"],
         table=_table(results),
         corpus=", ".join(f"{training} of {voice}" for voice, (training, *_) in VOICES.items()),
+        development=sum(development for _, development, _ in VOICES.values()),
         more=", ".join(f"{more} of {voice}" for voice, (*_, more) in VOICES.items()),
         semantic_tokens=SEMANTIC_TOKENS,
         semantic_rate=layout.SEMANTIC_RATE,

@@ -13,6 +13,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from . import loop
 from .vocabulary import KINDS, Kind, Split, draw
 
 SAMPLE_RATE = 16_000
@@ -34,7 +35,7 @@ class Corpus:
         """Write an .npz."""
         lengths = np.array([len(audio) for audio in self.audio])
         flat = np.concatenate([np.round(audio * 32767).astype(np.int16) for audio in self.audio])
-        np.savez(path, audio=flat, lengths=lengths, texts=self.texts, voices=self.voices, splits=self.splits)
+        loop.save_arrays(path, audio=flat, lengths=lengths, texts=self.texts, voices=self.voices, splits=self.splits)
 
     @classmethod
     def load(cls, path: Path) -> Corpus:
@@ -68,7 +69,7 @@ def make(seed: int) -> Corpus:
 
 
 def make_more(seed: int, known: Corpus) -> Corpus:
-    """Other texts of the training split; a third of them is words in any order."""
+    """Other texts of the training split; about half of them is words in any order, as the phrases are soon used up."""
     rng = random.Random(seed + 1)
     spoken = set(zip(known.texts, known.voices, strict=True))
     jobs: list[tuple[str, str, Split]] = []

@@ -19,7 +19,7 @@ from .data import speak
 from .layout import MAX_SEMANTIC
 from .recogniser import SAMPLE_RATE, Errors, Recogniser, compare, word_error_rate
 from .tokens import CODEBOOKS
-from .vocabulary import KINDS, Kind, Split, draw
+from .vocabulary import KINDS, Kind, Split, draw, phrases, split_of
 
 _TOKEN_SAMPLES = SAMPLE_RATE // 25
 
@@ -40,12 +40,19 @@ class Heard:
 
 
 def texts(kind: Kind, split: Split, count: int, seed: int) -> list[str]:
-    """`count` different texts."""
+    """`count` different texts; raises ValueError where the split has fewer phrases."""
+    if kind == "phrases" and count > held(split):
+        raise ValueError(f"count: expected at most {held(split)}, the phrases of the split {split}, got {count}")
     rng = random.Random(f"{kind} {split} {seed}")
     chosen: dict[str, None] = {}
     while len(chosen) < count:
         chosen[draw(rng, kind, split)] = None
     return list(chosen)
+
+
+def held(split: Split) -> int:
+    """Phrases of a split in all."""
+    return sum(split_of(phrase) == split for phrase in phrases())
 
 
 def listen(audio: list[np.ndarray], said: list[str], kind: Kind) -> list[Heard]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -74,6 +75,14 @@ def load(module: nn.Module, path: Path) -> None:
 def finished(path: Path, plan: Plan) -> bool:
     """Whether `train` has been through the whole plan."""
     return path.exists() and torch.load(path, weights_only=True, mmap=True)["step"] >= plan.steps
+
+
+def save_arrays(path: Path, **arrays: np.ndarray | list) -> None:
+    """Write an .npz, whole or not at all: what a killed run has left must not pass for a result."""
+    new = path.with_suffix(".new")
+    with new.open("wb") as file:
+        np.savez(file, **arrays)
+    os.replace(new, path)
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -10,6 +10,7 @@ from scipy.cluster.vq import kmeans2, vq
 from scipy.fft import dct
 from tqdm import tqdm
 
+from . import loop
 from .data import Corpus
 from .features import MEL_BANDS, log_mel, pitch
 
@@ -44,7 +45,7 @@ class Tokens:
         lengths = np.array([len(item) for item in self.semantic])
         flat, codes = np.concatenate(self.semantic), np.concatenate(self.codes, axis=1)
         arrays = {"codebooks": self.codebooks, "centres": self.centres}
-        np.savez(path, allow_pickle=False, lengths=lengths, semantic=flat, codes=codes, **arrays)
+        loop.save_arrays(path, lengths=lengths, semantic=flat, codes=codes, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Tokens:

@@ -107,7 +107,7 @@ def tune(run: Run) -> None:
     cache = run.path("predicted.npz")
     if not cache.exists():
         predicted = gpt.predict_fine(trained(run, "fine"), codes)
-        np.savez(cache, codes=np.concatenate(predicted, axis=1))
+        loop.save_arrays(cache, codes=np.concatenate(predicted, axis=1))
     ends = np.cumsum([code.shape[1] for code in codes])[:-1]
     with np.load(cache) as file:
         predicted = np.split(file["codes"], ends, axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import zlib
 from typing import Literal
@@ -38,6 +39,9 @@ _PHRASES = [
     [["open", "close"], ["the"], ["door", "window", "box"]],
 ]
 
+# Words of the longest phrase, and of the longest row of digits or words.
+LONGEST = 8
+
 Split = Literal["train", "dev", "test"]
 # "words": any words in any order, to learn from alone.
 Kind = Literal["digits", "phrases", "words"]
@@ -49,6 +53,12 @@ def words() -> list[str]:
     """Every word, each once, in a fixed order."""
     texts = [*DIGITS, *_GREETINGS, *(option for phrase in _PHRASES for slot in phrase for option in slot)]
     return list(dict.fromkeys(word for text in texts for word in text.split()))
+
+
+def phrases() -> list[str]:
+    """Every phrase, each once."""
+    statements = [" ".join(choice) for phrase in _PHRASES for choice in itertools.product(*phrase)]
+    return [*_GREETINGS, *statements, *(f"{greeting} {text}" for greeting in _GREETINGS for text in statements)]
 
 
 def split_of(text: str) -> Split:
@@ -80,7 +90,7 @@ def grammar(kind: Kind) -> str:
 
 
 def _row(rng: random.Random, choices: list[str]) -> str:
-    return " ".join(rng.choice(choices) for _ in range(rng.randint(1, 8)))
+    return " ".join(rng.choice(choices) for _ in range(rng.randint(1, LONGEST)))
 
 
 def _phrase(rng: random.Random) -> str:

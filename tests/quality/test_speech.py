@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoProcessor
 
 from bark_accel import AudioStreamer, accelerate_bark, small_bark_path
+from bark_accel.stages.fine import row_histories
 
 pytest.importorskip("pocketsphinx", reason="pocketsphinx, which reads what was said, is not installed")
 # ruff: isort: split
-from recipes.small_bark.evaluate import KINDS, Heard, listen, say, texts
+from recipes.small_bark.evaluate import KINDS, Heard, held, listen, say, texts
 from recipes.small_bark.recogniser import Errors, compare, rate_difference, word_error_rate
 
 # For each kind, one batch.
@@ -124,3 +131,91 @@ def test_differences_are_of_the_same_texts():
     assert rate_difference(baseline, baseline) == (0, 0, 0)
     with pytest.raises(ValueError, match="same texts"):
         rate_difference(worse, baseline[::-1])
+
+
+def test_more_phrases_than_a_split_has_are_refused():
+    """And not looked for without end."""
+    assert len(texts("phrases", "dev", held("dev"), SEED)) == held("dev")
+    with pytest.raises(ValueError, match=f"expected at most {held('dev')}, the phrases of the split dev, got 200"):
+        texts("phrases", "dev", 200, SEED)
+
+
+@pytest.fixture
+def measurement(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module("speech_quality")
+
+
+def test_the_measurement_finds_what_is_not_stocks(measurement, tmp_path):
+    said = {"digits": ["one two", "three"]}
+    heard = [Heard(text, text, 1.0, True) for text in said["digits"]]
+    suite = measurement.Suite(small_bark_path(), said, SEED, tmp_path)
+    stock = {"digits": {"heard": [vars(item) for item in heard], "same_codes": None}}
+    (tmp_path / "stock.json").write_text(json.dumps(stock))
+    waves = [np.ones(50, np.float32), np.zeros(60, np.float32)]
+    np.savez(tmp_path / "stock, digits.npz", *waves)
+    way = measurement.WAYS["float32"]
+    assert suite._as_stock("float32", way, "digits", [wave + 1e-6 for wave in waves]) == heard
+    for other in (waves[1] + 1e-3, waves[1][:-1], waves[1] * np.nan):
+        with pytest.raises(SystemExit, match=r"expected stock's audio, got other for \['three'\]"):
+            suite._as_stock("float32", way, "digits", [waves[0], other])
+
+
+def test_a_way_that_there_is_not_is_refused(measurement, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["speech_quality.py", "--only", "flot16"])
+    with pytest.raises(SystemExit):
+        measurement.main()
+    assert "invalid choice: 'flot16'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split, phrases", [("test", 192), ("dev", 192)])
+def test_the_record_counts_what_was_said(measurement, monkeypatch, tmp_path, split, phrases):
+    """Whole batches, on both splits; nothing is generated here."""
+    monkeypatch.setattr(
+        measurement, "say", lambda generate, processor, said, *_: [np.zeros(9, np.float32) for _ in said]
+    )
+    monkeypatch.setattr(measurement, "listen", lambda audio, said, kind: [Heard(its, its, 1.0, True) for its in said])
+    record = tmp_path / "record.json"
+    arguments = ["--only", "stock", "--split", split, "--work", str(tmp_path / "work"), "--json", str(record)]
+    monkeypatch.setattr(sys, "argv", ["speech_quality.py", *arguments])
+    measurement.main()
+    read = json.loads(record.read_text())
+    assert read["texts"] == {"digits": 400, "phrases": phrases}
+    assert read["ways"]["stock"]["utterances"] == sum(read["texts"].values())
+
+
+class _Window:
+    """In place of a fine stage: notes how much of what was said before it is shown, and how many frames are new."""
+
+    def __init__(self, spec, shown):
+        self.spec, self._shown = spec, shown
+
+    def run(self, tokens, history, sampling):
+        frames = tokens.shape[1] // self.spec.num_coarse_codebooks
+        (past,) = row_histories(self.spec, history, 1, tokens.device)
+        self._shown.append((past.shape[1], frames))
+        return torch.zeros(1, self.spec.num_codebooks, frames, dtype=torch.int64)
+
+
+def test_anchored_layouts_show_all_there_is_room_for(monkeypatch, speaking_model):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    layouts = importlib.import_module("streaming_layout")
+    bench = object.__new__(layouts.Bench)
+    bench.spec = layouts._fine_spec(speaking_model)
+
+    def shown(layout, frames):
+        windows: list[tuple[int, int]] = []
+        bench._stage = lambda kind, spec: _Window(spec, windows)
+        bench.stage = _Window(bench.spec, windows)
+        assert bench._streamed(layout, torch.zeros(6, frames, dtype=torch.int64)).shape == (6, frames)
+        return windows
+
+    for layout in (layout for layout in layouts.LAYOUTS if layout.anchored):
+        others = [shown(replace(layout, anchored=False), frames) for frames in (150, 220)]
+        ours = [shown(layout, frames) for frames in (150, 220)]
+        assert ours != others
+        for one, other in zip(ours, others, strict=True):
+            said = 0
+            for (past, new), (least, as_new) in zip(one, other, strict=True):
+                assert new == as_new and least == min(said, 64) and past == min(said, max(64, 128 - new))
+                said += new - layout.lookahead
