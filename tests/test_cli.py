@@ -113,6 +113,13 @@ def test_the_tokenizers_own_signs_are_no_words(tmp_path):
     assert result.exit_code == 2 and "does not know: [PAD], [UNK]. It only says" in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_text_of_signs_alone_has_no_words(tmp_path, as_file):
+    (tmp_path / "a.txt").write_text("!!!")
+    result = run("say", *(["--file", tmp_path / "a.txt"] if as_file else ["!!!"]), "-o", tmp_path / "a.wav")
+    assert result.exit_code == 2 and "the text has no words" in " ".join(result.output.split())
+
+
 def test_another_model_is_asked_for_any_word(checkpoint):
     loaded = load_bark(str(checkpoint))
     assert loaded.vocabulary is None and load_bark().vocabulary[:2] == ("zero", "one")

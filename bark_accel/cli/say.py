@@ -101,8 +101,10 @@ def _say(request: Request, path: Path, name: str | None) -> None:
 
 
 def _check_words(loaded: LoadedBark, text: str) -> None:
-    from bark_accel.patches.checkpoints import unknown_words
+    from bark_accel.patches.checkpoints import text_tokens, unknown_words
 
+    if text_tokens(loaded, text)[0] == 0:
+        raise ValueError("the text has no words: there is nothing to say")
     unknown = [] if loaded.vocabulary is None else unknown_words(loaded, text)
     if unknown:
         raise ValueError(
