@@ -31,7 +31,7 @@ SANITIZED := BARK_ACCEL_NEEDS_GPU=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER
 help:
 	@echo "make setup  create $(VENV), install pinned packages, build the extension"
 	@echo "make demo   one utterance of the small Bark, stock and accelerated, in demo_out"
-	@echo "make small-bark  train the small checkpoint again (flite needed, about three hours), in build/small_bark"
+	@echo "make small-bark  train the small checkpoint again (flite needed, some hours), in build/small_bark"
 	@echo "make test   run the tests"
 	@echo "make matrix  run the parity suite with every supported Transformers (MATRIX='--only 4.46.3' for one)"
 	@echo "make sanitize  the CPU kernels of every instruction set under ASan, UBSan and TSan"

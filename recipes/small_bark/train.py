@@ -25,7 +25,7 @@ from . import assemble, card, codec, evaluate, gpt, loop, tokens
 from .data import Corpus, make_more
 from .data import make as make_corpus
 
-# For about three hours on two cores, with the codec beside the transformers.
+# For some hours on two cores, with the codec beside the transformers.
 PLANS = {
     "semantic": loop.Plan(steps=26000, rate=2e-3, weight_decay=0.05),
     "coarse": loop.Plan(steps=2600, rate=2e-3, weight_decay=0.02),
