@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import small_bark_path
-from .long_text import LongForm, SpokenChunk
+from bark_accel.longform.reader import LongForm, SpokenChunk
+from bark_accel.stages.ragged import trim_rows
+from bark_accel.streaming.streamer import AudioStreamer, stream
+from bark_accel.voices.preset import load_voice_preset, save_voice_preset
+
+from ._version import __version__ as __version__
 from .report import AccelerationError, AccelerationReport, FallbackKind, FallbackReason, StageReport
-from .rows import trim_rows
-from .streamer import AudioStreamer, stream
-from .voice_preset import load_voice_preset, save_voice_preset
+from .small_bark import small_bark_path
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
     from transformers import BarkModel, BarkProcessor
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AccelerationError",
@@ -92,7 +92,7 @@ def accelerate_bark(
         `restore_bark`, `state_dict` and Transformers' own code raise from then on, as with `strict`.
     fix_stock_bugs : bool or iterable of str
         Bugs of Transformers' Bark to fix, all or by name; otherwise they are kept. `acceleration_report(model)` lists
-        the names, `bark_accel.patches.traps.STOCK_BUGS` says what each one is.
+        the names, `bark_accel.patches.stock_bugs.STOCK_BUGS` says what each one is.
     cuda_graphs : bool
         On an NVIDIA GPU, replay the decode step of the two causal stages as a CUDA graph, for up to 16 rows; recorded
         when a batch size, sampling option or place of the weights is new, and kept. The tokens stay the same.
@@ -120,7 +120,7 @@ def accelerate_bark(
         The compiled library is missing or was built for another torch; this version of Transformers has other
         signatures than the ones tested; or `flash-attn` was asked for and is missing.
     """
-    from .patches import apply
+    from bark_accel.patches.api import apply
 
     return apply(
         model,
@@ -147,7 +147,7 @@ def restore_bark(model: BarkModel) -> BarkModel:
     ValueError
         Its weights were released, or somebody else patched it.
     """
-    from .patches import remove
+    from bark_accel.patches.api import remove
 
     return remove(model)
 
@@ -162,7 +162,7 @@ def acceleration_report(model: BarkModel) -> AccelerationReport:
     ValueError
         `model` is not accelerated.
     """
-    from .patches import report
+    from bark_accel.patches.api import report
 
     return report(model)
 
@@ -190,7 +190,7 @@ def batch_inputs(processor: BarkProcessor, texts: Sequence[str], voices: Sequenc
     TypeError, ValueError
         Name the argument, what was expected and what came.
     """
-    from .patches.voices import batch_inputs
+    from bark_accel.hf.voices import batch_inputs
 
     return batch_inputs(processor, texts, voices)
 
@@ -273,7 +273,7 @@ def long_form(
     ImportError
         The package sentencex is missing: `pip install 'bark_accel[long]'`.
     """
-    from .patches.long_text import make_long_form
+    from bark_accel.patches.speaker import make_long_form
 
     return make_long_form(
         model,
@@ -320,7 +320,7 @@ def generate_with_preset(model: BarkModel, **generate_kwargs: Any) -> tuple[Tens
     ValueError
         More than one row, or one of those arguments.
     """
-    from .patches.history import generate_with_presets
+    from bark_accel.hf.presets import generate_with_presets
 
     taken = generate_kwargs.keys() & {"return_output_lengths", "trim"}
     if taken:

@@ -6,8 +6,6 @@ import logging
 from dataclasses import dataclass, field
 from enum import Enum
 
-from .speculation import DraftCounts
-
 logger = logging.getLogger("bark_accel")
 
 
@@ -43,6 +41,14 @@ class FallbackReason:
         return f"{self.stage}: {self.kind.value}: {self.detail}"
 
 
+class Fallback(Exception):
+    """Raised while a call is being prepared, before any random number is drawn."""
+
+    def __init__(self, stage: str, kind: FallbackKind, detail: str):
+        self.reason = FallbackReason(stage, kind, detail)
+        super().__init__(str(self.reason))
+
+
 class AccelerationError(RuntimeError):
     """Raised instead of falling back by a model accelerated with `strict=True`."""
 
@@ -71,6 +77,15 @@ class FallbackLog:
         if reason not in self.reasons:
             self.reasons.append(reason)
             logger.warning("bark_accel runs Transformers' own code: %s", reason)
+
+
+@dataclass
+class DraftCounts:
+    """How often drafts were right."""
+
+    rounds: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from bark_accel import accelerate_bark
+from bark_accel.bench.measure import commit, machine_facts, versions
+from bark_accel.bench.models import fake_inputs, quiet_transformers, random_bark, semantic_tokens, twin
 from bark_accel.cli.demo import TEXT
-from bark_accel.cli.measure import commit, machine_facts, versions
-from bark_accel.patches.checkpoints import fake_inputs, quiet_transformers, random_bark, semantic_tokens, twin
 from bark_accel.stages.semantic import SemanticStage, SemanticState
 
 SECONDS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 2.0)

@@ -17,7 +17,7 @@ from transformers.generation.logits_process import (
     TopKLogitsWarper,
 )
 
-from bark_accel import ops
+from bark_accel.ops import native as ops
 
 HEADS, HEAD_DIM, CAPACITY = 12, 64, 1024
 ROUNDS = 60

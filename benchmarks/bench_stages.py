@@ -17,7 +17,7 @@ from transformers.models.bark.generation_configuration_bark import (
 from transformers_steps import OurForward, stock_forward
 
 from bark_accel import accelerate_bark
-from bark_accel.patches.checkpoints import twin
+from bark_accel.bench.models import twin
 
 SHAPE = "bark-small"
 PRECISIONS = pytest.mark.parametrize("precision", ["same", "float16", "int8"])

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import BarkModel
 
-from bark_accel.patches.checkpoints import random_bark
+from bark_accel.bench.models import random_bark
 
 
 @pytest.fixture(autouse=True)

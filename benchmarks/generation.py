@@ -24,8 +24,7 @@ from timeline import Timeline, run_stream
 from transformers import BarkModel
 
 from bark_accel import accelerate_bark, acceleration_report
-from bark_accel.cli.demo import TEXT
-from bark_accel.cli.measure import (
+from bark_accel.bench.measure import (
     Run,
     commit,
     machine_facts,
@@ -35,7 +34,8 @@ from bark_accel.cli.measure import (
     token_differences,
     versions,
 )
-from bark_accel.patches.checkpoints import fake_inputs, quiet_transformers, random_bark, semantic_tokens, twin
+from bark_accel.bench.models import fake_inputs, quiet_transformers, random_bark, semantic_tokens, twin
+from bark_accel.cli.demo import TEXT
 
 # As arguments of accelerate_bark.
 MODES: dict[str, dict[str, Any]] = {

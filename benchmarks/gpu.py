@@ -24,7 +24,7 @@ from gpu_plots import save_plots
 from gpu_results import TABLES, Plan, Results
 from gpu_steps import measure_steps, read_bandwidth
 
-from bark_accel._library import cuda_archs
+from bark_accel.ops._library import cuda_archs
 
 
 @torch.no_grad()

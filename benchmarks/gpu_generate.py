@@ -12,9 +12,9 @@ from gpu_results import Plan, Results
 from torch import Tensor
 
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, restore_bark, stream
-from bark_accel.cli.measure import Run, run_once, token_differences
-from bark_accel.patches import checkpoints
-from bark_accel.streamer import POLICIES
+from bark_accel.bench import models as checkpoints
+from bark_accel.bench.measure import Run, run_once, token_differences
+from bark_accel.streaming.streamer import POLICIES
 
 TEXT = "Hello, my dog is cute"
 OURS: dict[str, dict[str, Any]] = {

@@ -16,9 +16,9 @@ from xml.etree import ElementTree
 
 import torch
 
-from bark_accel._library import cuda_archs
-from bark_accel.cli.measure import commit, machine_facts, versions
-from bark_accel.patches import checkpoints
+from bark_accel.bench import models as checkpoints
+from bark_accel.bench.measure import commit, machine_facts, versions
+from bark_accel.ops._library import cuda_archs
 
 # The most telling first: what there is no time for comes last.
 TABLES = ("decode_step", "generate", "first_sound", "docs", "variants")

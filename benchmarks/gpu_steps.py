@@ -11,14 +11,14 @@ import torch
 from gpu_results import Plan, Results, timed_ms
 from torch.profiler import ProfilerActivity, profile
 
-from bark_accel import graphs
-from bark_accel._library import load
-from bark_accel.backend import get_ops
-from bark_accel.gpt import CausalModel
-from bark_accel.kv_cache import KVCache, KVCachePool
-from bark_accel.patches import extract
-from bark_accel.precision import convert
-from bark_accel.sampling import SamplingConfig, TokenRange
+from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
+from bark_accel.hf import extract
+from bark_accel.ops._library import load
+from bark_accel.ops.backend import get_ops
+from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.kv_cache import KVCache, KVCachePool
+from bark_accel.transformer.precision import convert
 
 BACKENDS = {"native": "auto", "torch": "torch"}
 KERNELS_SHOWN = 20
@@ -58,7 +58,7 @@ def one_step(
     spec = extract.transformer_spec(module)
     allowed = TokenRange(0, min(10_000, spec.output_vocab_size))
     model = CausalModel(weights, spec, get_ops(backend, plan.device))
-    sampler = model.sampler(SamplingConfig(True, 1, temperature=0.7, top_k=50))
+    sampler = Sampler.of(model, SamplingConfig(True, 1, temperature=0.7, top_k=50))
     generator = torch.Generator(plan.device)
     ids = torch.zeros(cache.keys.shape[1], 1, dtype=torch.int64, device=plan.device)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bark_accel.cli.measure import commit, machine_facts, versions
+from bark_accel.bench.measure import commit, machine_facts, versions
 
 SHAPES = ("bark-small", "bark")
 # As arguments of accelerate_bark; None: stock.
@@ -70,7 +70,7 @@ def measure(mode: str, checkpoint: str, seconds: float) -> dict[str, float]:
     from transformers import BarkModel
 
     from bark_accel import accelerate_bark
-    from bark_accel.patches.checkpoints import fake_inputs, quiet_transformers, semantic_tokens
+    from bark_accel.bench.models import fake_inputs, quiet_transformers, semantic_tokens
 
     quiet_transformers()
     before = resident_mib()
@@ -138,7 +138,7 @@ def run(mode: str, checkpoint: str, seconds: float) -> dict[str, float]:
 
 
 def save_checkpoint(shape: str, folder: str) -> None:
-    from bark_accel.patches.checkpoints import random_bark
+    from bark_accel.bench.models import random_bark
 
     random_bark(shape).save_pretrained(folder)
     # Or the memory of this model would be missing to those that are measured.

@@ -18,15 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers_steps import CPU
 
-from bark_accel.backend import get_ops
-from bark_accel.bidirectional import bidirectional_forward
-from bark_accel.cli.measure import commit, machine_facts, versions
-from bark_accel.gpt import CausalModel
-from bark_accel.kv_cache import KVCachePool
-from bark_accel.layers import linear
-from bark_accel.patches import extract
-from bark_accel.patches.checkpoints import quiet_transformers, random_bark
-from bark_accel.precision import WEIGHTS, convert
+from bark_accel.bench.measure import commit, machine_facts, versions
+from bark_accel.bench.models import quiet_transformers, random_bark
+from bark_accel.hf import extract
+from bark_accel.ops.backend import get_ops
+from bark_accel.transformer.bidirectional import bidirectional_forward
+from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.kv_cache import KVCachePool
+from bark_accel.transformer.layers import linear
+from bark_accel.transformer.precision import WEIGHTS, convert
 
 # (prompt tokens that are prefilled, tokens that are fed one at a time)
 CONTEXTS = {"semantic": {"257 + 100": (257, 100), "257 + 700": (257, 700)}, "coarse": {"887 + 60": (887, 60)}}

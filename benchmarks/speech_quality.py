@@ -24,9 +24,9 @@ from speech_figures import save_plot, table
 from transformers import AutoProcessor, BarkModel
 
 from bark_accel import AudioStreamer, accelerate_bark, long_form, small_bark_path
-from bark_accel.cli.measure import commit, machine_facts, versions
-from bark_accel.patches.checkpoints import quiet_transformers
-from bark_accel.patches.history import generate_with_presets
+from bark_accel.bench.measure import commit, machine_facts, versions
+from bark_accel.bench.models import quiet_transformers
+from bark_accel.hf.presets import generate_with_presets
 from recipes.small_bark.evaluate import KINDS, Heard, held, listen, say, texts
 from recipes.small_bark.recogniser import Errors, rate_difference, word_error_rate
 from recipes.small_bark.vocabulary import Kind, Split

@@ -27,13 +27,13 @@ from transformers.models.bark.generation_configuration_bark import (
 )
 
 from bark_accel import accelerate_bark, small_bark_path
-from bark_accel.cli.measure import commit, machine_facts, versions
-from bark_accel.patches import extract
-from bark_accel.patches.checkpoints import quiet_transformers
-from bark_accel.patches.history import generate_with_presets
-from bark_accel.policies import Hops, LowLatency
-from bark_accel.spec import FineSpec
+from bark_accel.bench.measure import commit, machine_facts, versions
+from bark_accel.bench.models import quiet_transformers
+from bark_accel.hf import extract
+from bark_accel.hf.presets import generate_with_presets
 from bark_accel.stages.fine import FineSampling, FineStage
+from bark_accel.stages.spec import FineSpec
+from bark_accel.streaming.policies import Hops, LowLatency
 from recipes.small_bark.evaluate import KINDS, listen, texts
 from recipes.small_bark.recogniser import Errors, rate_difference, word_error_rate
 from recipes.small_bark.vocabulary import Kind

@@ -13,7 +13,7 @@ from typing import Any
 
 from interleaved import PROBE_BYTES, GemmProbe
 
-from bark_accel.cli.measure import commit, machine_facts, spread_of, versions
+from bark_accel.bench.measure import commit, machine_facts, spread_of, versions
 
 
 def summarise(full: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from bark_accel.backend import get_ops
-from bark_accel.gpt import CausalModel
-from bark_accel.kv_cache import KVCachePool
-from bark_accel.patches import extract
-from bark_accel.precision import convert
-from bark_accel.weights import TransformerWeights, tensors_of
+from bark_accel.hf import extract
+from bark_accel.ops.backend import get_ops
+from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.kv_cache import KVCachePool
+from bark_accel.transformer.precision import convert
+from bark_accel.transformer.weights import TransformerWeights, tensors_of
 
 CPU = torch.device("cpu")
 CAPACITY = 1024

@@ -17,7 +17,7 @@ from transformers.models.bark.generation_configuration_bark import (
 )
 
 from bark_accel import small_bark_path
-from bark_accel.patches.compat import no_init_weights
+from bark_accel.hf.compat import no_init_weights
 
 
 @dataclass(frozen=True)

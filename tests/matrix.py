@@ -81,7 +81,7 @@ def _result(python: Path, quick: bool, fresh: bool) -> dict[str, Any]:
 
 
 def _code_hash() -> str:
-    folders = ("bark_accel", "patches", "csrc", "tests")
+    folders = ("bark_accel", "csrc", "tests")
     listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard", *folders], cwd=ROOT, text=True)
     files = sorted(path for name in listed.split() if (path := ROOT / name).is_file())
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()

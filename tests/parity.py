@@ -9,7 +9,7 @@ import torch
 from transformers import BarkModel
 
 from bark_accel import accelerate_bark
-from bark_accel.patches.recorder import record_stages
+from bark_accel.hf.stage_trace import record_stages
 
 TOKEN_STAGES = ("semantic", "coarse", "fine")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bark_accel import backend
+from bark_accel.ops import backend
 
 GPU = torch.device("cuda", 0)
 
@@ -25,7 +25,7 @@ def test_a_gpu_is_served_by_code_that_it_can_run(
     monkeypatch.setattr(backend, "cuda_archs", lambda: archs)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert backend.runs_natively("auto", GPU) == native
-    assert backend.get_ops("auto", GPU).__name__ == ("bark_accel.cuda_ops" if native else "bark_accel.torch_ops")
+    assert backend.get_ops("auto", GPU).__name__ == ("bark_accel.ops.cuda" if native else "bark_accel.ops.reference")
     assert not backend.runs_natively("torch", GPU)
     if not native:
         with pytest.raises(

@@ -16,12 +16,13 @@ from typer.testing import CliRunner
 
 import bark_accel
 from bark_accel import accelerate_bark, restore_bark, small_bark_path
+from bark_accel.bench import measure
+from bark_accel.bench import models as checkpoints
+from bark_accel.bench.models import fake_inputs, load_bark, semantic_tokens, twin
 from bark_accel.cli import bench as bench_module
-from bark_accel.cli import measure, stream
+from bark_accel.cli import stream
 from bark_accel.cli.app import app
-from bark_accel.patches import checkpoints
-from bark_accel.patches.checkpoints import fake_inputs, load_bark, semantic_tokens, twin
-from bark_accel.patches.recorder import STAGES, record_stages
+from bark_accel.hf.stage_trace import STAGES, record_stages
 
 OPTIONS = {"semantic_max_new_tokens": 8}
 
@@ -54,7 +55,7 @@ def test_info_says_what_to_run_when_the_library_is_missing(monkeypatch):
     def missing():
         raise ImportError("the compiled library is missing; run make setup")
 
-    monkeypatch.setattr("bark_accel._library.load", missing)
+    monkeypatch.setattr("bark_accel.ops._library.load", missing)
     result = run("info")
     assert result.exit_code == 1
     assert "run make setup" in result.output and torch.__version__ in result.output

@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from parity import accelerated_copy
 from torch import Tensor
 
-from bark_accel import accelerate_bark, acceleration_report, flash_attention, ops, torch_ops
-from bark_accel.backend import get_ops
+from bark_accel import accelerate_bark, acceleration_report
+from bark_accel.ops import flash_attention
+from bark_accel.ops import native as ops
+from bark_accel.ops import reference as torch_ops
+from bark_accel.ops.backend import get_ops
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

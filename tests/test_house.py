@@ -1,4 +1,4 @@
-"""The import arrows of the house: who may know whom."""
+"""The rooms of the house: who may know whom."""
 
 from __future__ import annotations
 
@@ -10,34 +10,52 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CORE = sorted((ROOT / "bark_accel").glob("*.py")) + sorted((ROOT / "bark_accel" / "stages").glob("*.py"))
-LAYERS = ["spec", "weights", "precision", "kv_cache", "active_rows", "backend", "generators", "sampling", "layers"]
-LAYERS += [
-    "prefill",
-    "bidirectional",
-    "gpt",
-    "lookahead",
-    "graphs",
-    "speculation",
+PACKAGE = ROOT / "bark_accel"
+FACE = "bark_accel"
+# From the ground up: a room imports itself and rooms before it. `FACE` is the package's own __init__.
+ROOMS = [
+    "_version",
+    "report",
+    "small_bark",
+    "ops",
+    "transformer",
+    "decoding",
     "stages",
-    "policies",
-    "pipeline",
-    "streamer",
+    "streaming",
+    "voices",
+    "longform",
 ]
-LAYERS += ["voice_preset", "utterance", "text", "chunk_store", "long_text"]
+ROOMS += ["hf", "patches", FACE, "bench", "cli", "__main__"]
+KNOW_TRANSFORMERS = {"hf", "patches", "bench"}
+CHANGE_MODELS = {"patches", FACE, "bench", "cli"}
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names a file imports, relative ones from the package root, type-checking blocks left out."""
-    tree = ast.parse(path.read_text())
-    package = ["bark_accel", *path.relative_to(ROOT / "bark_accel").parent.parts]
-    names = set()
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else FACE
+
+
+def imports(module: str, tree: ast.AST) -> set[str]:
+    """Modules that a module imports anywhere, type-checking blocks left out; of our own, the exact module."""
+    is_package = MODULES[module].name == "__init__.py"
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    names: set[str] = set()
     for node in _runtime_nodes(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            names.add(".".join([*base, *([node.module] if node.module else [])]))
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            # `from package import module` means the module, `from module import name` the module itself.
+            names |= {f"{origin}.{a.name}" if f"{origin}.{a.name}" in MODULES else origin for a in node.names}
     return names
 
 
@@ -49,25 +67,53 @@ def _runtime_nodes(tree: ast.AST):
         yield from _runtime_nodes(node)
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda p: p.stem)
-def test_only_patches_know_transformers(path):
-    assert not {name for name in imports(path) if name.split(".")[0] == "transformers"}
+IMPORTS = {module: imports(module, ast.parse(path.read_text())) for module, path in MODULES.items()}
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda p: p.stem)
-def test_only_the_surface_and_the_command_line_reach_the_patches(path):
-    if path.name in ("__init__.py", "__main__.py") and path.parent.name == "bark_accel":
-        return
-    assert not {name for name in imports(path) if name.startswith("bark_accel.patches")}
+def rooms_above(module: str, imported: set[str]) -> set[str]:
+    """Imports of our own modules that stand in a higher room than `module`."""
+    floor = ROOMS.index(room_of(module))
+    return {name for name in imported & MODULES.keys() if ROOMS.index(room_of(name)) > floor}
 
 
-@pytest.mark.parametrize("index, layer", enumerate(LAYERS))
-def test_lower_layers_do_not_import_higher_ones(index, layer):
-    path = ROOT / "bark_accel" / layer
-    files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
-    higher = {f"bark_accel.{name}" for name in LAYERS[index + 1 :]}
-    for file in files:
-        assert not imports(file) & higher, file
+@pytest.mark.parametrize("module", MODULES)
+def test_no_room_imports_a_higher_one(module):
+    assert room_of(module) in ROOMS, "every module stands in a room"
+    assert not rooms_above(module, IMPORTS[module])
+
+
+@pytest.mark.parametrize(
+    "line", ["from bark_accel import patches", "from .. import patches", "from bark_accel.patches import api"]
+)
+def test_every_form_of_an_import_is_seen(line):
+    assert rooms_above("bark_accel.stages.fine", imports("bark_accel.stages.fine", ast.parse(line)))
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    left = {module: imported & MODULES.keys() - {module} for module, imported in IMPORTS.items()}
+    while free := {module for module, imported in left.items() if not imported & left.keys()}:
+        left = {module: imported for module, imported in left.items() if module not in free}
+    assert not left, "these import each other, or something that does"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) not in KNOW_TRANSFORMERS])
+def test_few_rooms_know_transformers(module):
+    assert not {name for name in IMPORTS[module] if name.split(".")[0] == "transformers"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) not in CHANGE_MODELS])
+def test_few_rooms_reach_the_patches(module):
+    assert not {name for name in IMPORTS[module] if name.startswith("bark_accel.patches")}
+
+
+def test_rooms_say_what_they_are_for():
+    rooms = [path for path in PACKAGE.glob("*/__init__.py")]
+    assert rooms and all(ast.get_docstring(ast.parse(path.read_text())) for path in rooms)
+
+
+def test_the_link_of_the_root_is_the_room():
+    assert (ROOT / "patches").resolve() == PACKAGE / "patches"
+    assert not (PACKAGE / "patches").is_symlink()
 
 
 def test_kernels_are_free_of_torch():
@@ -87,7 +133,7 @@ def test_importing_the_package_imports_neither_transformers_nor_the_library():
 
 
 def test_the_package_can_be_imported_without_posix():
-    code = "import sys; sys.modules['fcntl'] = None; import bark_accel, bark_accel.chunk_store"
+    code = "import sys; sys.modules['fcntl'] = None; import bark_accel, bark_accel.longform.chunk_store"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

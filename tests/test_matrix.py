@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import matrix
 
-from bark_accel.patches import compat
+from bark_accel.hf import compat
 
 
 def test_the_matrix_runs_every_version_that_counts_as_tested():

@@ -11,10 +11,10 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bark_accel import accelerate_bark, acceleration_report
+from bark_accel.bench.measure import Run, commit, machine_facts, run_pairs, summarise, token_differences, versions
 
 from .console import out, warn
 from .demo import TEXT
-from .measure import Run, commit, machine_facts, run_pairs, summarise, token_differences, versions
 from .present import comparison_table, save_chart
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -58,7 +58,7 @@ def bench(settings: Settings, json_path: Path | None, plot_path: Path | None) ->
 
 
 def _measure(settings: Settings) -> tuple[list[tuple[Run, Run]], str]:
-    from bark_accel.patches.checkpoints import (
+    from bark_accel.bench.models import (
         fake_inputs,
         quiet_transformers,
         random_bark,

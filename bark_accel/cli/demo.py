@@ -9,9 +9,7 @@ import soundfile
 import torch
 
 from bark_accel import accelerate_bark, acceleration_report
-
-from .console import fail, out, warn
-from .measure import (
+from bark_accel.bench.measure import (
     TOKEN_STAGES,
     Run,
     machine_facts,
@@ -21,19 +19,21 @@ from .measure import (
     token_differences,
     waveform_difference,
 )
+
+from .console import fail, out, warn
 from .present import comparison_table, save_chart, save_spectrogram
 from .progress import StageBars, progress_bars
 
 if TYPE_CHECKING:
     from transformers import BarkModel
 
-    from bark_accel.patches.checkpoints import LoadedBark
+    from bark_accel.bench.models import LoadedBark
 
 TEXT = "Hello, my dog is cute."
 
 
 def demo(name: str | None, seconds: float | None, seed: int, folder: Path) -> None:
-    from bark_accel.patches.checkpoints import coarse_per_semantic, max_semantic_tokens, sample_rate, semantic_tokens
+    from bark_accel.bench.models import coarse_per_semantic, max_semantic_tokens, sample_rate, semantic_tokens
 
     loaded = load(name)
     model = loaded.model
@@ -65,7 +65,7 @@ def demo(name: str | None, seconds: float | None, seed: int, folder: Path) -> No
 
 def load(name: str | None) -> LoadedBark:
     """Load a model and say plainly what it is."""
-    from bark_accel.patches.checkpoints import load_bark, quiet_transformers
+    from bark_accel.bench.models import load_bark, quiet_transformers
 
     quiet_transformers()
     with out.status("Loading the model"):

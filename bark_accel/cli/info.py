@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from types import ModuleType
 
+from bark_accel.bench.measure import machine_facts, versions
+
 from .console import EXIT_FAILED, fail, out
-from .measure import machine_facts, versions
 
 
 def info() -> None:
     _section("versions", {name.replace("_", " "): value for name, value in versions().items()})
     _section("machine", machine_facts())
     try:
-        from bark_accel._library import load
+        from bark_accel.ops._library import load
 
         library = load()
     except (ImportError, ValueError) as error:

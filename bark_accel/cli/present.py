@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from .measure import Comparison, Spread
+from bark_accel.bench.measure import Comparison, Spread
 
 
 def comparison_table(rows: Sequence[Comparison], audio_s: float, repeats: int) -> Table:

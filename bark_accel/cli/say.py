@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bark_accel import AudioStreamer, accelerate_bark, save_voice_preset
-from bark_accel.streamer import POLICIES
+from bark_accel.streaming.streamer import POLICIES
 
 from .console import fail, out, warn
 from .demo import load, write_wav
@@ -22,8 +22,8 @@ from .stream import STDOUT, write_stream
 if TYPE_CHECKING:
     from transformers import BarkModel
 
-    from bark_accel.patches.checkpoints import LoadedBark
-    from bark_accel.patches.history import PresetArrays
+    from bark_accel.bench.models import LoadedBark
+    from bark_accel.hf.presets import PresetArrays
 
 # The small Bark has learnt to say short utterances.
 _SMALL_CHUNK_S = 3.0
@@ -101,7 +101,7 @@ def _say(request: Request, path: Path, name: str | None) -> None:
 
 
 def _check_words(loaded: LoadedBark, text: str) -> None:
-    from bark_accel.patches.checkpoints import text_tokens, unknown_words
+    from bark_accel.bench.models import text_tokens, unknown_words
 
     if text_tokens(loaded, text)[0] == 0:
         raise ValueError("the text has no words: there is nothing to say")
@@ -138,7 +138,7 @@ def _say_text(loaded: LoadedBark, text: str, path: Path, request: Request) -> Pr
 
 
 def _write_at_once(model: BarkModel, inputs: dict[str, Any], options: dict[str, Any], path: Path) -> PresetArrays:
-    from bark_accel.patches.checkpoints import sample_rate
+    from bark_accel.bench.models import sample_rate
 
     start = time.perf_counter()
     waveform, preset = _generate(model, inputs, options)
@@ -154,7 +154,7 @@ def _write_at_once(model: BarkModel, inputs: dict[str, Any], options: dict[str, 
 
 
 def _options(model: BarkModel, request: Request) -> dict[str, Any]:
-    from bark_accel.patches.checkpoints import semantic_tokens
+    from bark_accel.bench.models import semantic_tokens
 
     if request.max_seconds is None:
         return {}
@@ -162,9 +162,9 @@ def _options(model: BarkModel, request: Request) -> dict[str, Any]:
 
 
 def _generate(model: BarkModel, inputs: dict[str, Any], options: dict[str, Any]) -> tuple[torch.Tensor, PresetArrays]:
-    from bark_accel.patches.checkpoints import coarse_per_semantic, max_semantic_tokens
-    from bark_accel.patches.history import recorded_presets
-    from bark_accel.patches.recorder import record_stages
+    from bark_accel.bench.models import coarse_per_semantic, max_semantic_tokens
+    from bark_accel.hf.presets import recorded_presets
+    from bark_accel.hf.stage_trace import record_stages
 
     limit = options.get("semantic_max_new_tokens", max_semantic_tokens(model))
     with progress_bars() as progress:
@@ -177,14 +177,14 @@ def _generate(model: BarkModel, inputs: dict[str, Any], options: dict[str, Any])
 
 
 def _inputs(loaded: LoadedBark, text: str, voice: str | None) -> dict[str, Any]:
-    from bark_accel.patches.voices import resolve_voice
+    from bark_accel.hf.voices import resolve_voice
 
     preset = resolve_voice(loaded.processor, voice)
     return loaded.inputs(text) if preset is None else {**loaded.inputs(text), "history_prompt": preset}
 
 
 def _warn_of_cut(loaded: LoadedBark, text: str) -> None:
-    from bark_accel.patches.checkpoints import text_tokens
+    from bark_accel.bench.models import text_tokens
 
     tokens, limit = text_tokens(loaded, text)
     if tokens > limit:

@@ -18,8 +18,8 @@ from .progress import progress_bars
 from .stream import STDOUT, sink
 
 if TYPE_CHECKING:
-    from bark_accel.patches.checkpoints import LoadedBark
-    from bark_accel.patches.history import PresetArrays
+    from bark_accel.bench.models import LoadedBark
+    from bark_accel.hf.presets import PresetArrays
 
     from .say import Request
 

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..active_rows import ActiveRows
-from ..gpt import CausalModel
-from ..kv_cache import KVCache
-from ..lookahead import Lookahead
-from ..sampling import Sampler, SamplingConfig, TokenRange
-from ..spec import ENDED, CoarseSpec
+from bark_accel.decoding.active_rows import ActiveRows
+from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
+from bark_accel.decoding.token_source import Lookahead
+from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.kv_cache import KVCache
+
+from .spec import ENDED, CoarseSpec
 
 # `semantic_prompt` [T] int and `coarse_prompt` [n_codebooks, T'] int of a voice preset, if there is one.
 CoarseHistory = tuple[Tensor, Tensor] | None
@@ -96,7 +97,7 @@ class CoarseStage:
         histories = history if isinstance(history, list) else [history]
         trimmed = [_trim_history(self._spec, h, self._model.weights.device) for h in histories]
         semantic, coarse = (torch.cat(parts).expand(batch_size, -1) for parts in zip(*trimmed, strict=True))
-        sampler, rows = self._model.sampler(sampling), ActiveRows(cache, batch_size)
+        sampler, rows = Sampler.of(self._model, sampling), ActiveRows(cache, batch_size)
         return CoarseState(cache, sampler, semantic, coarse, semantic.shape[1], coarse.shape[1], rows, lookahead)
 
     def push(self, state: CoarseState, semantic_tokens: Tensor, *, final: bool) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..spec import ENDED
 from .coarse import CoarseStage, CoarseState
+from .spec import ENDED
 
 
 class CoarseRows:

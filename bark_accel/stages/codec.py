@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..weights import CodecWeights, Conv, ConvTranspose, Lstm, ResidualBlock
+from .codec_weights import CodecWeights, Conv, ConvTranspose, Lstm, ResidualBlock
 
 
 @dataclass

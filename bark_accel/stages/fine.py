@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..backend import Ops
-from ..bidirectional import bidirectional_forward
-from ..layers import linear, output_rows
-from ..spec import ENDED, FineSpec, TransformerSpec
-from ..weights import TransformerWeights
+from bark_accel.ops.backend import Ops
+from bark_accel.transformer.bidirectional import bidirectional_forward
+from bark_accel.transformer.layers import linear, output_rows
+from bark_accel.transformer.spec import TransformerSpec
+from bark_accel.transformer.weights import TransformerWeights
+
+from .spec import ENDED, FineSpec
 
 # [num_codebooks, T] int, what was said before: for all rows, or for each (or None).
 FineHistory = Tensor | Sequence[Tensor | None] | None

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..active_rows import ActiveRows
-from ..gpt import CausalModel
-from ..kv_cache import KVCache
-from ..lookahead import Lookahead
-from ..sampling import Sampler, SamplingConfig, TokenRange
-from ..spec import SemanticSpec
+from bark_accel.decoding.active_rows import ActiveRows
+from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
+from bark_accel.decoding.token_source import Lookahead
+from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.kv_cache import KVCache
+
+from .spec import SemanticSpec
 
 
 @dataclass
@@ -70,7 +71,7 @@ class SemanticStage:
         histories = history if isinstance(history, Sequence) else [history]
         prompt = self._prompt(input_ids, attention_mask, histories)
         rows = input_ids.shape[0]
-        sampler = self._model.sampler(sampling)
+        sampler = Sampler.of(self._model, sampling)
         return SemanticState(cache, sampler, prompt, [True] * rows, ActiveRows(cache, rows), lookahead)
 
     def step(self, state: SemanticState) -> Tensor:

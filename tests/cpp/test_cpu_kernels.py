@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 
-from bark_accel import _library
+from bark_accel.ops import _library
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

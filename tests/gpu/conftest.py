@@ -13,8 +13,10 @@ import pytest
 import torch
 from call_recorder import CallRecorder
 
-from bark_accel import cuda_ops, graphs, ops
-from bark_accel._library import cuda_archs
+from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.ops import cuda as cuda_ops
+from bark_accel.ops import native as ops
+from bark_accel.ops._library import cuda_archs
 
 HAS_GPU = torch.cuda.is_available() and cuda_archs() is not None
 

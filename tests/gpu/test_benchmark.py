@@ -13,7 +13,7 @@ import pytest
 import torch
 from bark_models import SUNO, build
 
-from bark_accel.cli import measure
+from bark_accel.bench import measure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 

@@ -10,8 +10,9 @@ import torch
 from bark_models import SMALL, build, preset, texts
 from parity import accelerated_copy, assert_same_tokens, run
 
-from bark_accel import AudioStreamer, FallbackKind, accelerate_bark, acceleration_report, graphs, stream
-from bark_accel.generators import default_generator
+from bark_accel import AudioStreamer, FallbackKind, accelerate_bark, acceleration_report, stream
+from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.decoding.rng import default_generator
 
 TOKEN_STAGES = ("semantic", "coarse", "fine")
 LENGTHS = {1: [9], 3: [5, 9, 2]}

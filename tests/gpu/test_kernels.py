@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bark_accel import graphs, torch_ops
-from bark_accel._library import load
-from bark_accel.generators import default_generator
+from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.decoding.rng import default_generator
+from bark_accel.ops import reference as torch_ops
+from bark_accel.ops._library import load
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 RULES = [

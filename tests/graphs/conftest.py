@@ -4,7 +4,7 @@ import pytest
 import torch
 from call_recorder import CallRecorder
 
-from bark_accel import graphs
+from bark_accel.decoding import cuda_graphs as graphs
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> CallRecorder:
 @pytest.fixture
 def like_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the plain-torch ops take the path of a device whose data cannot be looked at."""
-    monkeypatch.setattr("bark_accel.op_checks.on_host", lambda tensor: False)
+    monkeypatch.setattr("bark_accel.ops.checks.on_host", lambda tensor: False)
 
 
 @pytest.fixture(autouse=True)

@@ -14,13 +14,14 @@ from call_recorder import CallRecorder
 from parity import accelerated_copy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bark_accel import graphs, torch_ops
-from bark_accel.backend import get_ops
-from bark_accel.gpt import CausalModel
-from bark_accel.kv_cache import KVCache, KVCachePool
-from bark_accel.patches import extract
-from bark_accel.precision import convert
-from bark_accel.sampling import SamplingConfig, TokenRange
+from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
+from bark_accel.hf import extract
+from bark_accel.ops import reference as torch_ops
+from bark_accel.ops.backend import get_ops
+from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.kv_cache import KVCache, KVCachePool
+from bark_accel.transformer.precision import convert
 
 META = torch.device("meta")
 CONFIGS = {
@@ -36,8 +37,8 @@ def test_a_step_over_torch_ops_needs_no_data(
     monkeypatch: pytest.MonkeyPatch, config: SamplingConfig, precision: str
 ) -> None:
     """A meta tensor has none to look at, copy to the host or branch on."""
-    monkeypatch.setattr("bark_accel.op_checks.is_capturing", lambda tensor: tensor.is_meta)
-    monkeypatch.setattr("bark_accel.op_checks._require_apart", lambda *arguments: None)  # they have no address either
+    monkeypatch.setattr("bark_accel.ops.checks.is_capturing", lambda tensor: tensor.is_meta)
+    monkeypatch.setattr("bark_accel.ops.checks._require_apart", lambda *arguments: None)  # they have no address either
     module = build(SMALL).to("meta").semantic
     weights, spec = extract.transformer_weights("semantic", module), extract.transformer_spec(module)
     model = CausalModel(convert(weights, precision), spec, get_ops("torch", META))
@@ -51,7 +52,7 @@ def test_a_step_over_torch_ops_needs_no_data(
     replays._ids = torch.zeros(3, 1, dtype=torch.int64, device=META)
     replays._drawn = torch.zeros(8, 3, dtype=torch.int64, device=META)
     replays._count = torch.zeros(1, dtype=torch.int64, device=META)
-    replays._record(TokenRange(0, 100, eos=100), cache, model.sampler(config))()
+    replays._record(TokenRange(0, 100, eos=100), cache, Sampler.of(model, config))()
 
 
 @torch.no_grad()
@@ -73,7 +74,7 @@ def test_attention_behind_a_mask_equals_attention_to_what_is_filled(
         filled, masked = caches.clone(), caches.clone()
         expected = torch_ops.static_cache_attention(query, key, value, *filled, torch.tensor([length]))
         with monkeypatch.context() as patch:
-            patch.setattr("bark_accel.op_checks.on_host", lambda tensor: False)
+            patch.setattr("bark_accel.ops.checks.on_host", lambda tensor: False)
             got = torch_ops.static_cache_attention(query, key, value, *masked, torch.tensor([length]))
         torch.testing.assert_close(got, expected, atol=1e-6 if dtype == torch.float32 else 2e-3, rtol=1e-5)
         assert torch.equal(filled, masked)
@@ -115,7 +116,7 @@ def test_int16_ops_are_float16_beyond_the_cpu(monkeypatch: pytest.MonkeyPatch, p
                 seen.append(args[0].dtype)
             return op(*args, **(kwargs or {}))
 
-    monkeypatch.setattr("bark_accel.op_checks.on_host", lambda tensor: path == "host")
+    monkeypatch.setattr("bark_accel.ops.checks.on_host", lambda tensor: path == "host")
     int8, scales = torch.randint(-127, 128, (9, 70), dtype=torch.int8), torch.rand(9, 2) / 64
     x, heads = torch.randn(5, 70), torch.randn(3, 1, 5, 2, 8)
     with Spy(), torch.no_grad():

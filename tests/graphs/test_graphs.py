@@ -14,7 +14,8 @@ from call_recorder import CallRecorder
 from parity import accelerated_copy, assert_equal_to_stock, run
 from torch import nn
 
-from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, graphs, stream
+from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stream
+from bark_accel.decoding import cuda_graphs as graphs
 
 GRAPHED: dict[str, Any] = {"speculate": False}
 SAMPLED = {"do_sample": True, "semantic_max_new_tokens": 30}

@@ -12,7 +12,7 @@ from parity import accelerated_copy
 from tiny_text import CHUNKS, PARAGRAPH_ENDS, TEXT
 
 from bark_accel import generate_with_preset, long_form, save_voice_preset
-from bark_accel.long_text import _chunk_seed
+from bark_accel.longform.reader import _chunk_seed
 
 # Ends some utterances early.
 SAMPLED = {"do_sample": True, "semantic_max_new_tokens": 30, "min_eos_p": 0.01}

@@ -88,7 +88,7 @@ def test_what_is_there_is_not_generated_again(small_model, fast, processor, tmp_
     def refuse(*args, **kwargs):
         raise AssertionError("generated again")
 
-    monkeypatch.setattr("bark_accel.patches.long_text.generate_with_presets", refuse)
+    monkeypatch.setattr("bark_accel.patches.speaker.generate_with_presets", refuse)
     assert_same(long_form(fast, processor, TEXT, **options), expected)
 
 

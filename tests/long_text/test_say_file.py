@@ -11,9 +11,9 @@ from tiny_text import CHUNKS, TEXT, tiny_processor
 from typer.testing import CliRunner
 
 from bark_accel import accelerate_bark, load_voice_preset, long_form
+from bark_accel.bench.models import load_bark
 from bark_accel.cli.app import app
 from bark_accel.cli.say_file import _write
-from bark_accel.patches.checkpoints import load_bark
 
 SHORT = ("--max-seconds", "0.3")
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_text import CHUNKS, PARAGRAPH_ENDS, TEXT, tiny_processor
 
-from bark_accel.text import plan_chunks
+from bark_accel.longform.text import plan_chunks
 
 WORDS = st.text(
     st.characters(exclude_categories=["C", "Z"]) | st.sampled_from(".,;:!?—…。、\"'()"), min_size=1, max_size=30

@@ -14,8 +14,8 @@ from stock_limits import skip_where_stock_fails
 from transformers import BarkModel
 
 from bark_accel import AudioStreamer, generate_with_preset, load_voice_preset, save_voice_preset, stream
-from bark_accel.patches.history import generate_with_presets
-from bark_accel.patches.recorder import record_stages
+from bark_accel.hf.presets import generate_with_presets
+from bark_accel.hf.stage_trace import record_stages
 
 INPUTS = texts(SMALL, [9])
 SAMPLED = {"do_sample": True, "semantic_max_new_tokens": 40, "min_eos_p": 0.01}

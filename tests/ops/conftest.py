@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bark_accel import _library
-from bark_accel.precision import quantize
-from bark_accel.weights import Linear
+from bark_accel.ops import _library
+from bark_accel.transformer.precision import quantize
+from bark_accel.transformer.weights import Linear
 
 
 @pytest.fixture(params=_library.load().available_isas())

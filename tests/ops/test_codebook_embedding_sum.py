@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from bark_accel import ops, torch_ops
+from bark_accel.ops import native as ops
+from bark_accel.ops import reference as torch_ops
 
 from .conftest import embedding_inputs
 

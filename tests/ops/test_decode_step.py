@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bark_accel import ops, torch_ops
-from bark_accel.weights import INT8_GROUP
+from bark_accel.ops import native as ops
+from bark_accel.ops import reference as torch_ops
+from bark_accel.ops.checks import INT8_GROUP
 
 from .conftest import decode_inputs
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from bark_accel import ops, torch_ops
+from bark_accel.ops import native as ops
+from bark_accel.ops import reference as torch_ops
 
 from .conftest import attention_inputs, decode_inputs, embedding_inputs, exponential
 

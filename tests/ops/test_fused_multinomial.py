@@ -18,8 +18,10 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from bark_accel import _library, ops, torch_ops
-from bark_accel.sampling import Sampler, SamplingConfig, TokenRange
+from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
+from bark_accel.ops import _library
+from bark_accel.ops import native as ops
+from bark_accel.ops import reference as torch_ops
 
 VOCABULARIES = [1, 15, 16, 17, 1072, 10048, 12096]
 OPTIONS = {

@@ -18,7 +18,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from bark_accel import ops, torch_ops
+from bark_accel.ops import native as ops
+from bark_accel.ops import reference as torch_ops
 
 NEAR_TIE = 1e-5
 """Relative gap in p / noise, or distance of a probability from a threshold, where rounding may decide."""

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bark_accel import ops
+from bark_accel.ops import native as ops
 
 from .conftest import int16_attention_inputs
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bark_accel import _library
+from bark_accel.ops import _library
 
 
 @pytest.fixture

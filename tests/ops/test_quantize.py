@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bark_accel.precision import quantize
-from bark_accel.weights import INT8_GROUP, Linear
+from bark_accel.ops.checks import INT8_GROUP
+from bark_accel.transformer.precision import quantize
+from bark_accel.transformer.weights import Linear
 
 
 def dequantized(linear: Linear) -> Tensor:

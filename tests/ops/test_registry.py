@@ -5,7 +5,9 @@ import inspect
 import pytest
 import torch
 
-from bark_accel import _library, ops, torch_ops
+from bark_accel.ops import _library
+from bark_accel.ops import native as ops
+from bark_accel.ops import reference as torch_ops
 
 from .conftest import (
     APPROXIMATE,

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bark_accel import ops, torch_ops
+from bark_accel.ops import native as ops
+from bark_accel.ops import reference as torch_ops
 
 from .conftest import attention_inputs
 

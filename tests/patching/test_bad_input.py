@@ -14,8 +14,8 @@ from torch import nn
 from transformers import BarkModel
 
 from bark_accel import FallbackKind, accelerate_bark, acceleration_report, restore_bark
-from bark_accel.patches import compat
-from bark_accel.patches.recorder import record_stages
+from bark_accel.hf import compat
+from bark_accel.hf.stage_trace import record_stages
 
 INPUTS = texts(SMALL, [4, 9])
 EOS = SMALL.semantic_vocab
@@ -139,7 +139,7 @@ def test_transformers_whose_loop_cannot_be_reached_is_refused(small_model, monke
 
 
 def test_missing_library(small_model, monkeypatch):
-    from bark_accel import _library
+    from bark_accel.ops import _library
 
     def missing():
         raise ImportError("bark_accel: the compiled library is missing; run `make setup`")

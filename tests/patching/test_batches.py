@@ -21,9 +21,9 @@ from bark_accel import (
     stream,
     trim_rows,
 )
-from bark_accel.gpt import CausalModel
-from bark_accel.patches.recorder import record_stages
+from bark_accel.hf.stage_trace import record_stages
 from bark_accel.stages.fine import FineStage
+from bark_accel.transformer.causal import CausalModel
 
 INPUTS = texts(SMALL, [4, 9, 2, 12])
 VOICES = [None, preset(SMALL, 12, 20, seed=1), preset(SMALL, 40, 60, seed=2), preset(SMALL, 41, 60, seed=3)]

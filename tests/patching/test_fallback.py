@@ -13,7 +13,7 @@ from stock_limits import skip_where_stock_fails
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
 
 from bark_accel import AccelerationError, FallbackKind, accelerate_bark, acceleration_report
-from bark_accel.patches.recorder import record_stages
+from bark_accel.hf.stage_trace import record_stages
 
 INPUTS = texts(SMALL, [4, 9])
 SHORT = {"semantic_max_new_tokens": 12}

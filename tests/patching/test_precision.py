@@ -14,13 +14,13 @@ from bark_models import SMALL, SUNO, build, preset, texts
 from parity import accelerated_copy
 
 from bark_accel import AudioStreamer, stream
-from bark_accel.backend import get_ops
-from bark_accel.bidirectional import bidirectional_forward
-from bark_accel.gpt import CausalModel
-from bark_accel.kv_cache import KVCachePool
-from bark_accel.layers import linear
-from bark_accel.patches import extract
-from bark_accel.precision import convert
+from bark_accel.hf import extract
+from bark_accel.ops.backend import get_ops
+from bark_accel.transformer.bidirectional import bidirectional_forward
+from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.kv_cache import KVCachePool
+from bark_accel.transformer.layers import linear
+from bark_accel.transformer.precision import convert
 
 CPU = torch.device("cpu")
 # Ours may be this much worse in mean absolute error than stock in the same dtype: none, but for chance.

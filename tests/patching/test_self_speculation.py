@@ -12,13 +12,14 @@ from bark_models import SMALL, build, preset, stage_configs, texts
 from parity import accelerated_copy, assert_equal_to_stock, assert_same_tokens
 
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stream
-from bark_accel.gpt import CausalModel
-from bark_accel.patches import extract
-from bark_accel.patches.hook import CausalHook
-from bark_accel.patches.model_hook import stage_arguments
-from bark_accel.speculation import Draft, DraftCounts
+from bark_accel.decoding.speculation import Draft
+from bark_accel.hf import extract
+from bark_accel.patches.model import stage_arguments
+from bark_accel.patches.stage_patch import CausalHook
+from bark_accel.report import DraftCounts
 from bark_accel.stages.coarse import CoarseStage
 from bark_accel.stages.semantic import SemanticStage
+from bark_accel.transformer.causal import CausalModel
 
 ONE = texts(SMALL, [6])
 SAMPLED = {"do_sample": True}

@@ -14,9 +14,10 @@ from bark_models import SMALL, build, texts
 from parity import accelerated_copy, run
 from transformers import BarkModel
 
-from bark_accel import accelerate_bark, acceleration_report, precision, restore_bark
-from bark_accel.precision import ConvertedWeights
-from bark_accel.weights import tensors_of
+from bark_accel import accelerate_bark, acceleration_report, restore_bark
+from bark_accel.transformer import precision
+from bark_accel.transformer.precision import ConvertedWeights
+from bark_accel.transformer.weights import tensors_of
 
 INPUTS = texts(SMALL, [5])
 OPTIONS = {"do_sample": True, "semantic_max_new_tokens": 12}

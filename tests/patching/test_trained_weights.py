@@ -8,7 +8,8 @@ from call_recorder import CallRecorder
 from parity import TOKEN_STAGES, accelerated_copy, assert_equal_to_stock, assert_same_tokens, run
 from transformers import AutoProcessor
 
-from bark_accel import acceleration_report, batch_inputs, graphs, load_voice_preset, long_form, small_bark_path
+from bark_accel import acceleration_report, batch_inputs, load_voice_preset, long_form, small_bark_path
+from bark_accel.decoding import cuda_graphs as graphs
 
 TEXTS = ["three five seven nine", "hello my dog is cute", "no", "good evening turn off the music"]
 FOLDER = small_bark_path()

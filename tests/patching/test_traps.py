@@ -13,7 +13,7 @@ from parity import accelerated_copy, assert_equal_to_stock, assert_same_tokens, 
 from transformers import GenerationConfig
 
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report
-from bark_accel.patches.traps import STOCK_BUGS
+from bark_accel.patches.stock_bugs import STOCK_BUGS
 
 INPUTS = texts(SMALL, [4, 9])
 SHORT = {"semantic_max_new_tokens": 30}

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bark_accel.active_rows import ActiveRows
-from bark_accel.kv_cache import KVCache
+from bark_accel.decoding.active_rows import ActiveRows
+from bark_accel.transformer.kv_cache import KVCache
 
 
 def cache_of(rows: int, position: int = 3) -> KVCache:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from bark_models import SMALL, SUNO, build, preset, stage_configs
 
-from bark_accel import gpt
-from bark_accel.backend import get_ops
-from bark_accel.gpt import CausalModel
-from bark_accel.kv_cache import KVCachePool
-from bark_accel.patches import extract
-from bark_accel.sampling import SamplingConfig
+from bark_accel.decoding.sampling import SamplingConfig
+from bark_accel.hf import extract
+from bark_accel.ops.backend import get_ops
 from bark_accel.stages.coarse import CoarseStage
+from bark_accel.transformer import causal as gpt
+from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.kv_cache import KVCachePool
 
 CPU = torch.device("cpu")
 SAMPLING = SamplingConfig(do_sample=True, max_new_tokens=21, temperature=0.8, top_k=50)

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import EncodecConfig, EncodecModel
 
-from bark_accel.patches import extract
-from bark_accel.patches.fallback import Fallback
+from bark_accel.hf import extract
+from bark_accel.report import Fallback
 from bark_accel.stages.codec import CodecStage
 
 

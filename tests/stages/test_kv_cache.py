@@ -6,8 +6,8 @@ import threading
 
 import torch
 
-from bark_accel.kv_cache import KVCachePool
-from bark_accel.spec import TransformerSpec
+from bark_accel.transformer.kv_cache import KVCachePool
+from bark_accel.transformer.spec import TransformerSpec
 
 SPEC = TransformerSpec(num_layers=2, num_heads=3, width=24, block_size=16, output_vocab_size=9)
 CPU = torch.device("cpu")

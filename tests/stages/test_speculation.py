@@ -8,14 +8,15 @@ from bark_models import SMALL, build, preset, stage_configs, texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bark_accel.backend import get_ops
-from bark_accel.gpt import CausalModel
-from bark_accel.kv_cache import KVCachePool
-from bark_accel.patches import extract
-from bark_accel.sampling import SamplingConfig
-from bark_accel.speculation import MAX_DRAFT_TOKENS, Draft, DraftCounts, Speculation
+from bark_accel.decoding.sampling import SamplingConfig
+from bark_accel.decoding.speculation import MAX_DRAFT_TOKENS, Draft, Speculation
+from bark_accel.hf import extract
+from bark_accel.ops.backend import get_ops
+from bark_accel.report import DraftCounts
 from bark_accel.stages.coarse import CoarseStage
 from bark_accel.stages.semantic import SemanticStage
+from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.kv_cache import KVCachePool
 
 CPU = torch.device("cpu")
 EOS = SMALL.semantic_vocab

@@ -17,13 +17,13 @@ from transformers.generation.logits_process import (
 )
 
 from bark_accel import AccelerationError, AudioStreamer, FallbackKind, acceleration_report, stream
-from bark_accel.patches import compat
-from bark_accel.patches.recorder import record_stages
+from bark_accel.decoding.sampling import TokenRange
+from bark_accel.hf import compat
+from bark_accel.hf.stage_trace import record_stages
 from bark_accel.patches.token_loop import BarkTokenRules
-from bark_accel.pipeline import ChunkDecoder
-from bark_accel.sampling import TokenRange
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.semantic import SemanticStage
+from bark_accel.streaming.pipeline import ChunkDecoder
 
 ONE = texts(SMALL, [6])
 TWO = texts(SMALL, [4, 9])

@@ -269,7 +269,7 @@ def test_a_program_that_ends_with_an_iterator_open():
     program = """
 import torch
 from bark_accel import stream
-from bark_accel.streamer import AudioSource
+from bark_accel.streaming.streamer import AudioSource
 
 class Endless(AudioSource):
     sampling_rate = 24_000

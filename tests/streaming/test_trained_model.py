@@ -11,7 +11,7 @@ from parity import accelerated_copy, assert_equal_to_stock
 from transformers import AutoProcessor
 
 from bark_accel import AudioStreamer, FallbackKind, acceleration_report, small_bark_path, stream
-from bark_accel.patches.recorder import record_stages
+from bark_accel.hf.stage_trace import record_stages
 
 TEXTS = ["three five seven nine", "hello my dog is cute"]
 VOICE = small_bark_path() / "speaker_embeddings" / "rms.npz"

@@ -1,0 +1,256 @@
+"""Loads a Bark model to speak with, or builds one of random weights to measure."""
+
+from __future__ import annotations
+
+import copy
+import math
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoProcessor, BarkConfig, BarkModel, GenerationConfig
+from transformers.models.bark.generation_configuration_bark import (
+    BarkCoarseGenerationConfig,
+    BarkFineGenerationConfig,
+    BarkSemanticGenerationConfig,
+)
+from transformers.utils import logging as transformers_logging
+
+from bark_accel.hf.compat import no_init_weights
+from bark_accel.small_bark import small_bark_path
+
+SHAPES = {
+    "bark-small": {"num_layers": 12, "num_heads": 12, "hidden_size": 768},
+    "bark": {"num_layers": 24, "num_heads": 16, "hidden_size": 1024},
+}
+# suno's semantic head has 10 000 tokens, the end of speech, and 47 rows that mean nothing.
+_UNUSED_OUTPUTS = 48
+_WEIGHT_STD = 0.02
+_HEAD_STD = 0.1
+
+
+@dataclass(frozen=True)
+class LoadedBark:
+    """A model in eval mode, its processor or the reason why there is none, and its words if it has no others."""
+
+    model: BarkModel
+    processor: Any
+    name: str
+    processor_problem: str | None = None
+    vocabulary: tuple[str, ...] | None = None
+
+    @property
+    def any_processor(self) -> Any:
+        """The processor, or one that knows no language."""
+        return self.processor or WordProcessor(self.model)
+
+    def inputs(self, text: str) -> dict[str, Any]:
+        """The keyword arguments of `generate` that stand for `text`."""
+        return fake_inputs(self.model, text) if self.processor is None else dict(self.processor(text))
+
+
+def load_bark(name_or_path: str | None = None) -> LoadedBark:
+    """Load a checkpoint.
+
+    Parameters
+    ----------
+    name_or_path : str, optional
+        A folder, or a model id of the Hub (downloaded if it must be). Not given: the small Bark that comes with the
+        package; the network is not used.
+
+    Raises
+    ------
+    OSError
+        No such folder or model, or files missing in it.
+    """
+    if name_or_path is not None:
+        return _from_pretrained(name_or_path, local_files_only=Path(name_or_path).is_dir())
+    loaded = _from_pretrained(str(small_bark_path()), local_files_only=True)
+    tokenizer = loaded.processor.tokenizer
+    words = sorted(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens), key=tokenizer.get_vocab().get)
+    return replace(loaded, name="the small Bark that comes with bark_accel", vocabulary=tuple(words))
+
+
+def unknown_words(loaded: LoadedBark, text: str) -> list[str]:
+    """Words for which the tokenizer has no token, or one that is no word, each once."""
+    tokenizer = loaded.processor.tokenizer
+    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    special = set(tokenizer.all_special_ids)
+    places = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
+    return list(dict.fromkeys(text[start:end] for token, (start, end) in places if token in special))
+
+
+def random_bark(shape: str = "bark-small", seed: int = 0) -> BarkModel:
+    """A model of random weights, of suno's shapes and generation settings. Leaves the global generator alone.
+
+    The heads are drawn wide, so that the scores spread over several units as a trained model's do: with a
+    flat distribution, rounding errors would decide between near ties. The end-of-speech row of the semantic
+    head is zero, far below the most likely tokens: the model never ends early, and lengths are what the
+    caller asks for.
+
+    Raises
+    ------
+    ValueError
+        Unknown shape.
+    """
+    if shape not in SHAPES:
+        raise ValueError(f"shape: expected one of {', '.join(map(repr, SHAPES))}, got {shape!r}")
+    config = _config(shape)
+    with no_init_weights():
+        model = BarkModel(config)
+    model.tie_weights()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model.codec_model = AutoModel.from_config(config.codec_config)
+        for quantizer in model.codec_model.quantizer.layers:
+            quantizer.codebook.embed.normal_()
+        for submodel in (model.semantic, model.coarse_acoustics, model.fine_acoustics):
+            _draw_weights(submodel)
+        model.semantic.lm_head.weight[model.semantic.config.output_vocab_size - _UNUSED_OUTPUTS].zero_()
+    model.generation_config = generation_settings()
+    return model.eval()
+
+
+def _config(shape: str) -> BarkConfig:
+    body = {**SHAPES[shape], "bias": False, "dropout": 0.0}
+    return BarkConfig(
+        semantic_config={**body, "input_vocab_size": 129_600, "output_vocab_size": 10_048},
+        coarse_acoustics_config={**body, "input_vocab_size": 12_096, "output_vocab_size": 12_096},
+        fine_acoustics_config={**body, "input_vocab_size": 1_056, "output_vocab_size": 1_056},
+    )
+
+
+def _draw_weights(submodel: nn.Module) -> None:
+    for module in submodel.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.weight.fill_(1.0)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight.normal_(0.0, _WEIGHT_STD)
+    for head in getattr(submodel, "lm_heads", None) or [submodel.lm_head]:
+        head.weight.mul_(_HEAD_STD / _WEIGHT_STD)
+
+
+def generation_settings() -> GenerationConfig:
+    """suno's generation settings, nested as dicts: what `save_pretrained` takes."""
+    semantic = BarkSemanticGenerationConfig(do_sample=True, temperature=0.7)
+    coarse = BarkCoarseGenerationConfig(do_sample=True, temperature=0.7)
+    return GenerationConfig(
+        semantic_config=_as_dict(semantic),
+        coarse_acoustics_config=_as_dict(coarse),
+        fine_acoustics_config=_as_dict(BarkFineGenerationConfig(temperature=0.5)),
+        sample_rate=24_000,
+        codebook_size=1_024,
+    )
+
+
+def twin(model: BarkModel) -> BarkModel:
+    """A second model object on the same weight tensors."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def fake_inputs(model: BarkModel, text: str) -> dict[str, Tensor]:
+    """Made-up text ids, one a word and always the same for it, for a model without a tokenizer.
+
+    Raises
+    ------
+    ValueError
+        The text has no words.
+    """
+    settings = _semantic_settings(model)
+    words = text.split()[: settings.max_input_semantic_length]
+    if not words:
+        raise ValueError("text: expected at least one word, got none")
+    ids_end = min(settings.text_pad_token, settings.semantic_infer_token) - settings.text_encoding_offset
+    ids = torch.zeros(1, settings.max_input_semantic_length, dtype=torch.int64)
+    ids[0, : len(words)] = torch.tensor([1 + zlib.crc32(word.encode()) % (ids_end - 1) for word in words])
+    return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+
+class WordProcessor:
+    """What `long_form` needs of a `BarkProcessor`, for a model without a tokenizer: see `fake_inputs`."""
+
+    def __init__(self, model: BarkModel):
+        self._model = model
+
+    def tokenizer(self, text: str, add_special_tokens: bool = False) -> dict[str, Any]:
+        return {"input_ids": text.split()}
+
+    def __call__(self, texts: list[str], max_length: int) -> dict[str, Tensor]:
+        rows = [fake_inputs(self._model, text) for text in texts]
+        return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+
+
+def text_tokens(loaded: LoadedBark, text: str) -> tuple[int, int]:
+    """(tokens in the text, tokens that the model reads)."""
+    limit = _semantic_settings(loaded.model).max_input_semantic_length
+    if loaded.processor is None:
+        return len(text.split()), limit
+    return len(loaded.processor.tokenizer(text, add_special_tokens=False)["input_ids"]), limit
+
+
+def semantic_tokens(model: BarkModel, seconds: float) -> int:
+    """How many semantic tokens last `seconds`, at least one.
+
+    Raises
+    ------
+    ValueError
+        More than the model can generate for one utterance.
+    """
+    settings = _semantic_settings(model)
+    tokens = max(1, math.ceil(seconds * settings.semantic_rate_hz))
+    if tokens > settings.max_new_tokens:
+        limit = settings.max_new_tokens / settings.semantic_rate_hz
+        raise ValueError(f"seconds: expected at most {limit:.2f} for one utterance of this model, got {seconds:g}")
+    return tokens
+
+
+def max_semantic_tokens(model: BarkModel) -> int:
+    """The model's own limit for one utterance."""
+    return _semantic_settings(model).max_new_tokens
+
+
+def coarse_per_semantic(model: BarkModel) -> float:
+    """Coarse tokens that a semantic token becomes, on average."""
+    settings: Any = model.generation_config
+    coarse = BarkCoarseGenerationConfig(**settings.coarse_acoustics_config)
+    return coarse.coarse_rate_hz / _semantic_settings(model).semantic_rate_hz * coarse.n_coarse_codebooks
+
+
+def sample_rate(model: BarkModel) -> int:
+    settings: Any = model.generation_config
+    return settings.sample_rate
+
+
+def _semantic_settings(model: BarkModel) -> BarkSemanticGenerationConfig:
+    settings: Any = model.generation_config
+    return BarkSemanticGenerationConfig(**settings.semantic_config)
+
+
+def _from_pretrained(name: str, *, local_files_only: bool) -> LoadedBark:
+    model = BarkModel.from_pretrained(name, local_files_only=local_files_only).eval()
+    try:
+        processor = AutoProcessor.from_pretrained(name, local_files_only=local_files_only)
+    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        return LoadedBark(model, None, name, f"{name} has no usable tokenizer ({reason})")
+    tokenizer = processor.tokenizer
+    # Without its files, Transformers builds a tokenizer that knows special tokens only.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        return LoadedBark(model, None, name, f"{name} has no usable tokenizer (it knows no words)")
+    return LoadedBark(model, processor, name)
+
+
+def _as_dict(config: GenerationConfig) -> dict[str, Any]:
+    return {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+
+
+def quiet_transformers() -> None:
+    """Only errors from Transformers, and no bars of its own: for commands that speak for themselves."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,262 @@
+"""CUDA graphs of a decode step: a whole token, its drawing included, is one launch.
+
+A graph replays kernels on fixed addresses. What changes from token to token (ids, position, where the drawn token goes)
+is kept in device memory and moved on by the graph itself, so that many replays follow each other without the host.
+Noise comes from a generator of the graphs' own, which starts in the caller's state; the caller's follows token by
+token as they are given out, so tokens drawn too far (after the end of speech) leave no trace in it.
+
+After the notes on CUDA graphs, memory pools and generators in PyTorch's documentation.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from bark_accel.ops.checks import raise_bad_rows
+from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.kv_cache import KVCache
+
+from .rng import default_generator
+from .sampling import Sampler, SamplingConfig, TokenRange
+
+# Tokens between two looks for the end of speech. A look waits for the device; what was drawn beyond the end is wasted.
+EOS_CHECK_TOKENS = 8
+# Where there is no end to look for: as many as are asked for, up to this.
+MAX_BLOCK_TOKENS = 64
+# What a user who varies batch sizes and sampling options can make us keep.
+MAX_KEPT = 4
+MAX_GRAPHS = 8
+
+# Two captures at once would see each other's synchronisations.
+_capture_lock = threading.Lock()
+
+
+class Recorder(Protocol):
+    """Turns a step into something that can be repeated without it."""
+
+    def record(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
+        """Run `step` once, then record it; returns what repeats it, drawing from `generator`'s state of then."""
+        ...
+
+
+class CudaRecorder:
+    """Captures on one device. Its graphs share scratch memory: no two of them may run at the same time."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        # A stream of its own, for cuBLAS keeps one workspace a stream: graphs of two recorders may run side by side.
+        self._stream = torch.cuda.Stream(device)
+        self._warm_up_stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
+        """Raises `RuntimeError` where the step cannot be captured."""
+        with _capture_lock, torch.cuda.device(self._device):
+            # Elsewhere than on the capturing stream, so that what is allocated once a stream is part of the pool.
+            side, current = self._warm_up_stream, torch.cuda.current_stream()
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                step()
+            current.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            if generator is not None:
+                graph.register_generator_state(generator)
+            # thread_local: other threads may allocate meanwhile. The outer block: torch's leaves the thread on the
+            # capturing stream where a capture fails to begin or to end.
+            with (
+                torch.cuda.stream(current),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
+                step()
+        return graph.replay
+
+
+def make_recorder(device: torch.device) -> Recorder | None:
+    """What records on a device; None where there is nothing to record with."""
+    return CudaRecorder(device) if device.type == "cuda" else None
+
+
+class StepGraphs:
+    """The graphs of one model, batch and cache, one for each range of ids and sampling config; a `Lookahead`.
+
+    Serves one generation at a time (`start`). Holds no weights: matrices are read where they stand, LayerNorms and
+    biases from copies that `start` refreshes.
+    """
+
+    def __init__(self, recorder: Recorder, model: CausalModel, cache: KVCache):
+        rows, device = cache.keys.shape[1], cache.keys.device
+        self._recorder = recorder
+        # Born in inference mode they could not be written outside of it by a later call.
+        with torch.inference_mode(False):
+            self._ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+            self._drawn = torch.zeros(MAX_BLOCK_TOKENS, rows, dtype=torch.int64, device=device)
+            self._count = torch.zeros(1, dtype=torch.int64, device=device)
+            self._vectors = [torch.empty_like(t) for t in model.vectors]
+        self._generator = Generator(device)
+        self._replays: OrderedDict[tuple[TokenRange, SamplingConfig], Callable[[], None]] = OrderedDict()
+        self._ahead: deque[tuple[Tensor, Tensor, Tensor | None]] = deque()
+        self._model: CausalModel | None = None
+        self.usable = True
+        """False once a recording has failed, which may leave anything behind."""
+
+    def __len__(self) -> int:
+        return len(self._replays)
+
+    def start(self, model: CausalModel) -> None:
+        """Begin a generation with a model that has the fingerprint of the first one."""
+        self._ahead.clear()
+        for own, given in zip(self._vectors, model.vectors, strict=True):
+            own.copy_(given)
+        self._model = model.with_vectors(self._vectors)
+
+    def end(self) -> None:
+        """Let go of the model."""
+        self._ahead.clear()
+        self._model = None
+
+    def next_token(
+        self,
+        last: Tensor,
+        cache: KVCache,
+        sampler: Sampler,
+        allowed: Callable[[int], TokenRange],
+        limit: int,
+    ) -> Tensor:
+        """See `Lookahead`. Where there are stop tokens, it is given out on the host, which had to look at it anyway."""
+        source = sampler.generator or default_generator(self._ids.device)
+        if not self._ahead:
+            self._run_block(last, cache, sampler, allowed, limit, source)
+        tokens, on_host, state = self._ahead.popleft()
+        if state is not None:
+            source.set_state(state)
+        raise_bad_rows("CUDA graph", on_host)
+        return on_host if sampler.config.stop_tokens else tokens
+
+    def _run_block(
+        self,
+        last: Tensor,
+        cache: KVCache,
+        sampler: Sampler,
+        allowed: Callable[[int], TokenRange],
+        limit: int,
+        source: Generator,
+    ) -> None:
+        assert self._model is not None, "start comes first"
+        config = sampler.config
+        self._model.check_room(cache.position, 1)
+        room = min(cache.capacity, self._model.weights.positions.shape[0]) - cache.position
+        count = min(limit, room, EOS_CHECK_TOKENS if config.stop_tokens else MAX_BLOCK_TOKENS)
+        ranges = [allowed(i) for i in range(count)]
+        replays = {r: self._replay(r, last, cache, sampler) for r in dict.fromkeys(ranges)}
+        if config.do_sample:
+            self._generator.set_state(source.get_state())
+        self._rewind(last, cache)
+        states = []
+        for r in ranges:
+            replays[r]()
+            states.append(self._generator.get_state() if config.do_sample else None)
+        cache.position += count
+        drawn = self._drawn[:count].clone()
+        self._ahead.extend(zip(drawn, drawn.cpu(), states, strict=True))
+
+    def _rewind(self, last: Tensor, cache: KVCache) -> None:
+        """Make the next replay the first of a block that follows `last` at the cache's position."""
+        self._ids.copy_(last[:, None])
+        self._count.zero_()
+        cache.truncate(cache.position)
+
+    def _replay(self, allowed: TokenRange, last: Tensor, cache: KVCache, sampler: Sampler) -> Callable[[], None]:
+        key = allowed, replace(sampler.config, max_new_tokens=0, stop_tokens=(), pad_token=None)
+        if key not in self._replays:
+            self._rewind(last, cache)
+            self.usable = False
+            self._replays[key] = self._record(allowed, cache, sampler)
+            self.usable = True
+        self._replays.move_to_end(key)
+        # A window takes turns between two: never the ones in use.
+        while len(self._replays) > MAX_GRAPHS:
+            self._replays.popitem(last=False)
+        return self._replays[key]
+
+    def _record(self, allowed: TokenRange, cache: KVCache, sampler: Sampler) -> Callable[[], None]:
+        model, generator = self._model, self._generator if sampler.config.do_sample else None
+        assert model is not None
+
+        def step() -> None:
+            logits = model.step_logits(self._ids, cache, allowed.head_rows)[:, -1]
+            drawn = sampler.draw(logits, allowed, generator)
+            self._ids.copy_(drawn[:, None])
+            self._drawn.index_copy_(0, self._count, drawn[None])
+            self._count.add_(1)
+            cache.length.add_(1)
+
+        try:
+            return self._recorder.record(step, generator)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "bark_accel: the decode step could not be captured as a CUDA graph; "
+                f"accelerate_bark(model, cuda_graphs=False) works without. {type(error).__name__}: {error}"
+            ) from error
+
+
+@dataclass
+class GraphStore:
+    """Keeps the graphs of one stage between calls, as long as all that they read stands where it stood.
+
+    Two generations at once each get graphs of their own. A copied or unpickled store starts empty.
+    """
+
+    _idle: OrderedDict[tuple, StepGraphs] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    @property
+    def count(self) -> int:
+        """Graphs held while no generation is running."""
+        with self._lock:
+            return sum(len(graphs) for graphs in self._idle.values())
+
+    @contextmanager
+    def lend(self, model: CausalModel, cache: KVCache) -> Iterator[StepGraphs | None]:
+        """Graphs for one generation with `cache`, started; None on a device without."""
+        key = fingerprint(model, cache)
+        with self._lock:
+            graphs = self._idle.pop(key, None)
+        if graphs is None:
+            recorder = make_recorder(cache.keys.device)
+            if recorder is None:
+                yield None
+                return
+            graphs = StepGraphs(recorder, model, cache)
+        graphs.start(model)
+        try:
+            yield graphs
+        finally:
+            graphs.end()
+            if graphs.usable:
+                with self._lock:
+                    self._idle[key] = graphs
+                    while len(self._idle) > MAX_KEPT:
+                        self._idle.popitem(last=False)
+
+
+def fingerprint(model: CausalModel, cache: KVCache) -> tuple[Any, ...]:
+    """Equal for models and caches whose graphs are interchangeable."""
+    places = [
+        (t.data_ptr(), t.dtype, t.device, t.shape, t.stride())
+        for t in (*model.matrices, cache.keys, cache.values, cache.length)
+    ]
+    return (*places, *((t.dtype, t.shape) for t in model.vectors))

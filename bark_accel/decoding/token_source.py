@@ -1,0 +1,37 @@
+"""Ways to have the next tokens of a generation before they are asked for one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from bark_accel.transformer.kv_cache import KVCache
+
+from .sampling import Sampler, TokenRange
+
+
+class Lookahead(Protocol):
+    """Of one generation: gives the tokens, and leaves the generator, that one step after the other would."""
+
+    def next_token(
+        self,
+        last: Tensor,
+        cache: KVCache,
+        sampler: Sampler,
+        allowed: Callable[[int], TokenRange],
+        limit: int,
+    ) -> Tensor:
+        """The token [B] int64 that follows.
+
+        Parameters
+        ----------
+        last : Tensor [B] int64
+            The token before, on the host or the device, which is not in the cache yet.
+        allowed : callable
+            The ids that the i-th token from now on may take.
+        limit : int
+            Tokens that will be asked for at most, this one included.
+        """
+        ...

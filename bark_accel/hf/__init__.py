@@ -1,0 +1,1 @@
+"""Reads Transformers' objects and changes none of them."""

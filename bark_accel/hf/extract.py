@@ -1,0 +1,301 @@
+"""BarkModel -> weights and specs. The only reader of Transformers' attribute names.
+
+Weights are read from the modules directly, so a module that would not compute what its class says (hooks, a replaced
+layer, another dtype) is refused with `Fallback`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers.models.bark import modeling_bark as hf
+from transformers.models.encodec import modeling_encodec as encodec
+
+from bark_accel.report import Fallback, FallbackKind
+from bark_accel.stages.codec_weights import CodecWeights, Conv, ConvTranspose, Lstm, ResidualBlock, Upsampling
+from bark_accel.stages.spec import CoarseSpec, FineSpec, SemanticSpec
+from bark_accel.transformer.spec import TransformerSpec
+from bark_accel.transformer.weights import Layer, Linear, Norm, TransformerWeights
+
+from .compat import layer_norm_eps
+
+# Where the patched methods of a sub-model live.
+_HOOKED_METHODS = {"generate"}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_STAGE_CLASSES = {"semantic": hf.BarkSemanticModel, "coarse": hf.BarkCoarseModel, "fine": hf.BarkFineModel}
+
+
+def check_modules(stage: str, module: nn.Module) -> None:
+    """Refuse modules that would not compute what their class of Transformers or torch does."""
+    if nn.modules.module._has_any_global_hook():
+        raise Fallback(stage, FallbackKind.HOOKED_MODULE, "hooks for all modules of the process")
+    for kind in {type(part) for part in module.modules()}:
+        _check_class(stage, kind)
+    for name, part in module.named_modules():
+        where = f"{name or 'the model'} ({type(part).__name__})"
+        if part.training:
+            raise Fallback(stage, FallbackKind.TRAINING, where)
+        if hasattr(part, "_hf_hook") or part._forward_hooks or part._forward_pre_hooks:
+            raise Fallback(stage, FallbackKind.HOOKED_MODULE, where)
+        own = vars(part).keys() - _HOOKED_METHODS
+        overridden = sorted(k for k in own if callable(getattr(type(part), k, None)))
+        if overridden:
+            raise Fallback(stage, FallbackKind.HOOKED_MODULE, f"{where}: {overridden[0]} was set on the instance")
+
+
+def _check_class(stage: str, kind: Any) -> None:
+    """Refuse a class whose methods somebody replaced or overrode."""
+    for name, method in (*vars(kind).items(), ("forward", kind.forward)):
+        home = getattr(method, "__module__", None) if inspect.isfunction(method) else None
+        if home is not None and home.partition(".")[0] not in ("torch", "transformers"):
+            detail = f"{kind.__name__}.{name} comes from {home}"
+            raise Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
+
+
+def check_tensors(stage: str, tensors: Iterable[Tensor]) -> None:
+    """Refuse what is not all of one supported dtype on one device."""
+    seen_dtypes, seen_devices = set(), set()
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, nn.Parameter):
+            raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"a parameter is a {type(tensor).__name__}")
+        if tensor.is_floating_point():
+            seen_dtypes.add(tensor.dtype)
+        seen_devices.add(tensor.device)
+    if len(seen_dtypes) != 1 or not seen_dtypes <= set(DTYPES):
+        expected, got = ", ".join(map(str, DTYPES)), ", ".join(sorted(map(str, seen_dtypes)))
+        raise Fallback(stage, FallbackKind.DTYPE, f"expected one of {expected}, got {got}")
+    if len(seen_devices) != 1:
+        got = ", ".join(sorted(map(str, seen_devices)))
+        raise Fallback(stage, FallbackKind.DEVICE, f"expected one device, got {got}")
+
+
+def _exact(stage: str, module: Any, kind: type) -> Any:
+    if type(module) is not kind:
+        detail = f"expected {kind.__name__}, got {type(module).__name__}"
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
+    return module
+
+
+def transformer_spec(module: Any) -> TransformerSpec:
+    config = module.config
+    return TransformerSpec(
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        width=config.hidden_size,
+        block_size=config.block_size,
+        output_vocab_size=config.output_vocab_size,
+    )
+
+
+def transformer_weights(stage: str, module: Any) -> TransformerWeights:
+    """Read one of the three transformers. Only LayerNorms of 16-bit models are copied (to float32)."""
+    _exact(stage, module, _STAGE_CLASSES[stage])
+    check_tensors(stage, module.parameters())
+    if len(module.layers) != module.config.num_layers:
+        detail = f"expected {module.config.num_layers} layers (num_layers), got {len(module.layers)}"
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
+    tables = module.input_embeds_layers if stage == "fine" else [module.input_embeds_layer]
+    heads = module.lm_heads if stage == "fine" else [module.lm_head]
+    weights = TransformerWeights(
+        token_tables=tuple(_table(stage, table) for table in tables),
+        positions=_table(stage, module.position_embeds_layer),
+        layers=tuple(_layer(stage, block, module.config) for block in module.layers),
+        norm_final=_norm(stage, module.layernorm_final),
+        heads=tuple(_head(stage, head, module.config) for head in heads),
+    )
+    check_modules(stage, module)
+    return weights
+
+
+def _table(stage: str, module: Any) -> Tensor:
+    if _exact(stage, module, nn.Embedding).max_norm is not None:
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"an embedding with max_norm={module.max_norm}")
+    return _with_unit_stride(module.weight)
+
+
+def _with_unit_stride(parameter: Tensor) -> Tensor:
+    weight = parameter.detach()
+    return weight if weight.stride(-1) == 1 else weight.contiguous()
+
+
+def _head(stage: str, module: Any, config: Any) -> Linear:
+    linear = _linear(stage, module)
+    if linear.bias is not None or linear.weight.shape[0] != config.output_vocab_size:
+        detail = f"expected a head of {config.output_vocab_size} rows (output_vocab_size) without bias, got {module}"
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
+    return linear
+
+
+def _layer(stage: str, block: Any, config: Any) -> Layer:
+    _exact(stage, block, hf.BarkBlock)
+    attention = block.attn
+    if type(attention) not in hf.BARK_ATTENTION_CLASSES.values():
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"attention is a {type(attention).__name__}")
+    heads, head_dim = config.num_heads, config.hidden_size // config.num_heads
+    if (attention.num_heads, attention.head_dim) != (heads, head_dim):
+        got = f"{attention.num_heads} heads of {attention.head_dim}"
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"expected {heads} heads of {head_dim}, got {got}")
+    mlp = _exact(stage, block.mlp, hf.BarkMLP)
+    if _exact(stage, mlp.gelu, nn.GELU).approximate != "none":
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"expected the exact GELU, got {mlp.gelu}")
+    return Layer(
+        norm_1=_norm(stage, block.layernorm_1),
+        qkv=_linear(stage, attention.att_proj),
+        attention_out=_linear(stage, attention.out_proj),
+        norm_2=_norm(stage, block.layernorm_2),
+        mlp_in=_linear(stage, mlp.in_proj),
+        mlp_out=_linear(stage, mlp.out_proj),
+    )
+
+
+def _linear(stage: str, module: Any) -> Linear:
+    _exact(stage, module, nn.Linear)
+    bias = None if module.bias is None else module.bias.detach().contiguous()
+    return Linear(_with_unit_stride(module.weight), bias)
+
+
+def _norm(stage: str, module: Any) -> Norm:
+    eps = layer_norm_eps(module)
+    if eps is None or module.weight is None:
+        got = type(module).__name__
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"expected a LayerNorm with a weight, got {got}")
+    bias = None if module.bias is None else module.bias.detach().float().contiguous()
+    return Norm(module.weight.detach().float().contiguous(), bias, eps)
+
+
+def codec_weights(module: Any) -> CodecWeights:
+    """Read EnCodec's decoder, weight_norm folded (a copy of its weights, in float32)."""
+    _check_codec_classes(module)
+    check_tensors("codec", (*module.decoder.parameters(), *(layer.codebook.embed for layer in module.quantizer.layers)))
+    config = module.config
+    if config.norm_type != "weight_norm" or not config.use_causal_conv:
+        detail = f"expected causal convolutions with weight_norm, got norm_type={config.norm_type!r}"
+        raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, detail)
+    layers = list(module.decoder.layers)
+    conv_in, lstm, conv_out = layers[0], layers[1], layers[-1]
+    check_modules("codec", module)
+    return CodecWeights(
+        codebooks=tuple(layer.codebook.embed.detach() for layer in module.quantizer.layers),
+        conv_in=_conv(conv_in),
+        lstm=_lstm(lstm.lstm),
+        upsampling=_upsampling(layers[2:-2]),
+        conv_out=_conv(conv_out),
+    )
+
+
+def _lstm(module: nn.LSTM) -> Lstm:
+    flat = tuple(weight.detach().float() for weight in module._flat_weights if weight is not None)
+    return Lstm(flat, module.num_layers, module.hidden_size)
+
+
+def _check_codec_classes(module: Any) -> None:
+    _exact("codec", module, encodec.EncodecModel)
+    _exact("codec", module.decoder, encodec.EncodecDecoder)
+    for layer in _exact("codec", module.quantizer, encodec.EncodecResidualVectorQuantizer).layers:
+        _exact("codec", layer, encodec.EncodecVectorQuantization)
+        _exact("codec", layer.codebook, encodec.EncodecEuclideanCodebook)
+    lstm = _exact("codec", _exact("codec", module.decoder.layers[1], encodec.EncodecLSTM).lstm, nn.LSTM)
+    plain = lstm.bias and not (lstm.bidirectional or lstm.batch_first or lstm.proj_size)
+    if not plain:
+        raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, f"{lstm}")
+    for part in module.decoder.modules():
+        if isinstance(part, nn.ELU) and (type(part) is not nn.ELU or part.alpha != 1.0):
+            raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, f"{part}")
+
+
+def _upsampling(layers: list) -> tuple[Upsampling, ...]:
+    groups: list[tuple[ConvTranspose, list[ResidualBlock]]] = []
+    for layer in layers:
+        if type(layer) is encodec.EncodecConvTranspose1d:
+            groups.append((_conv_transpose(layer), []))
+        elif type(layer) is encodec.EncodecResnetBlock and groups:
+            groups[-1][1].append(_residual(layer))
+        elif type(layer) is not nn.ELU:
+            raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, f"unexpected {type(layer).__name__}")
+    return tuple(Upsampling(conv, tuple(blocks)) for conv, blocks in groups)
+
+
+def _conv(module: Any) -> Conv:
+    _exact("codec", module, encodec.EncodecConv1d)
+    conv = _unparametrized(module.conv, nn.Conv1d)
+    if conv.stride != (1,) or conv.groups != 1:
+        raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, f"convolution {conv}")
+    weight = conv.weight.detach().float().permute(2, 1, 0).contiguous()
+    return Conv(weight, _bias(conv), conv.dilation[0], module.pad_mode)
+
+
+def _bias(conv: Any) -> Tensor | None:
+    return None if conv.bias is None else conv.bias.detach().float()
+
+
+def _unparametrized(conv: Any, kind: type) -> Any:
+    if parametrize.type_before_parametrizations(conv) is not kind:
+        raise Fallback("codec", FallbackKind.REPLACED_MODULE, f"expected {kind.__name__}, got {type(conv).__name__}")
+    return conv
+
+
+def _conv_transpose(module: Any) -> ConvTranspose:
+    conv = _unparametrized(module.conv, nn.ConvTranspose1d)
+    (kernel_size,), (stride,) = conv.kernel_size, conv.stride
+    right = math.ceil((kernel_size - stride) * module.trim_right_ratio)
+    groups = math.ceil(kernel_size / stride)
+    taps = F.pad(conv.weight.detach().float(), (0, groups * stride - kernel_size))
+    # [in, out, groups, stride] -> [groups, in, stride, out]
+    weight = taps.unflatten(2, (groups, stride)).permute(2, 0, 3, 1).flatten(2)
+    return ConvTranspose(weight, _bias(conv), stride, kernel_size, kernel_size - stride - right, right)
+
+
+def _residual(module: Any) -> ResidualBlock:
+    convs = [layer for layer in module.block if type(layer) is not nn.ELU]
+    if len(convs) != 2:
+        raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, f"{len(convs)} convolutions in a residual block")
+    shortcut = None if type(module.shortcut) is nn.Identity else _conv(module.shortcut)
+    return ResidualBlock(_conv(convs[0]), _conv(convs[1]), shortcut)
+
+
+def semantic_spec(config: Any) -> SemanticSpec:
+    """From a `BarkSemanticGenerationConfig`."""
+    return SemanticSpec(
+        vocab_size=config.semantic_vocab_size,
+        pad_token=config.semantic_pad_token,
+        infer_token=config.semantic_infer_token,
+        text_encoding_offset=config.text_encoding_offset,
+        text_pad_token=config.text_pad_token,
+        max_input_tokens=config.max_input_semantic_length,
+        rate_hz=config.semantic_rate_hz,
+    )
+
+
+def coarse_spec(semantic: Any, coarse: Any, codebook_size: int) -> CoarseSpec:
+    """From a `BarkSemanticGenerationConfig` and a `BarkCoarseGenerationConfig`."""
+    return CoarseSpec(
+        semantic_vocab_size=semantic.semantic_vocab_size,
+        semantic_pad_token=coarse.coarse_semantic_pad_token,
+        semantic_rate_hz=semantic.semantic_rate_hz,
+        infer_token=coarse.coarse_infer_token,
+        codebook_size=codebook_size,
+        num_codebooks=coarse.n_coarse_codebooks,
+        rate_hz=coarse.coarse_rate_hz,
+        max_input_tokens=coarse.max_coarse_input_length,
+        max_history_tokens=coarse.max_coarse_history,
+        window_tokens=coarse.sliding_window_len,
+    )
+
+
+def fine_spec(semantic: Any, coarse: Any, fine: Any, codebook_size: int) -> FineSpec:
+    """From the three generation configs."""
+    return FineSpec(
+        semantic_vocab_size=semantic.semantic_vocab_size,
+        codebook_size=codebook_size,
+        num_coarse_codebooks=coarse.n_coarse_codebooks,
+        num_codebooks=fine.n_fine_codebooks,
+        max_history_frames=fine.max_fine_history_length,
+        max_input_frames=fine.max_fine_input_length,
+    )

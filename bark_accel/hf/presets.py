@@ -1,0 +1,101 @@
+"""The codes of a generation as the voice preset they make."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BarkModel
+from transformers.models.bark.generation_configuration_bark import (
+    BarkCoarseGenerationConfig,
+    BarkSemanticGenerationConfig,
+)
+
+from bark_accel.streaming.streamer import AudioSource, AudioStreamer
+
+from .stage_trace import StageRecord, record_stages
+
+PresetArrays = dict[str, np.ndarray]
+
+
+def generate_with_presets(model: Any, **kwargs: Any) -> tuple[Tensor, list[int], list[PresetArrays | None]]:
+    """`model.generate(**kwargs)`, stock or accelerated; thread-safe as that is.
+
+    Returns
+    -------
+    audio : Tensor
+        [B, S], rows silent after their end.
+    lengths : list of int
+        Samples of each row.
+    presets : list of dict
+        The voice preset that each row makes, of empty arrays for an empty row; None where an `AudioStreamer` asked
+        for a preview, without the fine codebooks.
+    """
+    if not isinstance(model, BarkModel):
+        raise TypeError(f"model: expected a transformers.BarkModel, got {type(model).__name__}")
+    with recorded(model) as (view, record):
+        audio, lengths = _generate_of(view)(**kwargs, return_output_lengths=True)
+    streamer = kwargs.get("streamer")
+    made = streamer.presets if isinstance(streamer, AudioStreamer) else recorded_presets(view, record, lengths)
+    return audio, lengths, [None] * len(lengths) if made is None else [*made]
+
+
+@contextmanager
+def recorded(model: BarkModel) -> Iterator[tuple[Any, StageRecord]]:
+    """A view of the model whose stages are recorded; other threads may use the model itself meanwhile."""
+    view = copy.copy(model)
+    view._modules = dict(model._modules)
+    for name in ("semantic", "coarse_acoustics", "fine_acoustics"):
+        setattr(view, name, copy.copy(getattr(model, name)))
+    with record_stages(view) as record:
+        yield view, record
+
+
+def _generate_of(view: Any) -> Any:
+    """`generate` on the view: an accelerated model's own drives the model that the view was made of."""
+    method = view.generate
+    owner = getattr(method, "__self__", None)
+    if isinstance(owner, AudioSource):
+        on_view: Any = copy.copy(owner)
+        on_view.module = view
+        return on_view.generate
+    if owner is not view:
+        raise ValueError("model.generate: expected BarkModel's own or that of accelerate_bark, got another one")
+    return method
+
+
+def recorded_presets(model: BarkModel, record: StageRecord, lengths: list[int]) -> list[PresetArrays]:
+    """The voice presets of the generation that was recorded."""
+    settings: Any = model.generation_config
+    pad = BarkSemanticGenerationConfig(**settings.semantic_config).semantic_pad_token
+    codebooks = BarkCoarseGenerationConfig(**settings.coarse_acoustics_config).n_coarse_codebooks
+    return presets_of(record.outputs["semantic"], record.outputs["fine"], lengths, pad, codebooks)
+
+
+def presets_of(
+    semantic: Tensor, codes: Tensor, lengths: list[int], semantic_pad_token: int, num_coarse_codebooks: int
+) -> list[PresetArrays]:
+    """The voice preset of each row, arrays of int64.
+
+    Parameters
+    ----------
+    semantic : Tensor
+        [B, T], padded.
+    codes : Tensor
+        [B, K, F] of the fine stage; its first codebooks are the coarse stage's.
+    lengths : list of int
+        Samples of each row; the longest has all F frames.
+    """
+    samples_per_frame = max(lengths) // codes.shape[2] if codes.shape[2] else 1
+    presets = []
+    for tokens, row, samples in zip(semantic, codes, lengths, strict=True):
+        fine = row[:, : samples // samples_per_frame].to("cpu", torch.int64).numpy()
+        said = tokens[tokens != semantic_pad_token].to("cpu", torch.int64).numpy()
+        parts = {"semantic_prompt": said, "coarse_prompt": fine[:num_coarse_codebooks], "fine_prompt": fine}
+        presets.append({key: part.copy() for key, part in parts.items()})
+    return presets

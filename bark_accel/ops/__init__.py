@@ -1,0 +1,1 @@
+"""The compiled ops, their reference in plain torch, and the choice between them."""

@@ -1,0 +1,382 @@
+"""What the plain-torch ops refuse: the compiled ops check the same in csrc/checks.h and csrc/cpu/.
+
+What only a look at the data can tell (ids, lengths) is refused where the look is free, on the CPU. Elsewhere it would
+wait for the device at every token, and cannot be had while a CUDA graph is captured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Weights along a row of an int8 matrix that share one scale.
+INT8_GROUP = 64
+
+
+NEG_INF = float("-inf")
+MAX_HEAD_SIZE = 256  # of int16_attention
+
+
+# Of rows that cannot be sampled, as in csrc/kernels/params.h.
+NOT_FINITE, ALL_MASKED, BAD_NOISE = 1, 2, 3
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether its data can be looked at without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+def is_capturing(tensor: Tensor) -> bool:
+    """Whether what is done to it is recorded for a CUDA graph instead of computed."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def require(condition: bool, op: str, message: str) -> None:
+    if not condition:
+        raise ValueError(f"{op}: {message}")
+
+
+def _require_one_device(op: str, *tensors: Tensor | None) -> None:
+    devices = sorted({str(t.device) for t in tensors if t is not None})
+    require(len(devices) == 1, op, f"expected all tensors on one device, got {' and '.join(devices)}")
+
+
+def _require_float(op: str, name: str, tensor: Tensor) -> None:
+    accepted = (torch.float32, torch.float16, torch.bfloat16)
+    require(
+        tensor.dtype in accepted,
+        op,
+        f"expected {name} of dtype float32, float16 or bfloat16, got {tensor.dtype}",
+    )
+
+
+def _require_no_grad(op: str, *tensors: Tensor) -> None:
+    require(
+        not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)),
+        op,
+        "expected torch.no_grad() or inputs that need no gradient, got requires_grad=True",
+    )
+
+
+def check_decode_inputs(
+    ids: Tensor,
+    token_table: Tensor,
+    positions: Tensor,
+    weights: Sequence[Tensor | None],
+    eps: Sequence[float],
+    head: Tensor,
+    head_scales: Tensor | None,
+    num_heads: int,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    length: Tensor,
+) -> None:
+    op = "decode_step"
+    tensors = (token_table, positions, *weights, head, head_scales, key_cache, value_cache)
+    _require_one_device(op, ids, *tensors, length)
+    _require_no_grad(op, *(t for t in tensors if t is not None))
+    require(positions.dim() == 2, op, f"expected positions of shape [P, C], got {list(positions.shape)}")
+    _require_float(op, "positions", positions)
+    width = positions.shape[1]
+    require(token_table.dim() == 2, op, f"expected token_table of shape [V, C], got {list(token_table.shape)}")
+    _require_shape(op, "token_table", token_table, (len(token_table), width), positions.dtype)
+    _check_ids(op, ids, len(token_table))
+    heads_fit = num_heads > 0 and width > 0 and width % num_heads == 0
+    require(heads_fit, op, f"expected num_heads to divide the width {width}, got {num_heads}")
+    _check_caches(op, key_cache, value_cache, (len(ids), num_heads, width // num_heads))
+    _check_length(op, length, ids.shape[1], min(key_cache.shape[3], len(positions)))
+    layers = len(key_cache)
+    wanted = f"expected 16 weights for each of {layers} layers and 2 more, got {len(weights)}"
+    require(len(weights) == 16 * layers + 2 and layers > 0, op, wanted)
+    require(len(eps) == 2 * layers + 1, op, f"expected {2 * layers + 1} eps, got {len(eps)}")
+    mlp_in = weights[10]
+    given = "None" if mlp_in is None else list(mlp_in.shape)
+    require(mlp_in is not None and mlp_in.dim() == 2, op, f"expected mlp_in of shape [N, {width}], got {given}")
+    assert mlp_in is not None
+    for i in range(layers):
+        _check_layer(op, weights[16 * i : 16 * i + 16], width, len(mlp_in))
+    _check_norm(op, weights[-2:], width)
+    require(head.dim() == 2, op, f"expected head of shape [N, C], got {list(head.shape)}")
+    _check_product(op, (head, None, head_scales), (len(head), width))
+
+
+def _check_ids(op: str, ids: Tensor, vocabulary: int) -> None:
+    require(ids.dim() == 2, op, f"expected ids of shape [B, T], got {list(ids.shape)}")
+    require(ids.dtype == torch.int64, op, f"expected ids of dtype int64, got {ids.dtype}")
+    if not on_host(ids):
+        return
+    outside = ids[(ids < 0) | (ids >= vocabulary)].tolist()
+    require(not outside, op, f"expected ids in [0, {vocabulary}), got {outside[:1]}")
+
+
+def _check_caches(op: str, key_cache: Tensor, value_cache: Tensor, sizes: tuple[int, int, int]) -> None:
+    shape = f"[layers, B, H, capacity, D], got {list(key_cache.shape)}"
+    require(key_cache.dim() == 5, op, f"expected key_cache of shape {shape}")
+    _require_float(op, "key_cache", key_cache)
+    (batch, heads, head_size), (layers, capacity) = sizes, (key_cache.shape[0], key_cache.shape[3])
+    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
+        _require_shape(op, name, cache, (layers, batch, heads, capacity, head_size), key_cache.dtype)
+        shared = any(stride == 0 and size > 1 for stride, size in zip(cache.stride(), cache.shape, strict=True))
+        strides = f"expected {name} without elements that share memory, got strides {list(cache.stride())}"
+        require(not shared, op, strides)
+    _require_apart(op, key_cache, value_cache)
+
+
+def _require_apart(op: str, key_cache: Tensor, value_cache: Tensor) -> None:
+    same = key_cache.numel() > 0 and key_cache.data_ptr() == value_cache.data_ptr()
+    require(not same, op, "expected key_cache and value_cache in separate memory, got overlapping ones")
+
+
+def _check_layer(op: str, layer: Sequence[Tensor | None], width: int, inner: int) -> None:
+    _check_norm(op, layer[0:2], width)
+    _check_product(op, layer[2:5], (3 * width, width))
+    _check_product(op, layer[5:8], (width, width))
+    _check_norm(op, layer[8:10], width)
+    _check_product(op, layer[10:13], (inner, width))
+    _check_product(op, layer[13:16], (width, inner))
+
+
+def _check_norm(op: str, norm: Sequence[Tensor | None], width: int) -> None:
+    weight, bias = norm
+    require(weight is not None, op, "expected a LayerNorm weight, got None")
+    for name, vector in (("LayerNorm weight", weight), ("LayerNorm bias", bias)):
+        if vector is not None:
+            _require_shape(op, name, vector, (width,), torch.float32)
+
+
+def _check_product(op: str, product: Sequence[Tensor | None], shape: tuple[int, int]) -> None:
+    """(weight, bias, scales) of one matrix."""
+    weight, bias, scales = product
+    require(weight is not None, op, f"expected a weight of shape {list(shape)}, got None")
+    assert weight is not None
+    if weight.dtype == torch.int8:
+        require(scales is not None, op, "expected scales with an int8 weight, got None")
+        assert scales is not None
+        _require_shape(op, "scales", scales, (shape[0], -(-shape[1] // INT8_GROUP)), torch.float32)
+    else:
+        _require_float(op, "a weight (or int8 with scales)", weight)
+        require(scales is None, op, f"expected scales with int8 weights only, got them with {weight.dtype}")
+    _require_shape(op, "a weight", weight, shape, weight.dtype)
+    if bias is not None:
+        _require_shape(op, "a bias", bias, (shape[0],), torch.float32)
+
+
+def _check_length(op: str, length: Tensor, tokens: int, capacity: int) -> None:
+    require(
+        length.dtype == torch.int64 and tuple(length.shape) == (1,),
+        op,
+        f"expected length as an int64 tensor of shape [1], got {length.dtype} of shape {list(length.shape)}",
+    )
+    if not on_host(length):
+        return
+    start = int(length.item())
+    require(start >= 0, op, f"expected length >= 0, got {start}")
+    require(
+        start + tokens <= capacity,
+        op,
+        f"expected length + tokens <= capacity {capacity}, got {start} + {tokens}",
+    )
+
+
+def check_sample_inputs(op: str, logits: Tensor, first_id: int, begin: int, end: int, eos_id: int) -> None:
+    require(logits.dim() == 2, op, f"expected logits of shape [N, L], got {list(logits.shape)}")
+    _require_float(op, "logits", logits)
+    _require_no_grad(op, logits)
+    stop = first_id + logits.shape[1]
+    require(first_id >= 0, op, f"expected first_id >= 0, got {first_id}")
+    require(
+        first_id <= begin < end <= stop,
+        op,
+        f"expected a non-empty allowed range inside [{first_id}, {stop}), got [{begin}, {end})",
+    )
+    require(
+        eos_id < 0 or first_id <= eos_id < stop,
+        op,
+        f"expected eos_id -1 or inside [{first_id}, {stop}), got {eos_id}",
+    )
+
+
+def check_noise(op: str, noise: Tensor, logits: Tensor, first_id: int) -> None:
+    stop = first_id + logits.shape[1]
+    _require_one_device(op, logits, noise)
+    require(noise.dim() == 2, op, f"expected noise of shape [N, V], got {list(noise.shape)}")
+    require(noise.dtype == torch.float32, op, f"expected noise of dtype float32, got {noise.dtype}")
+    require(
+        noise.shape[0] == logits.shape[0],
+        op,
+        f"expected noise for {logits.shape[0]} rows, got {noise.shape[0]}",
+    )
+    require(noise.shape[1] >= stop, op, f"expected noise for at least {stop} ids, got {noise.shape[1]}")
+
+
+def check_source(op: str, logits: Tensor, generator: torch.Generator | None, vocab_size: int, first_id: int) -> None:
+    stop, device = first_id + logits.shape[1], logits.device
+    require(vocab_size >= stop, op, f"expected vocab_size >= {stop}, the end of the logits' ids, got {vocab_size}")
+    require(
+        generator is None or generator.device.type == device.type,
+        op,
+        f"expected a generator on the {device.type}, got {generator.device if generator else None}",
+    )
+
+
+def check_sample_options(op: str, min_eos_p: float, temperature: float, top_k: int, top_p: float) -> None:
+    require(min_eos_p >= 0, op, f"expected min_eos_p >= 0 (0: off), got {min_eos_p}")
+    require(
+        temperature > 0 and math.isfinite(temperature),
+        op,
+        f"expected a finite temperature > 0, got {temperature}",
+    )
+    require(top_k >= 0, op, f"expected top_k >= 0 (0: off), got {top_k}")
+    require(0 <= top_p <= 1, op, f"expected top_p in [0, 1] (1: off), got {top_p}")
+
+
+def raise_bad_rows(op: str, ids: Tensor) -> None:
+    """Raise for the first id [N] int64 that is minus the status of a row that could not be sampled."""
+    if not bool((ids < 0).any()):
+        return
+    row, status = next((row, -i) for row, i in enumerate(ids.tolist()) if i < 0)
+    scores = "expected allowed logits without NaN or +inf, also after the division by temperature"
+    require(status != NOT_FINITE, op, f"{scores}, got one in row {row}")
+    require(status != ALL_MASKED, op, f"expected at least one allowed logit above -inf, got none in row {row}")
+    require(False, op, f"expected noise > 0 (torch.Tensor.exponential_), got none in row {row}")
+
+
+def check_embedding_inputs(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> None:
+    op = "codebook_embedding_sum"
+    _require_one_device(op, codes, *tables, positions)
+    require(codes.dim() == 3, op, f"expected codes of shape [B, T, K], got {list(codes.shape)}")
+    require(
+        codes.dtype in (torch.int32, torch.int64),
+        op,
+        f"expected codes of dtype int32 or int64, got {codes.dtype}",
+    )
+    require(
+        0 < len(tables) <= codes.shape[2],
+        op,
+        f"expected 1 to {codes.shape[2]} tables (one per codebook), got {len(tables)}",
+    )
+    first = tables[0]
+    _require_float(op, "tables", first)
+    for table in tables:
+        require(table.dim() == 2, op, f"expected every table of shape [V, C], got {list(table.shape)}")
+        require(
+            table.shape == first.shape and table.dtype == first.dtype,
+            op,
+            f"expected every table of shape {list(first.shape)} and dtype {first.dtype}, "
+            f"got {list(table.shape)} and {table.dtype}",
+        )
+    require(
+        positions.dim() == 2 and positions.shape[1] == first.shape[1] and positions.dtype == first.dtype,
+        op,
+        f"expected positions of shape [P, {first.shape[1]}] and dtype {first.dtype}, "
+        f"got {list(positions.shape)} and {positions.dtype}",
+    )
+    require(
+        positions.shape[0] >= codes.shape[1],
+        op,
+        f"expected at least {codes.shape[1]} positions (one per frame), got {positions.shape[0]}",
+    )
+    _require_no_grad(op, positions, *tables)
+    _check_codes(codes, len(tables), first.shape[0])
+
+
+def _check_codes(codes: Tensor, count: int, vocabulary: int) -> None:
+    used = codes[:, :, :count]
+    bad = (used < 0) | (used >= vocabulary)
+    if bad.any():
+        row, frame, codebook = bad.nonzero()[0].tolist()
+        require(
+            False,
+            "codebook_embedding_sum",
+            f"expected codes in [0, {vocabulary}), got {int(used[row, frame, codebook])} "
+            f"in codebook {codebook}, frame {frame}, batch row {row}",
+        )
+
+
+def check_attention_inputs(
+    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor
+) -> None:
+    op = "static_cache_attention"
+    _require_one_device(op, query, key, value, key_cache, value_cache, length)
+    require(query.dim() == 4, op, f"expected query of shape [B, T, H, D], got {list(query.shape)}")
+    _require_float(op, "query", query)
+    batch, tokens, heads, head_dim = query.shape
+    capacity = key_cache.shape[2] if key_cache.dim() == 4 else -1
+    cache_shape = (batch, heads, capacity, head_dim)
+    for name, tensor, shape in (
+        ("key", key, query.shape),
+        ("value", value, query.shape),
+        ("key_cache", key_cache, cache_shape),
+        ("value_cache", value_cache, cache_shape),
+    ):
+        require(
+            tuple(tensor.shape) == tuple(shape) and tensor.dtype == query.dtype,
+            op,
+            f"expected {name} of shape {list(shape)} and dtype {query.dtype}, "
+            f"got {list(tensor.shape)} and {tensor.dtype}",
+        )
+    _require_no_grad(op, query, key, value, key_cache, value_cache)
+    _require_apart(op, key_cache, value_cache)
+    _check_length(op, length, tokens, capacity)
+
+
+def _require_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    require(
+        tuple(tensor.shape) == shape and tensor.dtype == dtype,
+        op,
+        f"expected {name} of shape {list(shape)} and dtype {dtype}, got {list(tensor.shape)} and {tensor.dtype}",
+    )
+
+
+def check_int16_linear_inputs(input: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None) -> None:
+    op = "int16_linear"
+    _require_one_device(op, input, weight, scales, bias)
+    require(input.dim() == 2, op, f"expected input of shape [M, K], got {list(input.shape)}")
+    require(input.dtype == torch.float32, op, f"expected input of dtype float32, got {input.dtype}")
+    require(weight.dim() == 2, op, f"expected weight of shape [N, K], got {list(weight.shape)}")
+    outputs, inner = weight.shape
+    require(
+        inner == input.shape[1],
+        op,
+        f"expected weight of shape {[outputs, input.shape[1]]}, got {list(weight.shape)}",
+    )
+    require(inner > 0, op, f"expected input of shape [M, K] with K > 0, got {list(input.shape)}")
+    is_int8 = weight.dtype == torch.int8
+    given = "none" if scales is None else "scales"
+    require(
+        is_int8 == (scales is not None),
+        op,
+        f"expected scales with an int8 weight and only then, got {given} with a weight of dtype {weight.dtype}",
+    )
+    if scales is None:
+        _require_float(op, "weight", weight)
+    else:
+        _require_shape(op, "scales", scales, (outputs, -(-inner // INT8_GROUP)), torch.float32)
+    if bias is not None:
+        _require_shape(op, "bias", bias, (outputs,), torch.float32)
+    _require_no_grad(op, *(t for t in (input, weight, scales, bias) if t is not None))
+
+
+def check_int16_attention_inputs(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> None:
+    op = "int16_attention"
+    _require_one_device(op, query, key, value)
+    require(query.dim() == 4, op, f"expected query of shape [B, T, H, D], got {list(query.shape)}")
+    require(query.dtype == torch.float32, op, f"expected query of dtype float32, got {query.dtype}")
+    batch, tokens, heads, head_dim = query.shape
+    limits = f"expected a head size of 1 to {MAX_HEAD_SIZE}, got {head_dim}"
+    require(1 <= head_dim <= MAX_HEAD_SIZE, op, limits)
+    require(key.dim() == 4, op, f"expected key of shape [B, H, S, D], got {list(key.shape)}")
+    _require_float(op, "key", key)
+    shape = (batch, heads, key.shape[2], head_dim)
+    _require_shape(op, "key", key, shape, key.dtype)
+    _require_shape(op, "value", value, shape, key.dtype)
+    require(key.shape[2] >= 1, op, f"expected at least one key, got {key.shape[2]}")
+    require(
+        not causal or key.shape[2] >= tokens,
+        op,
+        f"expected at least as many keys as queries ({tokens}) with causal=True, got {key.shape[2]}",
+    )
+    _require_no_grad(op, query, key, value)

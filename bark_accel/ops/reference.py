@@ -1,0 +1,296 @@
+"""The ops in plain torch, for any device: ``backend="torch"``, and the reference of :mod:`bark_accel.ops`.
+
+Same names, arguments, results and error types; see :mod:`bark_accel.ops` for shapes. Not for autograd either:
+call them under ``torch.no_grad()``.
+
+Beyond the CPU, nothing of a decode step waits for the device, so that a CUDA graph can hold it: attention runs over the
+whole cache, behind a mask (what is not valid yet has to be finite), and ids and lengths that do not fit give NaN, which
+the samplers refuse; the cache's nearest entry is overwritten then. While a graph is captured a sampler cannot refuse:
+the id of such a row is minus one of `op_checks.NOT_FINITE`, `ALL_MASKED`, `BAD_NOISE`. The int16 ops, which are about
+speed on CPUs, are float16 products there, for tensor cores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import checks as op_checks
+from .checks import (
+    ALL_MASKED,
+    BAD_NOISE,
+    INT8_GROUP,
+    NEG_INF,
+    NOT_FINITE,
+    check_attention_inputs,
+    check_decode_inputs,
+    check_embedding_inputs,
+    check_int16_attention_inputs,
+    check_int16_linear_inputs,
+    check_noise,
+    check_sample_inputs,
+    check_sample_options,
+    check_source,
+    raise_bad_rows,
+)
+
+
+def fused_sample(
+    logits: Tensor,
+    noise: Tensor | None,
+    first_id: int,
+    allowed_begin: int,
+    allowed_end: int,
+    eos_id: int = -1,
+    min_eos_p: float = 0.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    renormalize: bool = True,
+) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.fused_sample`."""
+    op = "fused_sample"
+    check_sample_inputs(op, logits, first_id, allowed_begin, allowed_end, eos_id)
+    check_sample_options(op, min_eos_p, temperature, top_k, top_p)
+    if noise is not None:
+        check_noise(op, noise, logits, first_id)
+    rules = (first_id, allowed_begin, allowed_end, eos_id)
+    return _checked(op, sample(logits, noise, *rules, min_eos_p, temperature, top_k, top_p, renormalize))
+
+
+def fused_multinomial(
+    logits: Tensor,
+    generator: torch.Generator | None,
+    vocab_size: int,
+    first_id: int,
+    allowed_begin: int,
+    allowed_end: int,
+    eos_id: int = -1,
+    min_eos_p: float = 0.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    renormalize: bool = True,
+) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.fused_multinomial`."""
+    op = "fused_multinomial"
+    check_sample_inputs(op, logits, first_id, allowed_begin, allowed_end, eos_id)
+    check_sample_options(op, min_eos_p, temperature, top_k, top_p)
+    check_source(op, logits, generator, vocab_size, first_id)
+    noise = torch.empty(len(logits), vocab_size, dtype=torch.float32, device=logits.device)
+    noise.exponential_(generator=generator)
+    rules = (first_id, allowed_begin, allowed_end, eos_id)
+    return _checked(op, sample(logits, noise, *rules, min_eos_p, temperature, top_k, top_p, renormalize))
+
+
+def codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.codebook_embedding_sum`."""
+    check_embedding_inputs(codes, tables, positions)
+    total = tables[0][codes[..., 0].long()].float()
+    for i, table in enumerate(tables[1:], start=1):
+        total = total + table[codes[..., i].long()].float()
+    return total + positions[: codes.shape[1]].float()
+
+
+def static_cache_attention(
+    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor
+) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.static_cache_attention`."""
+    check_attention_inputs(query, key, value, key_cache, value_cache, length)
+    if op_checks.on_host(query):
+        return _attend_to_filled(query, key, value, key_cache, value_cache, int(length.item()))
+    where = length + torch.arange(query.shape[1], device=length.device)
+    seen = _seen(where, key_cache.shape[2])
+    return _attend_behind_mask(query, key, value, key_cache, value_cache, where, seen)
+
+
+def _attend_to_filled(
+    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, start: int
+) -> Tensor:
+    batch, tokens, heads, head_dim = query.shape
+    end = start + tokens
+    key_cache[:, :, start:end] = key.transpose(1, 2)
+    value_cache[:, :, start:end] = value.transpose(1, 2)
+    scores = query.transpose(1, 2).float() @ key_cache[:, :, :end].float().transpose(-1, -2)
+    scores = scores * (1.0 / math.sqrt(head_dim))
+    if tokens > 1:
+        future = torch.ones(tokens, end, dtype=torch.bool, device=query.device).triu(diagonal=start + 1)
+        scores = scores.masked_fill(future, NEG_INF)
+    mixed = scores.softmax(dim=-1) @ value_cache[:, :, :end].float()
+    return mixed.transpose(1, 2).reshape(batch, tokens, heads * head_dim).to(query.dtype)
+
+
+def _seen(where: Tensor, capacity: int) -> Tensor:
+    """[T, capacity] bool: which cache entries the token at each position of `where` [T] sees."""
+    return torch.arange(capacity, device=where.device) <= where[:, None]
+
+
+def _attend_behind_mask(
+    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, where: Tensor, seen: Tensor
+) -> Tensor:
+    """As `_attend_to_filled` with positions `where` [T] on the device: no shape depends on them."""
+    where = where.clamp(0, key_cache.shape[2] - 1)
+    key_cache.index_copy_(2, where, key.transpose(1, 2))
+    value_cache.index_copy_(2, where, value.transpose(1, 2))
+    attended = F.scaled_dot_product_attention(query.transpose(1, 2), key_cache, value_cache, attn_mask=seen)
+    return attended.transpose(1, 2).flatten(2)
+
+
+def int16_linear(
+    input: Tensor, weight: Tensor, scales: Tensor | None = None, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.int16_linear`: 16-bit weights take the device's own 16-bit product."""
+    check_int16_linear_inputs(input, weight, scales, bias)
+    if scales is not None:
+        weight = weight.float() * scales.repeat_interleave(INT8_GROUP, dim=1)[:, : weight.shape[1]]
+        weight = weight if op_checks.on_host(weight) else weight.half()
+    product = F.linear(input.to(weight.dtype), weight).float()
+    if bias is not None:
+        product = product + bias
+    return F.gelu(product) if gelu else product
+
+
+def int16_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.int16_attention`, in the keys' dtype; beyond the CPU, 16 bits at most.
+
+    A whole prompt, or no mask at all, is what torch's flash attention takes.
+    """
+    check_int16_attention_inputs(query, key, value, causal)
+    tokens, keys = query.shape[1], key.shape[2]
+    if key.dtype == torch.float32 and not op_checks.on_host(key):
+        key, value = key.half(), value.half()
+    mask = None
+    if causal and 1 < tokens < keys:
+        mask = torch.ones(tokens, keys, dtype=torch.bool, device=query.device).tril(diagonal=keys - tokens)
+    query = query.transpose(1, 2).to(key.dtype)
+    whole = causal and tokens == keys > 1
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=whole)
+    return attended.transpose(1, 2).flatten(2).float()
+
+
+def decode_step(
+    ids: Tensor,
+    token_table: Tensor,
+    positions: Tensor,
+    weights: Sequence[Tensor | None],
+    eps: Sequence[float],
+    head: Tensor,
+    head_scales: Tensor | None,
+    num_heads: int,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    length: Tensor,
+) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.decode_step`."""
+    check_decode_inputs(
+        ids, token_table, positions, weights, eps, head, head_scales, num_heads, key_cache, value_cache, length
+    )
+    (batch, tokens), cache_dtype = ids.shape, key_cache.dtype
+    where = length + torch.arange(tokens, device=ids.device)
+    capacity = min(key_cache.shape[3], len(positions))
+    fits = (ids >= 0) & (ids < len(token_table)) & (where >= 0) & (where < capacity)
+    hidden = F.embedding(ids.clamp(0, len(token_table) - 1), token_table).float()
+    hidden = hidden + F.embedding(where.clamp(0, len(positions) - 1), positions).float()
+    hidden = hidden.masked_fill(~fits[..., None], math.nan).flatten(0, 1)
+    seen = None if op_checks.on_host(ids) else _seen(where, key_cache.shape[3])
+    for i in range(len(key_cache)):
+        layer = weights[16 * i : 16 * i + 16]
+        packed = _product(_layer_norm(hidden, layer[0:2], eps[2 * i]), layer[2:5]).to(cache_dtype)
+        query, key, value = packed.view(batch, tokens, 3, num_heads, key_cache.shape[4]).unbind(2)
+        if seen is None:
+            attended = static_cache_attention(query, key, value, key_cache[i], value_cache[i], length)
+        else:
+            attended = _attend_behind_mask(query, key, value, key_cache[i], value_cache[i], where, seen)
+        hidden = hidden + _product(attended.flatten(0, 1).float(), layer[5:8])
+        inner = _product(_layer_norm(hidden, layer[8:10], eps[2 * i + 1]), layer[10:13], gelu=True)
+        hidden = hidden + _product(inner, layer[13:16])
+    logits = _product(_layer_norm(hidden, weights[-2:], eps[-1]), (head, None, head_scales))
+    return logits.view(batch, tokens, len(head))
+
+
+def _product(hidden: Tensor, linear: Sequence[Tensor | None], *, gelu: bool = False) -> Tensor:
+    weight, bias, scales = linear
+    assert weight is not None
+    return int16_linear(hidden, weight, scales, bias, gelu)
+
+
+def _layer_norm(hidden: Tensor, norm: Sequence[Tensor | None], eps: float) -> Tensor:
+    return F.layer_norm(hidden, hidden.shape[-1:], norm[0], norm[1], eps)
+
+
+def sample(
+    logits: Tensor,
+    noise: Tensor | None,
+    first_id: int,
+    allowed_begin: int,
+    allowed_end: int,
+    eos_id: int,
+    min_eos_p: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    renormalize: bool,
+) -> Tensor:
+    """`fused_sample` without a look at the data: the id of a row that cannot be sampled is minus its status."""
+    scores = _mask_disallowed(logits.float(), first_id, allowed_begin, allowed_end, eos_id)
+    status = _status(scores)
+    if eos_id >= 0 and min_eos_p > 0:
+        scores = _prioritize_eos(scores, eos_id - first_id, min_eos_p)
+    if noise is None:
+        return torch.where(status > 0, -status, scores.argmax(dim=-1) + first_id)
+    scores = scores / temperature
+    status = torch.where(status > 0, status, _status(scores))
+    if top_k > 0:
+        scores = _keep_top_k(scores, top_k)
+    if top_p < 1.0:
+        scores = _keep_top_p(scores, top_p)
+    if renormalize:
+        scores = scores.log_softmax(dim=-1)
+    noise = noise[:, first_id : first_id + scores.shape[-1]]
+    winner = (scores.softmax(dim=-1) / noise).argmax(dim=-1)
+    positive = noise.gather(1, winner[:, None]).flatten() > 0
+    status = status.masked_fill((status == 0) & ~positive, BAD_NOISE)
+    return torch.where(status > 0, -status, winner + first_id)
+
+
+def _status(scores: Tensor) -> Tensor:
+    """[N] int64: 0 for rows that can be sampled."""
+    bad = (~(scores < math.inf)).any(dim=-1)
+    masked = (scores == NEG_INF).all(dim=-1)
+    return (masked * ALL_MASKED).masked_fill(bad, NOT_FINITE)
+
+
+def _checked(op: str, ids: Tensor) -> Tensor:
+    if not op_checks.is_capturing(ids):
+        raise_bad_rows(op, ids)
+    return ids
+
+
+def _mask_disallowed(scores: Tensor, first_id: int, begin: int, end: int, eos_id: int) -> Tensor:
+    ids = torch.arange(first_id, first_id + scores.shape[-1], device=scores.device)
+    allowed = ((ids >= begin) & (ids < end)) | (ids == eos_id)
+    return scores.masked_fill(~allowed, NEG_INF)
+
+
+def _prioritize_eos(scores: Tensor, eos: int, min_eos_p: float) -> Tensor:
+    only_eos = torch.full_like(scores, NEG_INF)
+    only_eos[:, eos] = scores[:, eos]
+    stop = scores.softmax(dim=-1)[:, eos, None] > min_eos_p
+    return torch.where(stop, only_eos, scores)
+
+
+def _keep_top_k(scores: Tensor, top_k: int) -> Tensor:
+    kth = torch.topk(scores, min(top_k, scores.shape[-1])).values[:, -1, None]
+    return scores.masked_fill(scores < kth, NEG_INF)
+
+
+def _keep_top_p(scores: Tensor, top_p: float) -> Tensor:
+    # Stable, so that ties go by index on every device; Transformers relies on what torch.sort happens to do.
+    ordered, order = torch.sort(scores, stable=True)
+    remove = ordered.softmax(dim=-1).cumsum(dim=-1) <= (1 - top_p)
+    remove[:, -1] = False
+    return scores.masked_fill(remove.scatter(1, order, remove), NEG_INF)

@@ -1,0 +1,1 @@
+"""Changes one `BarkModel` instance: the only code that does."""

@@ -1,0 +1,228 @@
+"""Patches one `BarkModel` instance: the only code that knows Transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import transformers
+from transformers import BarkModel
+from transformers.models.bark import modeling_bark as hf
+
+from bark_accel._version import __version__
+from bark_accel.hf.compat import check_signatures
+from bark_accel.ops.backend import check_backend, runs_natively
+from bark_accel.ops.flash_attention import check_attention
+from bark_accel.report import AccelerationReport, Fallback, FallbackKind, FallbackLog, FallbackReason, StageReport
+from bark_accel.transformer.precision import WEIGHTS
+
+from .coarse import CoarseHook
+from .fine import FineHook
+from .model import SUBMODELS, ModelHook
+from .release import check_released, release
+from .semantic import SemanticHook
+from .stage_patch import CausalHook, Hook, Settings
+from .stock_bugs import STOCK_BUGS, Traps
+
+_HOOKS: dict[str, type[Hook]] = {"semantic": SemanticHook, "coarse": CoarseHook, "fine": FineHook}
+_CLASSES = {
+    "semantic": hf.BarkSemanticModel,
+    "coarse_acoustics": hf.BarkCoarseModel,
+    "fine_acoustics": hf.BarkFineModel,
+}
+# Kinds that a later call may lose again (model.eval(), hooks removed); the others are refused at once.
+_TRANSIENT = {FallbackKind.TRAINING, FallbackKind.HOOKED_MODULE}
+
+
+def apply(
+    model: Any,
+    *,
+    weights: str,
+    backend: str,
+    strict: bool,
+    speculate: bool | None,
+    release_originals: bool,
+    fix_stock_bugs: bool | Iterable[str],
+    cuda_graphs: bool,
+    attention: str,
+) -> BarkModel:
+    """See `bark_accel.accelerate_bark`. Everything is checked before anything is patched."""
+    _check_model(model)
+    _check_flags(strict=strict, release_originals=release_originals, cuda_graphs=cuda_graphs)
+    if not (speculate is None or isinstance(speculate, bool)):
+        raise TypeError(f"speculate: expected None, True or False, got {speculate!r}")
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights: expected one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}")
+    traps = Traps(fix_stock_bugs)
+    _check_classes(model)
+    _check_not_covered(model)
+    _check_not_meta(model)
+    for submodel in _submodels(model):
+        check_released(submodel)
+    check_signatures()
+    check_backend(backend, model.device)
+    if speculate and weights == "int8":
+        raise ValueError("speculate: expected None or False with weights='int8' (the drafts are int8), got True")
+    if release_originals and weights == "same":
+        raise ValueError("release_originals: expected weights='float16', 'bfloat16' or 'int8' with it, got 'same'")
+    check_attention(attention, model.device, exact=weights == "same" and model.dtype == torch.float32)
+    log = FallbackLog(strict or release_originals)
+    settings = Settings(backend, log, weights, speculate, release_originals, traps, cuda_graphs, attention)
+    hooks = _make_hooks(model, settings)
+    for hook in (hooks["model"].codec, *(hooks[stage] for stage in SUBMODELS)):
+        _check_extractable(hook, also_transient=release_originals)
+    if release_originals:
+        release([hooks[stage] for stage in SUBMODELS])
+    _remove_hooks(model)
+    model.generate = hooks["model"].generate
+    model.codec_decode = hooks["model"].codec_decode
+    for stage, name in SUBMODELS.items():
+        getattr(model, name).generate = hooks[stage].generate
+    return model
+
+
+def remove(model: Any) -> BarkModel:
+    """See `bark_accel.restore_bark`."""
+    _check_model(model)
+    if model_hook(model) is None:
+        return model
+    _check_not_covered(model)
+    for submodel in _submodels(model):
+        check_released(submodel)
+    _remove_hooks(model)
+    return model
+
+
+def _remove_hooks(model: BarkModel) -> None:
+    for owner in (model, *_submodels(model)):
+        for name in ("generate", "codec_decode"):
+            if _is_ours(vars(owner).get(name)):
+                delattr(owner, name)
+
+
+def _submodels(model: BarkModel) -> list[Any]:
+    """The sub-models a model has now, and those it had when it was accelerated."""
+    hook = model_hook(model)
+    now = [getattr(model, name) for name in SUBMODELS.values()]
+    return now if hook is None else [*now, *(m for m in hook.patched_submodels if all(m is not n for n in now))]
+
+
+def report(model: Any) -> AccelerationReport:
+    """See `bark_accel.acceleration_report`."""
+    _check_model(model)
+    hook = model_hook(model)
+    if hook is None:
+        raise ValueError(
+            "acceleration_report: expected an accelerated model, got one that is not; call accelerate_bark"
+        )
+    settings = hook.settings
+    submodels = (getattr(model, name) for name in SUBMODELS.values())
+    stage_hooks = [m.generate.__self__ for m in submodels if _is_ours(vars(m).get("generate"))]
+    stages = tuple(_stage_report(h) for h in (*stage_hooks, hook.codec_hook()))
+    native = runs_natively(settings.backend, model.device)
+    return AccelerationReport(
+        stages=stages,
+        fallbacks=tuple(settings.log.reasons),
+        backend=settings.backend,
+        strict=settings.log.strict,
+        isa=_isa() if native else None,
+        threads=torch.get_num_threads(),
+        kv_cache_bytes=settings.pool.nbytes,
+        stock_bugs={name: settings.traps.fixes(name) for name in STOCK_BUGS},
+        cuda_graphs=settings.cuda_graphs and model.device.type == "cuda",
+        captured_graphs=sum(h.graphs.count for h in stage_hooks if isinstance(h, CausalHook)),
+        attention=settings.attention if model.device.type == "cuda" else "sdpa",
+        versions={
+            "bark_accel": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    )
+
+
+def model_hook(model: BarkModel) -> ModelHook | None:
+    """The hook that owns an accelerated model, or None."""
+    for name in ("generate", "codec_decode"):
+        owner = getattr(vars(model).get(name), "__self__", None)
+        if isinstance(owner, ModelHook):
+            return owner
+    return None
+
+
+def _make_hooks(model: BarkModel, settings: Settings) -> dict[str, Any]:
+    hooks: dict[str, Any] = {s: _HOOKS[s](getattr(model, name), settings) for s, name in SUBMODELS.items()}
+    return {**hooks, "model": ModelHook(model, settings)}
+
+
+def _is_ours(method: Any) -> bool:
+    return isinstance(getattr(method, "__self__", None), (Hook, ModelHook))
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, BarkModel):
+        raise TypeError(f"expected a transformers.BarkModel, got {type(model).__module__}.{type(model).__name__}")
+
+
+def _check_flags(**flags: bool) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def _check_classes(model: BarkModel) -> None:
+    for name, kind in _CLASSES.items():
+        submodel = getattr(model, name)
+        if type(submodel) is not kind:
+            raise ValueError(f"model.{name}: expected a {kind.__name__}, got a {type(submodel).__name__}")
+    if type(model).codec_decode is not BarkModel.codec_decode:
+        raise ValueError(f"{type(model).__name__}.codec_decode: expected BarkModel's own, got an override")
+
+
+def _check_not_covered(model: BarkModel) -> None:
+    """Refuse methods that somebody else set on the instance."""
+    for owner in (model, *_submodels(model)):
+        for name in ("generate", "codec_decode"):
+            if name in vars(owner) and not _is_ours(vars(owner)[name]):
+                kind = type(owner).__name__
+                raise ValueError(f"{kind}.{name}: expected the class's own or ours, got one set on the instance")
+
+
+def _check_not_meta(model: BarkModel) -> None:
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError("expected a model with weights, got parameters on the meta device; load or move it first")
+
+
+def _check_extractable(hook: Hook, *, also_transient: bool) -> None:
+    try:
+        hook.weights()
+    except Fallback as fallback:
+        if also_transient or fallback.reason.kind not in _TRANSIENT:
+            raise ValueError(f"accelerate_bark: {fallback.reason}") from None
+
+
+def _stage_report(hook: Hook) -> StageReport:
+    blocked: FallbackReason | None = None
+    copied = 0
+    try:
+        copied = hook.copied_bytes()
+    except Fallback as fallback:
+        blocked = fallback.reason
+    parameter = next(hook.module.parameters())
+    return StageReport(
+        stage=hook.stage,
+        ops="transformers" if blocked else hook.ops_name(parameter.device),
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        device=str(parameter.device),
+        copied_bytes=copied,
+        weights=hook.precision_name(parameter.dtype),
+        drafts=replace(hook.draft_counts) if isinstance(hook, CausalHook) else None,
+        blocked_by=blocked,
+    )
+
+
+def _isa() -> str:
+    from bark_accel.ops._library import load
+
+    return load().isa()

@@ -1,0 +1,247 @@
+"""`BarkModel.generate(..., streamer=AudioStreamer)` of an accelerated instance."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from bark_accel.decoding.rng import after_noise, fork
+from bark_accel.decoding.sampling import TokenRange
+from bark_accel.hf import extract
+from bark_accel.hf.compat import run_with_loop
+from bark_accel.hf.inputs import by_row, preset_on
+from bark_accel.hf.presets import PresetArrays, presets_of
+from bark_accel.report import Fallback, FallbackKind
+from bark_accel.stages.coarse import row_lengths, token_ranges
+from bark_accel.stages.fine import FineSampling
+from bark_accel.stages.spec import ENDED
+from bark_accel.streaming.pipeline import BarkPipeline, ChunkDecoder
+from bark_accel.streaming.policies import Exact, Hops, LowLatency, Policy, Preview, hop_growth
+from bark_accel.streaming.streamer import AudioStreamer
+
+from .coarse import CoarseHook, coarse_history
+from .fine import CodecHook, FineHook
+from .semantic import SemanticHook
+from .token_loop import BarkTokenRules, TokenLoop, TokenTap
+
+# What leaves no tokens to listen to.
+_NO_TOKENS = {FallbackKind.GENERATION_MODE, FallbackKind.EXTRA_OUTPUTS}
+
+
+VoicePreset = dict[str, Tensor] | None
+
+
+@dataclass(frozen=True)
+class StageHooks:
+    """Those of one model."""
+
+    semantic: SemanticHook
+    coarse: CoarseHook
+    fine: FineHook
+    codec: CodecHook
+
+
+@dataclass(frozen=True)
+class Request:
+    """Checked arguments of `BarkModel.generate`: the three generation configs, and the arguments of each stage.
+
+    `preset` is one for all rows, or a list with one for each.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    preset: VoicePreset | list[VoicePreset]
+    configs: tuple[Any, Any, Any]
+    codebook_size: int
+    stage_kwargs: dict[str, dict[str, Any]]
+
+    @property
+    def rows(self) -> int:
+        return self.input_ids.shape[0]
+
+
+class AudioGeneration:
+    """One utterance (or a batch of them), given out chunk by chunk."""
+
+    def __init__(self, hooks: StageHooks, request: Request, streamer: AudioStreamer, emit: Callable[[Tensor], None]):
+        """Raises `Fallback` where there can be no more than one chunk."""
+        for stage in ("semantic", "coarse"):
+            if request.stage_kwargs[stage].get("custom_generate") is not None:
+                raise Fallback(stage, FallbackKind.ARGUMENTS, "custom_generate, a loop of the caller's own")
+        self._hooks = hooks
+        self._request = request
+        self._streamer = streamer
+        self._device = hooks.fine.module.device
+        semantic, coarse, fine = request.configs
+        size, rows = request.codebook_size, request.rows
+        self._semantic_spec = extract.semantic_spec(semantic)
+        self._coarse_spec = hooks.coarse.spec(semantic, coarse, size, request.preset)
+        self._fine_spec = hooks.fine.spec(semantic, coarse, fine, size, request.preset)
+        self._semantic = _Prepared(lambda: hooks.semantic.prepare(semantic, rows, self._kwargs("semantic")))
+        self._coarse = _Prepared(lambda: hooks.coarse.prepare(semantic, coarse, size, rows, self._kwargs("coarse")))
+        self._fallbacks = [p.fallback for p in (self._semantic, self._coarse) if p.fallback is not None]
+        for fallback in self._fallbacks:
+            if fallback.reason.kind in _NO_TOKENS or by_row(request.preset):
+                raise fallback
+        codec = hooks.codec.ready_stage()
+        if rows > 1 and not codec.cuts_right_only:
+            raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, "rows that end at different times")
+        self._decoder = ChunkDecoder(self._policy(), codec, self._coarse_spec, emit)
+        self._pipeline = BarkPipeline(self._semantic_spec, self._coarse_spec, self._decoder, streamer.check)
+        self._semantic_tokens: Tensor | None = None
+
+    def run(self) -> None:
+        """Generate and emit."""
+        for fallback in self._fallbacks:
+            self._hooks.semantic.settings.log.record(fallback.reason)
+        if self._streamer.interleave and not self._fallbacks:
+            self._run_interleaved()
+            return
+        tokens = self._run_semantic() if self._semantic.fallback is None else self._loop_semantic()
+        self._semantic_tokens = tokens
+        semantic_tokens = self._pipeline.repad(tokens)
+        self._decoder.set_semantic(semantic_tokens, final=True)
+        self._tell_lengths()
+        if self._coarse.fallback is None:
+            self._run_coarse(semantic_tokens)
+        else:
+            self._loop_coarse(semantic_tokens)
+
+    def presets(self) -> list[PresetArrays] | None:
+        """The voice preset of each row, once all of it was given out; None without the fine codebooks."""
+        tokens, codes, lengths = self._semantic_tokens, self._decoder.codes, self._decoder.row_lengths_samples
+        if self._streamer.policy == "preview" or tokens is None or lengths is None:
+            return None
+        if codes is None:
+            codes = tokens.new_zeros(len(tokens), self._request.configs[2].n_fine_codebooks, 0)
+        return presets_of(tokens, codes, lengths, self._semantic_spec.pad_token, self._coarse_spec.num_codebooks)
+
+    def _kwargs(self, stage: str) -> dict[str, Any]:
+        return self._request.stage_kwargs[stage]
+
+    def _preset_part(self, name: str) -> Any:
+        """For all rows, or a list with that of each."""
+        preset = self._request.preset
+        if isinstance(preset, list):
+            return [None if row is None else row[name] for row in preset]
+        return None if preset is None else preset[name]
+
+    def _coarse_history(self) -> Any:
+        request, (semantic, coarse, _) = self._request, self._request.configs
+        return coarse_history(request.preset, request.rows, semantic, coarse, request.codebook_size)
+
+    # The compiled loops.
+
+    def _start_semantic(self) -> Any:
+        weights, spec, sampling = self._semantic.value
+        request = self._request
+        prompt = (request.input_ids, request.attention_mask, self._preset_part("semantic_prompt"))
+        return self._hooks.semantic.started(weights, spec, sampling, prompt)
+
+    def _start_coarse(self) -> Any:
+        weights, sampling = self._coarse.value
+        arguments = (weights, self._coarse_spec, sampling, self._request.rows, self._coarse_history())
+        return self._hooks.coarse.started(*arguments, own_generator=self._streamer.interleave)
+
+    def _run_semantic(self) -> Tensor:
+        with self._start_semantic() as (stage, state):
+            return self._pipeline.run_semantic(stage, state)
+
+    def _run_coarse(self, semantic_tokens: Tensor) -> None:
+        with self._start_coarse() as coarse:
+            self._pipeline.run_coarse(coarse, semantic_tokens)
+
+    def _run_interleaved(self) -> None:
+        with self._start_semantic() as (semantic, state), self._start_coarse() as coarse:
+            self._pipeline.run_interleaved(semantic, state, coarse)
+        self._semantic_tokens = state.result()
+        self._tell_lengths()
+
+    # Transformers' own loops.
+
+    def _loop_semantic(self) -> Tensor:
+        config, spec, kwargs = self._request.configs[0], self._semantic_spec, self._kwargs("semantic")
+        tap = TokenTap(self._streamer.check)
+        rules = BarkTokenRules(
+            [TokenRange(0, min(spec.vocab_size, spec.pad_token), eos=spec.pad_token)],
+            end_tokens=torch.as_tensor(config.eos_token_id).flatten().tolist(),
+            min_eos_p=kwargs.get("min_eos_p", config.min_eos_p),
+            tap=tap,
+        )
+        module = self._hooks.semantic.module
+        preset = preset_on(module, semantic_prompt=self._preset_part("semantic_prompt"))
+        request = self._request
+        return _run_listened(module, rules, tap, request.input_ids, config, preset, request.attention_mask, **kwargs)
+
+    def _loop_coarse(self, semantic_tokens: Tensor) -> None:
+        semantic, coarse, _ = self._request.configs
+        module = self._hooks.coarse.module
+        lengths = row_lengths(self._coarse_spec, semantic_tokens)
+        count = itertools.count()
+
+        def push(tokens: Tensor) -> None:
+            tokens = tokens.to(self._device)
+            if self._coarse_spec.rows_end:
+                tokens = tokens.masked_fill(lengths <= next(count), ENDED)
+            self._decoder.push(tokens)
+
+        tap = TokenTap(self._streamer.check, push)
+        rules = BarkTokenRules(token_ranges(self._coarse_spec, module.config.output_vocab_size), tap=tap)
+        past = self._coarse_history() or (None, None)
+        preset = preset_on(module, semantic_prompt=past[0], coarse_prompt=past[1])
+        arguments = (semantic_tokens, semantic, coarse, self._request.codebook_size, preset)
+        _run_listened(module, rules, tap, *arguments, **self._kwargs("coarse"))
+        self._decoder.end()
+        self._tell_lengths()
+
+    # How chunks are made.
+
+    def _policy(self) -> Policy:
+        streamer = self._streamer
+        growth = hop_growth(streamer.policy, self._device)
+        hops = Hops(streamer.first_chunk_frames, growth, streamer.max_chunk_frames)
+        if streamer.policy == "preview":
+            return Preview(self._fine_spec, hops)
+        fine = self._hooks.fine.ready_stage(self._hooks.fine.prepare(), self._fine_spec)
+        history = self._preset_part("fine_prompt")
+        temperature = self._hooks.fine.settings.traps.fine_temperature(self._request.configs[2], self._kwargs("fine"))
+        sampling = FineSampling(temperature, before_pass=streamer.check)
+        if streamer.policy == "exact":
+            return Exact(fine, self._fine_spec, history, sampling, self._upcoming_generator())
+        generator = fork(self._device, "fine")
+        return LowLatency(fine, hops, streamer.lookahead_frames, history, sampling, generator)
+
+    def _upcoming_generator(self) -> Callable[[int], Generator] | None:
+        if self._coarse.fallback is not None or self._streamer.interleave or by_row(self._request.preset):
+            return None
+        _, sampling = self._coarse.value
+        tokens_per_frame = self._coarse_spec.num_codebooks if sampling.do_sample else 0
+        vocab_size = self._hooks.coarse.module.config.output_vocab_size
+        rows, device = self._request.rows, self._device
+        return lambda frames: after_noise(device, rows, vocab_size, draws=frames * tokens_per_frame)
+
+    def _tell_lengths(self) -> None:
+        self._streamer.row_lengths_samples = self._decoder.row_lengths_samples
+
+
+class _Prepared:
+    """What a stage's hook prepared, or why it could not."""
+
+    def __init__(self, prepare: Callable[[], Any]):
+        self.value: Any = None
+        self.fallback: Fallback | None = None
+        try:
+            self.value = prepare()
+        except Fallback as fallback:
+            self.fallback = fallback
+
+
+def _run_listened(module: Any, rules: BarkTokenRules, tap: TokenTap, *args: Any, **kwargs: Any) -> Any:
+    """A stage in Transformers' own loop, with an ear for its tokens."""
+    loop = TokenLoop(rules, tap, kwargs.pop("logits_processor", None) or [])
+    return run_with_loop(type(module).generate, module, loop, *args, **kwargs)

@@ -1,0 +1,208 @@
+"""`BarkCoarseModel.generate` of one module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    AlternatingCodebooksLogitsProcessor,
+)
+
+from bark_accel.decoding.rng import fork
+from bark_accel.decoding.sampling import SamplingConfig
+from bark_accel.hf import extract
+from bark_accel.hf.inputs import preset_on, read_histories, semantic_ids
+from bark_accel.report import Fallback, FallbackKind
+from bark_accel.stages.coarse import CoarseHistory, CoarseStage, history_lengths, row_lengths
+from bark_accel.stages.coarse_rows import CoarseRows
+from bark_accel.stages.ragged import join_rows
+from bark_accel.stages.spec import ENDED, CoarseSpec
+from bark_accel.transformer.weights import TransformerWeights
+
+from .resolve import resolve_sampling
+from .stage_patch import CausalHook
+from .token_loop import TokenTap
+
+
+class CoarseHook(CausalHook):
+    stage = "coarse"
+
+    @torch.no_grad()
+    def generate(
+        self,
+        semantic_output: Tensor,
+        semantic_generation_config: Any = None,
+        coarse_generation_config: Any = None,
+        codebook_size: int = 1024,
+        history_prompt: Any = None,
+        return_output_lengths: bool | None = None,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """See `BarkCoarseModel.generate`. Like it, replaces the padding of `semantic_output` in place.
+
+        Where `history_prompt` is a list, or "batch_tails" is fixed, rows are filled with 0 after their own end.
+        """
+        semantic, coarse = semantic_generation_config, coarse_generation_config
+        if semantic is None or coarse is None:
+            return self.stock(semantic_output, semantic, coarse, **kwargs)
+        rows, streamer = semantic_output.shape[0], kwargs.get("streamer")
+        history = coarse_history(history_prompt, rows, semantic, coarse, codebook_size)
+        check_coarse_streamer(streamer, history)
+        spec = self.spec(semantic, coarse, codebook_size, history_prompt)
+        try:
+            weights, sampling = self.prepare(semantic, coarse, codebook_size, rows, kwargs)
+        except Fallback as fallback:
+            self.settings.log.record(fallback.reason)
+            if self.codes_only:
+                kwargs = {**kwargs, "suppress_tokens": self._suppressed(semantic, coarse, codebook_size, kwargs)}
+            tokens, lengths = self._stock_rows(semantic_output, (semantic, coarse, codebook_size), history, kwargs)
+            if spec.rows_end:
+                ended = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
+                tokens = tokens.masked_fill(ended, ENDED)
+            return (tokens, lengths) if return_output_lengths else tokens
+        semantic_output.masked_fill_(semantic_output == semantic.semantic_pad_token, coarse.coarse_semantic_pad_token)
+        with self.started(weights, spec, sampling, rows, history) as run:
+            run.push(semantic_output.to(weights.device, torch.int64), final=True)
+            _run_coarse(run, streamer)
+        lengths = row_lengths(spec, semantic_output)
+        return (run.result(), lengths) if return_output_lengths else run.result()
+
+    def _stock_rows(
+        self, semantic_output: Tensor, configs: tuple[Any, Any, int], history: Any, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Transformers' own method, with lengths; row after row where each has a voice preset of its own."""
+        if not isinstance(history, list):
+            return self.stock(semantic_output, *configs, self._preset(history), True, **kwargs)
+        results = [
+            self.stock(semantic_output[row : row + 1], *configs, self._preset(part), True, **kwargs)
+            for row, part in enumerate(history)
+        ]
+        tokens, lengths = zip(*results, strict=True)
+        return join_rows(list(tokens), ENDED), torch.cat(lengths)
+
+    def _preset(self, history: CoarseHistory) -> dict[str, Tensor] | None:
+        semantic, coarse = history or (None, None)
+        return preset_on(self.module, semantic_prompt=semantic, coarse_prompt=coarse)
+
+    def prepare(
+        self, semantic: Any, coarse: Any, codebook_size: int, rows: int, kwargs: dict[str, Any]
+    ) -> tuple[TransformerWeights, SamplingConfig]:
+        """What a generation of `rows` needs; raises `Fallback` where Transformers has to run it."""
+        weights = self._ready_weights()
+        # The prompt's length and ids decide nothing that the loop can do: what depends on them (a padding mask)
+        # shows in the config.
+        prompt = torch.full((rows, 1), coarse.coarse_infer_token, device=weights.device)
+        rules = [AlternatingCodebooksLogitsProcessor(1, semantic.semantic_vocab_size, codebook_size)]
+        sampling = resolve_sampling(
+            self.stage,
+            self.module,
+            prompt,
+            generation_config=coarse,
+            token_rules=rules,
+            kwargs=kwargs,
+            max_new_tokens=coarse.sliding_window_len,
+        )
+        if sampling.stop_tokens or sampling.pad_token is not None:
+            detail = f"eos_token_id={sampling.stop_tokens}, pad_token_id={sampling.pad_token}, expected none"
+            raise Fallback(self.stage, FallbackKind.TOKEN_LAYOUT, detail)
+        return weights, sampling
+
+    @property
+    def codes_only(self) -> bool:
+        return self.settings.traps.fixes("codes_beyond_codebook")
+
+    def spec(self, semantic: Any, coarse: Any, codebook_size: int, history_prompt: Any) -> CoarseSpec:
+        spec = extract.coarse_spec(semantic, coarse, codebook_size)
+        return replace(spec, codes_only=self.codes_only, rows_end=self.rows_end(history_prompt))
+
+    def _suppressed(self, semantic: Any, coarse: Any, codebook_size: int, kwargs: dict[str, Any]) -> list[int]:
+        """The caller's suppressed tokens and the ids beyond the last codebook, for Transformers' own loop."""
+        end = semantic.semantic_vocab_size + coarse.n_coarse_codebooks * codebook_size
+        given = kwargs.get("suppress_tokens", coarse.suppress_tokens)
+        return [*(given or []), *range(end, self.module.config.output_vocab_size)]
+
+    @contextmanager
+    def started(
+        self,
+        weights: TransformerWeights,
+        spec: CoarseSpec,
+        sampling: SamplingConfig,
+        rows: int,
+        history: CoarseHistory | list[CoarseHistory],
+        *,
+        own_generator: bool = False,
+    ) -> Iterator[CoarseRows]:
+        """A generation of `rows` utterances, and caches for it.
+
+        Histories of several lengths make several groups of rows, each of which draws from a generator of its own, as
+        `own_generator` has it for one.
+        """
+        model = self.model(weights)
+        stage = CoarseStage(model, spec)
+        groups = _groups_of_rows(spec, rows, history)
+        states = []
+        with ExitStack() as held:
+            for index, members in enumerate(groups):
+                part = [history[row] for row in members] if isinstance(history, list) else history
+                cache = held.enter_context(
+                    self.settings.pool.borrow(model.spec, len(members), model.weights.cache_dtype, weights.device)
+                )
+                lookahead = held.enter_context(self.lookahead(model, weights, cache))
+                state = stage.start(len(members), part, sampling, cache, lookahead)
+                if own_generator or len(groups) > 1:
+                    state.sampler.generator = fork(weights.device, f"coarse {index}" if index else "coarse")
+                states.append((members, state))
+            yield CoarseRows(stage, states, spec.semantic_pad_token)
+
+
+def _groups_of_rows(spec: CoarseSpec, rows: int, history: CoarseHistory | list[CoarseHistory]) -> list[list[int]]:
+    """The rows whose histories have equal lengths."""
+    if not isinstance(history, list):
+        return [list(range(rows))]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, part in enumerate(history):
+        groups.setdefault(history_lengths(spec, part), []).append(row)
+    return list(groups.values())
+
+
+def _run_coarse(run: CoarseRows, streamer: Any) -> None:
+    while run.ready:
+        tokens = run.step()
+        if streamer is None:
+            continue
+        prompt = run.prompt_ids()
+        if prompt is not None:
+            streamer.put(prompt.cpu())
+        streamer.put(tokens.cpu())
+        if run.window_ended:
+            streamer.end()
+
+
+def coarse_history(
+    history: Any, batch_size: int, semantic: Any, coarse: Any, codebook_size: int
+) -> CoarseHistory | list[CoarseHistory]:
+    """What the coarse stage needs of a voice preset, or of each row's."""
+    ids = semantic_ids(semantic)
+    first = read_histories(history, "semantic_prompt", batch_size, rows=0, ids=ids)
+    second = read_histories(history, "coarse_prompt", batch_size, rows=coarse.n_coarse_codebooks, ids=codebook_size)
+    if isinstance(first, list) and isinstance(second, list):
+        return [_both(*parts) for parts in zip(first, second, strict=True)]
+    return _both(first, second)
+
+
+def _both(semantic: Any, coarse: Any) -> CoarseHistory:
+    return None if semantic is None or coarse is None else (semantic, coarse)
+
+
+def check_coarse_streamer(streamer: Any, history: Any) -> None:
+    """Raise `ValueError` for a streamer of coarse tokens where each row has a history, and so windows, of its own.
+
+    A `TokenTap` only asks whether to go on.
+    """
+    if streamer is not None and not isinstance(streamer, TokenTap) and isinstance(history, list):
+        raise ValueError("coarse streamer: expected none with a list of voice presets; semantic_streamer= works")

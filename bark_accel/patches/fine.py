@@ -1,0 +1,108 @@
+"""`BarkFineModel.generate` of one module, and the decoder of its codec."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bark_accel.hf import extract
+from bark_accel.hf.inputs import preset_on, read_histories
+from bark_accel.report import Fallback, FallbackKind
+from bark_accel.stages.codec import CodecStage
+from bark_accel.stages.fine import FineSampling, FineStage, row_frames
+from bark_accel.stages.ragged import join_rows
+from bark_accel.stages.spec import FineSpec
+from bark_accel.transformer.weights import TransformerWeights
+
+from .stage_patch import Hook
+
+
+class FineHook(Hook):
+    stage = "fine"
+
+    @torch.no_grad()
+    def generate(
+        self,
+        coarse_output: Tensor,
+        semantic_generation_config: Any = None,
+        coarse_generation_config: Any = None,
+        fine_generation_config: Any = None,
+        codebook_size: int = 1024,
+        history_prompt: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """See `BarkFineModel.generate`. No frames in give no frames out, where Transformers fails.
+
+        Where `history_prompt` is a list, or "batch_tails" is fixed, rows end where the coarse stage has padded them,
+        and their codes are 0 from there on.
+        """
+        semantic, coarse, fine = semantic_generation_config, coarse_generation_config, fine_generation_config
+        if semantic is None or coarse is None or fine is None:
+            return self.stock(coarse_output, semantic, coarse, fine, **kwargs)
+        temperature = self.settings.traps.fine_temperature(fine, kwargs)
+        rows, codebooks = coarse_output.shape[0], fine.n_fine_codebooks
+        history = read_histories(history_prompt, "fine_prompt", rows, rows=codebooks, ids=codebook_size)
+        if coarse_output.shape[1] == 0:
+            return coarse_output.new_zeros(rows, codebooks, 0)
+        spec = self.spec(semantic, coarse, fine, codebook_size, history_prompt)
+        try:
+            weights = self.prepare()
+        except Fallback as fallback:
+            self.settings.log.record(fallback.reason)
+            kwargs = {**kwargs, "temperature": temperature}
+            return self._stock_rows(coarse_output, spec, (semantic, coarse, fine, codebook_size), history, kwargs)
+        stage = self.ready_stage(weights, spec)
+        return stage.run(coarse_output.to(weights.device), history, FineSampling(temperature))
+
+    def spec(self, semantic: Any, coarse: Any, fine: Any, codebook_size: int, history_prompt: Any) -> FineSpec:
+        spec = extract.fine_spec(semantic, coarse, fine, codebook_size)
+        return replace(spec, rows_end=self.rows_end(history_prompt))
+
+    def _stock_rows(
+        self, coarse_output: Tensor, spec: FineSpec, configs: tuple[Any, ...], history: Any, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Transformers' own method; row after row where each has an end or a voice preset of its own."""
+        if not spec.rows_end:
+            return self.stock(coarse_output, *configs, preset_on(self.module, fine_prompt=history), **kwargs)
+        rows = []
+        for row, frames in enumerate(row_frames(spec, coarse_output)):
+            tokens = coarse_output[row : row + 1, : frames * spec.num_coarse_codebooks]
+            preset = preset_on(self.module, fine_prompt=history[row] if isinstance(history, list) else history)
+            codes = self.stock(tokens, *configs, preset, **kwargs) if frames else tokens[:, None]
+            rows.append(codes.expand(-1, spec.num_codebooks, -1))
+        return join_rows(rows, 0)
+
+    def prepare(self) -> TransformerWeights:
+        """What a generation needs; raises `Fallback` where Transformers has to run it."""
+        return self._ready_weights()
+
+    def ready_stage(self, weights: TransformerWeights, spec: FineSpec) -> FineStage:
+        """The stage on the weights that `prepare` gave."""
+        return FineStage(self.converted(weights), extract.transformer_spec(self.module), spec, self.ops(weights.device))
+
+
+class CodecHook(Hook):
+    """Decodes for `BarkModel.codec_decode`; owns the codec."""
+
+    stage = "codec"
+
+    def ops_name(self, device: torch.device) -> str:
+        """The codec runs on torch's own matrix products."""
+        return "torch"
+
+    def precision_name(self, dtype: torch.dtype) -> str:
+        """The codec computes in float32."""
+        return "float32"
+
+    def _read_weights(self) -> Any:
+        return extract.codec_weights(self.module)
+
+    def ready_stage(self) -> CodecStage:
+        """A stage with the codec's weights as they are now; raises `Fallback` where they cannot be used."""
+        weights = self._ready_weights()
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.module.parameters()):
+            raise Fallback(self.stage, FallbackKind.GRADIENTS, "codec_decode outside torch.no_grad()")
+        return CodecStage(weights)

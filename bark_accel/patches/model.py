@@ -1,0 +1,289 @@
+"""`BarkModel.generate` and `BarkModel.codec_decode` of an accelerated instance."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.bark.generation_configuration_bark import (
+    BarkCoarseGenerationConfig,
+    BarkFineGenerationConfig,
+    BarkSemanticGenerationConfig,
+)
+
+from bark_accel.hf.inputs import by_row, check_input_ids, preset_on, read_histories, semantic_ids
+from bark_accel.hf.presets import recorded, recorded_presets
+from bark_accel.report import Fallback, FallbackKind
+from bark_accel.stages.ragged import trim_rows
+from bark_accel.streaming.streamer import AudioSource, AudioStreamer
+
+from .audio_generation import AudioGeneration, Request, StageHooks, VoicePreset
+from .coarse import check_coarse_streamer
+from .fine import CodecHook
+from .stage_patch import Hook, Settings
+from .token_loop import TokenTap
+
+SUBMODELS = {"semantic": "semantic", "coarse": "coarse_acoustics", "fine": "fine_acoustics"}
+
+_NESTED = {
+    "semantic_config": BarkSemanticGenerationConfig,
+    "coarse_acoustics_config": BarkCoarseGenerationConfig,
+    "fine_acoustics_config": BarkFineGenerationConfig,
+}
+
+
+class ModelHook(AudioSource):
+    """Owns the whole model.
+
+    The data flow between the stages stays Transformers' own `generate`, which calls the sub-models' hooks.
+    """
+
+    def __init__(self, module: Any, settings: Settings):
+        self.module = module
+        self.settings = settings
+        self.codec = CodecHook(module.codec_model, settings)
+        self.patched_submodels = [getattr(module, name) for name in SUBMODELS.values()]
+
+    @property
+    def sampling_rate(self) -> int:
+        return self.module.generation_config.sample_rate
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        history_prompt: Any = None,
+        return_output_lengths: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """See `BarkModel.generate`. An empty utterance gives an empty waveform, where Transformers fails.
+
+        `history_prompt` may also be a list with a voice preset (or None) for each row, and `trim=True` returns a list
+        of waveforms [S_i] in place of [B, S]. With such a list, with "batch_tails" fixed, and with an `AudioStreamer`
+        as `streamer`, where the waveform is what was streamed, rows are silent after their end.
+        """
+        trim = kwargs.pop("trim", False)
+        if not isinstance(trim, bool):
+            raise TypeError(f"trim: expected True or False, got {trim!r}")
+        audio, lengths = self._generate(input_ids, history_prompt, bool(return_output_lengths) or trim, kwargs)
+        result = trim_rows(audio, lengths) if trim else audio
+        return (result, lengths) if return_output_lengths else result
+
+    def _generate(
+        self, input_ids: Any, history_prompt: Any, with_lengths: bool, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, list[int]]:
+        """The waveform [B, S] and, if asked for, the samples of each row."""
+        config = kwargs.get("generation_config")
+        if config is not None and self.settings.traps.fixes("ignored_generation_config"):
+            del kwargs["generation_config"]
+            return self._with_config(config)._generate(input_ids, history_prompt, with_lengths, kwargs)
+        streamer = kwargs.get("streamer")
+        if isinstance(streamer, AudioStreamer):
+            return self._stream(
+                streamer, input_ids, history_prompt, {k: v for k, v in kwargs.items() if k != "streamer"}
+            )
+        preset, kwargs = self._check(input_ids, history_prompt, kwargs)
+        # Only with lengths are rows silent after their end.
+        if with_lengths or self.codec.rows_end(preset):
+            return type(self.module).generate(self.module, input_ids, preset, True, **kwargs)
+        return type(self.module).generate(self.module, input_ids, preset, None, **kwargs), []
+
+    def _with_config(self, config: Any) -> ModelHook:
+        """A throw-away twin for one call, on a view of the model with another generation config."""
+        twin = copy.copy(self)
+        twin.module = copy.copy(self.module)
+        twin.module.generation_config = config
+        return twin
+
+    def _check(
+        self, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any]
+    ) -> tuple[VoicePreset | list[VoicePreset], dict[str, Any]]:
+        """Raise for bad input, before any work is done.
+
+        Returns the voice preset, or one for each row, on the model's device, and the arguments with what is fixed of
+        Transformers' bugs.
+        """
+        semantic, coarse, fine = self.generation_configs()
+        max_tokens = semantic.max_input_semantic_length
+        rows = check_input_ids(input_ids, kwargs.get("attention_mask"), max_tokens)
+        preset = self._presets(history_prompt, rows, semantic, coarse, fine)
+        check_coarse_streamer(stage_arguments(kwargs, "coarse").get("streamer"), preset)
+        traps = self.settings.traps
+        kwargs = traps.with_min_eos_p(semantic, kwargs)
+        if kwargs.get("generation_config") is not None:
+            traps.warn_once("BarkModel.generate ignores generation_config=; change model.generation_config instead")
+        if traps.fixes("cut_text"):
+            traps.check_text(input_ids, kwargs.get("attention_mask"), max_tokens)
+        traps.fine_temperature(fine, stage_arguments(kwargs, "fine"))
+        self._check_hooked()
+        if self.settings.log.strict:
+            self._check_all_stages(semantic, coarse, rows, kwargs)
+        return preset, kwargs
+
+    def _stream(
+        self, streamer: AudioStreamer, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, list[int]]:
+        """What was streamed, [B, S] on the model's device and in its dtype, and the samples of each row."""
+        chunks: list[Tensor] = []
+
+        def emit(chunk: Tensor) -> None:
+            # A copy, because a listener may change what it gets.
+            streamer.deliver(chunk.clone())
+            chunks.append(chunk)
+
+        with streamer.producing():
+            if streamer.sampling_rate != self.sampling_rate:
+                got = f"{streamer.sampling_rate}, this model has {self.sampling_rate}"
+                raise ValueError(f"streamer: expected one made for this model, got one with a sampling rate of {got}")
+            preset, kwargs = self._check(input_ids, history_prompt, kwargs)
+            self._generate_audio(streamer, input_ids, preset, kwargs, emit)
+        audio = torch.cat(chunks, dim=1) if chunks else torch.zeros(len(input_ids), 0)
+        lengths = streamer.row_lengths_samples or [audio.shape[1]] * audio.shape[0]
+        return audio.to(self.module.device, self.module.dtype), [min(n, audio.shape[1]) for n in lengths]
+
+    def _generate_audio(
+        self,
+        streamer: AudioStreamer,
+        input_ids: Tensor,
+        preset: VoicePreset | list[VoicePreset],
+        kwargs: dict[str, Any],
+        emit: Callable[[Tensor], None],
+    ) -> None:
+        semantic, coarse, fine = self.generation_configs()
+        stage_kwargs = {stage: stage_arguments(kwargs, stage) for stage in SUBMODELS}
+        if any("streamer" in arguments for arguments in stage_kwargs.values()):
+            raise ValueError("streamer: expected one for audio or those for tokens, got both")
+        stage_kwargs["semantic"] = {"min_eos_p": kwargs.get("min_eos_p"), **stage_kwargs["semantic"]}
+        mask = kwargs.get("attention_mask")
+        size = self.module.generation_config.codebook_size
+        request = Request(input_ids, mask, preset, (semantic, coarse, fine), size, stage_kwargs)
+        try:
+            generation = AudioGeneration(self._stage_hooks(), request, streamer, emit)
+        except Fallback as fallback:
+            self.settings.log.record(fallback.reason)
+            if fallback.reason.stage in ("fine", "codec"):
+                # So that a listener who leaves is noticed; beams, of the other stages, take no streamer.
+                kwargs = {**kwargs, "streamer": TokenTap(streamer.check)}
+            self._generate_one_chunk(streamer, request, kwargs, emit)
+            return
+        self.settings.traps.check_text(input_ids, mask, semantic.max_input_semantic_length)
+        generation.run()
+        streamer.presets = generation.presets()
+
+    def _generate_one_chunk(
+        self, streamer: AudioStreamer, request: Request, kwargs: dict[str, Any], emit: Callable[[Tensor], None]
+    ) -> None:
+        """The whole waveform at once, where nothing can be given out early."""
+        with recorded(self.module) as (view, record):
+            audio, lengths = type(view).generate(view, request.input_ids, request.preset, True, **kwargs)
+        streamer.presets = recorded_presets(view, record, lengths)
+        streamer.row_lengths_samples = lengths
+        streamer.check()
+        if audio.shape[1] > 0:
+            emit(audio.float().cpu())
+
+    def _stage_hooks(self) -> StageHooks:
+        """Raises `Fallback` where a sub-model is not ours."""
+        hooks = {stage: _stage_hook(getattr(self.module, name)) for stage, name in SUBMODELS.items()}
+        missing = [stage for stage, hook in hooks.items() if hook is None]
+        if missing:
+            raise _not_hooked(missing[0])
+        return StageHooks(**hooks, codec=self.codec_hook())
+
+    def codec_decode(self, fine_output: Tensor, output_lengths: Tensor | None = None) -> Tensor | list[Tensor]:
+        """See `BarkModel.codec_decode`. No frames give no samples, where Transformers fails."""
+        if fine_output.shape[-1] == 0:
+            empty = torch.zeros(fine_output.shape[0], 0, dtype=self.module.dtype, device=fine_output.device)
+            return empty if output_lengths is None else list(empty)
+        try:
+            stage = self.codec_hook().ready_stage()
+        except Fallback as fallback:
+            self.settings.log.record(fallback.reason)
+            return type(self.module).codec_decode(self.module, fine_output, output_lengths)
+        latents = stage.embed(fine_output)
+        if output_lengths is None:
+            return stage.decode(latents)
+        # The LSTM would hear the padding, so rows of different length are decoded one by one, as in Transformers.
+        rows = zip(latents, output_lengths, strict=False)
+        return [stage.decode(row[None, :, : int(length)])[0] for row, length in rows]
+
+    def codec_hook(self) -> CodecHook:
+        """The hook of the codec that the model has now."""
+        self.codec.module = self.module.codec_model
+        return self.codec
+
+    def _check_all_stages(self, semantic: Any, coarse: Any, rows: int, kwargs: dict[str, Any]) -> None:
+        """Raise `AccelerationError` for what a later stage could not do, before any work is done."""
+        hooks = {stage: _stage_hook(getattr(self.module, name)) for stage, name in SUBMODELS.items()}
+        codebook_size = self.module.generation_config.codebook_size
+        semantic_kwargs = {"min_eos_p": kwargs.get("min_eos_p"), **stage_arguments(kwargs, "semantic")}
+        try:
+            hooks["semantic"].prepare(semantic, rows, semantic_kwargs)
+            hooks["coarse"].prepare(semantic, coarse, codebook_size, rows, stage_arguments(kwargs, "coarse"))
+            hooks["fine"].prepare()
+            self.codec_hook().ready_stage()
+        except Fallback as fallback:
+            self.settings.log.record(fallback.reason)
+
+    def generation_configs(self) -> list[Any]:
+        config = self.module.generation_config
+        built = []
+        for name, kind in _NESTED.items():
+            nested = getattr(config, name, None)
+            if not isinstance(nested, Mapping):
+                raise ValueError(
+                    f"generation_config.{name}: expected a dict (BarkModel.generate needs the nested configs as "
+                    f"dicts, as from_pretrained gives them), got {type(nested).__name__}"
+                )
+            built.append(kind(**nested))
+        for name in ("codebook_size", "sample_rate"):
+            if not isinstance(getattr(config, name, None), int):
+                raise ValueError(f"generation_config.{name}: expected an int, got {getattr(config, name, None)!r}")
+        return built
+
+    def _presets(
+        self, history: Any, rows: int, semantic: Any, coarse: Any, fine: Any
+    ) -> VoicePreset | list[VoicePreset]:
+        size = self.module.generation_config.codebook_size
+        parts = {
+            "semantic_prompt": read_histories(history, "semantic_prompt", rows, rows=0, ids=semantic_ids(semantic)),
+            "coarse_prompt": read_histories(history, "coarse_prompt", rows, rows=coarse.n_coarse_codebooks, ids=size),
+            "fine_prompt": read_histories(history, "fine_prompt", rows, rows=fine.n_fine_codebooks, ids=size),
+        }
+        if not by_row(history):
+            return preset_on(self.module, **parts)
+        each = [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+        return [preset_on(self.module, **row) for row in each]
+
+    def _check_hooked(self) -> None:
+        for stage, name in SUBMODELS.items():
+            if _stage_hook(getattr(self.module, name)) is None:
+                self.settings.log.record(_not_hooked(stage).reason)
+
+
+def _not_hooked(stage: str) -> Fallback:
+    detail = f"model.{SUBMODELS[stage]} was replaced or restored after accelerate_bark; call it again"
+    return Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
+
+
+def stage_arguments(kwargs: dict[str, Any], stage: str) -> dict[str, Any]:
+    """The arguments of one stage, as `BarkModel.generate` hands them out: prefixed ones come first."""
+    prefixes = tuple(f"{name}_" for name in SUBMODELS)
+    alone = {"attention_mask", "min_eos_p", "generation_config"}
+    shared = {k: v for k, v in kwargs.items() if not k.startswith(prefixes) and k not in alone}
+    own = {k.removeprefix(f"{stage}_"): v for k, v in kwargs.items() if k.startswith(f"{stage}_")}
+    return {**shared, **own}
+
+
+def _stage_hook(submodel: Any) -> Any:
+    """The hook behind a sub-model's `generate`, also under wrappers such as the recorder's; None for stock's."""
+    method = submodel.generate
+    while method is not None:
+        owner = getattr(method, "__self__", None)
+        if isinstance(owner, Hook):
+            return owner
+        method = getattr(method, "__wrapped__", None)
+    return None

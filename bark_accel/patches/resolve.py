@@ -1,0 +1,132 @@
+"""Generation arguments -> SamplingConfig, or the reason why Transformers' own loop has to run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.generation import logits_process as processors
+from transformers.generation import stopping_criteria as criteria
+from transformers.generation.configuration_utils import GenerationMode
+
+from bark_accel.decoding.sampling import SamplingConfig
+from bark_accel.hf.compat import prepare_generation, takes_return_dict
+from bark_accel.report import Fallback, FallbackKind
+
+# Handled by the hooks themselves, or without effect on the tokens.
+_KNOWN_ARGUMENTS = {"streamer", "min_eos_p", "tokenizer"}
+_CACHES = {None, "dynamic", "static", "offloaded", "offloaded_static", "hybrid", "sliding_window"}
+
+
+def resolve_sampling(
+    stage: str,
+    module: Any,
+    *prompt: Any,
+    generation_config: Any,
+    token_rules: list[Any],
+    kwargs: dict[str, Any],
+    **fixed: Any,
+) -> SamplingConfig:
+    """Resolve what a call of `GenerationMixin.generate` would do.
+
+    Parameters
+    ----------
+    prompt
+        The positional arguments of that call.
+    token_rules : list of LogitsProcessor
+        Bark's own processors, which the stage implements.
+    kwargs : dict
+        The caller's arguments.
+    fixed
+        Further arguments of that call that Bark sets itself.
+
+    Raises
+    ------
+    Fallback
+        The loop cannot do it. Whatever Transformers raises for bad arguments passes through.
+    """
+    _check_arguments(stage, generation_config, kwargs, fixed)
+    passed = {k: v for k, v in kwargs.items() if k != "streamer"}
+    prepared = prepare_generation(
+        module,
+        *prompt,
+        generation_config=generation_config,
+        logits_processor=list(token_rules),
+        **fixed,
+        **passed,
+    )
+    config = prepared["generation_config"]
+    _check_mode(stage, config, prepared, kwargs)
+    if not config.use_cache and "input_embeds" in fixed:
+        # Under its old name, the prompt is read only by generations that use a cache.
+        raise Fallback(stage, FallbackKind.ARGUMENTS, "use_cache=False")
+    warpers = _read_processors(stage, prepared["logits_processor"], token_rules)
+    max_length, stop_tokens = _read_criteria(stage, prepared["stopping_criteria"])
+    pad = config._pad_token_tensor
+    return SamplingConfig(
+        do_sample=config.do_sample,
+        max_new_tokens=max_length - prepared["input_ids"].shape[1],
+        stop_tokens=stop_tokens,
+        pad_token=None if pad is None else int(pad),
+        **(warpers if config.do_sample else {}),
+    )
+
+
+def _check_arguments(stage: str, config: Any, kwargs: dict[str, Any], fixed: dict[str, Any]) -> None:
+    given = {k for k, v in kwargs.items() if v is not None} - _KNOWN_ARGUMENTS
+    unknown = sorted(k for k in given if not hasattr(config, k) or k in fixed)
+    if unknown:
+        raise Fallback(stage, FallbackKind.ARGUMENTS, ", ".join(unknown))
+
+
+def _check_mode(stage: str, config: Any, prepared: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) or config.num_return_sequences != 1:
+        detail = f"{mode.value}, num_return_sequences={config.num_return_sequences}"
+        raise Fallback(stage, FallbackKind.GENERATION_MODE, detail)
+    # As an argument it changes nothing: Bark's stages unpack the tokens and drop the rest.
+    if config.return_dict_in_generate and not (kwargs.get("return_dict_in_generate") and takes_return_dict()):
+        raise Fallback(stage, FallbackKind.EXTRA_OUTPUTS, "return_dict_in_generate=True")
+    if config.cache_implementation not in _CACHES:
+        raise Fallback(stage, FallbackKind.ARGUMENTS, f"cache_implementation={config.cache_implementation!r}")
+    if config.token_healing:
+        raise Fallback(stage, FallbackKind.ARGUMENTS, "token_healing=True")
+    mask = prepared.get("attention_mask")
+    if mask is not None and not bool((mask == 1).all()):
+        raise Fallback(stage, FallbackKind.TOKEN_LAYOUT, "pad_token_id masks a part of the prompt")
+
+
+def _read_processors(stage: str, found: list[Any], token_rules: list[Any]) -> dict[str, Any]:
+    """Options of the warpers that follow Bark's own processors, in Transformers' order, each at most once."""
+    options: dict[str, Any] = {}
+    order = [processors.TemperatureLogitsWarper, processors.TopKLogitsWarper, processors.TopPLogitsWarper]
+    order.append(processors.LogitNormalization)
+    rules, warpers = found[: len(token_rules)], found[len(token_rules) :]
+    if len(rules) != len(token_rules) or any(a is not b for a, b in zip(rules, token_rules, strict=True)):
+        raise Fallback(stage, FallbackKind.LOGITS_PROCESSOR, ", ".join(type(p).__name__ for p in found))
+    for warper in warpers:
+        if type(warper) not in order:
+            raise Fallback(stage, FallbackKind.LOGITS_PROCESSOR, type(warper).__name__)
+        del order[: order.index(type(warper)) + 1]
+        if type(warper) is processors.LogitNormalization:
+            options["renormalize"] = True
+        for name in ("temperature", "top_k", "top_p"):
+            if hasattr(warper, name):
+                options[name] = getattr(warper, name)
+        if getattr(warper, "min_tokens_to_keep", 1) != 1:
+            raise Fallback(stage, FallbackKind.LOGITS_PROCESSOR, f"{type(warper).__name__} keeps more than one token")
+    return options
+
+
+def _read_criteria(stage: str, found: list[Any]) -> tuple[int, tuple[int, ...]]:
+    """(max_length, stop tokens)."""
+    max_length, stop_tokens = None, ()
+    for criterion in found:
+        if type(criterion) is criteria.MaxLengthCriteria:
+            max_length = criterion.max_length
+        elif type(criterion) is criteria.EosTokenCriteria:
+            stop_tokens = tuple(criterion.eos_token_id.tolist())
+        else:
+            raise Fallback(stage, FallbackKind.STOPPING_CRITERIA, type(criterion).__name__)
+    if max_length is None:
+        raise Fallback(stage, FallbackKind.STOPPING_CRITERIA, "no maximum length")
+    return max_length, stop_tokens

@@ -1,0 +1,275 @@
+"""`bark_accel.long_form`: a `BarkModel` and its processor as the speaker of a long text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BarkModel
+from transformers.models.bark.generation_configuration_bark import (
+    BarkCoarseGenerationConfig,
+    BarkFineGenerationConfig,
+    BarkSemanticGenerationConfig,
+)
+
+from bark_accel.hf.inputs import read_history, semantic_ids
+from bark_accel.hf.presets import generate_with_presets
+from bark_accel.hf.voices import resolve_voice
+from bark_accel.longform.chunk_store import ChunkStore
+from bark_accel.longform.reader import LongForm, LongTextOptions
+from bark_accel.longform.text import plan_chunks
+from bark_accel.longform.utterance import Utterance
+from bark_accel.streaming.streamer import POLICIES, AudioStreamer, stream
+from bark_accel.transformer.weights import tensors_of
+from bark_accel.voices.preset import preset_digest
+
+from .model import SUBMODELS, ModelHook
+from .stage_patch import Hook
+
+Voice = Mapping[str, np.ndarray]
+
+_DEFAULT_BATCH_SIZE = 4
+# Set by long_form itself.
+_TAKEN = {"input_ids", "attention_mask", "history_prompt", "streamer", "generation_config"}
+_TAKEN |= {"return_output_lengths", "trim"}
+# Values of each parameter that tell two models apart.
+_SAMPLED_VALUES = 64
+
+
+def make_long_form(
+    model: Any,
+    processor: Any,
+    text: str,
+    *,
+    voice: Any,
+    carry_voice: bool,
+    seed: int,
+    batch_size: int | None,
+    stream: bool,
+    policy: str,
+    work_dir: Any,
+    language: str,
+    max_chunk_s: float,
+    characters_per_second: float,
+    paragraph_pause_s: float,
+    chunk_pause_s: float,
+    on_progress: Callable[[int, int], None] | None,
+    arguments: dict[str, Any],
+) -> LongForm:
+    """See `bark_accel.long_form`."""
+    if not isinstance(model, BarkModel):
+        raise TypeError(f"model: expected a transformers.BarkModel, got {type(model).__name__}")
+    if not isinstance(text, str):
+        raise TypeError(f"text: expected a str, got {type(text).__name__}")
+    _check_flags(carry_voice=carry_voice, stream=stream)
+    batch_size = _batch_size(batch_size, one_by_one=carry_voice or stream)
+    if on_progress is not None and not callable(on_progress):
+        raise TypeError(f"on_progress: expected a callable or None, got {type(on_progress).__name__}")
+    if not callable(getattr(processor, "tokenizer", None)):
+        raise TypeError(f"processor: expected a BarkProcessor, got {type(processor).__name__}")
+    _check_numbers(seed, max_chunk_s, characters_per_second, paragraph_pause_s, chunk_pause_s)
+    if policy not in POLICIES:
+        raise ValueError(f"policy: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
+    if carry_voice and stream and policy == "preview":
+        raise ValueError("carry_voice: expected another policy than 'preview' with it, which makes no fine codes")
+    taken = [name for name in arguments if name in _TAKEN]
+    if taken:
+        raise ValueError(f"{taken[0]}: expected no such argument, long_form makes the inputs of each generation")
+    preset = resolve_voice(processor, voice)
+    _check_codes(model, preset)
+    speaker = BarkSpeaker(model, processor, arguments, policy if stream else None)
+    chunks = plan_chunks(
+        text,
+        speaker.count_tokens,
+        max_tokens=speaker.max_tokens,
+        max_characters=max_chunk_s * characters_per_second,
+        language=language,
+    )
+    store = None
+    if work_dir is not None:
+        settings = {
+            "voice": None if preset is None else preset_digest(preset),
+            "carry_voice": carry_voice,
+            "seed": seed,
+            "batch_size": batch_size,
+            "stream": policy if stream else None,
+            "generation arguments": _plain(arguments),
+            "model": model_digest(model),
+        }
+        store = ChunkStore(Path(work_dir), settings, [chunk.text for chunk in chunks])
+    options = LongTextOptions(seed, batch_size, carry_voice, stream, paragraph_pause_s, chunk_pause_s, on_progress)
+    return LongForm(speaker, chunks, preset, options, store)
+
+
+class BarkSpeaker:
+    """A `Speaker`: see `bark_accel.long_text`.
+
+    Parameters
+    ----------
+    processor : BarkProcessor
+        Or what has its `tokenizer` and call.
+    arguments : dict
+        Of `generate`.
+    policy : str, optional
+        Of an `AudioStreamer`; None: nothing will be streamed.
+    """
+
+    def __init__(self, model: BarkModel, processor: Any, arguments: dict[str, Any], policy: str | None):
+        self._model = model
+        self._processor = processor
+        self._arguments = arguments
+        self._policy = policy
+        settings: Any = model.generation_config
+        semantic = BarkSemanticGenerationConfig(**settings.semantic_config)
+        coarse = BarkCoarseGenerationConfig(**settings.coarse_acoustics_config)
+        self.max_tokens = semantic.max_input_semantic_length
+        self.sampling_rate: int = settings.sample_rate
+        self.frame_rate_hz: float = coarse.coarse_rate_hz
+        limits = [arguments.get(name) for name in ("semantic_max_new_tokens", "max_new_tokens")]
+        given = next((limit for limit in limits if limit is not None), None)
+        self._longest_s = (given or semantic.max_new_tokens) / semantic.semantic_rate_hz
+        self.utterance_s = self._longest_s if given is None else None
+        if policy is not None:
+            AudioStreamer(model, policy=policy)  # raises for a model that is not accelerated
+
+    def count_tokens(self, text: str) -> int:
+        return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def say(self, texts: Sequence[str], voice: Voice | None, seed: int) -> list[Utterance]:
+        with _seeded(seed, self._model.device):
+            audio, lengths, presets = generate_with_presets(self._model, **self._inputs(texts, voice))
+        rows = (row[:samples] for row, samples in zip(audio, lengths, strict=True))
+        return [self._utterance(row, preset) for row, preset in zip(rows, presets, strict=True)]
+
+    def stream(self, text: str, voice: Voice | None, seed: int) -> Generator[Tensor, None, Utterance]:
+        assert self._policy is not None
+        streamer = AudioStreamer(self._model, policy=self._policy)
+        pieces = []
+        with _seeded(seed, self._model.device):
+            for piece in stream(self._model, **self._inputs([text], voice), streamer=streamer):
+                pieces.append(piece[0].clone())
+                yield piece[0]
+        audio = torch.cat(pieces) if pieces else torch.empty(0)
+        return self._utterance(audio, streamer.presets[0] if streamer.presets else None)
+
+    def _inputs(self, texts: Sequence[str], voice: Voice | None) -> dict[str, Any]:
+        encoded = self._processor(list(texts), max_length=self.max_tokens)
+        device = self._model.device
+        inputs = {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
+        # Transformers' own code takes tensors of a signed type only, and one preset for all rows.
+        preset = None
+        if voice is not None:
+            preset = {key: torch.from_numpy(part.astype(np.int64)).to(device) for key, part in voice.items()}
+        as_if_alone = len(texts) > 1 and isinstance(getattr(self._model.generate, "__self__", None), ModelHook)
+        return {**inputs, "history_prompt": [preset] * len(texts) if as_if_alone else preset, **self._arguments}
+
+    def _utterance(self, audio: Tensor, preset: dict[str, np.ndarray] | None) -> Utterance:
+        # The stages round down to a whole frame.
+        cut = len(audio) / self.sampling_rate > self._longest_s - 1 / self.frame_rate_hz
+        audible = preset if len(audio) > 0 else None
+        return Utterance(audio.detach().to("cpu", torch.float32).contiguous(), audible, cut)
+
+
+def model_digest(model: BarkModel) -> str:
+    """The same for models that say the same: configs, what `accelerate_bark` was asked for, a sample of the weights."""
+    owner = getattr(model.generate, "__self__", None)
+    asked = [owner.settings.precision, sorted(owner.settings.traps.fixed)] if isinstance(owner, ModelHook) else None
+    settings: Any = model.generation_config
+    facts = [_facts(model.config.to_dict()), _facts(settings.to_dict()), asked]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for tensor in (*model.parameters(), *model.buffers(), *_released(model)):
+        digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+        values = tensor.detach().flatten()
+        sample = values[:: max(1, math.ceil(values.numel() / _SAMPLED_VALUES))]
+        digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _facts(config: Any) -> Any:
+    """Of a config: not where it was read from, nor which Transformers wrote it."""
+    if not isinstance(config, dict):
+        return config
+    return {k: _facts(v) for k, v in config.items() if not str(k).startswith("_") and k != "transformers_version"}
+
+
+def _released(model: BarkModel) -> Iterator[Tensor]:
+    """The weights of sub-models that gave up their own."""
+    for name in SUBMODELS.values():
+        hook = getattr(getattr(model, name).generate, "__self__", None)
+        if isinstance(hook, Hook) and hook.released is not None:
+            yield from tensors_of(hook.released)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's default generators start at `seed`, and are afterwards what they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _batch_size(given: Any, *, one_by_one: bool) -> int:
+    if given is None:
+        return 1 if one_by_one else _DEFAULT_BATCH_SIZE
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise ValueError(f"batch_size: expected a whole number >= 1, got {given!r}")
+    if one_by_one and given > 1:
+        raise ValueError(f"batch_size: expected 1 with carry_voice or stream, which go chunk by chunk, got {given}")
+    return given
+
+
+def _check_flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def _check_codes(model: BarkModel, preset: Voice | None) -> None:
+    """Raise `ValueError` for a voice with codes that the model does not have."""
+    settings: Any = model.generation_config
+    semantic = BarkSemanticGenerationConfig(**settings.semantic_config)
+    coarse = BarkCoarseGenerationConfig(**settings.coarse_acoustics_config)
+    fine = BarkFineGenerationConfig(**settings.fine_acoustics_config)
+    size: int = settings.codebook_size
+    for key, rows, ids in (
+        ("semantic_prompt", 0, semantic_ids(semantic)),
+        ("coarse_prompt", coarse.n_coarse_codebooks, size),
+        ("fine_prompt", fine.n_fine_codebooks, size),
+    ):
+        read_history(preset, key, rows=rows, ids=ids, name="voice")
+
+
+def _check_numbers(
+    seed: Any, max_chunk_s: float, characters_per_second: float, paragraph_pause_s: float, chunk_pause_s: float
+) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed: expected a whole number >= 0, got {seed!r}")
+    for name, value in (("max_chunk_s", max_chunk_s), ("characters_per_second", characters_per_second)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+    characters = max_chunk_s * characters_per_second
+    if characters < 1:
+        raise ValueError(
+            f"max_chunk_s * characters_per_second: expected at least 1 character a chunk, got {characters:g}"
+        )
+    for name, value in (("paragraph_pause_s", paragraph_pause_s), ("chunk_pause_s", chunk_pause_s)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}: expected seconds >= 0, got {value!r}")
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"work_dir: expected generation arguments that a later run can compare (numbers, strings, lists), {error}"
+        ) from None
+    return arguments

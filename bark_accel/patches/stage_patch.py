@@ -1,0 +1,171 @@
+"""What every stage's hook has: a module, the weights read from it, and the way back to Transformers' own method.
+
+A hook's `generate` is a bound method of a small object that owns one module, so that a patched module still pickles and
+deep-copies, and the copy is patched too. Names and signatures are those of the methods they replace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bark_accel.decoding.cuda_graphs import GraphStore
+from bark_accel.decoding.speculation import Draft, Speculation
+from bark_accel.decoding.token_source import Lookahead
+from bark_accel.hf import extract
+from bark_accel.hf.inputs import by_row
+from bark_accel.ops.backend import Ops, get_ops, runs_natively
+from bark_accel.ops.checks import MAX_HEAD_SIZE
+from bark_accel.report import DraftCounts, Fallback, FallbackKind, FallbackLog
+from bark_accel.transformer.causal import MAX_DECODE_ROWS, CausalModel
+from bark_accel.transformer.kv_cache import KVCache, KVCachePool
+from bark_accel.transformer.precision import ConvertedWeights
+from bark_accel.transformer.weights import TransformerWeights, map_tensors, tensors_of
+
+from .stock_bugs import Traps
+
+
+@dataclass
+class Settings:
+    """Shared by the hooks of one model."""
+
+    backend: str
+    log: FallbackLog
+    precision: str = "same"
+    speculate: bool | None = None
+    release_originals: bool = False
+    traps: Traps = field(default_factory=Traps)
+    cuda_graphs: bool = True
+    attention: str = "sdpa"
+    pool: KVCachePool = field(default_factory=KVCachePool)
+
+
+class Hook:
+    """Owns a module, the weights read from it, and the way back to Transformers' own method."""
+
+    stage: str
+
+    def __init__(self, module: Any, settings: Settings):
+        self.module = module
+        self.settings = settings
+        self.conversions = ConvertedWeights()
+        self.released: Any = None
+        """The weights, where the module's own were given up."""
+
+    def weights(self) -> Any:
+        """The module's weights as they are now; raises `Fallback` where they cannot be used.
+
+        They are read at every call: views cost a millisecond, the codec's folded copies a few, and nothing can be
+        out of date, whatever was loaded, moved, cast, replaced or written to in between.
+        """
+        if self.released is not None:
+            return self._released_weights()
+        with torch.inference_mode(False), torch.no_grad():
+            return self._read_weights()
+
+    def _released_weights(self) -> Any:
+        if self.module.training:
+            raise Fallback(self.stage, FallbackKind.TRAINING, "and its weights were released")
+        device = next(self.module.parameters()).device
+        if device != self.released.device:
+            self.released = map_tensors(self.released, lambda tensor: tensor.to(device))
+        return self.released
+
+    def _read_weights(self) -> Any:
+        weights = extract.transformer_weights(self.stage, self.module)
+        size = extract.transformer_spec(self.module).head_size
+        exact = self.settings.precision == "same" and weights.dtype == torch.float32
+        if not exact and size > MAX_HEAD_SIZE:
+            raise Fallback(self.stage, FallbackKind.HEAD_SIZE, f"expected at most {MAX_HEAD_SIZE}, got {size}")
+        return weights
+
+    def _ready_weights(self) -> Any:
+        weights = self.weights()
+        device = next(self.module.parameters()).device
+        if self.settings.backend == "native" and not runs_natively("native", device):
+            raise Fallback(self.stage, FallbackKind.DEVICE, f"backend='native' has no ops for {device}")
+        if torch.is_autocast_enabled(device.type):
+            raise Fallback(self.stage, FallbackKind.AUTOCAST, f"for {device.type}")
+        return weights
+
+    def converted(self, weights: TransformerWeights) -> TransformerWeights:
+        """The weights in the precision that `accelerate_bark` was asked for."""
+        if self.released is not None:
+            return weights
+        with torch.inference_mode(False), torch.no_grad():
+            return self.conversions.get(weights, self.settings.precision)
+
+    def copied_bytes(self) -> int:
+        """Bytes of the weights that are not views of the module's own tensors."""
+        own = {t.untyped_storage().data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
+        held = {t.data_ptr(): t for t in tensors_of((self.weights(), *self.conversions.kept()))}
+        return sum(t.nbytes for t in held.values() if t.untyped_storage().data_ptr() not in own)
+
+    def precision_name(self, dtype: torch.dtype) -> str:
+        """Of the matrices that a generation uses."""
+        precision = self.settings.precision
+        return str(dtype).removeprefix("torch.") if precision == "same" else precision
+
+    def ops_name(self, device: torch.device) -> str:
+        """Which ops a generation on `device` would use."""
+        return "native" if runs_natively(self.settings.backend, device) else "torch"
+
+    def ops(self, device: torch.device) -> Ops:
+        return get_ops(self.settings.backend, device, self.settings.attention)
+
+    def rows_end(self, history_prompt: Any) -> bool:
+        """Whether each row of a batch is to end where it would alone."""
+        return by_row(history_prompt) or self.settings.traps.fixes("batch_tails")
+
+    def stock(self, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' own method."""
+        return type(self.module).generate(self.module, *args, **kwargs)
+
+
+class CausalHook(Hook):
+    """Of a stage that generates token by token."""
+
+    def __init__(self, module: Any, settings: Settings):
+        super().__init__(module, settings)
+        self.draft_counts = DraftCounts()
+        self.graphs = GraphStore()
+
+    def model(self, weights: TransformerWeights) -> CausalModel:
+        """The transformer as its stage runs it."""
+        return CausalModel(self.converted(weights), extract.transformer_spec(self.module), self.ops(weights.device))
+
+    @contextmanager
+    def lookahead(self, model: CausalModel, weights: TransformerWeights, cache: KVCache) -> Iterator[Lookahead | None]:
+        """For one generation with `cache`: drafts where they are on, else graphs where they can be."""
+        rows = cache.keys.shape[1]
+        draft = self.draft(weights, rows)
+        if draft is not None:
+            yield Speculation(model, draft)
+        elif self.settings.cuda_graphs and rows <= MAX_DECODE_ROWS:
+            with self.graphs.lend(model, cache) as graphs:
+                yield graphs
+        else:
+            yield None
+
+    def draft(self, weights: TransformerWeights, rows: int) -> Draft | None:
+        """The int8 model that drafts for a batch of `rows`, where drafts are on."""
+        if rows != 1 or not self.speculates(weights):
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            narrow = self.conversions.get(weights, "int8")
+        spec = extract.transformer_spec(self.module)
+        return Draft(CausalModel(narrow, spec, self.ops(weights.device)), self.draft_counts)
+
+    def speculates(self, weights: TransformerWeights) -> bool:
+        """Whether drafts are on: if not said otherwise, where they were measured to pay and memory is not scarce."""
+        settings = self.settings
+        if settings.speculate is not None:
+            return settings.speculate
+        if settings.release_originals:
+            return False
+        on_cpu = weights.device.type == "cpu" and runs_natively(settings.backend, weights.device)
+        return on_cpu and settings.precision != "int8"

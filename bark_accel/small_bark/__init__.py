@@ -1,0 +1,22 @@
+"""The small checkpoint that comes with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def small_bark_path() -> Path:
+    """Folder of the small Bark that comes with the package: a few megabytes that say digits and short phrases.
+
+    `AutoProcessor.from_pretrained` and `BarkModel.from_pretrained` load it without a network. Its README.md says which
+    words and voices it has, and how well it speaks.
+
+    Raises
+    ------
+    FileNotFoundError
+        The checkpoint is not there: the package was installed without its data.
+    """
+    folder = Path(__file__).parent
+    if not (folder / "model.safetensors").is_file():
+        raise FileNotFoundError(f"the small Bark: expected a checkpoint in {folder}, which has no model.safetensors")
+    return folder

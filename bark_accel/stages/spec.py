@@ -1,0 +1,77 @@
+"""Every rate, offset and window length of a Bark model, read once from its configs and frozen.
+
+Nothing here has a default: the numbers of suno's checkpoints live in their own generation configs, and a small or
+retrained Bark has other ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# In place of the coarse tokens of a row that has ended: a semantic id, which no codebook has.
+ENDED = 0
+
+
+@dataclass(frozen=True)
+class SemanticSpec:
+    """Token layout of the text -> semantic stage."""
+
+    vocab_size: int
+    pad_token: int
+    infer_token: int
+    text_encoding_offset: int
+    text_pad_token: int
+    max_input_tokens: int
+    rate_hz: float
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Positions taken by the prompt: the text (summed with the history) and the infer token."""
+        return self.max_input_tokens + 1
+
+
+@dataclass(frozen=True)
+class CoarseSpec:
+    """Token layout of the semantic -> coarse stage."""
+
+    semantic_vocab_size: int
+    semantic_pad_token: int
+    semantic_rate_hz: float
+    infer_token: int
+    codebook_size: int
+    num_codebooks: int
+    rate_hz: float
+    max_input_tokens: int
+    max_history_tokens: int
+    window_tokens: int
+    codes_only: bool = False
+    """Whether the last codebook's ids end with its codes; in Transformers, they end with the vocabulary."""
+    rows_end: bool = False
+    """Whether a row ends where its own semantic tokens do, filled with `ENDED` from there on.
+
+    In Transformers, all rows go on to the end of the longest.
+    """
+
+    @property
+    def tokens_per_semantic(self) -> float:
+        """Coarse tokens per semantic token (3.006 for suno's models), computed in the order Transformers uses."""
+        return self.rate_hz / self.semantic_rate_hz * self.num_codebooks
+
+    @property
+    def max_semantic_history_tokens(self) -> int:
+        return math.floor(self.max_history_tokens / self.tokens_per_semantic)
+
+
+@dataclass(frozen=True)
+class FineSpec:
+    """Frame layout of the coarse -> fine stage."""
+
+    semantic_vocab_size: int
+    codebook_size: int
+    num_coarse_codebooks: int
+    num_codebooks: int
+    max_history_frames: int
+    max_input_frames: int
+    rows_end: bool = False
+    """Whether a row ends where its coarse tokens are `ENDED`."""

@@ -1,0 +1,149 @@
+"""The data flow between the stages when audio is wanted while it is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bark_accel.stages.coarse import row_lengths
+from bark_accel.stages.coarse_rows import CoarseRows
+from bark_accel.stages.codec import CodecStage
+from bark_accel.stages.semantic import SemanticStage, SemanticState
+from bark_accel.stages.spec import CoarseSpec, SemanticSpec
+
+from .policies import Policy
+
+
+class ChunkDecoder:
+    """Coarse tokens, one step at a time -> waveform chunks.
+
+    Parameters
+    ----------
+    emit : callable
+        Called with each chunk: Tensor [B, S] float32 on the CPU, S > 0; rows are silent after their end.
+    """
+
+    def __init__(self, policy: Policy, codec: CodecStage, spec: CoarseSpec, emit: Callable[[Tensor], None]):
+        self._policy = policy
+        self._codec = codec
+        self._spec = spec
+        self._emit = emit
+        self._state = codec.start()
+        self._frame: list[Tensor] = []
+        self._codes: list[Tensor] = []
+        self._seen_frames = 0
+        self._total_frames: int | None = None
+        self._row_frames: Tensor | None = None
+
+    @property
+    def row_lengths_samples(self) -> list[int] | None:
+        """Samples of each row, once that is settled."""
+        if self._row_frames is None or self._total_frames is None:
+            return None
+        return [frames * self._codec.samples_per_frame for frames in self._row_frames.tolist()]
+
+    @property
+    def codes(self) -> Tensor | None:
+        """What was decoded so far, [B, K, T] int64."""
+        return torch.cat(self._codes, dim=2) if self._codes else None
+
+    def set_semantic(self, semantic_tokens: Tensor, *, final: bool) -> None:
+        """Learn how long each row is from the semantic tokens [B, T] so far."""
+        self._row_frames = row_lengths(self._spec, semantic_tokens) // self._spec.num_codebooks
+        if final:
+            self._total_frames = int(self._row_frames.max())
+            self._plan(self._total_frames)
+            self._drain()
+
+    def push(self, tokens: Tensor) -> None:
+        """Add the next coarse token [B] of every row; may emit chunks."""
+        self._frame.append(tokens)
+        if len(self._frame) == self._spec.num_codebooks:
+            self._policy.push(torch.stack(self._frame, dim=1))
+            self._frame = []
+            self._seen_frames += 1
+            self._drain()
+
+    def end(self) -> None:
+        """No more tokens will come, even if the semantic tokens ask for more (a stopping criterion cut them short)."""
+        if self._row_frames is None or self._seen_frames == self._total_frames:
+            return
+        if self._frame:
+            tokens, whole = self._seen_frames * self._spec.num_codebooks + len(self._frame), self._spec.num_codebooks
+            raise ValueError(f"coarse stage: expected a multiple of {whole} tokens before it stops, got {tokens}")
+        self._total_frames = self._seen_frames
+        self._row_frames = self._row_frames.clamp(max=self._seen_frames)
+        self._plan(self._seen_frames)
+        self._drain()
+        if self._state.frames == self._seen_frames:
+            self._decode(self._row_frames.new_empty(self._row_frames.shape[0], 1, 0), final=True)
+
+    def _plan(self, total_frames: int) -> None:
+        assert self._row_frames is not None
+        rows = self._row_frames.tolist()
+        self._policy.plan(rows if self._spec.rows_end else [total_frames] * len(rows))
+
+    def _drain(self) -> None:
+        while (codes := self._policy.take()) is not None:
+            self._decode(codes, final=self._state.frames + codes.shape[2] == self._total_frames)
+
+    def _decode(self, codes: Tensor, *, final: bool) -> None:
+        if codes.shape[2] > 0:
+            self._codes.append(codes)
+        several = self._row_frames is not None and self._row_frames.shape[0] > 1
+        waveform = self._codec.push(self._state, codes, final=final, row_frames=self._row_frames if several else None)
+        if waveform.shape[1] > 0:
+            self._emit(waveform.float().cpu())
+
+
+class BarkPipeline:
+    """Runs the two causal stages and hands their tokens to a `ChunkDecoder`.
+
+    Parameters
+    ----------
+    before_step : callable
+        Called before each token; may raise to stop.
+    """
+
+    def __init__(
+        self, semantic: SemanticSpec, coarse: CoarseSpec, decoder: ChunkDecoder, before_step: Callable[[], None]
+    ):
+        self._semantic_spec = semantic
+        self._coarse_spec = coarse
+        self._decoder = decoder
+        self._before_step = before_step
+
+    def run_semantic(self, stage: SemanticStage, state: SemanticState) -> Tensor:
+        """Semantic tokens [B, T] int64, as the semantic stage pads them."""
+        while not state.done:
+            self._before_step()
+            stage.step(state)
+        return state.result()
+
+    def run_coarse(self, coarse: CoarseRows, semantic_tokens: Tensor) -> None:
+        """Generate and decode all coarse tokens of semantic tokens [B, T], padded as the coarse stage has it.
+
+        The decoder has to know of them.
+        """
+        coarse.push(semantic_tokens, final=True)
+        self._run_ready(coarse)
+
+    def run_interleaved(self, semantic: SemanticStage, semantic_state: SemanticState, coarse: CoarseRows) -> None:
+        """Generate coarse tokens as soon as the semantic tokens so far settle them."""
+        while not semantic_state.done:
+            self._before_step()
+            coarse.push(self.repad(semantic.step(semantic_state)[:, None]), final=semantic_state.done)
+            self._decoder.set_semantic(self.repad(semantic_state.result()), final=semantic_state.done)
+            self._run_ready(coarse)
+
+    def repad(self, semantic_tokens: Tensor) -> Tensor:
+        """What `BarkCoarseModel.generate` does to the padding of its input."""
+        padding = semantic_tokens == self._semantic_spec.pad_token
+        return semantic_tokens.to(torch.int64).masked_fill(padding, self._coarse_spec.semantic_pad_token)
+
+    def _run_ready(self, coarse: CoarseRows) -> None:
+        while coarse.ready:
+            self._before_step()
+            self._decoder.push(coarse.step())

@@ -1,0 +1,213 @@
+"""When a frame's codes are given out while coarse frames are still coming.
+
+The fine stage is not causal: what Transformers predicts for a frame depends on the frames after it. A policy decides
+how long to wait for them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from bark_accel.decoding.rng import default_generator
+from bark_accel.stages.fine import FineHistory, FineSampling, FineStage, FineState, coarse_codes, row_histories
+from bark_accel.stages.spec import FineSpec
+
+
+class Policy(Protocol):
+    """Takes coarse frames in, gives finished codes out; every frame once, in order."""
+
+    def push(self, tokens: Tensor) -> None:
+        """Add the coarse tokens [B, num_coarse_codebooks] of the next frame."""
+
+    def plan(self, row_frames: Sequence[int]) -> None:
+        """Learn how long each row is: once, at the latest when the last frame is there."""
+
+    def take(self) -> Tensor | None:
+        """The next codes [B, K, T], or None where more frames have to come first (or none are left)."""
+
+
+@dataclass
+class Hops:
+    """Frames of the next chunk: after each, `growth` times as many, up to `largest`."""
+
+    frames: int
+    growth: float
+    largest: int
+
+    def advance(self) -> None:
+        self.frames = int(min(self.largest, self.frames * self.growth))
+
+
+class _Hopping:
+    """Gives out a chunk as soon as a hop and `lookahead_frames` more are there.
+
+    What is left at the end joins the last chunk where it is no more than the lookahead.
+    """
+
+    def __init__(self, hops: Hops, lookahead_frames: int):
+        self._hops = hops
+        self._lookahead_frames = lookahead_frames
+        self._pending: list[Tensor] = []
+        self._total_frames: int | None = None
+        self._emitted_frames = 0
+
+    def push(self, tokens: Tensor) -> None:
+        self._pending.append(tokens)
+
+    def plan(self, row_frames: Sequence[int]) -> None:
+        self._total_frames = max(row_frames)
+
+    def take(self) -> Tensor | None:
+        frames = self._due()
+        if frames == 0:
+            return None
+        codes = self._complete(torch.cat(self._pending[: frames + self._lookahead_frames], dim=1), frames)
+        del self._pending[:frames]
+        self._emitted_frames += frames
+        self._hops.advance()
+        return codes
+
+    def _due(self) -> int:
+        hop, seen = self._hops.frames, self._hops.frames + self._lookahead_frames
+        if self._total_frames is not None:
+            remaining = self._total_frames - self._emitted_frames
+            if remaining <= seen:
+                return remaining if len(self._pending) == remaining else 0
+        return hop if len(self._pending) >= seen else 0
+
+    def _complete(self, tokens: Tensor, frames: int) -> Tensor:
+        """Codes [B, K, frames] of the first frames of coarse tokens [B, num_coarse_codebooks * T], T >= frames."""
+        raise NotImplementedError
+
+
+class Preview(_Hopping):
+    """The coarse codebooks alone, no fine pass: EnCodec at 1.5 kbps (for Bark's two of them)."""
+
+    def __init__(self, spec: FineSpec, hops: Hops):
+        super().__init__(hops, lookahead_frames=0)
+        self._spec = spec
+
+    def _complete(self, tokens: Tensor, frames: int) -> Tensor:
+        return coarse_codes(self._spec, tokens).transpose(1, 2)
+
+
+class LowLatency(_Hopping):
+    """Transformers' own fine pass on [codes given out | new frames | padding], the last `lookahead_frames` dropped.
+
+    Six passes over a full window for every hop, whatever its length. One hop over the whole utterance is exactly
+    what Transformers does, drawn from the device's own generator; otherwise codes are drawn from `generator`.
+    """
+
+    def __init__(
+        self,
+        fine: FineStage,
+        hops: Hops,
+        lookahead_frames: int,
+        history: FineHistory,
+        sampling: FineSampling,
+        generator: Generator,
+    ):
+        super().__init__(hops, lookahead_frames)
+        self._fine = fine
+        self._history = history
+        self._sampling = sampling
+        self._generator = generator
+
+    def _complete(self, tokens: Tensor, frames: int) -> Tensor:
+        whole = self._emitted_frames == 0 and frames == self._total_frames
+        self._sampling.generator = None if whole else self._generator
+        codes = self._fine.run(tokens, self._history, self._sampling)[:, :, :frames]
+        spec = self._fine.spec
+        past = row_histories(spec, self._history, codes.shape[0], codes.device)
+        self._history = [torch.cat(row, 1)[:, -spec.max_history_frames :] for row in zip(past, codes, strict=True)]
+        return codes
+
+
+class Exact:
+    """Transformers' own windows, each as soon as it can be computed: a frame waits until no later window writes it.
+
+    `upcoming_generator` gives, for the number of frames in all, a generator in the state that the device's own will
+    have when all coarse frames are drawn. None: windows wait for that moment.
+    """
+
+    def __init__(
+        self,
+        fine: FineStage,
+        spec: FineSpec,
+        history: FineHistory,
+        sampling: FineSampling,
+        upcoming_generator: Callable[[int], Generator] | None,
+    ):
+        self._fine = fine
+        self._spec = spec
+        self._history = history
+        self._sampling = sampling
+        self._upcoming_generator = upcoming_generator
+        self._pending: list[Tensor] = []
+        self._row_frames: Sequence[int] = ()
+        self._total_frames: int | None = None
+        self._state: FineState | None = None
+        self._emitted_frames = 0
+
+    def push(self, tokens: Tensor) -> None:
+        self._pending.append(tokens)
+
+    def plan(self, row_frames: Sequence[int]) -> None:
+        self._row_frames, total_frames = row_frames, max(row_frames)
+        self._total_frames = total_frames
+        each = self._history if isinstance(self._history, Sequence) else [self._history]
+        past = min(max(0 if h is None else h.shape[-1] for h in each), self._spec.max_history_frames)
+        several_windows = past + total_frames > self._spec.max_input_frames
+        if several_windows and self._upcoming_generator is not None:
+            self._sampling.generator = self._upcoming_generator(total_frames)
+
+    def take(self) -> Tensor | None:
+        total, known = self._total_frames, self._known_frames()
+        if total is None or known == 0 or self._emitted_frames == total:
+            return None
+        early = self._sampling.generator is not None
+        if not early and known < total:
+            return None
+        state = self._fed_state()
+        while self._fine.ready(state):
+            self._fine.step(state)
+        if state.settled_frames == self._emitted_frames:
+            return None
+        codes = state.result(self._emitted_frames, state.settled_frames)
+        self._emitted_frames = state.settled_frames
+        if early and self._emitted_frames == total:
+            self._leave_as_transformers_does(codes.device)
+        return codes
+
+    def _known_frames(self) -> int:
+        return len(self._pending) + (0 if self._state is None else self._state.known_frames)
+
+    def _fed_state(self) -> FineState:
+        if self._state is None:
+            self._state = self._fine.start(self._row_frames, self._history, self._sampling)
+        if self._pending:
+            self._fine.push(self._state, coarse_codes(self._spec, torch.cat(self._pending, dim=1)))
+            self._pending = []
+        return self._state
+
+    def _leave_as_transformers_does(self, device: torch.device) -> None:
+        generator = self._sampling.generator
+        if generator is not None:
+            default_generator(device).set_state(generator.get_state())
+
+
+def hop_growth(policy: str, device: torch.device) -> float:
+    """How much longer each hop is than the one before.
+
+    A preview's chunks cost by the frame, so they stay short. Every low-latency hop costs six passes over a full window:
+    an accelerator computes these in less time than even a short hop plays, a CPU only in that of the longest.
+    """
+    if policy == "preview":
+        return 1.0
+    return math.inf if device.type == "cpu" else 2.0

@@ -1,0 +1,138 @@
+"""Bark's causal transformers over a static cache.
+
+Implements `BarkCausalModel.forward` of Transformers. The residual stream, LayerNorm statistics and softmax are float32
+whatever the dtype of the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from bark_accel.ops.backend import Ops
+
+from .kv_cache import KVCache
+from .layers import linear, output_rows
+from .prefill import prefill
+from .spec import TransformerSpec
+from .weights import Layer, Norm, TransformerWeights
+
+# Up to here `decode_step` reads the weights once for all rows; beyond, matrix products over all rows are faster.
+MAX_DECODE_ROWS = 16
+
+
+class CausalModel:
+    """One causal transformer: weights, shape and the ops that run it."""
+
+    def __init__(self, weights: TransformerWeights, spec: TransformerSpec, ops: Ops):
+        self.weights = weights
+        self.spec = spec
+        self.ops = ops
+        self._flat = flat_weights(weights)
+        norms = [norm for layer in weights.layers for norm in (layer.norm_1, layer.norm_2)]
+        self._eps = [norm.eps for norm in (*norms, weights.norm_final)]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings [..., C] float32 of ids [...] (an exact conversion)."""
+        return F.embedding(ids, self.weights.token_tables[0]).float()
+
+    def positions(self, start: int, tokens: int) -> Tensor:
+        """Position embeddings [tokens, C] float32.
+
+        Raises
+        ------
+        IndexError
+            The model has no such positions (Transformers fails there too).
+        """
+        self.check_room(start, tokens)
+        return self.weights.positions[start : start + tokens].float()
+
+    def check_room(self, start: int, tokens: int) -> None:
+        """Raise as `positions` does."""
+        limit = self.weights.positions.shape[0]
+        if start + tokens > limit:
+            raise IndexError(
+                f"bark_accel: expected at most {limit} positions (block_size), got {start} in the cache plus "
+                f"{tokens} new; ask for fewer new tokens"
+            )
+
+    def next_logits(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:
+        """Append tokens [B, T] to the cache; scores [B, rows] float32 of what follows the last one."""
+        tokens = ids.shape[1]
+        if ids.numel() <= MAX_DECODE_ROWS:
+            return self.decode(ids, cache, rows)[:, -1]
+        hidden = self.embed(ids) + self.positions(cache.position, tokens)
+        return self.prefill_logits(hidden, cache, rows)
+
+    def prefill_logits(self, hidden: Tensor, cache: KVCache, rows: slice) -> Tensor:
+        """The same for token plus position embeddings [B, T, C] float32, which are overwritten."""
+        hidden = prefill(self.weights, self.spec, hidden, cache, self.ops)
+        return linear(hidden, output_rows(self.weights.heads[0], rows.start, rows.stop), self.ops)
+
+    def decode(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:
+        """Append tokens [B, T], at most `MAX_DECODE_ROWS` in all; scores [B, T, rows] float32 after each of them."""
+        self.check_room(cache.position, ids.shape[1])
+        logits = self.step_logits(ids, cache, rows)
+        cache.advance(ids.shape[1])
+        return logits
+
+    def step_logits(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:
+        """As `decode`, by the cache's length on the device alone; the caller makes sure of room and counts."""
+        head = output_rows(self.weights.heads[0], rows.start, rows.stop)
+        return self.ops.decode_step(
+            ids,
+            self.weights.token_tables[0],
+            self.weights.positions,
+            self._flat,
+            self._eps,
+            head.weight,
+            head.scales,
+            self.spec.num_heads,
+            cache.keys,
+            cache.values,
+            cache.length,
+        )
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        """What a step reads where it stands: tables, matrices, their scales."""
+        head = self.weights.heads[0]
+        tensors = [self.weights.token_tables[0], self.weights.positions, head.weight, head.scales, *self._flat]
+        return [t for t in tensors if t is not None and t.dim() > 1]
+
+    @property
+    def vectors(self) -> list[Tensor]:
+        """LayerNorms and biases of a step, float32: of a 16-bit model copies, made anew at every call."""
+        return [t for t in self._flat if t is not None and t.dim() == 1]
+
+    def with_vectors(self, vectors: Sequence[Tensor]) -> CausalModel:
+        """The same model, whose steps read `vectors` instead of its own."""
+        model, replacement = copy.copy(self), iter(vectors)
+        model._flat = [next(replacement) if t is not None and t.dim() == 1 else t for t in self._flat]
+        return model
+
+
+def flat_weights(weights: TransformerWeights) -> list[Tensor | None]:
+    """The list that `decode_step` takes: 16 entries a layer, then the final LayerNorm."""
+    return [t for layer in weights.layers for t in _flat_layer(layer)] + _flat_norm(weights.norm_final)
+
+
+def _flat_layer(layer: Layer) -> list[Tensor | None]:
+    flat = _flat_norm(layer.norm_1)
+    for product in (layer.qkv, layer.attention_out):
+        flat += [product.weight, _float(product.bias), product.scales]
+    flat += _flat_norm(layer.norm_2)
+    for product in (layer.mlp_in, layer.mlp_out):
+        flat += [product.weight, _float(product.bias), product.scales]
+    return flat
+
+
+def _flat_norm(norm: Norm) -> list[Tensor | None]:
+    return [norm.weight, norm.bias]
+
+
+def _float(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float()

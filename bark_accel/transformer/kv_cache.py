@@ -1,0 +1,114 @@
+"""A key/value cache of fixed capacity, and the pool that keeps it between calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bark_accel.ops import checks as op_checks
+
+from .spec import TransformerSpec
+
+
+@dataclass
+class KVCache:
+    """Keys and values of every layer, [layers, B, H, capacity, D]; rows `length:` hold nothing.
+
+    The length lives on the device (`length`, int64 [1]) for the ops and on the host (`position`) for the loops.
+    """
+
+    keys: Tensor
+    values: Tensor
+    length: Tensor
+    position: int = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    def truncate(self, position: int) -> None:
+        """Forget everything from `position` on."""
+        self.position = position
+        self.length.fill_(position)
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` entries that the ops have just written."""
+        self.position += tokens
+        self.length.add_(tokens)
+
+    def drop_row(self, row: int) -> None:
+        """Give up one row of the batch: the last one moves into its place."""
+        last = self.keys.shape[1] - 1
+        if row != last:
+            for entries in (self.keys, self.values):
+                entries[:, row, :, : self.position] = entries[:, last, :, : self.position]
+        self.keys, self.values = self.keys[:, :last], self.values[:, :last]
+
+
+@dataclass
+class KVCachePool:
+    """Keeps the largest idle buffer, so that windows and calls share one allocation.
+
+    Two generations at once each get a buffer of their own. A copied or unpickled pool starts empty.
+    """
+
+    _idle: tuple[Tensor, Tensor, Tensor] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held while no generation is running."""
+        idle = self._idle
+        return 0 if idle is None else sum(t.numel() * t.element_size() for t in idle)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._idle = None
+
+    @contextmanager
+    def borrow(
+        self, spec: TransformerSpec, batch_size: int, dtype: torch.dtype, device: torch.device
+    ) -> Iterator[KVCache]:
+        """Lend an empty cache of capacity `spec.block_size` for `batch_size` rows.
+
+        The same three tensors come back as long as nothing else is asked for: CUDA graphs rely on their addresses.
+        """
+        with self._lock:
+            idle, self._idle = self._idle, None
+        shape = (spec.num_layers, batch_size, spec.num_heads, spec.block_size, spec.head_size)
+        if idle is None or not _fits(idle[0], shape, dtype, device):
+            # Buffers born in inference mode could not be written outside of it by a later call.
+            with torch.inference_mode(False):
+                idle = (
+                    torch.empty(shape, dtype=dtype, device=device),
+                    torch.empty(shape, dtype=dtype, device=device),
+                    torch.zeros(1, dtype=torch.int64, device=device),
+                )
+        keys, values, length = idle
+        length.zero_()
+        if not op_checks.on_host(length):
+            # Attention over the whole cache multiplies what is not valid yet by zero: NaN would stay.
+            keys.zero_()
+            values.zero_()
+        try:
+            yield KVCache(keys[:, :batch_size], values[:, :batch_size], length)
+        finally:
+            with self._lock:
+                if self._idle is None or self._idle[0].numel() <= keys.numel():
+                    self._idle = idle
+
+
+def _fits(held: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
+    same_kind = held.dtype == dtype and held.device == device
+    return same_kind and held.shape[1] >= shape[1] and held.shape[:1] + held.shape[2:] == shape[:1] + shape[2:]

@@ -1,0 +1,1 @@
+"""Voice presets: their arrays, checks and files."""
