@@ -26,7 +26,7 @@ GPU_TABLES ?=
 SANITIZER ?= compute-sanitizer
 SANITIZED := BARK_ACCEL_NEEDS_GPU=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --error-exitcode 1 --target-processes all
 
-.PHONY: help setup demo small-bark test matrix sanitize bench lint cuda-check gpu gpu-build gpu-sanitize clean
+.PHONY: help picture setup demo small-bark test matrix sanitize bench lint cuda-check gpu gpu-build gpu-sanitize clean
 
 help:
 	@echo "make setup  create $(VENV), install pinned packages, build the extension"
@@ -39,6 +39,7 @@ help:
 	@echo "make cuda-check  compile and link the CUDA kernels (nvcc needed, no GPU)"
 	@echo "make gpu    on a machine with a GPU: build, parity, benchmarks (GPU_PYTHON=$(GPU_PYTHON))"
 	@echo "make gpu-sanitize  the kernels under compute-sanitizer, on a machine with a GPU"
+	@echo "make picture  draw docs/house.svg from the imports"
 	@echo "make lint   ruff, clang-format, mypy"
 	@echo "make clean  remove what was built, $(VENV) included"
 
@@ -87,6 +88,9 @@ bench: setup
 		--plot docs/speech_quality.png
 	PYTHONPATH=. $(BIN)/python benchmarks/streaming_layout.py --json benchmarks/results/cpu_streaming_layout.json
 	$(BIN)/python benchmarks/report.py benchmarks/results docs/benchmarks.md
+
+picture: setup
+	PYTHONPATH=tests $(BIN)/python -m support.draw_house
 
 lint: setup
 	$(BIN)/ruff check .

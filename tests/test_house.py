@@ -5,75 +5,13 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.draw_house import PICTURE, draw
+from support.house import FACE, IMPORTS, MODULES, PACKAGE, ROOMS, ROOT, imports, room_of, rooms_above
 
-ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "bark_accel"
-FACE = "bark_accel"
-# From the ground up: a room imports itself and rooms before it. `FACE` is the package's own __init__.
-ROOMS = [
-    "_version",
-    "report",
-    "small_bark",
-    "ops",
-    "transformer",
-    "decoding",
-    "stages",
-    "streaming",
-    "voices",
-    "longform",
-]
-ROOMS += ["hf", "patches", FACE, "bench", "cli", "__main__"]
 KNOW_TRANSFORMERS = {"hf", "patches", "bench"}
 CHANGE_MODELS = {"patches", FACE, "bench", "cli"}
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-
-
-def room_of(module: str) -> str:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else FACE
-
-
-def imports(module: str, tree: ast.AST) -> set[str]:
-    """Modules that a module imports anywhere, type-checking blocks left out; of our own, the exact module."""
-    is_package = MODULES[module].name == "__init__.py"
-    package = module.split(".") if is_package else module.split(".")[:-1]
-    names: set[str] = set()
-    for node in _runtime_nodes(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            origin = ".".join([*base, *([node.module] if node.module else [])])
-            # `from package import module` means the module, `from module import name` the module itself.
-            names |= {f"{origin}.{a.name}" if f"{origin}.{a.name}" in MODULES else origin for a in node.names}
-    return names
-
-
-def _runtime_nodes(tree: ast.AST):
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
-        yield node
-        yield from _runtime_nodes(node)
-
-
-IMPORTS = {module: imports(module, ast.parse(path.read_text())) for module, path in MODULES.items()}
-
-
-def rooms_above(module: str, imported: set[str]) -> set[str]:
-    """Imports of our own modules that stand in a higher room than `module`."""
-    floor = ROOMS.index(room_of(module))
-    return {name for name in imported & MODULES.keys() if ROOMS.index(room_of(name)) > floor}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -141,3 +79,7 @@ def test_the_public_surface():
     import bark_accel
 
     assert all(getattr(bark_accel, name).__doc__ for name in bark_accel.__all__)
+
+
+def test_the_picture_shows_the_house():
+    assert PICTURE.read_text() == draw(), "run `make picture`"
