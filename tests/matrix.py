@@ -3,7 +3,7 @@
 Every version gets an environment of its own under build/matrix, on top of the one that runs this script: torch, numpy
 and pytest are shared. `--python PATH` takes another environment instead, as it is, with bark_accel built in place: for
 another torch. Results are kept until the code changes, so an interrupted run goes on where it stopped; they make
-up docs/versions.json and the table in the README.
+up benchmarks/results/versions.json and the table in docs/versions.md.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = ROOT / "build" / "matrix"
-TABLE = ROOT / "docs" / "versions.json"
-README = ROOT / "README.md"
+TABLE = ROOT / "benchmarks" / "results" / "versions.json"
+DOCUMENT = ROOT / "docs" / "versions.md"
 BEGIN, END = "<!-- versions: begin, written by make matrix -->\n", "<!-- versions: end -->\n"
 VERSIONS = ("4.46.3", "4.49.0", "4.52.4", "4.57.6", "5.0.0", "5.17.0", "5.23.0")
 FULL = ["tests/patching", "tests/streaming", "tests/stages", "tests/long_text", "tests/test_cli.py"]
@@ -137,13 +137,13 @@ def _run(python: Path, versions: dict[str, str], selection: list[str]) -> dict[s
 
 
 def _write_table(results: list[dict[str, Any]]) -> None:
-    """Into docs/versions.json and the README; the rows of other versions stay."""
+    """Write benchmarks/results/versions.json and docs/versions.md; the rows of other versions stay."""
     rows = {_key(row): row for row in load_table()}
     rows |= {_key(result): {k: v for k, v in result.items() if k != "code"} for result in results}
     ordered = [rows[key] for key in sorted(rows)]
     TABLE.write_text(json.dumps(ordered, indent=1) + "\n")
-    before, _, rest = README.read_text().partition(BEGIN)
-    README.write_text(f"{before}{BEGIN}{render(ordered)}\n{END}{rest.partition(END)[2]}")
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    DOCUMENT.write_text(f"{before}{BEGIN}{render(ordered)}\n{END}{rest.partition(END)[2]}")
 
 
 def _key(row: dict[str, Any]) -> tuple[Version, ...]:

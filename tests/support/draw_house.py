@@ -64,7 +64,9 @@ def box(x: float, y: float, width: float, name: str, note: str, kind: str = "") 
     """A labelled rectangle with a note of at most two lines."""
     lines = textwrap.wrap(note, int(width / 6.7))
     assert len(lines) <= 2, f"{name}: expected a purpose of two lines, got {note!r}"
-    rows = [f'<text class="note" x="{x + 10}" y="{y + 37 + 14 * i}">{escape(text)}</text>' for i, text in enumerate(lines)]
+    rows = [
+        f'<text class="note" x="{x + 10}" y="{y + 37 + 14 * i}">{escape(text)}</text>' for i, text in enumerate(lines)
+    ]
     return (
         f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{ROOM_HEIGHT}"/>'
         f'<text class="name" x="{x + 10}" y="{y + 20}">{escape(name)}</text>' + "".join(rows)
@@ -112,7 +114,9 @@ def draw() -> str:
     tip += '<polygon points="0,0 8,4 0,8" fill="#9db2c5"/></marker>'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">'
     background = f'<rect x="0" y="0" width="{WIDTH}" height="{height}" style="fill: #ffffff; stroke: none"/>'
-    return "\n".join([head, f"<style>{STYLE}</style><defs>{tip}</defs>", background, *way_of_a_text(), *drawn, "</svg>\n"])
+    return "\n".join(
+        [head, f"<style>{STYLE}</style><defs>{tip}</defs>", background, *way_of_a_text(), *drawn, "</svg>\n"]
+    )
 
 
 if __name__ == "__main__":

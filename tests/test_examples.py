@@ -1,0 +1,73 @@
+"""The programs in examples/, run with the small Bark."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+from stock_limits import skip_where_stock_fails
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs an example in an empty folder; a player of that folder is found first."""
+
+    def run(name: str, *arguments: str) -> str:
+        environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+        paths = [str(EXAMPLES.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        command = [sys.executable, str(EXAMPLES / name), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def seconds(path: Path) -> float:
+    return soundfile.info(path).duration
+
+
+def test_every_example_is_run():
+    tested = {name for name in globals() if name.startswith("test_example_")}
+    assert tested == {f"test_example_{path.stem}" for path in EXAMPLES.glob("*.py")}
+
+
+def test_example_speaker(run, tmp_path):
+    player = tmp_path / "aplay"
+    player.write_text("#!/bin/sh\ncat > played.raw\n")
+    player.chmod(player.stat().st_mode | stat.S_IXUSR)
+    run("speaker.py", "one two three")
+    assert (tmp_path / "played.raw").stat().st_size > 4 * 16_000 * 0.5
+
+
+def test_example_audiobook(run, tmp_path):
+    (tmp_path / "book.txt").write_text("one two three.\n\nfour five six.")
+    assert run("audiobook.py", "book.txt", "book.wav").splitlines() == ["one two three.", "four five six."]
+    first = (tmp_path / "book.wav").read_bytes()
+    run("audiobook.py", "book.txt", "book.wav")
+    assert (tmp_path / "book.wav").read_bytes() == first and seconds(tmp_path / "book.wav") > 1
+
+
+def test_example_voices(run, tmp_path):
+    run("voices.py", "out")
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"slt", "rms", "any"}
+    assert all(seconds(path) > 0.3 for path in (tmp_path / "out").iterdir())
+
+
+def test_example_server_loop(run):
+    lines = run("server_loop.py").splitlines()
+    assert lines[-1] == "other tasks go on" and lines[0].endswith("s so far")
+
+
+def test_example_tts_pipeline(run, tmp_path):
+    skip_where_stock_fails("text-to-speech pipeline")
+    run("tts_pipeline.py", "spoken.wav")
+    assert seconds(tmp_path / "spoken.wav") > 0.3
