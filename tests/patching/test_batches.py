@@ -16,11 +16,11 @@ from bark_accel import (
     AudioStreamer,
     FallbackKind,
     acceleration_report,
-    graphs,
     restore_bark,
     stream,
     trim_rows,
 )
+from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.hf.stage_trace import record_stages
 from bark_accel.stages.fine import FineStage
 from bark_accel.transformer.causal import CausalModel
