@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeVar
 
 logger = logging.getLogger("bark_accel")
 
@@ -49,6 +51,21 @@ class Fallback(Exception):
         super().__init__(str(self.reason))
 
 
+class TokenChoice(Fallback):
+    """Raised where only the choice of the token is not ours: Transformers' own loop makes it, over our steps."""
+
+
+T = TypeVar("T")
+
+
+def attempt(prepare: Callable[[], T]) -> T | Fallback:
+    """Return what `prepare` does, or the `Fallback` that it raised, so that nothing runs inside of an except block."""
+    try:
+        return prepare()
+    except Fallback as fallback:
+        return fallback
+
+
 class AccelerationError(RuntimeError):
     """Raised instead of falling back by a model accelerated with `strict=True`."""
 
@@ -69,6 +86,7 @@ class FallbackLog:
 
     strict: bool
     reasons: list[FallbackReason] = field(default_factory=list)
+    choices: list[FallbackReason] = field(default_factory=list)
 
     def record(self, reason: FallbackReason) -> None:
         """Keep and log `reason`, or raise `AccelerationError` when strict."""
@@ -77,6 +95,15 @@ class FallbackLog:
         if reason not in self.reasons:
             self.reasons.append(reason)
             logger.warning("bark_accel runs Transformers' own code: %s", reason)
+
+    def note(self, fallback: Fallback) -> None:
+        """`record` a fallback; keep and log a choice of tokens, which is none."""
+        reason = fallback.reason
+        if not isinstance(fallback, TokenChoice):
+            self.record(reason)
+        elif reason not in self.choices:
+            self.choices.append(reason)
+            logger.info("bark_accel runs its own steps in Transformers' token loop: %s", reason)
 
 
 @dataclass
@@ -110,7 +137,8 @@ class StageReport:
 class AccelerationReport:
     """What `acceleration_report` returns; `str()` of it is a table.
 
-    `fallbacks` are those that generations so far ran into; `kv_cache_bytes` is what is kept between calls;
+    `fallbacks` are those that generations so far ran into; `token_choices` are the reasons why Transformers' own loop
+    chose tokens from the logits of our steps; `kv_cache_bytes` is what is kept between calls;
     `isa` is the instruction set of the compiled ops, or None where they are not used; `stock_bugs` are the names that
     `accelerate_bark(fix_stock_bugs=)` takes, each with whether it is fixed. `cuda_graphs` is False also where the
     device has none; `captured_graphs` are those kept between calls. `attention` is that of 16-bit blocks of tokens on a
@@ -119,6 +147,7 @@ class AccelerationReport:
 
     stages: tuple[StageReport, ...]
     fallbacks: tuple[FallbackReason, ...]
+    token_choices: tuple[FallbackReason, ...]
     backend: str
     strict: bool
     isa: str | None
@@ -145,6 +174,7 @@ class AccelerationReport:
         fixed, kept = ([n for n, is_fixed in self.stock_bugs.items() if is_fixed is which] for which in (True, False))
         lines.append(f"stock's bugs fixed: {', '.join(fixed) or 'none'}; kept: {', '.join(kept) or 'none'}")
         lines += [f"blocked: {s.blocked_by}" for s in self.stages if s.blocked_by is not None]
+        lines += [f"tokens chosen by Transformers: {reason}" for reason in self.token_choices]
         lines += [f"fell back: {reason}" for reason in self.fallbacks] or ["fell back: never"]
         return "\n".join(lines)
 

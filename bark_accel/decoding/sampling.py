@@ -17,7 +17,8 @@ class SamplingConfig:
     """Resolved options of one stage.
 
     `top_k` 0, `top_p` 1.0 and `min_eos_p` 0.0 mean off; `renormalize` is Transformers' `renormalize_logits`, which
-    changes roundings; `stop_tokens` end a row, which is filled with `pad_token`.
+    changes roundings; `stop_tokens` end a row, which is filled with `pad_token`, and none is drawn among the first
+    `min_new_tokens`.
     """
 
     do_sample: bool
@@ -27,6 +28,7 @@ class SamplingConfig:
     top_p: float = 1.0
     min_eos_p: float = 0.0
     renormalize: bool = False
+    min_new_tokens: int = 0
     stop_tokens: tuple[int, ...] = ()
     pad_token: int | None = None
 

@@ -125,6 +125,7 @@ def report(model: Any) -> AccelerationReport:
     return AccelerationReport(
         stages=stages,
         fallbacks=tuple(settings.log.reasons),
+        token_choices=tuple(settings.log.choices),
         backend=settings.backend,
         strict=settings.log.strict,
         isa=_isa() if native else None,

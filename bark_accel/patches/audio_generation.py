@@ -98,7 +98,7 @@ class AudioGeneration:
     def run(self) -> None:
         """Generate and emit."""
         for fallback in self._fallbacks:
-            self._hooks.semantic.settings.log.record(fallback.reason)
+            self._hooks.semantic.settings.log.note(fallback)
         if self._streamer.interleave and not self._fallbacks:
             self._run_interleaved()
             return
@@ -173,10 +173,12 @@ class AudioGeneration:
             min_eos_p=kwargs.get("min_eos_p", config.min_eos_p),
             tap=tap,
         )
-        module = self._hooks.semantic.module
-        preset = preset_on(module, semantic_prompt=self._preset_part("semantic_prompt"))
-        request = self._request
-        return _run_listened(module, rules, tap, request.input_ids, config, preset, request.attention_mask, **kwargs)
+        request, fallback = self._request, self._semantic.fallback
+        assert fallback is not None
+        with self._hooks.semantic.looped(fallback) as module:
+            preset = preset_on(self._hooks.semantic.module, semantic_prompt=self._preset_part("semantic_prompt"))
+            arguments = (request.input_ids, config, preset, request.attention_mask)
+            return _run_listened(module, rules, tap, *arguments, **kwargs)
 
     def _loop_coarse(self, semantic_tokens: Tensor) -> None:
         semantic, coarse, _ = self._request.configs
@@ -195,7 +197,9 @@ class AudioGeneration:
         past = self._coarse_history() or (None, None)
         preset = preset_on(module, semantic_prompt=past[0], coarse_prompt=past[1])
         arguments = (semantic_tokens, semantic, coarse, self._request.codebook_size, preset)
-        _run_listened(module, rules, tap, *arguments, **self._kwargs("coarse"))
+        assert self._coarse.fallback is not None
+        with self._hooks.coarse.looped(self._coarse.fallback) as view:
+            _run_listened(view, rules, tap, *arguments, **self._kwargs("coarse"))
         self._decoder.end()
         self._tell_lengths()
 

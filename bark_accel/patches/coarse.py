@@ -17,7 +17,7 @@ from bark_accel.decoding.rng import fork
 from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf import extract
 from bark_accel.hf.inputs import preset_on, read_histories, semantic_ids
-from bark_accel.report import Fallback, FallbackKind
+from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.coarse import CoarseHistory, CoarseStage, history_lengths, row_lengths
 from bark_accel.stages.coarse_rows import CoarseRows
 from bark_accel.stages.ragged import join_rows
@@ -54,17 +54,18 @@ class CoarseHook(CausalHook):
         history = coarse_history(history_prompt, rows, semantic, coarse, codebook_size)
         check_coarse_streamer(streamer, history)
         spec = self.spec(semantic, coarse, codebook_size, history_prompt)
-        try:
-            weights, sampling = self.prepare(semantic, coarse, codebook_size, rows, kwargs)
-        except Fallback as fallback:
-            self.settings.log.record(fallback.reason)
+        prepared = attempt(lambda: self.prepare(semantic, coarse, codebook_size, rows, kwargs))
+        if isinstance(prepared, Fallback):
             if self.codes_only:
                 kwargs = {**kwargs, "suppress_tokens": self._suppressed(semantic, coarse, codebook_size, kwargs)}
-            tokens, lengths = self._stock_rows(semantic_output, (semantic, coarse, codebook_size), history, kwargs)
+            configs = (semantic, coarse, codebook_size)
+            with self.looped(prepared) as module:
+                tokens, lengths = self._stock_rows(module, semantic_output, configs, history, kwargs)
             if spec.rows_end:
                 ended = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
                 tokens = tokens.masked_fill(ended, ENDED)
             return (tokens, lengths) if return_output_lengths else tokens
+        weights, sampling = prepared
         semantic_output.masked_fill_(semantic_output == semantic.semantic_pad_token, coarse.coarse_semantic_pad_token)
         with self.started(weights, spec, sampling, rows, history) as run:
             run.push(semantic_output.to(weights.device, torch.int64), final=True)
@@ -73,13 +74,14 @@ class CoarseHook(CausalHook):
         return (run.result(), lengths) if return_output_lengths else run.result()
 
     def _stock_rows(
-        self, semantic_output: Tensor, configs: tuple[Any, Any, int], history: Any, kwargs: dict[str, Any]
+        self, module: Any, semantic_output: Tensor, configs: tuple[Any, Any, int], history: Any, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """Transformers' own method, with lengths; row after row where each has a voice preset of its own."""
+        """Transformers' own method of `module`, with lengths; row by row where each has a voice preset of its own."""
+        generate = type(module).generate
         if not isinstance(history, list):
-            return self.stock(semantic_output, *configs, self._preset(history), True, **kwargs)
+            return generate(module, semantic_output, *configs, self._preset(history), True, **kwargs)
         results = [
-            self.stock(semantic_output[row : row + 1], *configs, self._preset(part), True, **kwargs)
+            generate(module, semantic_output[row : row + 1], *configs, self._preset(part), True, **kwargs)
             for row, part in enumerate(history)
         ]
         tokens, lengths = zip(*results, strict=True)

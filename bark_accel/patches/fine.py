@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bark_accel.hf import extract
 from bark_accel.hf.inputs import preset_on, read_histories
-from bark_accel.report import Fallback, FallbackKind
+from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.fine import FineSampling, FineStage, row_frames
 from bark_accel.stages.ragged import join_rows
@@ -48,10 +48,9 @@ class FineHook(Hook):
         if coarse_output.shape[1] == 0:
             return coarse_output.new_zeros(rows, codebooks, 0)
         spec = self.spec(semantic, coarse, fine, codebook_size, history_prompt)
-        try:
-            weights = self.prepare()
-        except Fallback as fallback:
-            self.settings.log.record(fallback.reason)
+        weights = attempt(self.prepare)
+        if isinstance(weights, Fallback):
+            self.settings.log.note(weights)
             kwargs = {**kwargs, "temperature": temperature}
             return self._stock_rows(coarse_output, spec, (semantic, coarse, fine, codebook_size), history, kwargs)
         stage = self.ready_stage(weights, spec)

@@ -16,7 +16,7 @@ from transformers.models.bark.generation_configuration_bark import (
 
 from bark_accel.hf.inputs import by_row, check_input_ids, preset_on, read_histories, semantic_ids
 from bark_accel.hf.presets import recorded, recorded_presets
-from bark_accel.report import Fallback, FallbackKind
+from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.ragged import trim_rows
 from bark_accel.streaming.streamer import AudioSource, AudioStreamer
 
@@ -160,11 +160,10 @@ class ModelHook(AudioSource):
         mask = kwargs.get("attention_mask")
         size = self.module.generation_config.codebook_size
         request = Request(input_ids, mask, preset, (semantic, coarse, fine), size, stage_kwargs)
-        try:
-            generation = AudioGeneration(self._stage_hooks(), request, streamer, emit)
-        except Fallback as fallback:
-            self.settings.log.record(fallback.reason)
-            if fallback.reason.stage in ("fine", "codec"):
+        generation = attempt(lambda: AudioGeneration(self._stage_hooks(), request, streamer, emit))
+        if isinstance(generation, Fallback):
+            self.settings.log.note(generation)
+            if generation.reason.stage in ("fine", "codec"):
                 # So that a listener who leaves is noticed; beams, of the other stages, take no streamer.
                 kwargs = {**kwargs, "streamer": TokenTap(streamer.check)}
             self._generate_one_chunk(streamer, request, kwargs, emit)
@@ -198,10 +197,9 @@ class ModelHook(AudioSource):
         if fine_output.shape[-1] == 0:
             empty = torch.zeros(fine_output.shape[0], 0, dtype=self.module.dtype, device=fine_output.device)
             return empty if output_lengths is None else list(empty)
-        try:
-            stage = self.codec_hook().ready_stage()
-        except Fallback as fallback:
-            self.settings.log.record(fallback.reason)
+        stage = attempt(lambda: self.codec_hook().ready_stage())
+        if isinstance(stage, Fallback):
+            self.settings.log.note(stage)
             return type(self.module).codec_decode(self.module, fine_output, output_lengths)
         latents = stage.embed(fine_output)
         if output_lengths is None:
@@ -220,13 +218,16 @@ class ModelHook(AudioSource):
         hooks = {stage: _stage_hook(getattr(self.module, name)) for stage, name in SUBMODELS.items()}
         codebook_size = self.module.generation_config.codebook_size
         semantic_kwargs = {"min_eos_p": kwargs.get("min_eos_p"), **stage_arguments(kwargs, "semantic")}
-        try:
-            hooks["semantic"].prepare(semantic, rows, semantic_kwargs)
-            hooks["coarse"].prepare(semantic, coarse, codebook_size, rows, stage_arguments(kwargs, "coarse"))
-            hooks["fine"].prepare()
-            self.codec_hook().ready_stage()
-        except Fallback as fallback:
-            self.settings.log.record(fallback.reason)
+        coarse_kwargs = stage_arguments(kwargs, "coarse")
+        for prepare in (
+            lambda: hooks["semantic"].prepare(semantic, rows, semantic_kwargs),
+            lambda: hooks["coarse"].prepare(semantic, coarse, codebook_size, rows, coarse_kwargs),
+            hooks["fine"].prepare,
+            self.codec_hook().ready_stage,
+        ):
+            prepared = attempt(prepare)
+            if isinstance(prepared, Fallback):
+                self.settings.log.note(prepared)
 
     def generation_configs(self) -> list[Any]:
         config = self.module.generation_config

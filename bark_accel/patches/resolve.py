@@ -10,10 +10,13 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf.compat import prepare_generation, takes_return_dict
-from bark_accel.report import Fallback, FallbackKind
+from bark_accel.report import Fallback, FallbackKind, TokenChoice
 
-# Handled by the hooks themselves, or without effect on the tokens.
-_KNOWN_ARGUMENTS = {"streamer", "min_eos_p", "tokenizer"}
+# Handled by the hooks themselves, without effect on the tokens, or objects that become part of Transformers' lists.
+_KNOWN_ARGUMENTS = {"streamer", "min_eos_p", "tokenizer", "stopping_criteria", "prefix_allowed_tokens_fn"}
+_MIN_LENGTHS = (processors.MinLengthLogitsProcessor, processors.MinNewTokensLengthLogitsProcessor)
+# How tokens are chosen where the model is only asked for the logits after the last one.
+_MODES = {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE}
 _CACHES = {None, "dynamic", "static", "offloaded", "offloaded_static", "hybrid", "sliding_window"}
 
 
@@ -41,8 +44,10 @@ def resolve_sampling(
 
     Raises
     ------
+    TokenChoice
+        Transformers' own loop has to choose the tokens; our steps can give it the logits.
     Fallback
-        The loop cannot do it. Whatever Transformers raises for bad arguments passes through.
+        Transformers' own model has to run. Whatever Transformers raises for bad arguments passes through.
     """
     _check_arguments(stage, generation_config, kwargs, fixed)
     passed = {k: v for k, v in kwargs.items() if k != "streamer"}
@@ -55,16 +60,24 @@ def resolve_sampling(
         **passed,
     )
     config = prepared["generation_config"]
-    _check_mode(stage, config, prepared, kwargs)
+    _check_steps(stage, config, prepared, kwargs)
     if not config.use_cache and "input_embeds" in fixed:
         # Under its old name, the prompt is read only by generations that use a cache.
         raise Fallback(stage, FallbackKind.ARGUMENTS, "use_cache=False")
-    warpers = _read_processors(stage, prepared["logits_processor"], token_rules)
-    max_length, stop_tokens = _read_criteria(stage, prepared["stopping_criteria"])
+    try:
+        _check_mode(stage, config)
+        found, min_new_tokens = _min_new_tokens(list(prepared["logits_processor"]), prepared["input_ids"].shape[1])
+        warpers = _read_processors(stage, found, token_rules)
+        max_length, stop_tokens = _read_criteria(stage, prepared["stopping_criteria"])
+    except TokenChoice as choice:
+        if config.use_cache:
+            raise
+        raise Fallback(stage, choice.reason.kind, f"{choice.reason.detail}, with use_cache=False") from None
     pad = config._pad_token_tensor
     return SamplingConfig(
         do_sample=config.do_sample,
         max_new_tokens=max_length - prepared["input_ids"].shape[1],
+        min_new_tokens=min_new_tokens,
         stop_tokens=stop_tokens,
         pad_token=None if pad is None else int(pad),
         **(warpers if config.do_sample else {}),
@@ -78,11 +91,18 @@ def _check_arguments(stage: str, config: Any, kwargs: dict[str, Any], fixed: dic
         raise Fallback(stage, FallbackKind.ARGUMENTS, ", ".join(unknown))
 
 
-def _check_mode(stage: str, config: Any, prepared: dict[str, Any], kwargs: dict[str, Any]) -> None:
+def _check_mode(stage: str, config: Any) -> None:
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) or config.num_return_sequences != 1:
         detail = f"{mode.value}, num_return_sequences={config.num_return_sequences}"
-        raise Fallback(stage, FallbackKind.GENERATION_MODE, detail)
+        raise TokenChoice(stage, FallbackKind.GENERATION_MODE, detail)
+
+
+def _check_steps(stage: str, config: Any, prepared: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """Raise `Fallback` where more is asked of the model than logits after the last token of a whole prompt."""
+    mode = config.get_generation_mode()
+    if mode not in _MODES:
+        raise Fallback(stage, FallbackKind.GENERATION_MODE, mode.value)
     # As an argument it changes nothing: Bark's stages unpack the tokens and drop the rest.
     if config.return_dict_in_generate and not (kwargs.get("return_dict_in_generate") and takes_return_dict()):
         raise Fallback(stage, FallbackKind.EXTRA_OUTPUTS, "return_dict_in_generate=True")
@@ -95,6 +115,21 @@ def _check_mode(stage: str, config: Any, prepared: dict[str, Any], kwargs: dict[
         raise Fallback(stage, FallbackKind.TOKEN_LAYOUT, "pad_token_id masks a part of the prompt")
 
 
+def _min_new_tokens(found: list[Any], prompt_tokens: int) -> tuple[list[Any], int]:
+    """The processors without those that forbid an early end, and the number of tokens that these ask for.
+
+    Transformers puts them first, so that Bark's own processors see that the end has no probability.
+    """
+    fewest = 0
+    while found and type(found[0]) in _MIN_LENGTHS:
+        first, found = found[0], found[1:]
+        if isinstance(first, processors.MinLengthLogitsProcessor):
+            fewest = max(fewest, first.min_length - prompt_tokens)
+        else:
+            fewest = max(fewest, first.prompt_length_to_skip + first.min_new_tokens - prompt_tokens)
+    return found, fewest
+
+
 def _read_processors(stage: str, found: list[Any], token_rules: list[Any]) -> dict[str, Any]:
     """Options of the warpers that follow Bark's own processors, in Transformers' order, each at most once."""
     options: dict[str, Any] = {}
@@ -102,10 +137,10 @@ def _read_processors(stage: str, found: list[Any], token_rules: list[Any]) -> di
     order.append(processors.LogitNormalization)
     rules, warpers = found[: len(token_rules)], found[len(token_rules) :]
     if len(rules) != len(token_rules) or any(a is not b for a, b in zip(rules, token_rules, strict=True)):
-        raise Fallback(stage, FallbackKind.LOGITS_PROCESSOR, ", ".join(type(p).__name__ for p in found))
+        raise TokenChoice(stage, FallbackKind.LOGITS_PROCESSOR, ", ".join(type(p).__name__ for p in found))
     for warper in warpers:
         if type(warper) not in order:
-            raise Fallback(stage, FallbackKind.LOGITS_PROCESSOR, type(warper).__name__)
+            raise TokenChoice(stage, FallbackKind.LOGITS_PROCESSOR, type(warper).__name__)
         del order[: order.index(type(warper)) + 1]
         if type(warper) is processors.LogitNormalization:
             options["renormalize"] = True
@@ -113,7 +148,9 @@ def _read_processors(stage: str, found: list[Any], token_rules: list[Any]) -> di
             if hasattr(warper, name):
                 options[name] = getattr(warper, name)
         if getattr(warper, "min_tokens_to_keep", 1) != 1:
-            raise Fallback(stage, FallbackKind.LOGITS_PROCESSOR, f"{type(warper).__name__} keeps more than one token")
+            raise TokenChoice(
+                stage, FallbackKind.LOGITS_PROCESSOR, f"{type(warper).__name__} keeps more than one token"
+            )
     return options
 
 
@@ -126,7 +163,7 @@ def _read_criteria(stage: str, found: list[Any]) -> tuple[int, tuple[int, ...]]:
         elif type(criterion) is criteria.EosTokenCriteria:
             stop_tokens = tuple(criterion.eos_token_id.tolist())
         else:
-            raise Fallback(stage, FallbackKind.STOPPING_CRITERIA, type(criterion).__name__)
+            raise TokenChoice(stage, FallbackKind.STOPPING_CRITERIA, type(criterion).__name__)
     if max_length is None:
-        raise Fallback(stage, FallbackKind.STOPPING_CRITERIA, "no maximum length")
+        raise TokenChoice(stage, FallbackKind.STOPPING_CRITERIA, "no maximum length")
     return max_length, stop_tokens

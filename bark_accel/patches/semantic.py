@@ -18,7 +18,7 @@ from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf import extract
 from bark_accel.hf.compat import prompt_argument
 from bark_accel.hf.inputs import check_input_ids, on_device, preset_on, read_histories, semantic_ids
-from bark_accel.report import Fallback, FallbackKind
+from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.ragged import join_rows
 from bark_accel.stages.semantic import SemanticStage, SemanticState
 from bark_accel.stages.spec import SemanticSpec
@@ -51,25 +51,31 @@ class SemanticHook(CausalHook):
         self.settings.traps.check_text(input_ids, attention_mask, config.max_input_semantic_length)
         batch_size = input_ids.shape[0]
         history = read_histories(history_prompt, "semantic_prompt", batch_size, rows=0, ids=semantic_ids(config))
-        try:
-            weights, spec, sampling = self.prepare(config, batch_size, kwargs)
-        except Fallback as fallback:
-            self.settings.log.record(fallback.reason)
-            return self._stock_rows(input_ids, config, history, attention_mask, kwargs)
-        return self._run(weights, spec, sampling, (input_ids, attention_mask, history), kwargs.get("streamer"))
+        prepared = attempt(lambda: self.prepare(config, batch_size, kwargs))
+        if isinstance(prepared, Fallback):
+            with self.looped(prepared) as module:
+                return self._stock_rows(module, input_ids, config, history, attention_mask, kwargs)
+        return self._run(*prepared, (input_ids, attention_mask, history), kwargs.get("streamer"))
 
     def _stock_rows(
-        self, input_ids: Tensor, config: Any, history: Any, attention_mask: Tensor | None, kwargs: dict[str, Any]
+        self,
+        module: Any,
+        input_ids: Tensor,
+        config: Any,
+        history: Any,
+        attention_mask: Tensor | None,
+        kwargs: dict[str, Any],
     ) -> Tensor:
-        """Transformers' own method; row after row where each has a voice preset of its own."""
+        """Transformers' own method of `module`; row after row where each has a voice preset of its own."""
+        generate = type(module).generate
         if not isinstance(history, list):
             preset = preset_on(self.module, semantic_prompt=history)
-            return self.stock(input_ids, config, preset, attention_mask, **kwargs)
+            return generate(module, input_ids, config, preset, attention_mask, **kwargs)
         rows = []
         for row, part in enumerate(history):
             mask = None if attention_mask is None else attention_mask[row : row + 1]
             preset = preset_on(self.module, semantic_prompt=part)
-            rows.append(self.stock(input_ids[row : row + 1], config, preset, mask, **kwargs))
+            rows.append(generate(module, input_ids[row : row + 1], config, preset, mask, **kwargs))
         return join_rows(rows, config.semantic_pad_token)
 
     def prepare(

@@ -20,12 +20,13 @@ from bark_accel.hf import extract
 from bark_accel.hf.inputs import by_row
 from bark_accel.ops.backend import Ops, get_ops, runs_natively
 from bark_accel.ops.checks import MAX_HEAD_SIZE
-from bark_accel.report import DraftCounts, Fallback, FallbackKind, FallbackLog
+from bark_accel.report import DraftCounts, Fallback, FallbackKind, FallbackLog, TokenChoice
 from bark_accel.transformer.causal import MAX_DECODE_ROWS, CausalModel
 from bark_accel.transformer.kv_cache import KVCache, KVCachePool
 from bark_accel.transformer.precision import ConvertedWeights
 from bark_accel.transformer.weights import TransformerWeights, map_tensors, tensors_of
 
+from .step_view import step_view
 from .stock_bugs import Traps
 
 
@@ -137,6 +138,19 @@ class CausalHook(Hook):
     def model(self, weights: TransformerWeights) -> CausalModel:
         """The transformer as its stage runs it."""
         return CausalModel(self.converted(weights), extract.transformer_spec(self.module), self.ops(weights.device))
+
+    @contextmanager
+    def looped(self, fallback: Fallback) -> Iterator[Any]:
+        """Lend the module that Transformers' own `generate` is to run on: a view with our steps where it can be."""
+        self.settings.log.note(fallback)
+        if not isinstance(fallback, TokenChoice):
+            yield self.module
+            return
+        weights = self._ready_weights()
+        model, pool = self.model(weights), self.settings.pool
+        place = (model.weights.cache_dtype, weights.device)
+        with step_view(self.module, model, lambda rows: pool.borrow(model.spec, rows, *place)) as view:
+            yield view
 
     @contextmanager
     def lookahead(self, model: CausalModel, weights: TransformerWeights, cache: KVCache) -> Iterator[Lookahead | None]:

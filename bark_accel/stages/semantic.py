@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,7 @@ class SemanticStage:
         self._spec = spec
         pad = spec.pad_token
         self._allowed = TokenRange(0, min(spec.vocab_size, pad), eos=pad)
+        self._allowed_before_end = replace(self._allowed, eos=-1)
 
     def start(
         self,
@@ -86,18 +87,23 @@ class SemanticStage:
         return tokens
 
     def _next_token(self, state: SemanticState) -> Tensor:
-        rows = self._allowed.head_rows
+        config, done = state.sampler.config, len(state.tokens)
+
+        def allowed_after(tokens: int) -> TokenRange:
+            return self._allowed_before_end if tokens < config.min_new_tokens else self._allowed
+
+        allowed = allowed_after(done)
         if state.prompt is not None:
             prompt, state.prompt = state.prompt, None
-            return state.sampler.draw(self._model.prefill_logits(prompt, state.cache, rows), self._allowed)
+            return state.sampler.draw(self._model.prefill_logits(prompt, state.cache, allowed.head_rows), allowed)
         last = state.tokens[-1]
         if state.lookahead is not None:
-            limit = state.sampler.config.max_new_tokens - len(state.tokens)
-            return state.lookahead.next_token(last, state.cache, state.sampler, lambda i: self._allowed, limit)
+            ahead, limit = lambda i: allowed_after(done + i), config.max_new_tokens - done
+            return state.lookahead.next_token(last, state.cache, state.sampler, ahead, limit)
         state.rows.keep(state.unfinished)
         last = state.rows.select(last.to(self._model.weights.device))
-        logits = self._model.next_logits(last[:, None], state.cache, rows)
-        return state.sampler.draw(state.rows.expand(logits), self._allowed)
+        logits = self._model.next_logits(last[:, None], state.cache, allowed.head_rows)
+        return state.sampler.draw(state.rows.expand(logits), allowed)
 
     def _prompt(self, input_ids: Tensor, attention_mask: Tensor | None, histories: Sequence[Tensor | None]) -> Tensor:
         spec = self._spec

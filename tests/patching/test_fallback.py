@@ -10,7 +10,6 @@ import torch
 from bark_models import SMALL, build, stage_configs, texts
 from parity import accelerated_copy, assert_equal_to_stock, run
 from stock_limits import skip_where_stock_fails
-from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
 
 from bark_accel import AccelerationError, FallbackKind, accelerate_bark, acceleration_report
 from bark_accel.hf.stage_trace import record_stages
@@ -18,20 +17,14 @@ from bark_accel.hf.stage_trace import record_stages
 INPUTS = texts(SMALL, [4, 9])
 SHORT = {"semantic_max_new_tokens": 12}
 GENERATION_CASES = {
-    "beams": ({"semantic_num_beams": 2}, "semantic", FallbackKind.GENERATION_MODE),
-    "repetition_penalty": ({"repetition_penalty": 1.3}, "coarse", FallbackKind.LOGITS_PROCESSOR),
-    "min_p": ({"do_sample": True, "semantic_min_p": 0.05}, "semantic", FallbackKind.LOGITS_PROCESSOR),
-    "min_new_tokens": ({"semantic_min_new_tokens": 5}, "semantic", FallbackKind.LOGITS_PROCESSOR),
-    "typical_p": ({"do_sample": True, "coarse_typical_p": 0.9}, "coarse", FallbackKind.LOGITS_PROCESSOR),
-    "max_time": ({"semantic_max_time": 60.0}, "semantic", FallbackKind.STOPPING_CRITERIA),
-    "stopping criteria": (
-        {"semantic_stopping_criteria": StoppingCriteriaList([MaxTimeCriteria(60.0)])},
-        "semantic",
-        FallbackKind.ARGUMENTS,
-    ),
     "output of scores": ({"semantic_output_scores": True}, None, None),
     "coarse eos": ({"coarse_eos_token_id": 150}, "coarse", FallbackKind.TOKEN_LAYOUT),
     "static cache": ({"cache_implementation": "static"}, None, None),
+    "processor without a cache": (
+        {"coarse_repetition_penalty": 1.3, "coarse_use_cache": False},
+        "coarse",
+        FallbackKind.LOGITS_PROCESSOR,
+    ),
 }
 
 
@@ -40,8 +33,6 @@ def test_generation_options(small_model, case):
     options, stage, kind = case
     if "cache_implementation" in options:
         skip_where_stock_fails("static cache")
-    if "semantic_num_beams" in options:
-        skip_where_stock_fails("beams")
     fast = accelerated_copy(small_model, strict=False)
     assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT, **options)
     reasons = acceleration_report(fast).fallbacks
@@ -238,7 +229,7 @@ def test_a_patched_class(small_model, monkeypatch):
     assert kinds == {(stage, FallbackKind.REPLACED_MODULE) for stage in ("semantic", "coarse", "fine")}
 
 
-@pytest.mark.parametrize("options", [{"coarse_num_beams": 2}, {"coarse_repetition_penalty": 2.0}])
+@pytest.mark.parametrize("options", [{"coarse_eos_token_id": 150}, {"coarse_num_beams": 2, "coarse_use_cache": False}])
 def test_strict_refuses_before_any_work(small_model, options):
     fast = accelerated_copy(small_model)
     with record_stages(fast) as record, pytest.raises(AccelerationError, match="coarse"):
@@ -343,7 +334,7 @@ def test_a_reason_is_logged_once(small_model, caplog):
     fast = accelerated_copy(small_model, strict=False)
     with caplog.at_level(logging.WARNING, logger="bark_accel"):
         for _ in range(3):
-            fast.generate(**INPUTS, **SHORT, semantic_repetition_penalty=1.3)
+            fast.generate(**INPUTS, **SHORT, coarse_eos_token_id=150)
     assert len([r for r in caplog.records if r.name == "bark_accel"]) == 1
 
 

@@ -293,7 +293,7 @@ class TestTransformersLoop:
         ids=str,
     )
     def test_streams_stocks_tokens(self, small_model, tapped, options):
-        fast = accelerated_copy(small_model, strict=False)
+        fast = accelerated_copy(small_model)
         options = {**SAMPLED, **options}
         expected_audio, expected = generated(small_model, **TWO, **options)
         assert (expected["semantic"].shape[1] < 80) == ("min_eos_p" in options)
@@ -301,7 +301,7 @@ class TestTransformersLoop:
         chunks = streamed(fast, streamer=streamer, **TWO, **options)
         assert torch.equal(torch.stack(tapped["coarse"], dim=1), expected["coarse"])
         assert len(chunks) >= expected["fine"].shape[2] // 10
-        assert acceleration_report(fast).fallbacks
+        assert acceleration_report(fast).token_choices
         exact = AudioStreamer(fast, policy="exact")
         audio = torch.cat(streamed(fast, streamer=exact, **ONE, **options), 1)
         torch.testing.assert_close(audio, generated(small_model, **ONE, **options)[0], rtol=0, atol=1e-6)
@@ -339,8 +339,8 @@ class TestTransformersLoop:
 
     def test_strict_raises_before_any_work(self, small_model):
         strict = accelerated_copy(small_model)
-        with pytest.raises(AccelerationError, match="RepetitionPenalty"):
-            list(stream(strict, **ONE, repetition_penalty=1.3))
+        with pytest.raises(AccelerationError, match="eos_token_id"):
+            list(stream(strict, **ONE, coarse_eos_token_id=150))
 
     @pytest.mark.skipif(not compat._takes_custom_loop(), reason="stock takes no callable custom_generate")
     @pytest.mark.parametrize("stage", ["semantic", "coarse"])
@@ -377,7 +377,8 @@ class TestTransformersLoop:
         chunks = streamed(fast, streamer=streamer, **TWO, **options)
         assert len(chunks) == 1 and streamer.row_lengths_samples == lengths
         torch.testing.assert_close(chunks[0], expected, rtol=0, atol=1e-6)
-        assert kind in {reason.kind for reason in acceleration_report(fast).fallbacks}
+        report = acceleration_report(fast)
+        assert kind in {reason.kind for reason in (*report.fallbacks, *report.token_choices)}
 
     @pytest.mark.parametrize("min_eos_p", [None, 0.02, 0.5])
     def test_semantic_rules_equal_transformers(self, min_eos_p):
