@@ -11,22 +11,41 @@ for chunk in stream(model, **inputs):  # or while it is generated
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bark_accel.longform.reader import LongForm, SpokenChunk
-from bark_accel.stages.ragged import trim_rows
-from bark_accel.streaming.streamer import AudioStreamer, stream
-from bark_accel.voices.preset import load_voice_preset, save_voice_preset
-
 from ._version import __version__ as __version__
-from .report import AccelerationError, AccelerationReport, FallbackKind, FallbackReason, StageReport
-from .small_bark import small_bark_path
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
     from transformers import BarkModel, BarkProcessor
+
+    from bark_accel.longform.reader import LongForm, SpokenChunk
+    from bark_accel.stages.ragged import trim_rows
+    from bark_accel.streaming.streamer import AudioStreamer, stream
+    from bark_accel.voices.preset import load_voice_preset, save_voice_preset
+
+    from .report import AccelerationError, AccelerationReport, FallbackKind, FallbackReason, StageReport
+    from .small_bark import small_bark_path
+
+# Imported when they are first used: torch takes more than a second, and `bark-accel --help` needs none of it.
+_LAZY = {
+    "AccelerationError": "report",
+    "AccelerationReport": "report",
+    "AudioStreamer": "streaming.streamer",
+    "FallbackKind": "report",
+    "FallbackReason": "report",
+    "LongForm": "longform.reader",
+    "SpokenChunk": "longform.reader",
+    "StageReport": "report",
+    "load_voice_preset": "voices.preset",
+    "save_voice_preset": "voices.preset",
+    "small_bark_path": "small_bark",
+    "stream": "streaming.streamer",
+    "trim_rows": "stages.ragged",
+}
 
 __all__ = [
     "AccelerationError",
@@ -49,6 +68,17 @@ __all__ = [
     "stream",
     "trim_rows",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def accelerate_bark(
