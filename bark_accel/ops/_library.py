@@ -9,18 +9,45 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
 ISA_VARIABLE = "BARK_ACCEL_ISA"
 _MODULE = "bark_accel._C"
+_PACKAGE = _MODULE.partition(".")[0]
 _REBUILD = "run `pip install --no-build-isolation .` (or `make setup`) in the repository"
 
 
 def _release(version: str) -> str:
     """``2.13.0+cpu`` -> ``2.13``: the part of torch's version that fixes its C++ interface."""
     return ".".join(version.split(".")[:2])
+
+
+def _missing() -> str:
+    """Where the compiled library was looked for, and what to do: build it, or leave the folder of the sources."""
+    here = Path(str(sys.modules[_PACKAGE].__file__)).resolve().parent
+    installed = _installed_elsewhere(here)
+    if installed is None:
+        return f"bark_accel: the compiled library ({_MODULE}) is missing in {here}; {_REBUILD}"
+    return (
+        f"bark_accel: Python imports the sources in {here}, where the compiled library ({_MODULE}) is missing, instead "
+        f"of the installed package in {installed}, because {here.parent} comes first on sys.path: start Python in "
+        "another folder, or build in place with `pip install --no-build-isolation -e .`"
+    )
+
+
+def _installed_elsewhere(here: Path) -> Path | None:
+    """The folder of another copy of this package on the path, with a compiled library."""
+    for entry in sys.path:
+        spec = PathFinder.find_spec(_PACKAGE, [entry])
+        folder = Path(spec.origin).resolve().parent if spec is not None and spec.origin else here
+        if folder != here and any((folder / f"_C{suffix}").is_file() for suffix in EXTENSION_SUFFIXES):
+            return folder
+    return None
 
 
 def _check_torch(module: ModuleType) -> None:
@@ -63,7 +90,7 @@ def load() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != _MODULE:
             raise
-        raise ImportError(f"bark_accel: the compiled library ({_MODULE}) is missing; {_REBUILD}") from error
+        raise ImportError(_missing()) from error
     except ImportError as error:
         raise ImportError(
             f"bark_accel: the compiled library does not load with torch {torch.__version__}, "

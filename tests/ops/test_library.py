@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import bark_accel
 from bark_accel.ops import _library
 
 
@@ -31,8 +35,32 @@ def fail_import(monkeypatch: pytest.MonkeyPatch, error: ImportError) -> None:
 
 def test_missing_library(monkeypatch: pytest.MonkeyPatch, fresh_loader: None) -> None:
     fail_import(monkeypatch, ModuleNotFoundError("No module named 'bark_accel._C'", name="bark_accel._C"))
-    with pytest.raises(ImportError, match="is missing; run `pip install --no-build-isolation"):
+    with pytest.raises(ImportError, match=r"is missing in .*; run `pip install --no-build-isolation"):
         _library.load()
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_sources_that_stand_before_the_installed_package_are_named(tmp_path: Path, installed: bool) -> None:
+    """As after `pip install .`, when Python starts in the clone."""
+    package = Path(bark_accel.__file__).parent
+    clone, site = tmp_path / "clone", tmp_path / "site"
+    shutil.copytree(package, clone / "bark_accel", ignore=shutil.ignore_patterns("*.so", "small_bark", "__pycache__"))
+    (site / "bark_accel").mkdir(parents=True)
+    (site / "bark_accel" / "__init__.py").touch()
+    if installed:
+        (site / "bark_accel" / f"_C{EXTENSION_SUFFIXES[0]}").touch()
+    # Without the finder of an editable install, which knows a library of its own.
+    code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in getattr(f, '__module__', '')]; "
+    command = [sys.executable, "-c", f"{code}from {_library.__package__} import _library; _library.load()"]
+    done = subprocess.run(
+        command, cwd=clone, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=False
+    )
+    message = done.stderr.splitlines()[-1]
+    if installed:
+        assert f"imports the sources in {clone}/bark_accel" in message and f"package in {site}/bark_accel" in message
+        assert "start Python in another folder, or build in place with `pip install --no-build-isolation -e" in message
+    else:
+        assert f"is missing in {clone}/bark_accel; run `pip install --no-build-isolation" in message
 
 
 def test_undefined_symbol(monkeypatch: pytest.MonkeyPatch, fresh_loader: None) -> None:
