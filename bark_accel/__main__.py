@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from bark_accel.cli.app import app
+import sys
+from importlib.util import find_spec
+
+# The extra `cli` of pyproject.toml; the library itself needs none of them.
+_NEEDED = ("typer", "rich", "matplotlib", "soundfile")
 
 
 def main() -> None:
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        print(f"error: the command line needs {', '.join(missing)}: run pip install 'bark_accel[cli]'", file=sys.stderr)
+        raise SystemExit(2)
+    from bark_accel.cli.app import app
+
     app()
 
 
