@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import Tensor, nn
 from transformers import AutoModel, AutoProcessor, BarkConfig, BarkModel, GenerationConfig
 from transformers.models.bark.generation_configuration_bark import (
@@ -67,11 +68,26 @@ def load_bark(name_or_path: str | None = None) -> LoadedBark:
         No such folder or model, or files missing in it.
     """
     if name_or_path is not None:
+        _check_name(name_or_path)
         return _from_pretrained(name_or_path, local_files_only=Path(name_or_path).is_dir())
     loaded = _from_pretrained(str(small_bark_path()), local_files_only=True)
     tokenizer = loaded.processor.tokenizer
     words = sorted(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens), key=tokenizer.get_vocab().get)
     return replace(loaded, name="the small Bark that comes with bark_accel", vocabulary=tuple(words))
+
+
+def _check_name(name: str) -> None:
+    """Raise `OSError` for what is neither a folder nor could be an id of the Hub, which would be asked for it."""
+    if name and Path(name).is_dir():
+        return
+    if Path(name).is_file():
+        raise FileNotFoundError(f"model: expected the folder of a checkpoint, got the file {name}")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise FileNotFoundError(
+            f"model: expected a folder or a model id of the Hub, got {name!r}: no such folder"
+        ) from None
 
 
 def unknown_words(loaded: LoadedBark, text: str) -> list[str]:
