@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
-from .console import friendly_errors
+from .console import UserError, friendly_errors, hint
 
 app = typer.Typer(
     help="Bark text-to-speech, accelerated.",
@@ -26,7 +26,61 @@ Model = Annotated[
         "bark_accel, which says digits and short phrases.",
     ),
 ]
+Weights = Annotated[
+    str,
+    typer.Option(help="same, float16, bfloat16 or int8: smaller copies of the weights, faster, not stock's tokens."),
+]
+Device = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Where the model runs: cpu, cuda, cuda:1 ... Not given: cpu."),
+]
+Dtype = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="The model's own dtype: float32, float16 or bfloat16. Not given: the checkpoint's."),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random numbers.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        help="The file to write: .wav, .flac, .ogg or .mp3; with --stream, - is raw PCM (s16le) to stdout.",
+    ),
+]
+Voice = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="PRESET", help="A voice: an .npz file, or a name that the checkpoint knows."),
+]
+MaxSeconds = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(min=0.02, help="Stop (each chunk) after this much audio. Not given: the model's own limit."),
+]
+Stream = Annotated[bool, typer.Option("--stream", help="Write the audio while it is generated.")]
+Policy = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="With --stream: low_latency (default), preview (two codebooks only) or exact."),
+]
+SaveVoice = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Write the voice that was heard (of a file: its first chunk's) to this .npz file."),
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from bark_accel import __version__
+
+        typer.echo(f"bark_accel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -48,73 +102,104 @@ def demo(
 
 @app.command()
 def say(
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", help="The .wav file to write; with --stream, - is raw PCM (s16le) to stdout."),
-    ],
+    out: Out,
     text: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(help="What to say, up to 256 tokens; a longer text with --file.", show_default=False),
+        typer.Argument(help="What to say, up to 256 tokens; a longer text with `read`.", show_default=False),
     ] = None,
     model: Model = None,
-    voice: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="PRESET", help="A voice: an .npz file, or a name that the checkpoint knows."),
-    ] = None,
+    voice: Voice = None,
     seed: Seed = 0,
-    max_seconds: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(min=0.02, help="Stop (each chunk) after this much audio. Not given: the model's own limit."),
-    ] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Write the audio while it is generated.")] = False,
-    policy: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="With --stream: low_latency (default), preview (two codebooks only) or exact."),
-    ] = None,
-    save_voice: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Write the voice that was heard (of --file: its first chunk's) to this .npz file."),
-    ] = None,
+    max_seconds: MaxSeconds = None,
+    stream: Stream = False,
+    policy: Policy = None,
+    save_voice: SaveVoice = None,
+    weights: Weights = "same",
+    device: Device = None,
+    dtype: Dtype = None,
+    # The old spelling of `read`.
+    file: Annotated[Optional[Path], typer.Option(hidden=True)] = None,  # noqa: UP045
+    carry_voice: Annotated[bool, typer.Option("--carry-voice", hidden=True)] = False,
+    work_dir: Annotated[Optional[Path], typer.Option(hidden=True)] = None,  # noqa: UP045
+    batch_size: Annotated[Optional[int], typer.Option(min=1, hidden=True)] = None,  # noqa: UP045
+    language: Annotated[Optional[str], typer.Option(hidden=True)] = None,  # noqa: UP045
+    characters_per_second: Annotated[Optional[float], typer.Option(min=0.1, hidden=True)] = None,  # noqa: UP045
+) -> None:
+    """Say a text into a sound file, or through a pipe into a player."""
+    with friendly_errors():
+        from .request import ModelChoice, ReadOptions, Request
+        from .say import say as run
+
+        request = Request(
+            out, ModelChoice(model, device, dtype, weights), voice, seed, max_seconds, stream, policy, save_voice
+        )
+        options = ReadOptions(carry_voice or None, work_dir, batch_size, language, characters_per_second)
+        if file is not None:
+            _say_file(text, file, request, options)
+            return
+        if text is None:
+            raise UserError("expected a text, got none; `bark-accel read FILE` says what a file holds")
+        if options.given():
+            option = next(iter(options.given())).replace("_", "-")
+            raise UserError(f"--{option}: expected a file with it: bark-accel read FILE --{option} ...")
+        run(text, request)
+
+
+def _say_file(text: str | None, file: Path, request: Any, options: Any) -> None:
+    from .read import read as run
+
+    if text is not None:
+        raise UserError("expected a text or --file, got both")
+    hint("`bark-accel say --file FILE` is now `bark-accel read FILE`; the old spelling still works")
+    run(file, "utf-8", request, options)
+
+
+@app.command()
+def read(
     file: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Say this text file, of any length, in chunks; blank lines separate paragraphs."),
-    ] = None,
+        Path, typer.Argument(help="A text of any length; blank lines separate paragraphs; - is standard input.")
+    ],
+    out: Out,
+    encoding: Annotated[str, typer.Option(help="Of the file, such as latin-1 or utf-16.")] = "utf-8",
+    model: Model = None,
+    voice: Voice = None,
+    seed: Seed = 0,
+    max_seconds: MaxSeconds = None,
+    stream: Stream = False,
+    policy: Policy = None,
+    save_voice: SaveVoice = None,
+    weights: Weights = "same",
+    device: Device = None,
+    dtype: Dtype = None,
     carry_voice: Annotated[
-        bool, typer.Option("--carry-voice", help="With --file: say each chunk in the voice of the one before.")
+        bool, typer.Option("--carry-voice", help="Say each chunk in the voice of the one before.")
     ] = False,
     work_dir: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="With --file: keep finished chunks here; the same command then goes on after a stop."),
+        typer.Option(help="Keep finished chunks here; the same command then goes on after a stop."),
     ] = None,
     batch_size: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(
-            min=1, help="With --file: chunks generated at once. Not given: 4, or 1 with --stream or --carry-voice."
-        ),
+        typer.Option(min=1, help="Chunks generated at once. Not given: 4, or 1 with --stream or --carry-voice."),
     ] = None,
     language: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="With --file: ISO 639-1 code, for the rules of sentences. Not given: en."),
+        typer.Option(help="ISO 639-1 code, for the rules of sentences. Not given: en."),
     ] = None,
     characters_per_second: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(min=0.1, help="With --file: how fast the voice speaks, for chunks of 13 s. Not given: 14."),
+        typer.Option(min=0.1, help="How fast the voice speaks, for chunks of 13 s. Not given: 14."),
     ] = None,
 ) -> None:
-    """Say a text into a .wav file, or through a pipe into a player."""
+    """Read a text file of any length into a sound file, in chunks, or through a pipe into a player."""
     with friendly_errors():
-        from .say import Request
-        from .say import say as run
+        from .read import read as run
+        from .request import ModelChoice, ReadOptions, Request
 
-        options = {
-            "carry_voice": carry_voice or None,
-            "work_dir": work_dir,
-            "batch_size": batch_size,
-            "language": language,
-            "characters_per_second": characters_per_second,
-        }
-        long_text = {option: value for option, value in options.items() if value is not None}
-        run(Request(text, voice, seed, max_seconds, stream, policy, save_voice, file, long_text), out, model)
+        choice = ModelChoice(model, device, dtype, weights)
+        request = Request(out, choice, voice, seed, max_seconds, stream, policy, save_voice)
+        options = ReadOptions(carry_voice or None, work_dir, batch_size, language, characters_per_second)
+        run(file, encoding, request, options)
 
 
 @app.command()
@@ -124,7 +209,10 @@ def bench(
     shape: Annotated[str, typer.Option(help="bark-small or bark.")] = "bark-small",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     json: Annotated[Optional[Path], typer.Option(help="Write all numbers to this file.")] = None,  # noqa: UP045
-    plot: Annotated[Optional[Path], typer.Option(help="Write a bar chart to this PNG.")] = None,  # noqa: UP045
+    plot: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write a bar chart to this file: .png, .svg or .pdf."),
+    ] = None,
 ) -> None:
     """Measure stock against accelerated, on random weights of real shapes."""
     with friendly_errors():
@@ -137,6 +225,7 @@ def bench(
 @app.command()
 def info() -> None:
     """Show the build, the versions and the machine."""
-    from .info import info as run
+    with friendly_errors():
+        from .info import info as run
 
-    run()
+        run()

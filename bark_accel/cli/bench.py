@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bark_accel import accelerate_bark, acceleration_report
 from bark_accel.bench.measure import Run, commit, machine_facts, run_pairs, summarise, token_differences, versions
 
-from .console import out, warn
+from .console import UserError, out, user_errors, warn
 from .demo import TEXT
+from .outputs import CHART_SUFFIXES, check_file
 from .present import comparison_table, save_chart
-
-DTYPES = ("float32", "float16", "bfloat16")
+from .request import DTYPES
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,11 @@ class Settings:
 
 def bench(settings: Settings, json_path: Path | None, plot_path: Path | None) -> None:
     if settings.dtype not in DTYPES:
-        raise ValueError(f"--dtype: expected one of {', '.join(DTYPES)}, got {settings.dtype!r}")
-    if settings.repeats < 1:
-        raise ValueError(f"--repeats: expected at least 1, got {settings.repeats}")
+        raise UserError(f"--dtype: expected one of {', '.join(DTYPES)}, got {settings.dtype}")
+    if json_path is not None:
+        check_file("--json", json_path)
+    if plot_path is not None:
+        check_file("--plot", plot_path, CHART_SUFFIXES)
     pairs, report = _measure(settings)
     rows = summarise(pairs)
     audio_s = pairs[0][1].audio_s
@@ -67,9 +69,10 @@ def _measure(settings: Settings) -> tuple[list[tuple[Run, Run]], str]:
     )
 
     quiet_transformers()
-    with out.status("Building a model of random weights"):
+    with out.status("Building a model of random weights"), user_errors(ValueError):
         stock = random_bark(settings.shape).to(getattr(torch, settings.dtype))
         accelerated = accelerate_bark(twin(stock))
+        tokens = semantic_tokens(stock, settings.seconds)
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=out) as progress:
         task = progress.add_task("", total=2 * settings.repeats)
@@ -78,7 +81,6 @@ def _measure(settings: Settings) -> tuple[list[tuple[Run, Run]], str]:
             done = 2 * repeat + (name == "accelerated")
             progress.update(task, completed=done, description=f"{name}, run {repeat + 1}")
 
-        tokens = semantic_tokens(stock, settings.seconds)
         pairs = list(
             run_pairs(
                 stock,

@@ -20,7 +20,8 @@ from bark_accel.bench.measure import (
     waveform_difference,
 )
 
-from .console import fail, out, warn
+from .console import fail, out, user_errors, warn
+from .outputs import check_folder
 from .present import comparison_table, save_chart, save_spectrogram
 from .progress import StageBars, progress_bars
 
@@ -30,17 +31,20 @@ if TYPE_CHECKING:
     from bark_accel.bench.models import LoadedBark
 
 TEXT = "Hello, my dog is cute."
+FILES = ("stock.wav", "accelerated.wav", "spectrogram.png", "stage_times.png")
 
 
 def demo(name: str | None, seconds: float | None, seed: int, folder: Path) -> None:
     from bark_accel.bench.models import coarse_per_semantic, max_semantic_tokens, sample_rate, semantic_tokens
 
+    check_folder("--out", folder, FILES)
     loaded = load(name)
     model = loaded.model
     if model.dtype != torch.float32:
         warn(f"the checkpoint is {model.dtype}; the demo runs it in float32, where tokens have to be equal")
         model.float()
-    tokens = max_semantic_tokens(model) if seconds is None else semantic_tokens(model, seconds)
+    with user_errors(ValueError):
+        tokens = max_semantic_tokens(model) if seconds is None else semantic_tokens(model, seconds)
     out.print(f"Text: {TEXT} At most {tokens} semantic tokens. Seed: {seed}.", markup=False)
     read_weights(model)
     inputs = loaded.inputs(TEXT)
@@ -68,7 +72,7 @@ def load(name: str | None) -> LoadedBark:
     from bark_accel.bench.models import load_bark, quiet_transformers
 
     quiet_transformers()
-    with out.status("Loading the model"):
+    with out.status("Loading the model"), user_errors(OSError, ValueError, RuntimeError):
         loaded = load_bark(name)
     out.print(f"Model: {loaded.name}", markup=False)
     if loaded.processor is None:
@@ -90,7 +94,7 @@ def _show(model: BarkModel, stock: Run, accelerated: Run, folder: Path) -> None:
     facts = machine_facts()
     title = f"{accelerated.audio_s:.1f} s of audio on {facts['threads']} threads of {facts['cpu']}"
     save_chart(folder / "stage_times.png", rows, title)
-    for name in ("stock.wav", "accelerated.wav", "spectrogram.png", "stage_times.png"):
+    for name in FILES:
         out.print(f"wrote {folder / name}", markup=False, soft_wrap=True)
 
 

@@ -1,9 +1,12 @@
-"""A progress bar for each stage of a generation."""
+"""How far a command is: a bar for each stage of a generation, or a line."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .console import out
@@ -17,6 +20,17 @@ def progress_bars() -> Progress:
         TimeElapsedColumn(),
         console=out,
     )
+
+
+@contextmanager
+def live_line() -> Iterator[Live]:
+    """A line that changes in place; where there is no terminal, it is printed once, as it is at the end."""
+    try:
+        with Live(console=out, auto_refresh=False) as live:
+            yield live
+    finally:
+        if not out.is_terminal:
+            out.line()
 
 
 class StageBars:

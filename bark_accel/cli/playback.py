@@ -1,4 +1,4 @@
-"""`say --stream`: audio into a file or a pipe while it is generated."""
+"""Audio into a file or a pipe, at once or while it is generated."""
 
 from __future__ import annotations
 
@@ -13,18 +13,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.live import Live
+import soundfile
 
 from bark_accel import AudioStreamer, stream
 
-from .console import fail, out
+from .console import UserError, fail, out
+from .outputs import STDOUT
+from .progress import live_line
 
 if TYPE_CHECKING:
     from transformers import BarkModel
 
-STDOUT = Path("-")
 _INT16_MAX = 32767
 _BYTES_PER_SAMPLE = 2
+
+
+@contextmanager
+def audio_alone_on_stdout(path: Path) -> Iterator[None]:
+    """Send words to stderr where `path` says that the audio goes to stdout."""
+    out.stderr = path == STDOUT
+    try:
+        yield
+    finally:
+        out.stderr = False
 
 
 def write_stream(streamer: AudioStreamer, model: BarkModel, arguments: dict[str, Any], path: Path) -> None:
@@ -34,7 +45,7 @@ def write_stream(streamer: AudioStreamer, model: BarkModel, arguments: dict[str,
         out.print(f"raw PCM: s16le, mono, {rate} Hz")
     start = time.perf_counter()
     chunks = stream(model, **arguments, streamer=streamer)
-    with Live(console=out, auto_refresh=False) as live:
+    with live_line() as live:
         live.update("waiting for the first sound", refresh=True)
         # Only now is a file replaced: what fails earlier leaves it alone.
         first = next(chunks, None)
@@ -58,20 +69,51 @@ def _line(audio_s: float, first_s: float, elapsed_s: float) -> str:
 
 @contextmanager
 def sink(path: Path, rate: int) -> Iterator[Callable[[np.ndarray], bool]]:
-    """What writes samples and says whether anybody still takes them."""
+    """Yields what writes float samples [S] and returns whether anybody still takes them.
+
+    The suffix of `path` decides the format, as `check_file` lets it; `-` is raw PCM to stdout.
+    """
     if path == STDOUT:
         yield _write_pcm
         return
+    open_file = _wave_file if path.suffix.lower() == ".wav" else _other_file
+    with open_file(path, rate) as write:
+
+        def write_to_file(samples: np.ndarray) -> bool:
+            with _naming(path):
+                write(samples)
+            return True
+
+        yield write_to_file
+
+
+@contextmanager
+def _wave_file(path: Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """A .wav file that is valid while it grows."""
     with path.open("wb") as file, wave.open(file, "wb") as audio:
         audio.setparams((1, _BYTES_PER_SAMPLE, rate, 0, "NONE", "not compressed"))
 
-        def write(samples: np.ndarray) -> bool:
+        def write(samples: np.ndarray) -> None:
             # Brings the header up to date, for players that follow the file.
             audio.writeframes(_pcm(samples))
             file.flush()
-            return True
 
         yield write
+
+
+@contextmanager
+def _other_file(path: Path, rate: int) -> Iterator[Callable[[np.ndarray], None]]:
+    with soundfile.SoundFile(path, "w", rate, channels=1) as file:
+        yield file.write
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A disk that fills meanwhile is told with the name of the file."""
+    try:
+        yield
+    except (OSError, soundfile.SoundFileError) as error:
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _pcm(samples: np.ndarray) -> bytes:
@@ -80,7 +122,7 @@ def _pcm(samples: np.ndarray) -> bytes:
 
 
 def _write_pcm(samples: np.ndarray) -> bool:
-    """To stdout."""
+    """Write to stdout."""
     try:
         sys.stdout.buffer.write(_pcm(samples))
         sys.stdout.buffer.flush()

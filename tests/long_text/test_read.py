@@ -1,6 +1,8 @@
-"""`bark-accel say --file` and `--save-voice`."""
+"""`bark-accel read` and `--save-voice`."""
 
 from __future__ import annotations
+
+import fcntl
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 from bark_accel import accelerate_bark, load_voice_preset, long_form
 from bark_accel.bench.models import load_bark
 from bark_accel.cli.app import app
-from bark_accel.cli.say_file import _write
+from bark_accel.cli.read import _write
 
 SHORT = ("--max-seconds", "0.3")
 
@@ -51,18 +53,18 @@ def whole(checkpoint):
 
 def test_a_file_becomes_audio(checkpoint, book, tmp_path, whole):
     out, voice = tmp_path / "book.wav", tmp_path / "me.npz"
-    result = run("say", "--file", book, "-o", out, "--model", checkpoint, *SHORT, "--save-voice", voice)
+    result = run("read", book, "-o", out, "--model", checkpoint, *SHORT, "--save-voice", voice)
     assert result.exit_code == 0, result.output
     assert f"{len(CHUNKS)} chunks" in result.output and f"{len(CHUNKS)}/{len(CHUNKS)}" in result.output
     samples, rate = soundfile.read(out)
     np.testing.assert_allclose(samples, np.clip(whole, -1, 1), atol=1e-4)
     assert rate == 24_000 and load_voice_preset(voice)["semantic_prompt"].shape == (15,)
-    again = run("say", "--file", book, "-o", out, "--model", checkpoint, *SHORT, "--voice", voice, "--carry-voice")
+    again = run("read", book, "-o", out, "--model", checkpoint, *SHORT, "--voice", voice, "--carry-voice")
     assert again.exit_code == 0, again.output
 
 
 def test_a_work_folder_is_gone_on_with(checkpoint, book, tmp_path, whole):
-    command = ("say", "--file", book, "-o", tmp_path / "a.wav", "--model", checkpoint, "--work-dir", tmp_path / "w")
+    command = ("read", book, "-o", tmp_path / "a.wav", "--model", checkpoint, "--work-dir", tmp_path / "w")
     assert run(*command, *SHORT).exit_code == 0
     (tmp_path / "a.wav").unlink()
     (tmp_path / "w" / "chunk_000005.npz").unlink()
@@ -82,8 +84,8 @@ def test_a_long_book_is_not_held_in_memory(checkpoint, tmp_path):
 
 
 def test_a_file_streams_into_a_pipe(checkpoint, book, tmp_path):
-    options = ("--file", book, "--model", checkpoint, *SHORT, "--stream", "--policy", "preview")
-    piped, filed = run("say", *options, "-o", "-"), run("say", *options, "-o", tmp_path / "a.wav")
+    options = (book, "--model", checkpoint, *SHORT, "--stream", "--policy", "preview")
+    piped, filed = run("read", *options, "-o", "-"), run("read", *options, "-o", tmp_path / "a.wav")
     assert piped.exit_code == filed.exit_code == 0, piped.stderr + filed.output
     samples = np.frombuffer(piped.stdout_bytes, dtype="<i2")
     np.testing.assert_array_equal(samples, soundfile.read(tmp_path / "a.wav", dtype="int16")[0])
@@ -92,7 +94,7 @@ def test_a_file_streams_into_a_pipe(checkpoint, book, tmp_path):
 
 def test_a_checkpoint_without_a_tokenizer_says_words(book, tmp_path):
     build(SUNO).save_pretrained(tmp_path / "model")
-    result = run("say", "--file", book, "-o", tmp_path / "a.wav", "--model", tmp_path / "model", *SHORT)
+    result = run("read", book, "-o", tmp_path / "a.wav", "--model", tmp_path / "model", *SHORT)
     assert result.exit_code == 0, result.output
     assert "no usable tokenizer" in result.output and ", 2 chunks" in result.output
 
@@ -100,7 +102,7 @@ def test_a_checkpoint_without_a_tokenizer_says_words(book, tmp_path):
 def test_chunks_that_fill_the_model_are_named(checkpoint, tmp_path):
     (tmp_path / "a.txt").write_text("One. Two. Three.")
     torch.manual_seed(0)
-    result = run("say", "--file", tmp_path / "a.txt", "-o", tmp_path / "a.wav", "--model", checkpoint)
+    result = run("read", tmp_path / "a.txt", "-o", tmp_path / "a.wav", "--model", checkpoint)
     assert result.exit_code == 0, result.output
     assert "(chunk 1" in result.output and "lower --characters-per-second" in result.output
 
@@ -119,28 +121,56 @@ def test_what_was_heard_is_saved_as_a_voice(checkpoint, tmp_path, stream):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "expected a text or --file, got neither"),
+        ([], "expected a text, got none; `bark-accel read FILE`"),
         (["hello", "--file", "{book}"], "expected a text or --file, got both"),
-        (["hello", "--carry-voice"], "--carry-voice: expected --file with it"),
-        (["hello", "--work-dir", "w"], "--work-dir: expected --file with it"),
-        (["--file", "missing.txt"], "--file: there is no file missing.txt"),
-        (["--file", "{empty}"], "is empty: there is nothing to say"),
-        (["--file", "{binary}"], "--file: expected a text in UTF-8"),
+        (["hello", "--carry-voice"], "--carry-voice: expected a file with it: bark-accel read FILE --carry-voice"),
+        (["hello", "--work-dir", "w"], "--work-dir: expected a file with it"),
         (["hello", "--save-voice", "me.wav"], "--save-voice: expected a name that ends in .npz, got me.wav"),
         (["hello", "--save-voice", "none/me.npz"], "--save-voice: expected a file in an existing folder"),
         (["hello", "--save-voice", "me.npz", "--stream", "--policy", "preview"], "expected another --policy"),
     ],
 )
 def test_bad_options_are_explained_at_once(book, tmp_path, arguments, message):
-    files = {"book": book, "empty": tmp_path / "empty.txt", "binary": tmp_path / "binary.txt"}
-    files["empty"].write_text(" \n")
-    files["binary"].write_bytes(b"\xff\xfe\x00")
-    arguments = [argument.format(**files) for argument in arguments]
+    arguments = [argument.format(book=book) for argument in arguments]
     result = run("say", *arguments, "-o", tmp_path / "a.wav", "--model", "not/looked/at")
     assert result.exit_code == 2 and message in words(result.output), result.output
 
 
 def test_a_voice_to_be_carried_needs_more_than_a_preview(checkpoint, book, tmp_path):
     options = ("--carry-voice", "--stream", "--policy", "preview", *SHORT)
-    result = run("say", "--file", book, "-o", tmp_path / "a.wav", "--model", checkpoint, *options)
+    result = run("read", book, "-o", tmp_path / "a.wav", "--model", checkpoint, *options)
     assert result.exit_code == 2 and "carry_voice: expected another policy" in words(result.output)
+
+
+def test_the_old_spelling_works_and_names_the_new_one(book, tmp_path, whole, checkpoint):
+    result = run("say", "--file", book, "-o", tmp_path / "a.wav", "--model", checkpoint, *SHORT, "--batch-size", 4)
+    assert result.exit_code == 0, result.output
+    assert "`bark-accel say --file FILE` is now `bark-accel read FILE`" in result.stderr
+    np.testing.assert_allclose(soundfile.read(tmp_path / "a.wav")[0], np.clip(whole, -1, 1), atol=1e-4)
+
+
+def test_one_chunk_is_no_chunks(checkpoint, tmp_path):
+    (tmp_path / "a.txt").write_text("One.")
+    result = run("read", tmp_path / "a.txt", "-o", tmp_path / "a.wav", "--model", checkpoint, *SHORT)
+    assert result.exit_code == 0 and ", 1 chunk, in" in words(result.output), result.output
+
+
+def test_a_work_folder_that_cannot_be_made_is_refused_at_once(book, tmp_path):
+    (tmp_path / "file").write_text("")
+    options = ("--work-dir", tmp_path / "file" / "parts", "--model", "not/looked/at")
+    result = run("read", book, "-o", tmp_path / "a.wav", *options)
+    assert result.exit_code == 2 and "--work-dir: expected a folder, got the file" in words(result.output)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_work_folder_that_fails_later_is_explained(checkpoint, book, tmp_path, damaged):
+    command = ("read", book, "-o", tmp_path / "a.wav", "--model", checkpoint, "--work-dir", tmp_path / "w", *SHORT)
+    assert run(*command).exit_code == 0
+    if damaged:
+        (tmp_path / "w" / "chunk_000002.npz").write_bytes(b"no archive")
+        result, message = run(*command), "is damaged"
+    else:
+        with (tmp_path / "w" / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            result, message = run(*command), "another run is using"
+    assert result.exit_code == 2 and message in words(result.output), result.output
