@@ -167,8 +167,9 @@ class AccelerationReport:
         widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in (header, *rows)]
         lines.insert(1, "  ".join("-" * w for w in widths))
+        s = "" if self.threads == 1 else "s"
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        lines.append(f"backend {self.backend}, strict {self.strict}, isa {self.isa}, {self.threads} threads")
+        lines.append(f"backend {self.backend}, strict {self.strict}, isa {self.isa}, {self.threads} thread{s}")
         lines.append(self._on_gpu())
         lines.append(f"kv cache kept: {_mib(self.kv_cache_bytes)}; {versions}")
         fixed, kept = ([n for n, is_fixed in self.stock_bugs.items() if is_fixed is which] for which in (True, False))

@@ -1,4 +1,4 @@
-"""What every command prints with, and how it fails."""
+"""Printing and failing, the same for every command."""
 
 from __future__ import annotations
 

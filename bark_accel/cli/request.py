@@ -1,4 +1,4 @@
-"""What `say` and `read` are asked for, checked before a model is loaded."""
+"""Options of `say` and `read`, checked before a model is loaded."""
 
 from __future__ import annotations
 

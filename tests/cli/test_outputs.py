@@ -1,4 +1,4 @@
-"""What is to be written is checked before any work, and its name decides its format."""
+"""Outputs are checked before any work, and their names decide their formats."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_a_file_reaches_the_model_in_its_encoding(tmp_path):
 
 
 def test_a_text_in_another_encoding_than_the_terminals(tmp_path):
-    """As Python hands such bytes on."""
+    """Python hands its bytes on as surrogates."""
     with pytest.raises(UserError, match="bark-accel read FILE --encoding latin-1"):
         check_text("Zo\udceb")
     result = CliRunner().invoke(app, ["say", "Zo\udceb", "-o", str(tmp_path / "a.wav")])
