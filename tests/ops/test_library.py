@@ -103,7 +103,7 @@ def test_set_isa_refuses_unknown_names() -> None:
     ("isa", "expected"), [("generic", "generic"), ("sse9", "BARK_ACCEL_ISA: expected one of generic")]
 )
 def test_isa_variable(isa: str, expected: str) -> None:
-    script = "from bark_accel import _library; print(_library.load().isa())"
+    script = "from bark_accel.ops import _library; print(_library.load().isa())"
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "BARK_ACCEL_ISA": isa},
