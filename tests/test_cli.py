@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -314,6 +315,35 @@ def test_a_saved_model_loads_back(checkpoint):
 def test_an_unknown_shape_is_refused():
     with pytest.raises(ValueError, match="expected one of 'bark-small', 'bark', got 'bark-huge'"):
         checkpoints.random_bark("bark-huge")
+
+
+@pytest.fixture
+def a_tiny_shape(monkeypatch):
+    monkeypatch.setitem(checkpoints.SHAPES, "tiny", {"num_layers": 1, "num_heads": 1, "hidden_size": 8})
+
+
+def test_random_weights_leave_every_generator_alone(a_tiny_shape, monkeypatch):
+    """torch.manual_seed would seed the generators of every device."""
+    before = torch.get_rng_state()
+    monkeypatch.setattr(torch, "manual_seed", mock.Mock(side_effect=AssertionError("seeds all devices")))
+    first, again, other = (checkpoints.random_bark("tiny", seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, parameter in first.named_parameters():
+        assert torch.equal(parameter, again.get_parameter(name))
+    assert not torch.equal(first.semantic.lm_head.weight, other.semantic.lm_head.weight)
+
+
+def test_random_weights_are_drawn_on_the_device(a_tiny_shape, monkeypatch):
+    seen, draw = [], checkpoints._draw_weights
+
+    def watched(submodel):
+        seen.extend(parameter.device.type for parameter in submodel.parameters())
+        draw(submodel)
+
+    monkeypatch.setattr(checkpoints, "_draw_weights", watched)
+    model = checkpoints.random_bark("tiny", device="meta")
+    assert len(seen) > 20 and set(seen) == {"meta"}
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
 
 
 def test_fake_inputs_are_the_same_every_time(suno_model):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from transformers.models.bark.generation_configuration_bark import (
 )
 from transformers.utils import logging as transformers_logging
 
+from bark_accel.decoding.rng import default_generator
 from bark_accel.hf.compat import no_init_weights
 from bark_accel.small_bark import small_bark_path
 
@@ -99,8 +102,10 @@ def unknown_words(loaded: LoadedBark, text: str) -> list[str]:
     return list(dict.fromkeys(text[start:end] for token, (start, end) in places if token in special))
 
 
-def random_bark(shape: str = "bark-small", seed: int = 0) -> BarkModel:
-    """A model of random weights, of suno's shapes and generation settings. Leaves the global generator alone.
+def random_bark(shape: str = "bark-small", seed: int = 0, device: str | torch.device = "cpu") -> BarkModel:
+    """A model of random weights, of suno's shapes and generation settings. Leaves the global generators alone.
+
+    The transformers' weights are drawn on `device`, so they are others on a GPU than on a CPU.
 
     The heads are drawn wide, so that the scores spread over several units as a trained model's do: with a
     flat distribution, rounding errors would decide between near ties. The end-of-speech row of the semantic
@@ -115,19 +120,34 @@ def random_bark(shape: str = "bark-small", seed: int = 0) -> BarkModel:
     if shape not in SHAPES:
         raise ValueError(f"shape: expected one of {', '.join(map(repr, SHAPES))}, got {shape!r}")
     config = _config(shape)
-    with no_init_weights():
+    with no_init_weights(), torch.device(device):
         model = BarkModel(config)
     model.tie_weights()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with _seeded({torch.device("cpu"), torch.device(device)}, seed), torch.no_grad():
+        # Small, and drawn by Transformers' own code.
         model.codec_model = AutoModel.from_config(config.codec_config)
         for quantizer in model.codec_model.quantizer.layers:
             quantizer.codebook.embed.normal_()
+        model.codec_model.to(device)
         for submodel in (model.semantic, model.coarse_acoustics, model.fine_acoustics):
             _draw_weights(submodel)
         model.semantic.lm_head.weight[model.semantic.config.output_vocab_size - _UNUSED_OUTPUTS].zero_()
     model.generation_config = generation_settings()
     return model.eval()
+
+
+@contextmanager
+def _seeded(devices: set[torch.device], seed: int) -> Iterator[None]:
+    """The default generators of some devices, and of no other, start at `seed` in the block and are put back after."""
+    generators = [default_generator(device) for device in devices if device.type != "meta"]
+    states = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def _config(shape: str) -> BarkConfig:
