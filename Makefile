@@ -12,21 +12,23 @@ PACKAGES_STAMP := $(VENV)/.packages
 BUILD_STAMP := $(VENV)/.build
 TEST_DATA_STAMP := $(VENV)/.test-data
 
-# The Python of a machine with a GPU: its own torch with CUDA, Transformers, pytest, accelerate, nvcc.
+# The Python of a machine with a GPU: its own torch with CUDA, Transformers, pytest, nvcc.
 GPU_PYTHON ?= python3
-GPU_JOBS ?= 16
-# For the tests, and for the measurements after them: with the build, less than 10 minutes.
-GPU_TEST_SECONDS ?= 180
-GPU_SECONDS ?= 300
-GPU_TESTS := $(patsubst %,tests/gpu/test_%.py,kernels generation benchmark)
-GPU_DIRECTORY ?= benchmarks/results
-# Some of: decode_step generate first_sound docs variants. Not given: all, the most telling first, while there is time.
+# After as many seconds nothing of it runs any more.
+GPU_SECONDS ?= 560
+# Where results, log and test outcomes go.
+GPU_DIRECTORY ?= $(or $(OUT),benchmarks/results)
+# Some of: generate static decode_step first_sound kernels docs variants. Not given: all, the most telling first, while
+# there is time.
 GPU_TABLES ?=
-# Without torch's pool of memory, so that the sanitizer knows where a tensor ends.
-SANITIZER ?= compute-sanitizer
-SANITIZED := BARK_ACCEL_NEEDS_GPU=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --error-exitcode 1 --target-processes all
+# Not empty: the library in bark_accel/ is used if it loads there.
+GPU_PREBUILT ?=
+GPU := $(GPU_PYTHON) benchmarks/gpu.py
+GPU_OPTIONS = --seconds $(GPU_SECONDS) --directory $(GPU_DIRECTORY) $(if $(GPU_PREBUILT),--prebuilt) \
+	$(if $(GPU_TABLES),--tables $(GPU_TABLES))
 
-.PHONY: help picture setup demo small-bark test matrix sanitize bench lint cuda-check gpu gpu-build gpu-sanitize clean
+.PHONY: help picture setup demo small-bark test matrix sanitize bench lint cuda-check
+.PHONY: gpu gpu-build gpu-test gpu-bench gpu-sanitize clean
 
 help:
 	@echo "make setup  create $(VENV), install pinned packages, build the extension"
@@ -38,6 +40,7 @@ help:
 	@echo "make bench  compare ops, steps, stages, whole generations, streams, memory and speech with stock (an hour and a half)"
 	@echo "make cuda-check  compile and link the CUDA kernels (nvcc needed, no GPU)"
 	@echo "make gpu    on a machine with a GPU: build, parity, benchmarks (GPU_PYTHON=$(GPU_PYTHON))"
+	@echo "make gpu-build, gpu-test, gpu-bench  the parts of it"
 	@echo "make gpu-sanitize  the kernels under compute-sanitizer, on a machine with a GPU"
 	@echo "make picture  draw docs/house.svg from the imports"
 	@echo "make lint   ruff, clang-format, mypy"
@@ -101,24 +104,14 @@ lint: setup
 cuda-check: setup
 	.ci/cuda_check $(BIN)/python
 
-gpu-build:
-	BARK_ACCEL_CUDA=1 MAX_JOBS=$(GPU_JOBS) $(GPU_PYTHON) setup.py build_ext --inplace -q
+gpu:
+	$(GPU) run $(GPU_OPTIONS)
 
-# Kernels first, since what comes after needs them. INT: pytest says what it has found so far. The results are written
-# whatever the tests found.
-gpu: gpu-build
-	mkdir -p build
-	rm -f build/gpu_parity.xml
-	status=0; \
-	BARK_ACCEL_NEEDS_GPU=1 timeout -s INT -k 20 $(GPU_TEST_SECONDS) \
-	  $(GPU_PYTHON) -m pytest $(GPU_TESTS) -q -rs --junitxml=build/gpu_parity.xml || status=$$?; \
-	$(GPU_PYTHON) benchmarks/gpu.py --seconds $(GPU_SECONDS) --directory $(GPU_DIRECTORY) \
-	  --parity build/gpu_parity.xml $(if $(GPU_TABLES),--tables $(GPU_TABLES)) || status=$$?; \
-	exit $$status
+gpu-build gpu-test gpu-bench: gpu-%:
+	$(GPU) $* $(GPU_OPTIONS)
 
 gpu-sanitize: gpu-build
-	$(SANITIZED) --tool memcheck $(GPU_PYTHON) -m pytest tests/gpu/test_kernels.py -q -x -k "not graph and not threads"
-	$(SANITIZED) --tool racecheck $(GPU_PYTHON) -m pytest tests/gpu/test_kernels.py -q -x -k "twin and not graph"
+	$(GPU) sanitize $(GPU_OPTIONS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info bark_accel/_C*.so demo_out

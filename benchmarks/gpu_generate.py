@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
-from gpu_results import Plan, Results
-from torch import Tensor
+from gpu_plan import Job, Plan
+from gpu_rows import Rows, accelerated, build_model, synchronize
+from torch import Generator, Tensor
 
-from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, restore_bark, stream
+from bark_accel import AudioStreamer, acceleration_report, stream
 from bark_accel.bench import models as checkpoints
 from bark_accel.bench.measure import Run, run_once, token_differences
+from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.streaming.streamer import POLICIES
 
 TEXT = "Hello, my dog is cute"
@@ -23,22 +27,143 @@ OURS: dict[str, dict[str, Any]] = {
     "bark_accel, graphs, torch ops": {"backend": "torch"},
     "bark_accel, graphs, int8 weights": {"weights": "int8"},
 }
+SMOKE = ("bark_accel, eager", "bark_accel, graphs", "bark_accel, graphs, int8 weights")
+# Guesses for a GPU, so that a row that does not fit is named rather than cut off.
+STOCK_S, OURS_S = 12.0, 5.0
 
-# What the post compares beside these two: a model of its own each, in float16, a batch of one.
-VARIANTS = ("stock, static", "stock, flash_attention_2", "bark_accel, flash_attn", "stock, offload")
+
+def measure_smoke(plan: Plan, rows: Rows, job: Job) -> None:
+    """Three short generations, beside stock's tokens: what fails here fails everywhere."""
+    model, stock = build_model(plan, job), list[Run]()
+    case = case_of(job, 1)
+    tokens = plan.smoke_semantic_tokens
+    rows.add("smoke", {**case, "name": "stock"}, lambda: generate(plan, model, 1, 1, stock, tokens))
+    for name in SMOKE:
+        rows.add("smoke", {**case, "name": name}, lambda n=name: ours(plan, model, job, 1, n, stock, 1, tokens))
 
 
-def measure_first_sound(plan: Plan, results: Results, shape: str, model: Any) -> None:
+def measure_generations(plan: Plan, rows: Rows, job: Job) -> None:
+    """Stock's rows first, so that nothing of ours can lose them; float32 rows say which tokens differ from stock's."""
+    model = build_model(plan, job)
+    stock: dict[int, list[Run]] = {size: [] for size in plan.batch_sizes}
+    for size, runs in stock.items():
+
+        def measure_stock(size: int = size, runs: list[Run] = runs) -> dict[str, Any]:
+            return generate(plan, model, size, 1, runs)
+
+        rows.add("generate", {**case_of(job, size), "name": "stock"}, measure_stock, STOCK_S)
+    for size, runs in stock.items():
+        for name, options in OURS.items():
+            repeats = plan.repeats if options.get("cuda_graphs", True) else 1
+
+            def measure(size: int = size, runs: list[Run] = runs, name: str = name, repeats: int = repeats) -> Any:
+                return ours(plan, model, job, size, name, runs, repeats)
+
+            rows.add("generate", {**case_of(job, size), "name": name}, measure, OURS_S)
+
+
+def case_of(job: Job, batch_size: int) -> dict[str, Any]:
+    return {"shape": job.shape, "dtype": job.dtype, "batch_size": batch_size}
+
+
+def ours(
+    plan: Plan, model: Any, job: Job, batch_size: int, name: str, stock: list[Run], repeats: int, tokens: int = 0
+) -> dict[str, Any]:
+    """One of `OURS`, with the ops it ran on, what capturing took, and where its tokens are not stock's."""
+    runs: list[Run] = []
+    with captures_timed(plan) as captures, accelerated(model, **OURS[name]) as fast:
+        row = generate(plan, fast, batch_size, repeats, runs, tokens)
+        report = acceleration_report(fast)
+    row |= {"ops": {s.stage: s.ops for s in report.stages}, "captured_graphs": report.captured_graphs}
+    row["capture_s"] = captures
+    if stock and job.dtype == "float32" and "weights" not in OURS[name]:
+        row["token_differences"] = token_differences(stock[0], runs[0])
+    return row
+
+
+@contextlib.contextmanager
+def captures_timed(plan: Plan) -> Iterator[list[float]]:
+    """Seconds of each graph that is captured in the block."""
+    captures: list[float] = []
+    make = graphs.make_recorder
+
+    class Timed:
+        def __init__(self, recorder: Any):
+            self._recorder = recorder
+
+        def record(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
+            synchronize(plan)
+            began = time.perf_counter()
+            replay = self._recorder.record(step, generator)
+            synchronize(plan)
+            captures.append(time.perf_counter() - began)
+            return replay
+
+    def make_timed(device: torch.device) -> Any:
+        recorder = make(device)
+        return None if recorder is None else Timed(recorder)
+
+    with mock.patch.object(graphs, "make_recorder", make_timed):
+        yield captures
+
+
+def generate(
+    plan: Plan,
+    model: Any,
+    batch_size: int,
+    repeats: int,
+    runs: list[Run],
+    tokens: int = 0,
+    warm_up_tokens: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Latency by stage, peak memory, seconds of audio; appends the runs after a short warm-up to `runs`."""
+    tokens = tokens or plan.semantic_tokens
+    inputs, seconds, new = batch_of(plan, model, batch_size), [], list[Run]()
+    warm_up = run_once(model, inputs, 0, semantic_max_new_tokens=warm_up_tokens or max(2, tokens // 8), **options)
+    if plan.on_gpu:
+        torch.cuda.reset_peak_memory_stats(plan.device)
+    for _ in range(repeats):
+        synchronize(plan)
+        began = time.perf_counter()
+        new.append(run_once(model, inputs, 0, semantic_max_new_tokens=tokens, **options))
+        synchronize(plan)
+        seconds.append(time.perf_counter() - began)
+    runs.extend(new)
+    median, audio_s = statistics.median(seconds), new[0].audio_s
+    return {
+        "median_s": median,
+        "all_s": seconds,
+        "stage_s": {stage: statistics.median(run.seconds[stage] for run in new) for stage in new[0].seconds},
+        "warm_up_s": {"all": warm_up.total_s, **warm_up.seconds},
+        "tokens_of_a_row": tokens_of_a_row(new[0], batch_size),
+        "audio_s": audio_s * batch_size,
+        "real_time_factor": median / audio_s,
+        "audio_s_per_s": audio_s * batch_size / median,
+        "utterances_per_s": batch_size / median,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(plan.device) if plan.on_gpu else None,
+    }
+
+
+def tokens_of_a_row(run: Run, batch_size: int) -> dict[str, int]:
+    """Steps of the two stages that go token by token."""
+    return {stage: run.outputs[stage].numel() // batch_size for stage in ("semantic", "coarse")}
+
+
+def batch_of(plan: Plan, model: Any, rows: int) -> dict[str, Tensor]:
+    inputs = checkpoints.fake_inputs(model, TEXT)
+    return {k: v.repeat_interleave(rows, 0).to(plan.device) for k, v in inputs.items()}
+
+
+def measure_first_sound(plan: Plan, rows: Rows, job: Job) -> None:
     """Seconds from the call to the first chunk, by policy, 5 seconds of speech at most."""
-    fast = accelerate_bark(model, strict=True)
-    tokens = min(plan.semantic_tokens, 250)
-    for policy in POLICIES:
-        case = {"shape": shape, "dtype": str(model.dtype).removeprefix("torch."), "policy": policy}
-        results.add("first_sound", case, lambda p=policy: first_sound(plan, fast, p, tokens), 10)
-    restore_bark(fast)
+    with accelerated(build_model(plan, job)) as fast:
+        for policy in POLICIES:
+            case = {"shape": job.shape, "dtype": job.dtype, "policy": policy}
+            rows.add("first_sound", case, lambda p=policy: first_sound(plan, fast, p), OURS_S)
 
 
-def first_sound(plan: Plan, model: Any, policy: str, tokens: int) -> dict[str, Any]:
+def first_sound(plan: Plan, model: Any, policy: str) -> dict[str, Any]:
     times = []
     for _ in range(plan.repeats + 1):  # the first one warms up
         torch.manual_seed(0)
@@ -47,122 +172,10 @@ def first_sound(plan: Plan, model: Any, policy: str, tokens: int) -> dict[str, A
             model,
             streamer=AudioStreamer(model, policy=policy),
             **batch_of(plan, model, 1),
-            semantic_max_new_tokens=tokens,
+            semantic_max_new_tokens=min(plan.semantic_tokens, 250),
         )
         next(chunks)
         first_s = time.perf_counter() - began
         chunks.close()
         times.append(first_s)
-    return {"first_sound_s": statistics.median(times[1:]), "all_s": times[1:]}
-
-
-def batch_of(plan: Plan, model: Any, rows: int) -> dict[str, Tensor]:
-    inputs = checkpoints.fake_inputs(model, TEXT)
-    return {k: v.repeat_interleave(rows, 0).to(plan.device) for k, v in inputs.items()}
-
-
-def measure_generations(plan: Plan, results: Results, shape: str, model: Any, batch_size: int) -> None:
-    """Stock and ours in the model's dtype; float32 rows say which tokens differ from stock's."""
-    dtype = str(model.dtype).removeprefix("torch.")
-    case = {"shape": shape, "dtype": dtype, "batch_size": batch_size}
-    stock: list[Run] = []
-    needs_s = stock_s(plan)
-    results.add("generate", {**case, "name": "stock"}, lambda: generate(plan, model, batch_size, 1, stock), needs_s)
-    for name, options in OURS.items():
-
-        def measure(options: dict[str, Any] = options) -> dict[str, Any]:
-            fast, runs = accelerate_bark(model, strict=True, **options), list[Run]()
-            try:
-                repeats = plan.repeats if options.get("cuda_graphs", True) else 1
-                row = generate(plan, fast, batch_size, repeats, runs)
-                report = acceleration_report(fast)
-                ops = {s.stage: s.ops for s in report.stages}
-                row |= {"ops": ops, "captured_graphs": report.captured_graphs}
-            finally:
-                restore_bark(fast)
-            if stock and dtype == "float32" and "weights" not in options:
-                row["token_differences"] = token_differences(stock[0], runs[0])
-            return row
-
-        results.add("generate", {**case, "name": name}, measure, needs_s / 3)
-
-
-def stock_s(plan: Plan) -> float:
-    """A guess of what a case with Transformers' own code takes."""
-    return 15.0 * len(plan.shapes) if plan.on_gpu else 1.0
-
-
-def generate(
-    plan: Plan, model: Any, batch_size: int, repeats: int, runs: list[Run], tokens: int = 0, **options: Any
-) -> dict[str, Any]:
-    """Latency, peak memory, seconds of audio; appends the runs after a short warm-up to `runs`."""
-    tokens = tokens or plan.semantic_tokens
-    inputs, seconds = batch_of(plan, model, batch_size), []
-    run_once(model, inputs, 0, semantic_max_new_tokens=max(2, tokens // 8), **options)
-    if plan.on_gpu:
-        torch.cuda.reset_peak_memory_stats(plan.device)
-    for _ in range(repeats):
-        plan.synchronize()
-        began = time.perf_counter()
-        run = run_once(model, inputs, 0, semantic_max_new_tokens=tokens, **options)
-        plan.synchronize()
-        seconds.append(time.perf_counter() - began)
-        runs.append(run)
-    median = statistics.median(seconds)
-    audio_s = run.audio_s * batch_size
-    return {
-        "median_s": median,
-        "all_s": seconds,
-        "audio_s": audio_s,
-        "real_time_factor": median / run.audio_s,
-        "audio_s_per_s": audio_s / median,
-        "utterances_per_s": batch_size / median,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated(plan.device) if plan.on_gpu else None,
-    }
-
-
-def measure_docs(plan: Plan, results: Results, shape: str, model: Any) -> None:
-    """The table of Transformers' own documentation: throughput by batch size, in float16."""
-    tokens = plan.docs_semantic_tokens
-    for batch_size in plan.docs_batch_sizes:
-        case = {"shape": shape, "dtype": "float16", "batch_size": batch_size, "semantic_tokens": tokens}
-
-        def stock(batch_size: int = batch_size) -> dict[str, Any]:
-            return generate(plan, model, batch_size, 1, [], tokens)
-
-        def ours(batch_size: int = batch_size) -> dict[str, Any]:
-            fast = accelerate_bark(model, strict=True)
-            try:
-                return generate(plan, fast, batch_size, plan.repeats, [], tokens)
-            finally:
-                restore_bark(fast)
-
-        results.add("docs", {**case, "name": "stock"}, stock, 2 * stock_s(plan))
-        results.add("docs", {**case, "name": "bark_accel, graphs"}, ours, stock_s(plan))
-
-
-def measure_variants(plan: Plan, results: Results, shape: str) -> None:
-    """The static cache, which Transformers compiles on a GPU, may take any time."""
-    for name in VARIANTS:
-        case = {"shape": shape, "dtype": "float16", "batch_size": 1, "name": name}
-        if name.endswith(("flash_attention_2", "flash_attn")) and find_spec("flash_attn") is None:
-            results.leave_out("generate", case, "flash-attn is not installed")
-        elif name.endswith("offload") and not plan.on_gpu:
-            results.leave_out("generate", case, "there is no GPU to load on")
-        else:
-            results.add("generate", case, lambda n=name: variant(plan, shape, n), 4 * stock_s(plan))
-
-
-def variant(plan: Plan, shape: str, name: str) -> dict[str, Any]:
-    model, options = plan.build(shape).to(torch.float16), dict[str, Any]()
-    if name == "stock, offload":
-        model.enable_cpu_offload()
-        return generate(plan, model, 1, 1, [])
-    model.to(plan.device)
-    if name == "stock, static":
-        options["cache_implementation"] = "static"
-    elif name == "stock, flash_attention_2":
-        model.set_attn_implementation("flash_attention_2")
-    else:
-        accelerate_bark(model, strict=True, attention="flash_attn")
-    return generate(plan, model, 1, 1, [], **options)
+    return {"first_sound_s": statistics.median(times[1:]), "all_s": times[1:], "warm_up_s": times[0]}

@@ -1,7 +1,12 @@
-"""Pictures of what `gpu.py` measured: latency of whole generations, and decode steps against the memory bandwidth."""
+"""Pictures of what `gpu.py` measured: latency of whole generations, and decode steps against the memory bandwidth.
+
+Usage: gpu_plots.py FILE.json
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +37,7 @@ def _draw_generations(axes: Any, rows: list[dict[str, Any]], content: dict[str, 
     axes.bar_label(bars, [f"{r['median_s']:.2f} s" for r in rows], padding=3, fontsize=7)
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel(f"seconds for {content['semantic_tokens']} semantic tokens, on {_device(content)}")
+    axes.set_xlabel(f"seconds for {content['plan']['semantic_tokens']} semantic tokens, on {_device(content)}")
 
 
 def _draw_steps(axes: Any, rows: list[dict[str, Any]], content: dict[str, Any]) -> None:
@@ -56,4 +61,9 @@ def _draw_steps(axes: Any, rows: list[dict[str, Any]], content: dict[str, Any]) 
 
 
 def _device(content: dict[str, Any]) -> str:
-    return str(content["machine"].get("gpu") or content["machine"]["cpu"])
+    return str(content["machine"].get("gpu") or content["machine"].get("cpu"))
+
+
+if __name__ == "__main__":
+    for path in map(Path, sys.argv[1:]):
+        save_plots(json.loads(path.read_text()), path)

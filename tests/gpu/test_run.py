@@ -1,0 +1,168 @@
+"""A run of `benchmarks/gpu.py` is over in time and says what failed, whatever crashes, hangs or is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import gpu
+import gpu_limits
+import gpu_stages
+from gpu_plan import DRY, ROUNDS, Plan, table_jobs
+from gpu_report import Report
+
+BENCHMARKS = Path(gpu.__file__).parent
+ONE_PASSES = "def test_a():\n    pass\n"
+ONE_FAILS = "def test_b():\n    pass\n\ndef test_c():\n    assert False\n\ndef test_d():\n    pass\n"
+
+
+def test_a_crash_and_a_hang_cost_their_tables_only(tmp_path: Path) -> None:
+    """The whole of it, with tiny models on the CPU, a failing kernel test, a crash and a hang."""
+    (tmp_path / "test_kernel.py").write_text(ONE_FAILS)
+    (tmp_path / "test_other.py").write_text(ONE_PASSES)
+    command = [sys.executable, str(Path(__file__).with_name("planted_run.py")), "run", "--device", "cpu", "--prebuilt"]
+    command += ["--seconds", "200", "--tests-seconds", "20", "--kernel-tests", str(tmp_path / "test_kernel.py")]
+    environment = {**os.environ, "OUT": str(tmp_path / "out"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--other-tests", str(tmp_path / "test_other.py")],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    content = json.loads((tmp_path / "out" / "dry_cpu.json").read_text())
+    failed = {part["what"]: part["error"] for part in content["failed"]}
+    crash, hang = "decode_step, small_bark, float32", "first_sound, small_bark, float16"
+    kernel_tests = {name for name in failed if name.startswith("kernel tests")}
+    others = {name for name in failed if name.startswith("other tests")}
+    assert failed.keys() - kernel_tests - others == {
+        f"{crash}: decode_step: small_bark, the crash",
+        f"{hang}: first_sound: small_bark, the hang",
+    }
+    assert failed[f"{crash}: decode_step: small_bark, the crash"] == "killed by SIGABRT"
+    assert failed[f"{hang}: first_sound: small_bark, the hang"].startswith("cut off after")
+    assert [row["name"] for row in content["decode_step"]] == ["before the crash"]
+    assert [row["policy"] for row in content["first_sound"]] == ["before the hang"]
+    rows = {table: len(content[table]) for table in ("smoke", "generate", "kernels", "launches", "docs")}
+    assert rows == {"smoke": 4, "generate": 21, "kernels": 2, "launches": 3, "docs": 4}
+    names = [stage["name"].partition(",")[0] for stage in content["stages"]]
+    tables = ["generate", *(table for tables in ROUNDS for table in tables)]
+    assert names == ["library", "kernel tests", "machine", "smoke", *tables, "plots", "other tests"]
+    # The kernels' ended with the first failure, and ran again to the end with the others.
+    assert (content["tests"]["kernel tests"]["passed"], content["tests"]["other tests"]["passed"]) == (1, 3)
+    log = (tmp_path / "out" / "dry_cpu.log").read_text()
+    assert "Fatal Python error: Aborted" in log and "planted_run.py" in log and "test_c" in log
+    # No more than the machine sends back, and nobody left of those who hung.
+    assert len(list((tmp_path / "out").iterdir())) <= 8
+    assert "planted_run" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+
+
+def test_a_command_ends_in_time_with_all_that_it_started() -> None:
+    deaf = "import os, signal, time; signal.signal(15, signal.SIG_IGN); os.fork(); print('x'); time.sleep(601.5)"
+    began = time.monotonic()
+    assert gpu_limits.run_command([sys.executable, "-c", deaf], 1).startswith("cut off after")
+    assert time.monotonic() - began < 30
+    assert "sleep(601.5)" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert gpu_limits.run_command([sys.executable, "-c", "raise SystemExit(3)"], 60) == "exit status 3"
+    assert gpu_limits.run_command(["/no/such/program"], 60).startswith("FileNotFoundError")
+    assert gpu_limits.run_command(["sh", "-c", "kill -9 $$"], 60) == "killed by SIGKILL"
+
+
+@pytest.mark.parametrize("name, status", [("SIGALRM", 124), ("SIGTERM", 143)])
+def test_nothing_outlives_the_end(tmp_path: Path, name: str, status: int) -> None:
+    """A wait that no limit knows of, and a run that is told to stop, end with a whole file and without children."""
+    script = (
+        "import sys, time, gpu, gpu_limits, gpu_stages\n"
+        "wait = [sys.executable, '-c', 'import time; time.sleep(602.5)']\n"
+        "gpu_stages.Stages.build = lambda self: gpu_limits.run_command(wait, 600) == 'ok'\n"
+        "sys.exit(gpu.main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", script, "build", "--device", "cpu", "--directory", str(tmp_path), "--seconds"]
+    limit = "3" if name == "SIGALRM" else "300"
+    with subprocess.Popen([*command, limit], env={**os.environ, "PYTHONPATH": str(BENCHMARKS)}) as process:
+        if name == "SIGTERM":
+            time.sleep(2)
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == status
+    content = json.loads((tmp_path / "dry_cpu_build.json").read_text())
+    assert [part["what"] for part in content["failed"]] == ["run"]
+    assert "sleep(602.5)" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+
+
+class Commands:
+    """Stands in for `gpu_limits.run_command`; a command that holds one of the given words fails."""
+
+    def __init__(self, *failing: str):
+        self.ran: list[str] = []
+        self.environments: list[dict[str, str]] = []
+        self._failing = failing
+
+    def __call__(self, command: list[str], limit_s: float, environment: dict[str, str], *_: Any) -> str:
+        self.ran.append(" ".join(command))
+        self.environments.append(environment)
+        return "exit status 1" if any(word in self.ran[-1] for word in self._failing) else "ok"
+
+
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands: Commands, *options: str) -> gpu_stages.Stages:
+    monkeypatch.setattr(gpu_limits, "run_command", commands)
+    plan = Plan()
+    return gpu_stages.Stages(gpu.parse(["run", *options]), plan, Report(tmp_path / "r.json", plan, {}), [])
+
+
+def test_a_prebuilt_library_is_used_if_it_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = Commands()
+    assert stages(tmp_path, monkeypatch, commands, "--prebuilt").build()
+    assert len(commands.ran) == 1 and "cuda_archs() is None" in commands.ran[0]
+    commands = Commands("cuda_archs")
+    assert stages(tmp_path, monkeypatch, commands, "--prebuilt", "--jobs", "7").build()
+    assert "setup.py build_ext --inplace" in commands.ran[1]
+    assert commands.environments[1].items() >= {"BARK_ACCEL_CUDA": "1", "MAX_JOBS": "7"}.items()
+    failed = json.loads((tmp_path / "r.json").read_text())["failed"]
+    assert [part["what"] for part in failed] == ["library"]
+    assert not stages(tmp_path, monkeypatch, Commands("setup.py")).build()
+
+
+def test_the_sanitizer_looks_for_races_in_our_kernels_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for knows, option in (("--kernel-name {key1=val1}", "--kernel-name"), ("--kernel-regex ...", "--kernel-regex")):
+        commands = Commands()
+        monkeypatch.setattr(gpu_stages, "help_of", lambda tool, knows=knows: knows)
+        assert stages(tmp_path, monkeypatch, commands).sanitize()
+        memcheck, racecheck = commands.ran
+        assert "--tool memcheck" in memcheck and "kns=" not in memcheck
+        assert f"--tool racecheck {option} kns=bark_accel " in racecheck
+        assert all(given["BARK_ACCEL_TEST_SEEDS"] == "1" for given in commands.environments)
+
+
+def test_every_table_has_a_process_and_stock_is_compiled_early() -> None:
+    jobs = table_jobs(Plan())
+    first = [(job.table, job.shape) for job in jobs][:4]
+    assert first == [(table, "bark-small") for table in ("generate", "generate", "static", "decode_step")]
+    assert len({job.name for job in jobs}) == len(jobs) == 2 * 8
+    assert [job.name for job in table_jobs(DRY, ("docs",))] == ["docs, small_bark, float16"]
+
+
+def test_the_part_that_keeps_the_time_does_not_import_torch() -> None:
+    """It could hang there before any limit holds, and would be there twice in memory."""
+    script = "import sys, gpu; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(BENCHMARKS)})
+
+
+def test_results_lie_where_out_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUT", "/some/where")
+    assert gpu.parse(["run"]).directory == Path("/some/where")
+    monkeypatch.delenv("OUT")
+    assert gpu.parse(["run"]).directory == BENCHMARKS / "results"
+    names = {gpu.file_name(gpu.parse([c, *t]), "H100 80GB") for c in gpu.COMMANDS for t in ([], ["--tables", "docs"])}
+    assert len(names) == 2 * len(gpu.COMMANDS) and "cuda_h100_80gb" in names
