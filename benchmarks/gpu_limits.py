@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 from gpu_plan import Job, Plan
 
@@ -30,7 +31,7 @@ GRACE_S = 4.0
 MARGIN_S = 2.0
 
 _groups: set[int] = set()
-_context = multiprocessing.get_context("forkserver")
+_context: Any = multiprocessing.get_context("forkserver")
 
 
 def run_command(
@@ -93,7 +94,15 @@ def start_server() -> None:
     """Say what the server imports; it starts with the first job."""
     folders = [os.path.dirname(os.path.abspath(__file__)), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join([folders[0], os.path.dirname(folders[0]), *folders[1:]])
+    # Otherwise to ask whether there is a GPU would be to touch it.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     _context.set_forkserver_preload(list(PRELOADED))
+
+
+def do_without_server() -> None:
+    """From here on, start every process anew: slower, but no import of the server's can have touched a device."""
+    global _context
+    _context = multiprocessing.get_context("spawn")
 
 
 def end_all() -> None:

@@ -54,7 +54,9 @@ class Stages:
     def smoke(self) -> bool:
         """Which machine this is, and three short generations. Without a device there is nothing else to do."""
         if not self._job(machine_job(self._plan)):
-            return False
+            gpu_limits.do_without_server()
+            if not self._job(machine_job(self._plan)):
+                return False
         self._job(smoke_job(self._plan))
         return True
 

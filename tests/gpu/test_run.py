@@ -117,6 +117,7 @@ class Commands:
 
 def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands: Commands, *options: str) -> gpu_stages.Stages:
     monkeypatch.setattr(gpu_limits, "run_command", commands)
+    monkeypatch.setattr(gpu_limits, "start_server", lambda: None)
     plan = Plan()
     return gpu_stages.Stages(gpu.parse(["run", *options]), plan, Report(tmp_path / "r.json", plan, {}), [])
 
@@ -132,6 +133,36 @@ def test_a_prebuilt_library_is_used_if_it_loads(tmp_path: Path, monkeypatch: pyt
     failed = json.loads((tmp_path / "r.json").read_text())["failed"]
     assert [part["what"] for part in failed] == ["library"]
     assert not stages(tmp_path, monkeypatch, Commands("setup.py")).build()
+
+
+def test_processes_start_anew_where_forked_ones_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran, run_job = [], gpu_limits.run_job
+
+    def failing_when_forked(job: Any, plan: Any, limit_s: float, on_message: Any) -> str:
+        ran.append((job.table, gpu_limits._context.get_start_method()))
+        if ran[-1][1] == "forkserver":
+            return "exit status 1"
+        return run_job(job, DRY, limit_s, on_message) if job.table == "machine" else "ok"
+
+    monkeypatch.setattr(gpu_limits, "_context", gpu_limits._context)
+    monkeypatch.setattr(gpu_limits, "run_job", failing_when_forked)
+    assert stages(tmp_path, monkeypatch, Commands()).smoke()
+    assert ran == [("machine", "forkserver"), ("machine", "spawn"), ("smoke", "spawn")]
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert "torch" in content["versions"] and len(content["failed"]) == 1
+
+
+def test_what_is_imported_before_a_fork_touches_no_device() -> None:
+    script = (
+        "import torch\n"
+        "def touch(*_): raise AssertionError('touched')\n"
+        "for name in ('is_available', 'device_count', 'get_device_capability', '_lazy_init'):\n"
+        "    setattr(torch.cuda, name, touch)\n"
+        "import gpu_limits\n"
+        "for name in gpu_limits.PRELOADED: __import__(name)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{BENCHMARKS}{os.pathsep}{BENCHMARKS.parent}"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 
 
 def test_the_sanitizer_looks_for_races_in_our_kernels_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
