@@ -1,17 +1,16 @@
 // What a kernel body may ask of the machine. A body is a template over its Context and knows neither CUDA nor
 // torch: nvcc compiles it with DeviceContext, the emulator of tests/cpp with a context of its own.
 //
-//   thread(), threads(), block()    indices; blocks and threads are one-dimensional, threads a multiple of 32
-//   barrier()                       all threads of the block; orders shared memory, and global memory in the
-//   block shuffle(value, lane)            the value that another lane of the warp passed; all 32 lanes must
-//   call it. It
-//                                   orders no memory
-//   atomic_add(address, value)      on shared memory
-//   shared()                        the block's shared memory, aligned to 16 bytes
-//   wait_for_previous()             programmatic dependent launch: what earlier kernels wrote is visible from
-//   here on.
-//                                   Every kernel calls it before it touches memory that kernels write
-//   release_next()                  the next kernel may be scheduled; it still waits for all of this one
+// clang-format off
+//   thread(), threads(), block()  indices; blocks and threads are one-dimensional, threads a multiple of 32
+//   barrier()                     waits for all threads of the block; orders shared memory, and global memory in the block
+//   shuffle(value, lane)          the value that another lane of the warp passed; all 32 lanes call it; orders no memory
+//   atomic_add(address, value)    on shared memory
+//   shared()                      the block's shared memory, aligned to 16 bytes
+//   wait_for_previous()           what earlier kernels wrote is visible; comes before any use of memory that kernels write
+//   release_next()                the next kernel may be scheduled; its wait_for_previous() still waits for all of this one
+// The last two are no-ops without programmatic dependent launch. No block ever waits for another one.
+// clang-format on
 #pragma once
 
 #include <cstdint>
