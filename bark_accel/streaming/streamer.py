@@ -8,7 +8,7 @@ import inspect
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -335,12 +335,23 @@ def _listen(
             worker.join()
 
     worker.start()
-    # An iterator that outlives the program's end would wait for a thread that Python has frozen by then.
-    atexit.register(leave)
+    _live.add(leave)
     try:
         yield from streamer
     finally:
-        atexit.unregister(leave)
+        _live.discard(leave)
+        leave()
+
+
+# What ends each stream that is still listened to.
+_live: set[Callable[[], None]] = set()
+
+
+# An iterator that outlives the program's end would wait for a thread that Python has frozen by then. Registered once:
+# `atexit.unregister` only blanks an entry, and Python's table would grow with every stream.
+@atexit.register
+def _leave_all() -> None:
+    for leave in list(_live):
         leave()
 
 

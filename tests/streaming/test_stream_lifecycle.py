@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import copy
 import gc
 import inspect
@@ -19,6 +20,7 @@ from bark_models import SMALL, build, preset, texts
 from parity import accelerated_copy
 
 from bark_accel import AudioStreamer, acceleration_report, restore_bark, stream
+from bark_accel import streamer as streamer_module
 from bark_accel.stages.coarse import CoarseStage
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.fine import FineStage
@@ -283,6 +285,16 @@ audio = stream(Endless())
 next(audio)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_streams_leave_no_entries_in_the_table_of_what_runs_at_exit(fast):
+    """`atexit.unregister` only blanks one; CPython counts those as well."""
+    before = atexit._ncallbacks()
+    for _ in range(3):
+        list(stream(fast, **INPUTS, **OPTIONS))
+    next(stream(fast, **INPUTS, **OPTIONS))
+    gc.collect()
+    assert atexit._ncallbacks() == before and not streamer_module._live
 
 
 def test_nothing_comes_in_time(fast, monkeypatch):
