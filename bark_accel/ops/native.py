@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -324,10 +325,15 @@ def decode_step(
     )
 
 
+# functools.cache lets in two threads that come first together, and some versions of torch refuse a second fake.
+_registering = threading.Lock()
+
+
 @functools.cache
 def _op(name: str) -> Callable[..., Any]:
-    _library.load()
-    _register_fakes()
+    with _registering:
+        _library.load()
+        _register_fakes()
     return getattr(torch.ops.bark_accel, name).default
 
 

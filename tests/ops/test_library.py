@@ -113,3 +113,33 @@ def test_isa_variable(isa: str, expected: str) -> None:
     )
     assert (done.returncode == 0) == (isa == "generic")
     assert expected in done.stdout + done.stderr
+
+
+def test_two_threads_that_come_first_together() -> None:
+    """Fakes are registered once: some versions of torch refuse a second one."""
+    script = """
+import threading, time, torch
+from bark_accel import ops
+
+register, barrier, registered = torch.library.register_fake, threading.Barrier(4), []
+
+def slowly(name, fake):
+    time.sleep(0.01)
+    registered.append(name)
+    register(name, fake)
+
+def first(name):
+    barrier.wait()
+    ops._op(name)
+
+torch.library.register_fake = slowly
+names = ("fused_sample", "decode_step", "fused_sample", "int16_linear")
+threads = [threading.Thread(target=first, args=(name,)) for name in names]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(registered) == len(set(registered)) == 7, registered
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
