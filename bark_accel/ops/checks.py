@@ -1,7 +1,7 @@
 """What the plain-torch ops refuse: the compiled ops check the same in csrc/checks.h and csrc/cpu/.
 
-What only a look at the data can tell (ids, lengths) is refused where the look is free, on the CPU. Elsewhere it would
-wait for the device at every token, and cannot be had while a CUDA graph is captured.
+What only a look at the data can tell (ids, codes, lengths) is refused where the look is free, on the CPU. Elsewhere it
+would wait for the device at every token, and cannot be had while a CUDA graph is captured.
 """
 
 from __future__ import annotations
@@ -284,6 +284,8 @@ def check_embedding_inputs(codes: Tensor, tables: Sequence[Tensor], positions: T
 
 
 def _check_codes(codes: Tensor, count: int, vocabulary: int) -> None:
+    if not on_host(codes):
+        return
     used = codes[:, :, :count]
     bad = (used < 0) | (used >= vocabulary)
     if bad.any():

@@ -4,10 +4,10 @@ Same names, arguments, results and error types; see :mod:`bark_accel.ops` for sh
 call them under ``torch.no_grad()``.
 
 Beyond the CPU, nothing of a decode step waits for the device, so that a CUDA graph can hold it: attention runs over the
-whole cache, behind a mask (what is not valid yet has to be finite), and ids and lengths that do not fit give NaN, which
-the samplers refuse; the cache's nearest entry is overwritten then. While a graph is captured a sampler cannot refuse:
-the id of such a row is minus one of `op_checks.NOT_FINITE`, `ALL_MASKED`, `BAD_NOISE`. The int16 ops, which are about
-speed on CPUs, are float16 products there, for tensor cores.
+whole cache, behind a mask (what is not valid yet has to be finite), and ids, codes and lengths that do not fit give
+NaN, which the samplers refuse; the cache's nearest entry is overwritten then. While a graph is captured a sampler
+cannot refuse: the id of such a row is minus one of `op_checks.NOT_FINITE`, `ALL_MASKED`, `BAD_NOISE`. The int16 ops,
+which are about speed on CPUs, are float16 products there, for tensor cores.
 """
 
 from __future__ import annotations
@@ -90,10 +90,13 @@ def fused_multinomial(
 def codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
     """Plain-torch twin of :func:`bark_accel.ops.codebook_embedding_sum`."""
     check_embedding_inputs(codes, tables, positions)
-    total = tables[0][codes[..., 0].long()].float()
+    given = codes[..., : len(tables)].long()
+    used = given.clamp(0, len(tables[0]) - 1)
+    total = tables[0][used[..., 0]].float()
     for i, table in enumerate(tables[1:], start=1):
-        total = total + table[codes[..., i].long()].float()
-    return total + positions[: codes.shape[1]].float()
+        total = total + table[used[..., i]].float()
+    total = total + positions[: codes.shape[1]].float()
+    return total if op_checks.on_host(codes) else total.masked_fill((given != used).any(-1, keepdim=True), math.nan)
 
 
 def static_cache_attention(

@@ -97,6 +97,25 @@ def test_what_does_not_fit_gives_nan_and_then_an_error(bad: str) -> None:
             torch_ops.fused_sample(logits, None, 0, 0, 9)
 
 
+@torch.no_grad()
+@pytest.mark.usefixtures("like_a_device")
+@pytest.mark.parametrize("bad", (-1, 37))
+def test_a_code_that_does_not_fit_gives_nan_in_its_frame(bad: int) -> None:
+    codes = torch.randint(0, 37, (2, 5, 4))
+    codes[0, 2, 3] = codes[1, 3, 1] = bad  # of a codebook that is not summed, and of one that is
+    tables, positions = [*torch.randn(3, 37, 8)], torch.randn(6, 8)
+    wrong = torch_ops.codebook_embedding_sum(codes, tables, positions).isnan()
+    assert wrong[1, 3].all() and wrong.sum() == 8
+
+
+@torch.no_grad()
+def test_the_embedding_sum_looks_at_no_code() -> None:
+    """In each of the fine stage's passes the device would be waited for. A meta tensor has no data to look at."""
+    codes = torch.zeros(2, 5, 4, dtype=torch.int64, device=META)
+    tables, positions = [torch.empty(37, 8, device=META) for _ in range(3)], torch.empty(6, 8, device=META)
+    assert torch_ops.codebook_embedding_sum(codes, tables, positions).shape == (2, 5, 8)
+
+
 def test_statuses_of_rows_that_cannot_be_sampled() -> None:
     logits = torch.randn(4, 6)
     logits[1, 2], logits[2] = torch.nan, -torch.inf
