@@ -59,6 +59,7 @@ __all__ = [
     "accelerate_bark",
     "acceleration_report",
     "batch_inputs",
+    "free_memory",
     "generate_with_preset",
     "load_voice_preset",
     "long_form",
@@ -195,6 +196,36 @@ def acceleration_report(model: BarkModel) -> AccelerationReport:
     from bark_accel.patches.api import report
 
     return report(model)
+
+
+def free_memory(model: BarkModel) -> int:
+    """Give up what an accelerated model keeps between calls and makes again when it needs it.
+
+    The key/value cache (of the largest batch so far), captured CUDA graphs, copies of the weights in other precisions
+    (drafts, and those of `weights=`; not what `release_originals` left), and the CPU ops' scratch memory. The next call
+    is slower by the time that the copies and graphs take; its result is the same. Generations that are running keep
+    what they have. On a GPU the memory goes back to torch's allocator: `torch.cuda.empty_cache()` gives it to others.
+
+    Parameters
+    ----------
+    model : BarkModel
+        Accelerated.
+
+    Returns
+    -------
+    int
+        Bytes that were freed, those of CUDA graphs not counted.
+
+    Raises
+    ------
+    TypeError
+        `model` is not a `BarkModel`.
+    ValueError
+        `model` is not accelerated.
+    """
+    from .patches import free_memory
+
+    return free_memory(model)
 
 
 def batch_inputs(processor: BarkProcessor, texts: Sequence[str], voices: Sequence[Any]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return std::string(bark_accel::kernels().name); });
   m.def("available_isas", &bark_accel::available_isas);
   m.def("set_isa", &bark_accel::set_isa);
+  m.def("release_memory", &bark_accel::release_memory);
   m.def("lazy_noise", &bark_accel::lazy_noise);
   m.def("set_lazy_noise", &bark_accel::set_lazy_noise);
 #ifndef BARK_ACCEL_WITHOUT_CUDA

@@ -229,6 +229,11 @@ class GraphStore:
         with self._lock:
             return sum(len(graphs) for graphs in self._idle.values())
 
+    def clear(self) -> None:
+        """Give up the graphs that no generation has."""
+        with self._lock:
+            self._idle.clear()
+
     @contextmanager
     def lend(self, model: CausalModel, cache: KVCache) -> Iterator[StepGraphs | None]:
         """Graphs for one generation with `cache`, started; None on a device without."""

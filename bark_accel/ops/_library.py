@@ -108,3 +108,8 @@ def cuda_archs() -> str | None:
     except ImportError:
         return None
     return None if archs == "none" else archs
+
+
+def release_memory() -> int:
+    """Free the ops' scratch of this thread and its team, and give free heap back to the system; bytes of scratch."""
+    return load().release_memory()

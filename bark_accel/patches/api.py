@@ -13,6 +13,7 @@ from transformers.models.bark import modeling_bark as hf
 
 from bark_accel._version import __version__
 from bark_accel.hf.compat import check_signatures
+from bark_accel.ops._library import release_memory
 from bark_accel.ops.backend import check_backend, runs_natively
 from bark_accel.ops.flash_attention import check_attention
 from bark_accel.report import AccelerationReport, Fallback, FallbackKind, FallbackLog, FallbackReason, StageReport
@@ -111,15 +112,8 @@ def _submodels(model: BarkModel) -> list[Any]:
 
 def report(model: Any) -> AccelerationReport:
     """See `bark_accel.acceleration_report`."""
-    _check_model(model)
-    hook = model_hook(model)
-    if hook is None:
-        raise ValueError(
-            "acceleration_report: expected an accelerated model, got one that is not; call accelerate_bark"
-        )
-    settings = hook.settings
-    submodels = (getattr(model, name) for name in SUBMODELS.values())
-    stage_hooks = [m.generate.__self__ for m in submodels if _is_ours(vars(m).get("generate"))]
+    hook = _hook_of_accelerated(model, "acceleration_report")
+    settings, stage_hooks = hook.settings, _stage_hooks(model)
     stages = tuple(_stage_report(h) for h in (*stage_hooks, hook.codec_hook()))
     native = runs_natively(settings.backend, model.device)
     return AccelerationReport(
@@ -141,6 +135,27 @@ def report(model: Any) -> AccelerationReport:
             "transformers": transformers.__version__,
         },
     )
+
+
+def free_memory(model: Any) -> int:
+    """See `bark_accel.free_memory`."""
+    hook = _hook_of_accelerated(model, "free_memory")
+    freed = hook.settings.pool.clear() + sum(stage.free_memory() for stage in _stage_hooks(model))
+    return freed + (release_memory() if runs_natively(hook.settings.backend, model.device) else 0)
+
+
+def _hook_of_accelerated(model: Any, name: str) -> ModelHook:
+    _check_model(model)
+    hook = model_hook(model)
+    if hook is None:
+        raise ValueError(f"{name}: expected an accelerated model, got one that is not; call accelerate_bark")
+    return hook
+
+
+def _stage_hooks(model: BarkModel) -> list[Hook]:
+    """Those of the sub-models that the model has now, where they are ours."""
+    submodels = (getattr(model, name) for name in SUBMODELS.values())
+    return [m.generate.__self__ for m in submodels if _is_ours(vars(m).get("generate"))]
 
 
 def model_hook(model: BarkModel) -> ModelHook | None:

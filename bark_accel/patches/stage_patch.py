@@ -102,8 +102,15 @@ class Hook:
 
     def copied_bytes(self) -> int:
         """Bytes of the weights that are not views of the module's own tensors."""
+        return self._bytes_beside_the_module(self.weights(), *self.conversions.kept())
+
+    def free_memory(self) -> int:
+        """Give up what the next generation makes again; the bytes of it."""
+        return self._bytes_beside_the_module(*self.conversions.clear())
+
+    def _bytes_beside_the_module(self, *weights: Any) -> int:
         own = {t.untyped_storage().data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
-        held = {t.data_ptr(): t for t in tensors_of((self.weights(), *self.conversions.kept()))}
+        held = {t.data_ptr(): t for t in tensors_of(weights)}
         return sum(t.nbytes for t in held.values() if t.untyped_storage().data_ptr() not in own)
 
     def precision_name(self, dtype: torch.dtype) -> str:
@@ -134,6 +141,10 @@ class CausalHook(Hook):
         super().__init__(module, settings)
         self.draft_counts = DraftCounts()
         self.graphs = GraphStore()
+
+    def free_memory(self) -> int:
+        self.graphs.clear()
+        return super().free_memory()
 
     def model(self, weights: TransformerWeights) -> CausalModel:
         """The transformer as its stage runs it."""

@@ -72,9 +72,11 @@ class KVCachePool:
         idle = self._idle
         return 0 if idle is None else sum(t.numel() * t.element_size() for t in idle)
 
-    def clear(self) -> None:
+    def clear(self) -> int:
+        """Give the buffer up; the bytes of it."""
         with self._lock:
-            self._idle = None
+            freed, self._idle = self.nbytes, None
+        return freed
 
     @contextmanager
     def borrow(

@@ -120,6 +120,13 @@ class ConvertedWeights:
         with self._lock:
             return [matrices for _, matrices in self._kept.values()]
 
+    def clear(self) -> list[tuple[Linear, ...]]:
+        """Give them up; they are returned once more."""
+        kept = self.kept()
+        with self._lock:
+            self._kept.clear()
+        return kept
+
 
 def _fingerprint(tensor: Tensor) -> tuple:
     flat = tensor.detach().flatten()

@@ -2,10 +2,15 @@
 
 #include <c10/util/Exception.h>
 #include <c10/util/StringUtil.h>
+#ifdef __linux__
+#include <malloc.h>
+#endif
 
 #include <atomic>
 #include <cstdlib>
 #include <memory>
+
+#include "team.h"
 
 namespace bark_accel {
 namespace {
@@ -31,6 +36,16 @@ std::atomic<const KernelTable*>& active() {
   return table;
 }
 
+struct Scratch {
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  std::unique_ptr<float, Free> memory;
+  int64_t floats = 0;
+};
+
+thread_local Scratch scratch;
+
 }  // namespace
 
 const KernelTable& kernels() { return *active().load(std::memory_order_relaxed); }
@@ -52,18 +67,26 @@ void set_isa(const std::string& name) {
 }
 
 float* thread_scratch(int64_t floats) {
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  thread_local std::unique_ptr<float, Free> buffer;
-  thread_local int64_t capacity = 0;
-  if (floats > capacity) {
+  if (floats > scratch.floats) {
     const int64_t bytes = (floats * int64_t(sizeof(float)) + 63) / 64 * 64;
-    buffer.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-    capacity = buffer ? floats : 0;
-    TORCH_CHECK(buffer, "bark_accel: out of memory for ", bytes, " bytes of scratch");
+    scratch.floats = 0;
+    scratch.memory.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+    TORCH_CHECK(scratch.memory, "bark_accel: out of memory for ", bytes, " bytes of scratch");
+    scratch.floats = floats;
   }
-  return buffer.get();
+  return scratch.memory.get();
+}
+
+int64_t release_memory() {
+  std::atomic<int64_t> floats{0};
+  run_team(team_size(), [&](const Team&) {
+    floats += scratch.floats;
+    scratch = {};
+  });
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+  return floats * int64_t(sizeof(float));
 }
 
 }  // namespace bark_accel
