@@ -111,7 +111,9 @@ def accelerate_bark(
         smaller copies stand beside the model's own weights.
     backend : {"auto", "native", "torch"}
         `"native"` uses the compiled ops (CPU, or CUDA where they were built for it), `"torch"` plain torch on any
-        device, `"auto"` the compiled ops where they exist.
+        device, `"auto"` the compiled ops where they exist. At first use on a GPU they are compared with plain torch
+        (a fraction of a second); where they differ, `"auto"` runs plain torch there, with a warning and a line in the
+        report.
     strict : bool
         Raise `AccelerationError` where a call would otherwise fall back to Transformers' own code.
     speculate : bool, optional
@@ -147,6 +149,8 @@ def accelerate_bark(
         `fix_stock_bugs`; `speculate=True` with int8 weights; `release_originals` with weights "same", in training mode
         or with hooked modules; weights of 16 bits or fewer with heads of more than 256 numbers; an `attention` that is
         of no use for this model.
+    RuntimeError
+        `backend="native"` for a GPU on which the compiled ops differ from plain torch.
     ImportError
         The compiled library is missing or was built for another torch; this version of Transformers has other
         signatures than the ones tested; or `flash-attn` was asked for and is missing.

@@ -142,7 +142,8 @@ class AccelerationReport:
     `isa` is the instruction set of the compiled ops, or None where they are not used; `stock_bugs` are the names that
     `accelerate_bark(fix_stock_bugs=)` takes, each with whether it is fixed. `cuda_graphs` is False also where the
     device has none; `captured_graphs` are those kept between calls. `attention` is that of 16-bit blocks of tokens on a
-    GPU.
+    GPU. `native_fault` says why plain torch ops run on a GPU that the compiled ones are made for: how they differed
+    from torch's when they were compared at first use there; None where they did not.
     """
 
     stages: tuple[StageReport, ...]
@@ -158,6 +159,7 @@ class AccelerationReport:
     attention: str
     versions: dict[str, str]
     stock_bugs: dict[str, bool]
+    native_fault: str | None = None
 
     def __str__(self) -> str:
         header = ("stage", "ops", "dtype", "weights", "device", "copied", "drafts accepted")
@@ -174,6 +176,8 @@ class AccelerationReport:
         lines.append(f"kv cache kept: {_mib(self.kv_cache_bytes)}; {versions}")
         fixed, kept = ([n for n, is_fixed in self.stock_bugs.items() if is_fixed is which] for which in (True, False))
         lines.append(f"stock's bugs fixed: {', '.join(fixed) or 'none'}; kept: {', '.join(kept) or 'none'}")
+        if self.native_fault is not None:
+            lines.append(f"compiled ops not used, they are wrong here: {self.native_fault}")
         lines += [f"blocked: {s.blocked_by}" for s in self.stages if s.blocked_by is not None]
         lines += [f"tokens chosen by Transformers: {reason}" for reason in self.token_choices]
         lines += [f"fell back: {reason}" for reason in self.fallbacks] or ["fell back: never"]

@@ -9,6 +9,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from . import device_check
 from ._library import cuda_archs
 
 BACKENDS = ("auto", "native", "torch")
@@ -92,10 +93,29 @@ class Ops(Protocol):
 
 
 def runs_natively(backend: str, device: torch.device) -> bool:
-    """Whether the compiled ops serve this device: a CPU, or an NVIDIA GPU that the library was built for."""
-    if backend == "torch":
-        return False
+    """Tell whether the compiled ops are used on this device: it is one of theirs, and they equal plain torch there."""
+    return backend != "torch" and is_served(device) and native_fault(device) is None
+
+
+def is_served(device: torch.device) -> bool:
+    """Tell whether the compiled ops are made for this device: a CPU, or a GPU that the library was built for."""
     return device.type == "cpu" or (device.type == "cuda" and cuda_archs() is not None and _is_recent(device))
+
+
+def native_fault(device: torch.device) -> str | None:
+    """Say what is wrong with the compiled ops on a device that they are made for; the first call there compares them.
+
+    None where they equal plain torch, and on CPUs, on which they are tested.
+    """
+    if _is_tested(device):
+        return None
+    from . import reference as torch_ops
+
+    return device_check.fault(_compiled_ops(device), torch_ops, device)
+
+
+def _is_tested(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 def _is_recent(gpu: torch.device) -> bool:
@@ -109,24 +129,42 @@ def check_backend(backend: str, device: torch.device) -> None:
     ------
     ValueError
         Unknown name, or `"native"` for a device without compiled ops.
+    RuntimeError
+        `"native"` for a device on which the compiled ops differ from plain torch.
     ImportError
         The compiled library is needed and missing, or was built for another torch.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
-    if backend == "native" and not runs_natively(backend, device):
-        served = "the CPU"
-        if device.type == "cuda":
-            served += f", or a library built with CUDA and a GPU of compute capability {FIRST_CAPABILITY} or later"
-        raise ValueError(f"backend='native': expected a model on {served}, got {device}; use 'auto' or 'torch'")
+    if backend == "native":
+        _require_native(device)
     if runs_natively(backend, device):
         from ._library import load
 
         load()
 
 
+def _require_native(device: torch.device) -> None:
+    if not is_served(device):
+        served = "the CPU"
+        if device.type == "cuda":
+            served += f", or a library built with CUDA and a GPU of compute capability {FIRST_CAPABILITY} or later"
+        raise ValueError(f"backend='native': expected a model on {served}, got {device}; use 'auto' or 'torch'")
+    fault = native_fault(device)
+    if fault is not None:
+        raise RuntimeError(
+            f"backend='native': expected compiled ops that equal plain torch on {device}, got {fault}; "
+            "use 'auto' or 'torch', and please report this"
+        )
+
+
 def get_ops(backend: str, device: torch.device, attention: str = "sdpa") -> Ops:
-    """The ops for a device; `attention`, one of `flash_attention.ATTENTIONS`, is for GPUs."""
+    """Choose the ops for a device; `attention`, one of `flash_attention.ATTENTIONS`, is for GPUs.
+
+    Raises as `check_backend` does where `"native"` cannot be had.
+    """
+    if backend == "native":
+        _require_native(device)
     ops = _op_module(backend, device)
     if attention == "sdpa" or device.type != "cuda":
         return ops
@@ -136,10 +174,14 @@ def get_ops(backend: str, device: torch.device, attention: str = "sdpa") -> Ops:
 
 
 def _op_module(backend: str, device: torch.device) -> Ops:
-    if not runs_natively(backend, device):
-        from . import reference as torch_ops
+    if runs_natively(backend, device):
+        return _compiled_ops(device)
+    from . import reference as torch_ops
 
-        return torch_ops
+    return torch_ops
+
+
+def _compiled_ops(device: torch.device) -> Ops:
     if device.type == "cuda":
         from . import cuda as cuda_ops
 

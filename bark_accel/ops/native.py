@@ -1,6 +1,6 @@
 """The compiled ops (``backend="native"``).
 
-:mod:`bark_accel.torch_ops` has the same functions in plain torch.
+:mod:`bark_accel.ops.reference` has the same functions in plain torch.
 """
 
 from __future__ import annotations

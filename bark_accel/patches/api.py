@@ -14,7 +14,7 @@ from transformers.models.bark import modeling_bark as hf
 from bark_accel._version import __version__
 from bark_accel.hf.compat import check_signatures
 from bark_accel.ops._library import release_memory
-from bark_accel.ops.backend import check_backend, runs_natively
+from bark_accel.ops.backend import check_backend, is_served, native_fault, runs_natively
 from bark_accel.ops.flash_attention import check_attention
 from bark_accel.report import AccelerationReport, Fallback, FallbackKind, FallbackLog, FallbackReason, StageReport
 from bark_accel.transformer.precision import WEIGHTS
@@ -128,6 +128,7 @@ def report(model: Any) -> AccelerationReport:
         stock_bugs={name: settings.traps.fixes(name) for name in STOCK_BUGS},
         cuda_graphs=settings.cuda_graphs and model.device.type == "cuda",
         captured_graphs=sum(h.graphs.count for h in stage_hooks if isinstance(h, CausalHook)),
+        native_fault=_native_fault(settings, model.device),
         attention=settings.attention if model.device.type == "cuda" else "sdpa",
         versions={
             "bark_accel": __version__,
@@ -135,6 +136,10 @@ def report(model: Any) -> AccelerationReport:
             "transformers": transformers.__version__,
         },
     )
+
+
+def _native_fault(settings: Settings, device: torch.device) -> str | None:
+    return native_fault(device) if settings.backend != "torch" and is_served(device) else None
 
 
 def free_memory(model: Any) -> int:

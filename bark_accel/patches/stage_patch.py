@@ -18,7 +18,7 @@ from bark_accel.decoding.speculation import Draft, Speculation
 from bark_accel.decoding.token_source import Lookahead
 from bark_accel.hf import extract
 from bark_accel.hf.inputs import by_row
-from bark_accel.ops.backend import Ops, get_ops, runs_natively
+from bark_accel.ops.backend import Ops, get_ops, is_served, runs_natively
 from bark_accel.ops.checks import MAX_HEAD_SIZE
 from bark_accel.report import DraftCounts, Fallback, FallbackKind, FallbackLog, TokenChoice
 from bark_accel.transformer.causal import MAX_DECODE_ROWS, CausalModel
@@ -87,7 +87,7 @@ class Hook:
     def _ready_weights(self) -> Any:
         weights = self.weights()
         device = next(self.module.parameters()).device
-        if self.settings.backend == "native" and not runs_natively("native", device):
+        if self.settings.backend == "native" and not is_served(device):
             raise Fallback(self.stage, FallbackKind.DEVICE, f"backend='native' has no ops for {device}")
         if torch.is_autocast_enabled(device.type):
             raise Fallback(self.stage, FallbackKind.AUTOCAST, f"for {device.type}")

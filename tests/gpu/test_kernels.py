@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.decoding.rng import default_generator
+from bark_accel.ops import backend, device_check
 from bark_accel.ops import reference as torch_ops
 from bark_accel.ops._library import load
 
@@ -33,6 +34,12 @@ def test_the_stream_is_the_current_one() -> None:
     assert load().cuda_stream(device) == torch.cuda.current_stream().cuda_stream
     with torch.cuda.stream(side):
         assert load().cuda_stream(device) == side.cuda_stream
+
+
+def test_the_check_at_first_use_passes(native: Any, device: torch.device) -> None:
+    """Without it every test of whole generations would be one of plain torch."""
+    assert device_check.first_difference(native, torch_ops, device) is None
+    assert backend.native_fault(device) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
