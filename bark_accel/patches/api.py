@@ -21,6 +21,7 @@ from bark_accel.transformer.precision import WEIGHTS
 
 from .coarse import CoarseHook
 from .fine import FineHook
+from .forked import avoid_lost_threads, watch
 from .model import SUBMODELS, ModelHook
 from .release import check_released, release
 from .semantic import SemanticHook
@@ -50,6 +51,8 @@ def apply(
     attention: str,
 ) -> BarkModel:
     """See `bark_accel.accelerate_bark`. Everything is checked before anything is patched."""
+    watch()
+    avoid_lost_threads()
     _check_model(model)
     _check_flags(strict=strict, release_originals=release_originals, cuda_graphs=cuda_graphs)
     if not (speculate is None or isinstance(speculate, bool)):

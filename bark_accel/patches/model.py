@@ -23,6 +23,7 @@ from bark_accel.streaming.streamer import AudioSource, AudioStreamer
 from .audio_generation import AudioGeneration, Request, StageHooks, VoicePreset
 from .coarse import check_coarse_streamer
 from .fine import CodecHook
+from .forked import avoid_lost_threads
 from .stage_patch import Hook, Settings
 from .token_loop import TokenTap
 
@@ -65,6 +66,7 @@ class ModelHook(AudioSource):
         of waveforms [S_i] in place of [B, S]. With such a list, with "batch_tails" fixed, and with an `AudioStreamer`
         as `streamer`, where the waveform is what was streamed, rows are silent after their end.
         """
+        avoid_lost_threads()
         trim = kwargs.pop("trim", False)
         if not isinstance(trim, bool):
             raise TypeError(f"trim: expected True or False, got {trim!r}")

@@ -26,6 +26,7 @@ from bark_accel.transformer.kv_cache import KVCache, KVCachePool
 from bark_accel.transformer.precision import ConvertedWeights
 from bark_accel.transformer.weights import TransformerWeights, map_tensors, tensors_of
 
+from .forked import avoid_lost_threads
 from .step_view import step_view
 from .stock_bugs import Traps
 
@@ -63,6 +64,7 @@ class Hook:
         They are read at every call: views cost a millisecond, the codec's folded copies a few, and nothing can be
         out of date, whatever was loaded, moved, cast, replaced or written to in between.
         """
+        avoid_lost_threads()
         if self.released is not None:
             return self._released_weights()
         with torch.inference_mode(False), torch.no_grad():

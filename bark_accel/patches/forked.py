@@ -1,0 +1,40 @@
+"""Forked children: OpenMP's threads do not survive a fork, and the thread that does would wait for them for ever.
+
+Transformers' own code hangs there as well. A thread that the child starts gets new helpers and is not affected.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+
+import torch
+
+logger = logging.getLogger("bark_accel")
+
+_survivor: int | None = None
+
+
+@functools.cache
+def watch() -> None:
+    """Notice forks from now on. Called when a model is accelerated: OpenMP's threads may start from then on."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_note_survivor)
+
+
+def _note_survivor() -> None:
+    global _survivor
+    _survivor = threading.get_ident()
+
+
+def avoid_lost_threads() -> None:
+    """Keep torch to one thread, with a warning, where this thread's helpers were lost in a fork."""
+    if threading.get_ident() == _survivor and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        logger.warning(
+            "bark_accel: this process was forked from one with an accelerated model, whose OpenMP threads do not exist "
+            "here: generating on one thread. To use more, load the model after the fork, start processes with "
+            "multiprocessing's 'spawn', or call generate in a thread of its own"
+        )
