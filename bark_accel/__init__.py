@@ -227,7 +227,7 @@ def free_memory(model: BarkModel) -> int:
     ValueError
         `model` is not accelerated.
     """
-    from .patches import free_memory
+    from .patches.api import free_memory
 
     return free_memory(model)
 

@@ -185,7 +185,7 @@ def test_memory_that_is_short_says_nothing_about_the_ops() -> None:
 
 
 def test_every_op_that_has_kernels_is_compared() -> None:
-    from bark_accel import cuda_ops
+    from bark_accel.ops import cuda as cuda_ops
 
     own = {name for name in cuda_ops.__all__ if getattr(cuda_ops, name) is not getattr(torch_ops, name)}
     assert {case.op for case in device_check.cases()} == own

@@ -119,7 +119,7 @@ def test_two_threads_that_come_first_together() -> None:
     """Fakes are registered once: some versions of torch refuse a second one."""
     script = """
 import threading, time, torch
-from bark_accel import ops
+from bark_accel.ops import native as ops
 
 register, barrier, registered = torch.library.register_fake, threading.Barrier(4), []
 

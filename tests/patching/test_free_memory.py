@@ -13,7 +13,9 @@ from bark_models import SMALL, build, texts
 from call_recorder import CallRecorder
 from parity import accelerated_copy, run
 
-from bark_accel import _library, acceleration_report, free_memory, graphs
+from bark_accel import acceleration_report, free_memory
+from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.ops import _library
 from bark_accel.stages.semantic import SemanticStage
 
 INPUTS = {**texts(SMALL, [9]), "do_sample": True, "semantic_max_new_tokens": 12}
@@ -104,7 +106,7 @@ def test_the_system_gets_the_memory_back():
     script = """
 import torch
 from pathlib import Path
-from bark_accel import _library
+from bark_accel.ops import _library
 
 def resident_kib():
     return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])

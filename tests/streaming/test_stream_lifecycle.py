@@ -20,11 +20,11 @@ from bark_models import SMALL, build, preset, texts
 from parity import accelerated_copy
 
 from bark_accel import AudioStreamer, acceleration_report, restore_bark, stream
-from bark_accel import streamer as streamer_module
 from bark_accel.stages.coarse import CoarseStage
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.fine import FineStage
 from bark_accel.stages.semantic import SemanticStage
+from bark_accel.streaming import streamer as streamer_module
 
 INPUTS = texts(SMALL, [6])
 OPTIONS = {"semantic_max_new_tokens": 60, "fine_temperature": None}
