@@ -158,6 +158,8 @@ setup(
                 "csrc/cpu/isa.cpp",
                 "csrc/cpu/fused_sample.cpp",
                 "csrc/cpu/lazy_noise.cpp",
+                "csrc/cpu/float32_attention.cpp",
+                "csrc/cpu/float32_linear.cpp",
                 "csrc/cpu/int16_attention.cpp",
                 "csrc/cpu/int16_linear.cpp",
                 "csrc/cpu/codebook_embedding_sum.cpp",

@@ -143,7 +143,8 @@ class AccelerationReport:
     `accelerate_bark(fix_stock_bugs=)` takes, each with whether it is fixed. `cuda_graphs` is False also where the
     device has none; `captured_graphs` are those kept between calls. `attention` is that of 16-bit blocks of tokens on a
     GPU. `native_fault` says why plain torch ops run on a GPU that the compiled ones are made for: how they differed
-    from torch's when they were compared at first use there; None where they did not.
+    from torch's when they were compared at first use there; None where they did not. `float32` says who computes float32 products and attention of blocks of tokens on a CPU and where that was
+    decided, None where there are none.
     """
 
     stages: tuple[StageReport, ...]
@@ -157,6 +158,7 @@ class AccelerationReport:
     cuda_graphs: bool
     captured_graphs: int
     attention: str
+    float32: str | None
     versions: dict[str, str]
     stock_bugs: dict[str, bool]
     native_fault: str | None = None
@@ -172,6 +174,7 @@ class AccelerationReport:
         s = "" if self.threads == 1 else "s"
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         lines.append(f"backend {self.backend}, strict {self.strict}, isa {self.isa}, {self.threads} thread{s}")
+        lines.append(f"float32 blocks: {self.float32 or 'none on a CPU'}")
         lines.append(self._on_gpu())
         lines.append(f"kv cache kept: {_mib(self.kv_cache_bytes)}; {versions}")
         fixed, kept = ([n for n, is_fixed in self.stock_bugs.items() if is_fixed is which] for which in (True, False))

@@ -43,6 +43,13 @@ TORCH_LIBRARY(bark_accel, m) {
       "int16_linear(Tensor input, Tensor weight, Tensor? scales=None, Tensor? bias=None, bool gelu=False) -> "
       "Tensor",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "float32_linear(Tensor input, Tensor weight, Tensor? bias=None, Tensor? residual=None, bool "
+      "gelu=False) "
+      "-> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def("float32_attention(Tensor query, Tensor key, Tensor value, bool causal=False) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
   m.def("int16_attention(Tensor query, Tensor key, Tensor value, bool causal=False) -> Tensor",
         {at::Tag::pt2_compliant_tag});
 }

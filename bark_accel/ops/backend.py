@@ -80,6 +80,17 @@ class Ops(Protocol):
         length: Tensor,
     ) -> Tensor: ...
 
+    def float32_linear(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        gelu: bool = False,
+    ) -> Tensor: ...
+
+    def float32_attention(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor: ...
+
     def int16_linear(
         self,
         input: Tensor,
@@ -128,7 +139,7 @@ def check_backend(backend: str, device: torch.device) -> None:
     Raises
     ------
     ValueError
-        Unknown name, or `"native"` for a device without compiled ops.
+        Unknown name, `"native"` for a device without compiled ops, or an unknown name in `BARK_ACCEL_FLOAT32`.
     RuntimeError
         `"native"` for a device on which the compiled ops differ from plain torch.
     ImportError
@@ -142,6 +153,10 @@ def check_backend(backend: str, device: torch.device) -> None:
         from ._library import load
 
         load()
+    if runs_natively(backend, device) and device.type == "cpu":
+        from .float32_choice import forced
+
+        forced()
 
 
 def _require_native(device: torch.device) -> None:
@@ -186,6 +201,6 @@ def _compiled_ops(device: torch.device) -> Ops:
         from . import cuda as cuda_ops
 
         return cuda_ops
-    from . import native as ops
+    from . import cpu as cpu_ops
 
-    return ops
+    return cpu_ops

@@ -39,7 +39,7 @@ def require(condition: bool, op: str, message: str) -> None:
         raise ValueError(f"{op}: {message}")
 
 
-def _require_one_device(op: str, *tensors: Tensor | None) -> None:
+def require_one_device(op: str, *tensors: Tensor | None) -> None:
     devices = sorted({str(t.device) for t in tensors if t is not None})
     require(len(devices) == 1, op, f"expected all tensors on one device, got {' and '.join(devices)}")
 
@@ -53,7 +53,7 @@ def _require_float(op: str, name: str, tensor: Tensor) -> None:
     )
 
 
-def _require_no_grad(op: str, *tensors: Tensor) -> None:
+def require_no_grad(op: str, *tensors: Tensor) -> None:
     require(
         not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)),
         op,
@@ -76,13 +76,13 @@ def check_decode_inputs(
 ) -> None:
     op = "decode_step"
     tensors = (token_table, positions, *weights, head, head_scales, key_cache, value_cache)
-    _require_one_device(op, ids, *tensors, length)
-    _require_no_grad(op, *(t for t in tensors if t is not None))
+    require_one_device(op, ids, *tensors, length)
+    require_no_grad(op, *(t for t in tensors if t is not None))
     require(positions.dim() == 2, op, f"expected positions of shape [P, C], got {list(positions.shape)}")
     _require_float(op, "positions", positions)
     width = positions.shape[1]
     require(token_table.dim() == 2, op, f"expected token_table of shape [V, C], got {list(token_table.shape)}")
-    _require_shape(op, "token_table", token_table, (len(token_table), width), positions.dtype)
+    require_shape(op, "token_table", token_table, (len(token_table), width), positions.dtype)
     _check_ids(op, ids, len(token_table))
     heads_fit = num_heads > 0 and width > 0 and width % num_heads == 0
     require(heads_fit, op, f"expected num_heads to divide the width {width}, got {num_heads}")
@@ -118,7 +118,7 @@ def _check_caches(op: str, key_cache: Tensor, value_cache: Tensor, sizes: tuple[
     _require_float(op, "key_cache", key_cache)
     (batch, heads, head_size), (layers, capacity) = sizes, (key_cache.shape[0], key_cache.shape[3])
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
-        _require_shape(op, name, cache, (layers, batch, heads, capacity, head_size), key_cache.dtype)
+        require_shape(op, name, cache, (layers, batch, heads, capacity, head_size), key_cache.dtype)
         shared = any(stride == 0 and size > 1 for stride, size in zip(cache.stride(), cache.shape, strict=True))
         strides = f"expected {name} without elements that share memory, got strides {list(cache.stride())}"
         require(not shared, op, strides)
@@ -144,7 +144,7 @@ def _check_norm(op: str, norm: Sequence[Tensor | None], width: int) -> None:
     require(weight is not None, op, "expected a LayerNorm weight, got None")
     for name, vector in (("LayerNorm weight", weight), ("LayerNorm bias", bias)):
         if vector is not None:
-            _require_shape(op, name, vector, (width,), torch.float32)
+            require_shape(op, name, vector, (width,), torch.float32)
 
 
 def _check_product(op: str, product: Sequence[Tensor | None], shape: tuple[int, int]) -> None:
@@ -155,13 +155,13 @@ def _check_product(op: str, product: Sequence[Tensor | None], shape: tuple[int, 
     if weight.dtype == torch.int8:
         require(scales is not None, op, "expected scales with an int8 weight, got None")
         assert scales is not None
-        _require_shape(op, "scales", scales, (shape[0], -(-shape[1] // INT8_GROUP)), torch.float32)
+        require_shape(op, "scales", scales, (shape[0], -(-shape[1] // INT8_GROUP)), torch.float32)
     else:
         _require_float(op, "a weight (or int8 with scales)", weight)
         require(scales is None, op, f"expected scales with int8 weights only, got them with {weight.dtype}")
-    _require_shape(op, "a weight", weight, shape, weight.dtype)
+    require_shape(op, "a weight", weight, shape, weight.dtype)
     if bias is not None:
-        _require_shape(op, "a bias", bias, (shape[0],), torch.float32)
+        require_shape(op, "a bias", bias, (shape[0],), torch.float32)
 
 
 def _check_length(op: str, length: Tensor, tokens: int, capacity: int) -> None:
@@ -184,7 +184,7 @@ def _check_length(op: str, length: Tensor, tokens: int, capacity: int) -> None:
 def check_sample_inputs(op: str, logits: Tensor, first_id: int, begin: int, end: int, eos_id: int) -> None:
     require(logits.dim() == 2, op, f"expected logits of shape [N, L], got {list(logits.shape)}")
     _require_float(op, "logits", logits)
-    _require_no_grad(op, logits)
+    require_no_grad(op, logits)
     stop = first_id + logits.shape[1]
     require(first_id >= 0, op, f"expected first_id >= 0, got {first_id}")
     require(
@@ -201,7 +201,7 @@ def check_sample_inputs(op: str, logits: Tensor, first_id: int, begin: int, end:
 
 def check_noise(op: str, noise: Tensor, logits: Tensor, first_id: int) -> None:
     stop = first_id + logits.shape[1]
-    _require_one_device(op, logits, noise)
+    require_one_device(op, logits, noise)
     require(noise.dim() == 2, op, f"expected noise of shape [N, V], got {list(noise.shape)}")
     require(noise.dtype == torch.float32, op, f"expected noise of dtype float32, got {noise.dtype}")
     require(
@@ -246,7 +246,7 @@ def raise_bad_rows(op: str, ids: Tensor) -> None:
 
 def check_embedding_inputs(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> None:
     op = "codebook_embedding_sum"
-    _require_one_device(op, codes, *tables, positions)
+    require_one_device(op, codes, *tables, positions)
     require(codes.dim() == 3, op, f"expected codes of shape [B, T, K], got {list(codes.shape)}")
     require(
         codes.dtype in (torch.int32, torch.int64),
@@ -279,7 +279,7 @@ def check_embedding_inputs(codes: Tensor, tables: Sequence[Tensor], positions: T
         op,
         f"expected at least {codes.shape[1]} positions (one per frame), got {positions.shape[0]}",
     )
-    _require_no_grad(op, positions, *tables)
+    require_no_grad(op, positions, *tables)
     _check_codes(codes, len(tables), first.shape[0])
 
 
@@ -302,7 +302,7 @@ def check_attention_inputs(
     query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor
 ) -> None:
     op = "static_cache_attention"
-    _require_one_device(op, query, key, value, key_cache, value_cache, length)
+    require_one_device(op, query, key, value, key_cache, value_cache, length)
     require(query.dim() == 4, op, f"expected query of shape [B, T, H, D], got {list(query.shape)}")
     _require_float(op, "query", query)
     batch, tokens, heads, head_dim = query.shape
@@ -320,12 +320,12 @@ def check_attention_inputs(
             f"expected {name} of shape {list(shape)} and dtype {query.dtype}, "
             f"got {list(tensor.shape)} and {tensor.dtype}",
         )
-    _require_no_grad(op, query, key, value, key_cache, value_cache)
+    require_no_grad(op, query, key, value, key_cache, value_cache)
     _require_apart(op, key_cache, value_cache)
     _check_length(op, length, tokens, capacity)
 
 
-def _require_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def require_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     require(
         tuple(tensor.shape) == shape and tensor.dtype == dtype,
         op,
@@ -335,7 +335,7 @@ def _require_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], d
 
 def check_int16_linear_inputs(input: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None) -> None:
     op = "int16_linear"
-    _require_one_device(op, input, weight, scales, bias)
+    require_one_device(op, input, weight, scales, bias)
     require(input.dim() == 2, op, f"expected input of shape [M, K], got {list(input.shape)}")
     require(input.dtype == torch.float32, op, f"expected input of dtype float32, got {input.dtype}")
     require(weight.dim() == 2, op, f"expected weight of shape [N, K], got {list(weight.shape)}")
@@ -356,15 +356,15 @@ def check_int16_linear_inputs(input: Tensor, weight: Tensor, scales: Tensor | No
     if scales is None:
         _require_float(op, "weight", weight)
     else:
-        _require_shape(op, "scales", scales, (outputs, -(-inner // INT8_GROUP)), torch.float32)
+        require_shape(op, "scales", scales, (outputs, -(-inner // INT8_GROUP)), torch.float32)
     if bias is not None:
-        _require_shape(op, "bias", bias, (outputs,), torch.float32)
-    _require_no_grad(op, *(t for t in (input, weight, scales, bias) if t is not None))
+        require_shape(op, "bias", bias, (outputs,), torch.float32)
+    require_no_grad(op, *(t for t in (input, weight, scales, bias) if t is not None))
 
 
 def check_int16_attention_inputs(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> None:
     op = "int16_attention"
-    _require_one_device(op, query, key, value)
+    require_one_device(op, query, key, value)
     require(query.dim() == 4, op, f"expected query of shape [B, T, H, D], got {list(query.shape)}")
     require(query.dtype == torch.float32, op, f"expected query of dtype float32, got {query.dtype}")
     batch, tokens, heads, head_dim = query.shape
@@ -373,12 +373,12 @@ def check_int16_attention_inputs(query: Tensor, key: Tensor, value: Tensor, caus
     require(key.dim() == 4, op, f"expected key of shape [B, H, S, D], got {list(key.shape)}")
     _require_float(op, "key", key)
     shape = (batch, heads, key.shape[2], head_dim)
-    _require_shape(op, "key", key, shape, key.dtype)
-    _require_shape(op, "value", value, shape, key.dtype)
+    require_shape(op, "key", key, shape, key.dtype)
+    require_shape(op, "value", value, shape, key.dtype)
     require(key.shape[2] >= 1, op, f"expected at least one key, got {key.shape[2]}")
     require(
         not causal or key.shape[2] >= tokens,
         op,
         f"expected at least as many keys as queries ({tokens}) with causal=True, got {key.shape[2]}",
     )
-    _require_no_grad(op, query, key, value)
+    require_no_grad(op, query, key, value)

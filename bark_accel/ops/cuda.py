@@ -11,11 +11,13 @@ from .native import (
     fused_sample,
     static_cache_attention,
 )
-from .reference import int16_attention, int16_linear
+from .reference import float32_attention, float32_linear, int16_attention, int16_linear
 
 __all__ = [
     "codebook_embedding_sum",
     "decode_step",
+    "float32_attention",
+    "float32_linear",
     "fused_multinomial",
     "fused_sample",
     "int16_attention",

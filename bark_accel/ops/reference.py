@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks as op_checks
+from . import float32_checks
 from .checks import (
     ALL_MASKED,
     BAD_NOISE,
@@ -143,6 +144,36 @@ def _attend_behind_mask(
     return attended.transpose(1, 2).flatten(2)
 
 
+def float32_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, gelu: bool = False
+) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.float32_linear`."""
+    float32_checks.check_linear_inputs(input, weight, bias, residual)
+    if residual is None or gelu:
+        product = F.linear(input, weight, bias)
+        product = torch.ops.aten.gelu_(product) if gelu else product
+        return product if residual is None else product.add_(residual)
+    # Fewer passes over the residual than an addition.
+    total = torch.addmm(residual, input, weight.t())
+    return total if bias is None else total.add_(bias)
+
+
+def float32_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
+    """Plain-torch twin of :func:`bark_accel.ops.float32_attention`."""
+    float32_checks.check_attention_inputs(query, key, value, causal)
+    return _attend(query.transpose(1, 2), key, value, causal).transpose(1, 2).flatten(2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """Attention [B, H, T, D]; the last query sees every key. Without a mask it is what flash attention takes."""
+    tokens, keys = query.shape[2], key.shape[2]
+    mask = None
+    if causal and 1 < tokens < keys:
+        mask = torch.ones(tokens, keys, dtype=torch.bool, device=query.device).tril(diagonal=keys - tokens)
+    whole = causal and tokens == keys > 1
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=whole)
+
+
 def int16_linear(
     input: Tensor, weight: Tensor, scales: Tensor | None = None, bias: Tensor | None = None, gelu: bool = False
 ) -> Tensor:
@@ -158,20 +189,11 @@ def int16_linear(
 
 
 def int16_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
-    """Plain-torch twin of :func:`bark_accel.ops.int16_attention`, in the keys' dtype; beyond the CPU, 16 bits at most.
-
-    A whole prompt, or no mask at all, is what torch's flash attention takes.
-    """
+    """Plain-torch twin of :func:`bark_accel.ops.int16_attention`, in the keys' dtype; 16 bits beyond the CPU."""
     check_int16_attention_inputs(query, key, value, causal)
-    tokens, keys = query.shape[1], key.shape[2]
     if key.dtype == torch.float32 and not op_checks.on_host(key):
         key, value = key.half(), value.half()
-    mask = None
-    if causal and 1 < tokens < keys:
-        mask = torch.ones(tokens, keys, dtype=torch.bool, device=query.device).tril(diagonal=keys - tokens)
-    query = query.transpose(1, 2).to(key.dtype)
-    whole = causal and tokens == keys > 1
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=whole)
+    attended = _attend(query.transpose(1, 2).to(key.dtype), key, value, causal)
     return attended.transpose(1, 2).flatten(2).float()
 
 

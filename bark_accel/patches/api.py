@@ -119,6 +119,7 @@ def report(model: Any) -> AccelerationReport:
     settings, stage_hooks = hook.settings, _stage_hooks(model)
     stages = tuple(_stage_report(h) for h in (*stage_hooks, hook.codec_hook()))
     native = runs_natively(settings.backend, model.device)
+    float32 = hook.float32_choice()
     return AccelerationReport(
         stages=stages,
         fallbacks=tuple(settings.log.reasons),
@@ -133,6 +134,7 @@ def report(model: Any) -> AccelerationReport:
         captured_graphs=sum(h.graphs.count for h in stage_hooks if isinstance(h, CausalHook)),
         native_fault=_native_fault(settings, model.device),
         attention=settings.attention if model.device.type == "cuda" else "sdpa",
+        float32=None if float32 is None else str(float32),
         versions={
             "bark_accel": __version__,
             "torch": torch.__version__,

@@ -16,6 +16,8 @@ from transformers.models.bark.generation_configuration_bark import (
 
 from bark_accel.hf.inputs import by_row, check_input_ids, preset_on, read_histories, semantic_ids
 from bark_accel.hf.presets import recorded, recorded_presets
+from bark_accel.ops.backend import runs_natively
+from bark_accel.ops.float32_choice import Float32Choice, choice
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.ragged import trim_rows
 from bark_accel.streaming.streamer import AudioSource, AudioStreamer
@@ -51,6 +53,13 @@ class ModelHook(AudioSource):
     @property
     def sampling_rate(self) -> int:
         return self.module.generation_config.sample_rate
+
+    def float32_choice(self) -> Float32Choice | None:
+        """Who computes the float32 blocks of tokens, where our ops on a CPU have such."""
+        module, settings = self.module, self.settings
+        exact = settings.precision == "same" and module.dtype == torch.float32
+        on_cpu = module.device.type == "cpu" and runs_natively(settings.backend, module.device)
+        return choice() if exact and on_cpu else None
 
     @torch.no_grad()
     def generate(

@@ -103,6 +103,7 @@ def make_long_form(
             "stream": policy if stream else None,
             "generation arguments": _plain(arguments),
             "model": model_digest(model),
+            "float32 sums": _float32_sums(model),
         }
         store = ChunkStore(Path(work_dir), settings, [chunk.text for chunk in chunks])
     options = LongTextOptions(seed, batch_size, carry_voice, stream, paragraph_pause_s, chunk_pause_s, on_progress)
@@ -191,6 +192,13 @@ def model_digest(model: BarkModel) -> str:
         sample = values[:: max(1, math.ceil(values.numel() / _SAMPLED_VALUES))]
         digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _float32_sums(model: BarkModel) -> str | None:
+    """Who computes them: each adds in another order."""
+    owner = getattr(model.generate, "__self__", None)
+    chosen = owner.float32_choice() if isinstance(owner, ModelHook) else None
+    return None if chosen is None else f"products {chosen.products}, attention {chosen.attention}"
 
 
 def _facts(config: Any) -> Any:

@@ -5,12 +5,11 @@ Implements `BarkFineModel.forward` of Transformers.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from bark_accel.ops.backend import Ops
 
-from .layers import add_linear_, is_exact, linear, norm, output_rows
+from .layers import add_linear, is_exact, linear, norm, output_rows
 from .spec import TransformerSpec
 from .weights import Layer, TransformerWeights
 
@@ -39,12 +38,12 @@ def bidirectional_forward(
     """
     for layer in weights.layers[:-1]:
         query, key, value = _heads(linear(norm(hidden, layer.norm_1), layer.qkv, ops), 3, spec)
-        _attend_and_transform_(hidden, query, key, value, layer, ops)
+        hidden = _attend_and_transform(hidden, query, key, value, layer, ops)
     layer, rows = weights.layers[-1], slice(first_row, last_row)
     normed, hidden = norm(hidden, layer.norm_1), hidden[:, rows].contiguous()
     (query,) = _heads(linear(normed[:, rows], output_rows(layer.qkv, 0, spec.width), ops), 1, spec)
     key, value = _heads(linear(normed, output_rows(layer.qkv, spec.width), ops), 2, spec)
-    _attend_and_transform_(hidden, query, key, value, layer, ops)
+    hidden = _attend_and_transform(hidden, query, key, value, layer, ops)
     return norm(hidden, weights.norm_final)
 
 
@@ -53,11 +52,9 @@ def _heads(projected: Tensor, count: int, spec: TransformerSpec) -> tuple[Tensor
     return projected.unflatten(2, (count, spec.num_heads, spec.head_size)).transpose(1, 3).unbind(2)
 
 
-def _attend_and_transform_(hidden: Tensor, query: Tensor, key: Tensor, value: Tensor, layer: Layer, ops: Ops) -> None:
-    """What follows the projections of a block, added to hidden [B, T, C] in place."""
-    if is_exact(layer.qkv):
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    else:
-        attended = ops.int16_attention(query.transpose(1, 2), key, value)
-    add_linear_(hidden, attended, layer.attention_out, ops)
-    add_linear_(hidden, linear(norm(hidden, layer.norm_2), layer.mlp_in, ops, gelu=True), layer.mlp_out, ops)
+def _attend_and_transform(hidden: Tensor, query: Tensor, key: Tensor, value: Tensor, layer: Layer, ops: Ops) -> Tensor:
+    """hidden [B, T, C], which may be overwritten, plus what follows the projections of a block."""
+    attention = ops.float32_attention if is_exact(layer.qkv) else ops.int16_attention
+    hidden = add_linear(hidden, attention(query.transpose(1, 2), key, value), layer.attention_out, ops)
+    inner = linear(norm(hidden, layer.norm_2), layer.mlp_in, ops, gelu=True)
+    return add_linear(hidden, inner, layer.mlp_out, ops)

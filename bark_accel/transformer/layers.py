@@ -5,7 +5,6 @@ The residual stream, LayerNorm statistics and softmax are float32 whatever the d
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,23 +24,21 @@ def is_exact(linear: Linear) -> bool:
 
 def linear(hidden: Tensor, linear: Linear, ops: Ops, *, gelu: bool = False) -> Tensor:
     """Product [..., out] float32 of hidden [..., in] float32, with an exact GELU after it if asked for."""
-    if is_exact(linear):
-        product = F.linear(hidden, linear.weight, linear.bias)
-        return torch.ops.aten.gelu_(product) if gelu else product
     rows = hidden.reshape(-1, hidden.shape[-1])
-    bias = None if linear.bias is None else linear.bias.float()
-    return ops.int16_linear(rows, linear.weight, linear.scales, bias, gelu).view(*hidden.shape[:-1], -1)
+    if is_exact(linear):
+        product = ops.float32_linear(rows, linear.weight, linear.bias, gelu=gelu)
+    else:
+        bias = None if linear.bias is None else linear.bias.float()
+        product = ops.int16_linear(rows, linear.weight, linear.scales, bias, gelu)
+    return product.view(*hidden.shape[:-1], -1)
 
 
-def add_linear_(residual: Tensor, hidden: Tensor, layer: Linear, ops: Ops) -> None:
-    """Add the product of hidden [..., in] to residual [..., out] in place."""
-    if not is_exact(layer) or not residual.is_contiguous():
-        residual.add_(linear(hidden, layer, ops))
-        return
-    # One pass over the residual instead of two.
-    residual.view(-1, residual.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]), layer.weight.t())
-    if layer.bias is not None:
-        residual.add_(layer.bias)
+def add_linear(residual: Tensor, hidden: Tensor, layer: Linear, ops: Ops) -> Tensor:
+    """The product of hidden [..., in] plus residual [..., out], which may be overwritten."""
+    if not is_exact(layer):
+        return residual.add_(linear(hidden, layer, ops))
+    rows, before = hidden.reshape(-1, hidden.shape[-1]), residual.reshape(-1, residual.shape[-1])
+    return ops.float32_linear(rows, layer.weight, layer.bias, before).view(residual.shape)
 
 
 def output_rows(linear: Linear, first: int, last: int | None = None) -> Linear:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from bark_accel.ops.backend import Ops
 
 from .kv_cache import KVCache
-from .layers import add_linear_, is_exact, linear, norm, output_rows
+from .layers import add_linear, is_exact, linear, norm, output_rows
 from .spec import TransformerSpec
 from .weights import TransformerWeights
 
@@ -40,8 +39,9 @@ def prefill(weights: TransformerWeights, spec: TransformerSpec, hidden: Tensor, 
             query = linear(normed[:, -1:], output_rows(layer.qkv, 0, spec.width), ops)
             query, hidden = query.unflatten(2, (spec.num_heads, -1)), hidden[:, -1:].contiguous()
         attended = _attend(query, key, value, cache, i, is_exact(layer.qkv), ops)
-        add_linear_(hidden, attended, layer.attention_out, ops)
-        add_linear_(hidden, linear(norm(hidden, layer.norm_2), layer.mlp_in, ops, gelu=True), layer.mlp_out, ops)
+        hidden = add_linear(hidden, attended, layer.attention_out, ops)
+        inner = linear(norm(hidden, layer.norm_2), layer.mlp_in, ops, gelu=True)
+        hidden = add_linear(hidden, inner, layer.mlp_out, ops)
     cache.advance(tokens)
     return norm(hidden[:, -1], weights.norm_final)
 
@@ -54,8 +54,5 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, cache: KVCache, layer: in
         return ops.static_cache_attention(query, key, value, cache.keys[layer], cache.values[layer], cache.length)
     keys[:, :, cache.position :].copy_(key.transpose(1, 2))
     values[:, :, cache.position :].copy_(value.transpose(1, 2))
-    if not exact:
-        return ops.int16_attention(query, keys, values, causal=True)
-    # A single query sees everything; several start at position 0.
-    attended = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, is_causal=query.shape[1] > 1)
-    return attended.transpose(1, 2).flatten(2)
+    attention = ops.float32_attention if exact else ops.int16_attention
+    return attention(query, keys, values, causal=True)

@@ -4,11 +4,13 @@
 #include <c10/util/StringUtil.h>
 #ifdef __linux__
 #include <malloc.h>
+#include <sys/mman.h>
 #endif
 
 #include <atomic>
 #include <cstdlib>
 #include <memory>
+#include <utility>
 
 #include "team.h"
 
@@ -36,15 +38,41 @@ std::atomic<const KernelTable*>& active() {
   return table;
 }
 
-struct Scratch {
+constexpr int64_t kLargePage = 2 << 20;
+
+// Grows, and is freed with its thread or by release().
+class Scratch {
+ public:
+  float* at_least(int64_t floats) {
+    if (floats > floats_) {
+      const int64_t size = floats * int64_t(sizeof(float)), page = size < kLargePage ? 64 : kLargePage;
+      const int64_t bytes = (size + page - 1) / page * page;
+      floats_ = 0;
+      memory_.reset(static_cast<float*>(std::aligned_alloc(page, bytes)));
+      TORCH_CHECK(memory_, "bark_accel: out of memory for ", bytes, " bytes of scratch");
+#ifdef MADV_HUGEPAGE
+      if (page == kLargePage) madvise(memory_.get(), bytes, MADV_HUGEPAGE);
+#endif
+      floats_ = floats;
+    }
+    return memory_.get();
+  }
+
+  // Returns how many floats were freed.
+  int64_t release() {
+    memory_.reset();
+    return std::exchange(floats_, 0);
+  }
+
+ private:
   struct Free {
     void operator()(float* p) const { std::free(p); }
   };
-  std::unique_ptr<float, Free> memory;
-  int64_t floats = 0;
+  std::unique_ptr<float, Free> memory_;
+  int64_t floats_ = 0;
 };
 
-thread_local Scratch scratch;
+thread_local Scratch own_scratch, team_scratch;
 
 }  // namespace
 
@@ -66,23 +94,13 @@ void set_isa(const std::string& name) {
   TORCH_CHECK_VALUE(false, "set_isa: expected one of ", c10::Join(", ", available_isas()), ", got ", name);
 }
 
-float* thread_scratch(int64_t floats) {
-  if (floats > scratch.floats) {
-    const int64_t bytes = (floats * int64_t(sizeof(float)) + 63) / 64 * 64;
-    scratch.floats = 0;
-    scratch.memory.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-    TORCH_CHECK(scratch.memory, "bark_accel: out of memory for ", bytes, " bytes of scratch");
-    scratch.floats = floats;
-  }
-  return scratch.memory.get();
-}
+float* thread_scratch(int64_t floats) { return own_scratch.at_least(floats); }
+
+float* shared_scratch(int64_t floats) { return team_scratch.at_least(floats); }
 
 int64_t release_memory() {
   std::atomic<int64_t> floats{0};
-  run_team(team_size(), [&](const Team&) {
-    floats += scratch.floats;
-    scratch = {};
-  });
+  run_team(team_size(), [&](const Team&) { floats += own_scratch.release() + team_scratch.release(); });
 #ifdef __GLIBC__
   malloc_trim(0);
 #endif

@@ -14,6 +14,8 @@ void set_isa(const std::string& name);
 
 // Per-thread scratch, aligned to 64 bytes, valid until the next call on this thread.
 float* thread_scratch(int64_t floats);
+// The same for the thread that calls an op, of all threads' use; kept apart from that thread's own scratch.
+float* shared_scratch(int64_t floats);
 // Frees that of this thread and of its team, and gives the system back what is free in the heap; returns the
 // bytes of scratch.
 int64_t release_memory();

@@ -37,6 +37,7 @@ at::Tensor static_cache_attention(const at::Tensor& query, const at::Tensor& key
   AttentionParams p = read(query, key, value, key_cache, value_cache, length);
   p.length = *length.const_data_ptr<int64_t>();
   check_room(p.length, p.tokens, key_cache.size(2));
+  p.keys = p.length + p.tokens;
   at::Tensor out = at::empty({p.batch, p.tokens, p.heads * p.head_dim}, query.options());
   if (out.numel() == 0) return out;
   p.out = out.mutable_data_ptr();

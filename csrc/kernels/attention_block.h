@@ -19,8 +19,8 @@ struct BlockScratch {
   float* out;      // [kMicroTiles * kLanes, padded D]
   float* top;      // [kBlockQueries] running maximum
   float* sum;      // [kBlockQueries] running sum
-  float* keys;     // [kTileKeys, D], only for 16-bit caches
-  float* values;   // [kTileKeys, padded D], only for 16-bit caches or an awkward D
+  float* keys;     // [kTileKeys, D], only for 16-bit caches and rows that are apart
+  float* values;   // [kTileKeys, padded D], the same, and for an awkward D
 };
 
 inline int64_t block_dim(const AttentionParams& p) { return round_up(p.head_dim, kLanes); }
@@ -130,33 +130,29 @@ inline void softmax_step(float* scores, int64_t keys, float* top, float* sum, fl
 template <typename T>
 inline const float* key_tile(const AttentionParams& p, const T* keys, int64_t count, float* packed,
                              int64_t* stride) {
+  *stride = p.head_dim;
   if constexpr (sizeof(T) == 4) {
-    *stride = p.key_cache_strides[2];
-    return keys;
-  } else {
-    for (int64_t k = 0; k < count; ++k) {
-      convert(packed + k * p.head_dim, keys + k * p.key_cache_strides[2], p.head_dim);
-    }
-    *stride = p.head_dim;
-    return packed;
+    // Rows that are far apart would share few places of the first cache.
+    if (p.key_cache_strides[2] == p.head_dim) return keys;
   }
+  for (int64_t k = 0; k < count; ++k) {
+    convert(packed + k * p.head_dim, keys + k * p.key_cache_strides[2], p.head_dim);
+  }
+  return packed;
 }
 
 template <typename T>
 inline const float* value_tile(const AttentionParams& p, const T* values, int64_t count, float* packed,
                                int64_t* stride) {
   const int64_t padded = block_dim(p);
+  *stride = padded;
   if constexpr (sizeof(T) == 4) {
-    if (padded == p.head_dim) {
-      *stride = p.value_cache_strides[2];
-      return values;
-    }
+    if (p.value_cache_strides[2] == padded && padded == p.head_dim) return values;
   }
   for (int64_t k = 0; k < count; ++k) {
     convert(packed + k * padded, values + k * p.value_cache_strides[2], p.head_dim);
     for (int64_t d = p.head_dim; d < padded; ++d) packed[k * padded + d] = 0;
   }
-  *stride = padded;
   return packed;
 }
 
@@ -215,7 +211,7 @@ void block_task(const AttentionParams& p, Pair pair, int64_t first, float* scrat
   const BlockScratch s = carve(p, scratch);
   const int64_t queries = min64(kBlockQueries, p.tokens - first), padded = block_dim(p);
   const int64_t micro_tiles = (queries + kLanes - 1) / kLanes;
-  const int64_t visible = p.length + first + queries;
+  const int64_t visible = min64(p.keys, p.length + first + queries);
   const T* keys = cache_of<T>(p.key_cache, p.key_cache_strides, pair);
   const T* values = cache_of<T>(p.value_cache, p.value_cache_strides, pair);
   start_block<T>(p, pair, first, queries, micro_tiles, s);

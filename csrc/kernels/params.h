@@ -65,6 +65,7 @@ struct AttentionParams {
   void* out;                                                   // [B, T, H, D] contiguous
   int64_t batch, tokens, heads, head_dim;
   int64_t length;  // valid cache entries before this call
+  int64_t keys;    // entries that the last query sees; query t sees at most length + t + 1
   float scale;
   DType dtype;
 };
@@ -152,6 +153,21 @@ struct Int16AttentionParams {
   void* packed;  // int16_attention_packed_bytes(): keys and values as integers
 };
 
+struct Float32LinearParams {
+  const float* input;  // [M, K], unit stride along K
+  int64_t input_stride;
+  const float* weight;  // [N, K], unit stride along K
+  int64_t weight_stride;
+  const float* bias;      // [N] or null
+  const float* residual;  // [M, N], unit stride along N, or null
+  int64_t residual_stride;
+  float* out;  // [M, N] contiguous
+  int64_t rows, columns, inner;
+  bool gelu;
+  int64_t row_parts;  // tasks a column panel is cut into
+  float* packed;      // float32_packed() floats: the input
+};
+
 struct KernelTable {
   const char* name;
 
@@ -182,6 +198,12 @@ struct KernelTable {
   int64_t (*int16_scratch)(const Int16LinearParams&);
   void (*int16_pack_rows)(const Int16LinearParams&, int64_t panel_begin, int64_t panel_end);
   void (*int16_multiply)(const Int16LinearParams&, int64_t task_begin, int64_t task_end, float* scratch);
+
+  // The same in float32, with the same panels.
+  int64_t (*float32_packed)(const Float32LinearParams&);
+  int64_t (*float32_scratch)(const Float32LinearParams&);
+  void (*float32_pack_rows)(const Float32LinearParams&, int64_t panel_begin, int64_t panel_end);
+  void (*float32_multiply)(const Float32LinearParams&, int64_t task_begin, int64_t task_end, float* scratch);
 
   // Pack tasks are (batch, head, int16_group keys), tasks (batch, head, int16_panel_rows queries).
   int64_t int16_group;

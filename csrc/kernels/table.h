@@ -3,6 +3,7 @@
 
 #include "codebook_embedding_sum.h"
 #include "decode_step.h"
+#include "float32_linear.h"
 #include "fused_sample.h"
 #include "int16_attention.h"
 #include "int16_linear.h"
@@ -33,6 +34,10 @@ constexpr KernelTable kTable = {
     .int16_scratch = int16_scratch,
     .int16_pack_rows = int16_pack_rows,
     .int16_multiply = int16_multiply,
+    .float32_packed = float32_packed,
+    .float32_scratch = float32_scratch,
+    .float32_pack_rows = float32_pack_rows,
+    .float32_multiply = float32_multiply,
     .int16_group = kGroup,
     .int16_attention_packed_bytes = int16_attention_packed_bytes,
     .int16_attention_scratch = int16_attention_scratch,

@@ -40,7 +40,8 @@ constexpr float kInfinity = __builtin_inff();
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
-inline VecF splat(float x) { return VecF{} + x; }
+// Minus zero: adding it would be an instruction (-0 + 0 is 0).
+inline VecF splat(float x) { return x - VecF{}; }
 
 // Keeps `a` where `b` is NaN.
 inline VecF vmax(VecF a, VecF b) { return b > a ? b : a; }

@@ -228,7 +228,7 @@ void attention(Run& run) {
   p.length = run.size(220) - 1;
   p.scale = float(1 / std::sqrt(double(p.head_dim)));
   p.dtype = any_float(run);
-  const int64_t width = p.heads * p.head_dim, capacity = p.length + p.tokens;
+  const int64_t width = p.heads * p.head_dim, capacity = p.keys = p.length + p.tokens;
   fill_strides(p.query_strides, p.tokens, p.heads, p.head_dim);
   fill_strides(p.key_strides, p.tokens, p.heads, p.head_dim);
   fill_strides(p.value_strides, p.tokens, p.heads, p.head_dim);
@@ -277,6 +277,53 @@ void attention(Run& run) {
         got = to_float(static_cast<decltype(zero)*>(p.out)[i * p.head_dim + d]);
       });
       run.expect_close(got, expected[d], 1, tolerance, "attention " + std::to_string(i));
+    }
+  }
+}
+
+// The blocks alone, over keys and values of one projection, of which every query sees all or those before it.
+void attention_anywhere(Run& run) {
+  const KernelTable& table = any_table(run);
+  AttentionParams p{};
+  p.batch = run.integer(1, 2);
+  p.heads = run.integer(1, 3);
+  p.head_dim = run.pick<int64_t>({1, 3, 16, 20, 32, 64, 65});
+  p.tokens = run.pick<int64_t>({1, 2, 33, 64, 65, 100});
+  p.keys = p.tokens + run.size(200) - 1;
+  const bool causal = run.coin();
+  p.length = causal ? p.keys - p.tokens : p.keys;
+  p.scale = float(1 / std::sqrt(double(p.head_dim)));
+  p.dtype = DType::kFloat32;
+  const int64_t width = p.heads * p.head_dim;
+  fill_strides(p.query_strides, p.tokens, p.heads, p.head_dim);
+  for (int64_t* strides : {p.key_cache_strides, p.value_cache_strides}) {  // [B, S, H, D]
+    strides[0] = p.keys * width;
+    strides[1] = p.head_dim;
+    strides[2] = width;
+  }
+  const std::vector<float> query = random_floats(run, p.batch * p.tokens * width);
+  Numbers keys(run, p.batch * p.keys * width, p.dtype), values(run, p.batch * p.keys * width, p.dtype);
+  Blocks to;
+  p.query = to.exact(query);
+  p.key_cache = keys.exact(to);
+  p.value_cache = values.exact(to);
+  p.out = to.result<float>(p.batch * p.tokens * width);
+  const int64_t tasks = (p.tokens + table.attention_block_queries - 1) / table.attention_block_queries;
+  parallel(run, p.batch * p.heads * tasks, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(table.attention_scratch(p));
+    table.attention_block(p, begin, end, scratch.data());
+  });
+  for (int64_t i = 0; i < p.batch * p.tokens * p.heads; ++i) {
+    const int64_t h = i % p.heads, t = i / p.heads % p.tokens, b = i / p.heads / p.tokens;
+    const auto at = [&](const Numbers& x) {
+      return [&, h, b](int64_t s, int64_t d) { return x[((b * p.keys + s) * p.heads + h) * p.head_dim + d]; };
+    };
+    const int64_t seen = causal ? p.length + t + 1 : p.keys;
+    const auto expected = attend([&](int64_t d) { return double(query[i * p.head_dim + d]); }, at(keys),
+                                 at(values), seen, p.head_dim);
+    for (int64_t d = 0; d < p.head_dim; ++d) {
+      const float got = static_cast<float*>(p.out)[i * p.head_dim + d];
+      run.expect_close(got, expected[d], 1, 2e-6, "attention anywhere " + std::to_string(i));
     }
   }
 }
@@ -367,6 +414,48 @@ void int16_linear(Run& run) {
       const double gelu = 0.5 * expected[n] * (1 + std::erf(expected[n] / std::sqrt(2.0)));
       run.expect_close(p.out[r * p.columns + n], p.gelu ? gelu : expected[n], 1 + std::sqrt(squares), 1e-3,
                        "product " + std::to_string(r) + ", " + std::to_string(n));
+    }
+  }
+}
+
+void float32_linear(Run& run) {
+  const KernelTable& table = any_table(run);
+  Float32LinearParams p{};
+  p.rows = run.size(60);
+  p.columns = p.residual_stride = run.size(80);
+  p.inner = p.input_stride = p.weight_stride = run.size(600);
+  p.gelu = run.coin();
+  const Matrix weight = Matrix::random(run, p.columns, p.inner, DType::kFloat32, run.coin());
+  const std::vector<float> input = random_floats(run, p.rows * p.inner);
+  const std::vector<float> residual =
+      run.coin() ? random_floats(run, p.rows * p.columns) : std::vector<float>();
+  Blocks to;
+  const MatrixView view = exact(to, weight);
+  p.weight = static_cast<const float*>(view.weight);
+  p.bias = view.bias;
+  p.input = to.exact(input);
+  p.residual = to.exact(residual);
+  p.out = to.result<float>(p.rows * p.columns);
+  const int64_t row_panels = (p.rows + table.int16_panel_rows - 1) / table.int16_panel_rows;
+  const int64_t column_panels = (p.columns + table.int16_panel_columns - 1) / table.int16_panel_columns;
+  p.row_parts = std::min<int64_t>(row_panels, run.integer(1, 3));
+  p.packed = to.empty<float>(table.float32_packed(p));
+  parallel(run, row_panels, [&](int64_t begin, int64_t end) { table.float32_pack_rows(p, begin, end); });
+  parallel(run, column_panels * p.row_parts, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(table.float32_scratch(p));
+    table.float32_multiply(p, begin, end, scratch.data());
+  });
+  for (int64_t r = 0; r < p.rows; ++r) {
+    const std::vector<double> x(input.begin() + r * p.inner, input.begin() + (r + 1) * p.inner);
+    const std::vector<double> products = weight.times(x);
+    for (int64_t n = 0; n < p.columns; ++n) {
+      double squares = 0;
+      for (int64_t k = 0; k < p.inner; ++k) squares += std::pow(x[k] * weight.values[n * p.inner + k], 2);
+      double expected = products[n];
+      if (p.gelu) expected *= 0.5 * (1 + std::erf(expected / std::sqrt(2.0)));
+      if (p.residual) expected += residual[r * p.columns + n];
+      run.expect_close(p.out[r * p.columns + n], expected, 1 + std::sqrt(squares), 5e-6,
+                       "float32 product " + std::to_string(r) + ", " + std::to_string(n));
     }
   }
 }
@@ -525,10 +614,16 @@ void samples(Run& run) {
 }
 
 constexpr Case kCases[] = {
-    {"decode_step", 60, true, decode_steps},  {"two teams", 6, true, two_teams},
-    {"attention", 40, true, attention},       {"int16_attention", 24, true, int16_attention},
-    {"int16_linear", 24, true, int16_linear}, {"embedding_sum", 40, true, embedding_sums},
-    {"MT19937", 4, true, generators},         {"sample_row", 150, true, samples},
+    {"decode_step", 60, true, decode_steps},
+    {"two teams", 6, true, two_teams},
+    {"attention", 40, true, attention},
+    {"int16_attention", 24, true, int16_attention},
+    {"int16_linear", 24, true, int16_linear},
+    {"float32_linear", 24, true, float32_linear},
+    {"attention anywhere", 24, true, attention_anywhere},
+    {"embedding_sum", 40, true, embedding_sums},
+    {"MT19937", 4, true, generators},
+    {"sample_row", 150, true, samples},
 };
 
 // Whether a child dies of an element that is missing; its report goes nowhere.

@@ -52,6 +52,15 @@ def embedding_inputs(
     )
 
 
+def float32_linear_inputs(
+    rows: int, outputs: int, inner: int, *, bias: bool = False, residual: bool = False, gelu: bool = False
+) -> tuple[Tensor | bool | None, ...]:
+    """Slices of wider matrices; the products have variance 1."""
+    x, weight = torch.randn(rows, inner + 3)[:, :inner], torch.randn(outputs, inner + 5)[:, :inner] / inner**0.5
+    before = torch.randn(rows, outputs + 2)[:, :outputs] if residual else None
+    return x, weight, torch.randn(outputs) if bias else None, before, gelu
+
+
 def int16_linear_inputs(
     rows: int, outputs: int, inner: int, dtype: torch.dtype = torch.float32, *, bias: bool = False, gelu: bool = False
 ) -> tuple[Tensor | bool | None, ...]:
@@ -164,6 +173,15 @@ OP_SAMPLES = {
         decode_inputs(1, 1, 32, 2, 0),
         decode_inputs(3, 2, 20, 2, 5, torch.bfloat16, table=torch.float16, bias=True),
         decode_inputs(2, 1, 72, 3, 4, torch.int8, cache=torch.float16),
+    ],
+    "float32_linear": lambda: [
+        float32_linear_inputs(5, 7, 24),
+        float32_linear_inputs(3, 40, 270, bias=True, gelu=True),
+        float32_linear_inputs(20, 33, 9, bias=True, residual=True),
+    ],
+    "float32_attention": lambda: [
+        int16_attention_inputs(2, 5, 3, 8, 9),
+        int16_attention_inputs(1, 4, 2, 16, 6, causal=True),
     ],
     "int16_linear": lambda: [
         int16_linear_inputs(5, 7, 24),

@@ -16,6 +16,7 @@ from .conftest import (
     decode_inputs,
     embedding_inputs,
     exponential,
+    float32_linear_inputs,
     int16_attention_inputs,
     int16_linear_inputs,
 )
@@ -72,6 +73,8 @@ def test_thread_count_does_not_change_results(name: str, isa: str) -> None:
         "codebook_embedding_sum": lambda: embedding_inputs(2, 300, 8, 8, 256),
         "static_cache_attention": lambda: attention_inputs(2, 130, 4, 64, 100),
         "decode_step": lambda: decode_inputs(3, 1, 72, 3, 40, torch.int8, bias=True),
+        "float32_linear": lambda: float32_linear_inputs(300, 33, 600, bias=True, gelu=True),
+        "float32_attention": lambda: int16_attention_inputs(2, 130, 4, 64, 300),
         "int16_linear": lambda: int16_linear_inputs(300, 33, 600, torch.float16),
         "int16_attention": lambda: int16_attention_inputs(2, 130, 4, 64, 300),
     }[name]

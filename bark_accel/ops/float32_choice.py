@@ -1,0 +1,183 @@
+"""Who computes float32 products and attention of blocks of tokens on this CPU: torch, oneDNN or our own kernels.
+
+None is the fastest everywhere: MKL, which torch calls, takes a slower path on AMD. A choice changes the order of a sum,
+so for a CPU, instruction set, version of torch and number of threads it is made once: in a table of measured CPUs, else
+by a trial of some milliseconds, kept in ``$XDG_CACHE_HOME/bark_accel`` (``~/.cache/bark_accel``) and used from then on.
+``BARK_ACCEL_FLOAT32=torch|onednn|native`` makes it instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _library
+from .float32_candidates import ATTENTION, PRODUCTS
+
+VARIABLE = "BARK_ACCEL_FLOAT32"
+_ROUNDS = 3
+# The first of these that needs at most so many times the shortest time is taken: torch's sums are stock's own, and ours
+# depend neither on threads nor on other rows.
+_ORDER = ("torch", "native", "onednn")
+_CLOSE = 1.1
+
+
+@dataclass(frozen=True)
+class Float32Choice:
+    """`products`: "torch", "native" (our kernels) or "onednn"; `attention`: the first two; `source`: who says so."""
+
+    products: str
+    attention: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"products {self.products}, attention {self.attention} ({self.source})"
+
+
+_FORCED = {
+    name: Float32Choice(name, "torch" if name == "torch" else "native", VARIABLE)
+    for name in ("torch", "native", "onednn")
+}
+
+# Products, attention. Zen 5 with two cores, torch 2.13: benchmarks/bench_ops.py.
+_ZEN_5 = "AuthenticAMD family 26 model 2"
+_MEASURED = {
+    f"{_ZEN_5}, {isa}, torch 2.13, {threads} threads": answer
+    for threads in (1, 2)
+    for isa, answer in {
+        "generic": ("onednn", "torch"),
+        "avx2": ("onednn", "native"),
+        "avx512": ("native", "native"),
+        "avx512_vnni": ("native", "native"),
+    }.items()
+}
+
+_lock = threading.Lock()
+
+
+def forced() -> Float32Choice | None:
+    """The choice that the environment makes; raises `ValueError` on a name that is not one."""
+    name = os.environ.get(VARIABLE)
+    if not name:
+        return None
+    if name not in _FORCED:
+        raise ValueError(f"{VARIABLE}: expected one of {', '.join(_FORCED)}, got {name!r}")
+    return _FORCED[name]
+
+
+def choice() -> Float32Choice:
+    """Who computes, for this process's CPU, instruction set and number of threads."""
+    by_user = forced()
+    if by_user is not None:
+        return by_user
+    # A trial by two threads at once might give two answers.
+    with _lock:
+        return _decided(_library.load().isa(), torch.get_num_threads())
+
+
+@functools.cache
+def _decided(isa: str, threads: int) -> Float32Choice:
+    version = ".".join(torch.__version__.split(".")[:2])
+    key = f"{cpu_model()}, {isa}, torch {version}, {threads} threads"
+    if key in _MEASURED:
+        return Float32Choice(*_MEASURED[key], "measured")
+    try:
+        path = _folder() / f"float32-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    except RuntimeError:  # nobody's home
+        return Float32Choice(*_trial(), "trial")
+    kept = _read(path, key)
+    if kept is not None:
+        return kept
+    tried = Float32Choice(*_trial(), "trial")
+    try:
+        return _keep(path, key, tried)
+    except OSError:  # for this process alone
+        return tried
+
+
+@functools.cache
+def cpu_model() -> str:
+    """Vendor, family and model of this CPU, as far as the system says."""
+    facts: dict[str, str] = {}
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip(), value.strip())
+    if "vendor_id" in facts:
+        return f"{facts['vendor_id']} family {facts.get('cpu family')} model {facts.get('model')}"
+    return platform.processor() or platform.machine()
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~").expanduser() / ".cache") / "bark_accel"
+
+
+def _read(path: Path, key: str) -> Float32Choice | None:
+    try:
+        kept = json.loads(path.read_text())
+        answer = Float32Choice(kept["products"], kept["attention"], f"trial, kept in {path}")
+        known = answer.products in _ORDER and answer.attention in ("torch", "native")
+        return answer if kept["key"] == key and known else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _keep(path: Path, key: str, tried: Float32Choice) -> Float32Choice:
+    """What the file says from now on: of two processes that try at the same time, the first one decides."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump({"key": key, "products": tried.products, "attention": tried.attention}, file)
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            if _read(path, key) is None:
+                os.replace(draft, path)
+    finally:
+        Path(draft).unlink(missing_ok=True)
+    return _read(path, key) or tried
+
+
+def _trial() -> tuple[str, str]:
+    """The fastest for products [256, 768] x [768, 768], and for attention of 256 tokens in 12 heads of 64."""
+    with torch.inference_mode(False), torch.no_grad():
+        # No random numbers: the generator is the caller's.
+        place = {"dtype": torch.float32, "device": torch.device("cpu")}
+        input, weight = torch.full((256, 768), 0.5, **place), torch.full((768, 768), 0.25, **place)
+        heads = torch.full((1, 256, 3, 12, 64), 0.5, **place)
+        query, key, value = heads[:, :, 0], heads[:, :, 1].transpose(1, 2), heads[:, :, 2].transpose(1, 2)
+        products = _fastest(PRODUCTS, input, weight)
+        return products, _fastest(ATTENTION, query, key, value, True)
+
+
+def _fastest(candidates: Mapping[str, Callable[..., Any]], *arguments: Any) -> str:
+    times = {name: [_seconds(run, arguments)] for name, run in candidates.items()}
+    for _ in range(_ROUNDS):
+        for name, run in candidates.items():
+            times[name].append(_seconds(run, arguments))
+    shortest = {name: min(its) for name, its in times.items()}
+    limit = _CLOSE * min(shortest.values())
+    return next(name for name in _ORDER if shortest.get(name, float("inf")) <= limit)
+
+
+def _seconds(run: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+    start = time.perf_counter()
+    try:
+        run(*arguments)
+    except (RuntimeError, AttributeError, NotImplementedError):  # this torch has no such product
+        return float("inf")
+    return time.perf_counter() - start
