@@ -143,8 +143,8 @@ class AccelerationReport:
     `accelerate_bark(fix_stock_bugs=)` takes, each with whether it is fixed. `cuda_graphs` is False also where the
     device has none; `captured_graphs` are those kept between calls. `attention` is that of 16-bit blocks of tokens on a
     GPU. `native_fault` says why plain torch ops run on a GPU that the compiled ones are made for: how they differed
-    from torch's when they were compared at first use there; None where they did not. `float32` says who computes float32 products and attention of blocks of tokens on a CPU and where that was
-    decided, None where there are none.
+    from torch's when they were compared at first use there; None where they did not. `float32` says who computes
+    float32 products and attention of blocks of tokens on a CPU and where that was decided, None where there are none.
     """
 
     stages: tuple[StageReport, ...]

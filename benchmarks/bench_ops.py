@@ -17,6 +17,7 @@ from transformers.generation.logits_process import (
     TopKLogitsWarper,
 )
 
+from bark_accel.ops import cpu as cpu_ops
 from bark_accel.ops import native as ops
 
 HEADS, HEAD_DIM, CAPACITY = 12, 64, 1024
@@ -135,10 +136,39 @@ def test_attention(benchmark: Any, tokens: int, length: int) -> None:
     compare(benchmark, f"attention, {tokens} new after {length}", native, baselines, rounds=ROUNDS)
 
 
+SHAPES = [(1024, 3072, 768), (1024, 768, 3072), (1024, 768, 768), (257, 3072, 768)]
+
+
+@pytest.mark.parametrize(("rows", "outputs", "inner"), [*SHAPES, (887, 3072, 768)])
+def test_float32_linear(benchmark: Any, rows: int, outputs: int, inner: int) -> None:
+    """A block's product in float32 by our kernel, by torch's library and by oneDNN; other weights in each call."""
+    x, weights, turn = torch.randn(rows, inner), torch.randn(6, outputs, inner) * 0.02, iter(range(10**9))
+    weight = lambda: weights[next(turn) % len(weights)]  # noqa: E731
+    baselines = {
+        "torch": lambda: torch.nn.functional.linear(x, weight()),
+        "oneDNN": lambda: cpu_ops.onednn_linear(x, weight()),
+    }
+    group = f"linear, {rows} x {inner} to {outputs}, float32"
+    native = lambda: ops.float32_linear(x, weight())  # noqa: E731
+    with torch.no_grad():
+        compare(benchmark, group, native, baselines, rounds=20, multiply_adds=rows * outputs * inner)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("tokens", [1024, 887, 257])
+def test_float32_block_attention(benchmark: Any, causal: bool, tokens: int) -> None:
+    """Queries and keys of 12 heads, views of one packed projection, in float32."""
+    query, key, value = torch.randn(1, tokens, 3, HEADS, HEAD_DIM).transpose(1, 3).unbind(2)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    baselines = {"torch": lambda: attention(query, key, value, is_causal=causal)}
+    group = f"block attention, {tokens}, {'causal' if causal else 'bidirectional'}, float32"
+    native = lambda: ops.float32_attention(query.transpose(1, 2), key, value, causal)  # noqa: E731
+    pairs = tokens * (tokens + 1) // 2 if causal else tokens * tokens
+    compare(benchmark, group, native, baselines, rounds=20, multiply_adds=2 * pairs * HEADS * HEAD_DIM)
+
+
 @pytest.mark.parametrize("weights", ["float16", "int8"])
-@pytest.mark.parametrize(
-    ("rows", "outputs", "inner"), [(1024, 3072, 768), (1024, 768, 3072), (1024, 768, 768), (257, 3072, 768)]
-)
+@pytest.mark.parametrize(("rows", "outputs", "inner"), SHAPES)
 def test_linear(benchmark: Any, weights: str, rows: int, outputs: int, inner: int) -> None:
     """One product of a block, against torch's. `int_mm` is the bare int8 product: 1e-2 off, and no rescaling."""
     x, weight = torch.randn(rows, inner), torch.randn(outputs, inner) * 0.02

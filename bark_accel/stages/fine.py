@@ -158,17 +158,22 @@ class FineStage:
     def step(self, state: FineState) -> None:
         """Predict the next window of every row that has one. Frames that no later window writes are settled."""
         batches: dict[int, list[Tensor]] = {}
+        ends: dict[int, int] = {}
         for group in state.groups:
             if group.windows:
                 start, fill_start = group.windows.pop(0)
                 window = group.codes[:, start : start + self._spec.max_input_frames]
-                batches.setdefault(fill_start - start, []).append(window)
+                first_row = fill_start - start
+                end = min(window.shape[1], group.history_frames + group.frames - start)
+                batches.setdefault(first_row, []).append(window)
+                ends[first_row] = max(ends.get(first_row, 0), end)
         for first_row, windows in batches.items():
+            rows = slice(first_row, ends[first_row])
             if len(windows) == 1:
-                self._fill(windows[0], first_row, state.sampling)
+                self._fill(windows[0], rows, state.sampling)
                 continue
             joined = torch.cat(windows)
-            self._fill(joined, first_row, state.sampling)
+            self._fill(joined, rows, state.sampling)
             for window, filled in zip(windows, joined.split([w.shape[0] for w in windows]), strict=True):
                 window.copy_(filled)
 
@@ -180,18 +185,27 @@ class FineStage:
         last = total_frames - spec.max_input_frames
         return [(min(i * hop, last), min(history_frames + i * hop, total_frames - hop)) for i in range(count)]
 
-    def _fill(self, window: Tensor, first_row: int, sampling: FineSampling) -> None:
-        """Predict codebook after codebook of `window` [B, T, K] in place, from frame `first_row` on."""
+    def _fill(self, window: Tensor, rows: slice, sampling: FineSampling) -> None:
+        """Predict codebook after codebook of `window` [B, T, K] in place, from frame `rows.start` on.
+
+        Of the last codebook, which no other pass reads, only `rows`.
+        """
         spec, weights = self._spec, self._weights
         codebooks_without_head = len(weights.token_tables) - len(weights.heads)
         for codebook in range(spec.num_coarse_codebooks, spec.num_codebooks):
             if sampling.before_pass is not None:
                 sampling.before_pass()
+            predicted = rows if codebook == spec.num_codebooks - 1 else slice(rows.start, window.shape[1])
             hidden = self._ops.codebook_embedding_sum(window, weights.token_tables[: codebook + 1], weights.positions)
-            hidden = bidirectional_forward(weights, self._transformer, hidden, self._ops, first_row)
+            hidden = bidirectional_forward(
+                weights, self._transformer, hidden, self._ops, predicted.start, predicted.stop
+            )
             head = output_rows(weights.heads[codebook - codebooks_without_head], 0, spec.codebook_size)
-            logits = linear(hidden, head, self._ops).flatten(0, 1)
-            window[:, first_row:, codebook] = self._draw(logits, sampling).view(window.shape[0], -1)
+            logits = linear(hidden, head, self._ops)
+            # Every frame draws, also those that nobody reads: the generator ends where it did.
+            padded = F.pad(logits, (0, 0, 0, window.shape[1] - predicted.stop))
+            drawn = self._draw(padded.flatten(0, 1), sampling).view(window.shape[0], -1)
+            window[:, predicted, codebook] = drawn[:, : logits.shape[1]]
 
     def _draw(self, logits: Tensor, sampling: FineSampling) -> Tensor:
         ids, temperature = logits.shape[1], sampling.temperature
