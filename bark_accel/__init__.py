@@ -127,9 +127,9 @@ def accelerate_bark(
         Bugs of Transformers' Bark to fix, all or by name; otherwise they are kept. `acceleration_report(model)` lists
         the names, `bark_accel.patches.stock_bugs.STOCK_BUGS` says what each one is.
     cuda_graphs : bool
-        On an NVIDIA GPU, replay the decode step of the two causal stages as a CUDA graph, for up to 16 rows; recorded
-        when a batch size, sampling option or place of the weights is new, and kept. The tokens stay the same.
-        Without effect on other devices, and where `speculate` drafts.
+        On an NVIDIA GPU, replay the decode step of the two causal stages as a CUDA graph; recorded when a batch size,
+        sampling option or place of the weights is new, and kept. The tokens stay the same. Without effect on other
+        devices, and where `speculate` drafts.
     attention : {"sdpa", "flash_attn"}
         Of blocks of tokens (prompts, the fine stage) with weights of 16 bits or fewer on an NVIDIA GPU: torch's own,
         or the `flash-attn` package's.

@@ -1,6 +1,7 @@
 // The arguments of static_cache_attention, checked and as a plain struct, for any device.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "checks.h"
@@ -27,25 +28,25 @@ inline void check_cache(const char* name, const at::Tensor& cache, const at::Ten
   check_no_grad(kOp, name, cache);
 }
 
-inline void check_length(const at::Tensor& length, const at::Tensor& query) {
-  check_device(kOp, "length", length, query.device());
-  BARK_CHECK(length.scalar_type() == at::kLong && length.numel() == 1 && length.dim() == 1, kOp,
-             "expected length as an int64 tensor of shape [1], got ", length.scalar_type(), " of shape ",
-             length.sizes());
-}
-
-// For implementations that can look at the length.
-inline void check_room(int64_t length, int64_t tokens, int64_t capacity) {
-  BARK_CHECK(length >= 0, kOp, "expected length >= 0, got ", length);
-  BARK_CHECK(length <= capacity - tokens, kOp, "expected length + tokens <= capacity ", capacity, ", got ",
-             length, " + ", tokens);
+// For implementations that can look at the lengths: the longest, -1 where all rows are idle.
+inline int64_t check_room(const int64_t* lengths, int64_t rows, int64_t tokens, int64_t capacity) {
+  int64_t longest = -1;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t length = lengths[row];
+    BARK_CHECK(length >= -1, kOp, "expected length >= 0, or -1 for an idle row, got ", length, " in row ",
+               row);
+    BARK_CHECK(length <= capacity - tokens, kOp, "expected length + tokens <= capacity ", capacity, ", got ",
+               length, " + ", tokens, " in row ", row);
+    longest = std::max(longest, length);
+  }
+  return longest;
 }
 
 inline void copy_strides(int64_t (&to)[3], const at::Tensor& t) {
   for (int64_t i = 0; i < 3; ++i) to[i] = t.stride(i);
 }
 
-// Everything but the length and the output.
+// Everything but the lengths and the output.
 inline AttentionParams read(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             at::Tensor& key_cache, at::Tensor& value_cache, const at::Tensor& length) {
   AttentionParams p{};
@@ -56,7 +57,7 @@ inline AttentionParams read(const at::Tensor& query, const at::Tensor& key, cons
   check_tokens("value", value, query);
   check_cache("key_cache", key_cache, query);
   check_cache("value_cache", value_cache, query);
-  check_length(length, query);
+  check_lengths(kOp, length, query.size(0), query.device());
   BARK_CHECK(value_cache.size(2) == key_cache.size(2), kOp, "expected caches of one capacity, got ",
              key_cache.size(2), " and ", value_cache.size(2));
   check_no_overlap(kOp, key_cache, value_cache);

@@ -55,6 +55,14 @@ inline void check_no_grad(const char* op, const char* name, const at::Tensor& t)
              " with requires_grad=True");
 }
 
+// Valid cache entries of each row.
+inline void check_lengths(const char* op, const at::Tensor& length, int64_t rows, at::Device device) {
+  check_device(op, "length", length, device);
+  BARK_CHECK(length.scalar_type() == at::kLong && length.dim() == 1 && length.size(0) == rows, op,
+             "expected length as an int64 tensor of shape [", rows, "] (one a row), got ",
+             length.scalar_type(), " of shape ", length.sizes());
+}
+
 // Caches that an op writes to: neither may hold an element twice, nor one of the other's.
 inline void check_no_overlap(const char* op, const at::Tensor& key_cache, const at::Tensor& value_cache) {
   for (const auto& [name, cache] :

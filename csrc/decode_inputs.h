@@ -1,5 +1,5 @@
 // The arguments of decode_step, checked and as plain structs, for any device. What only a look at the data
-// can tell (ids, the length) is left to the implementations.
+// can tell (ids, lengths) is left to the implementations.
 #pragma once
 
 #include <ATen/core/List.h>
@@ -113,13 +113,6 @@ inline void check_cache(const char* name, const at::Tensor& cache, at::IntArrayR
   check_no_grad(kOp, name, cache);
 }
 
-inline void check_length(const at::Tensor& length, at::Device device) {
-  check_device(kOp, "length", length, device);
-  BARK_CHECK(length.scalar_type() == at::kLong && length.dim() == 1 && length.numel() == 1, kOp,
-             "expected length as an int64 tensor of shape [1], got ", length.scalar_type(), " of shape ",
-             length.sizes());
-}
-
 inline std::vector<CacheView> cache_views(at::Tensor& keys, at::Tensor& values) {
   std::vector<CacheView> views(keys.size(0));
   for (size_t i = 0; i < views.size(); ++i) {
@@ -160,11 +153,11 @@ inline int64_t inner_size(const Weights& weights, int64_t width) {
 }
 
 struct DecodeInputs {
-  DecodeParams params;  // without ids to be trusted, length and scratch; points into the vectors
+  DecodeParams params;  // without ids and lengths to be trusted, slots and scratch; points into the rest
   std::vector<DecodeLayer> layers;
   std::vector<CacheView> caches;
-  at::Tensor ids;     // contiguous
-  at::Tensor logits;  // [B, T, head rows] float32, to be written
+  at::Tensor ids, lengths;  // contiguous
+  at::Tensor logits;        // [B, T, head rows] float32, to be written
   int64_t capacity, vocabulary, positions_count;
 };
 
@@ -195,7 +188,7 @@ inline DecodeInputs read(const at::Tensor& ids, const at::Tensor& token_table, c
   check_cache("value_cache", value_cache, cache_sizes, device);
   check_same_dtype(kOp, "value_cache", value_cache, "key_cache", key_cache);
   check_no_overlap(kOp, key_cache, value_cache);
-  check_length(length, device);
+  check_lengths(kOp, length, p.batch, device);
   BARK_CHECK(int64_t(weights.size()) == kLayerTensors * p.layers_count + 2 && p.layers_count > 0, kOp,
              "expected ", kLayerTensors, " weights for each of ", p.layers_count, " layers and 2 more, got ",
              weights.size());
@@ -215,6 +208,8 @@ inline DecodeInputs read(const at::Tensor& ids, const at::Tensor& token_table, c
   in.positions_count = positions.size(0);
   in.ids = ids.contiguous();
   p.ids = in.ids.const_data_ptr<int64_t>();
+  in.lengths = length.contiguous();
+  p.lengths = in.lengths.const_data_ptr<int64_t>();
   p.token_table = token_table.const_data_ptr();
   p.token_stride = token_table.stride(0);
   p.positions = positions.const_data_ptr();

@@ -83,11 +83,12 @@ def check_decode_inputs(
     width = positions.shape[1]
     require(token_table.dim() == 2, op, f"expected token_table of shape [V, C], got {list(token_table.shape)}")
     require_shape(op, "token_table", token_table, (len(token_table), width), positions.dtype)
-    _check_ids(op, ids, len(token_table))
+    _check_ids(op, ids)
     heads_fit = num_heads > 0 and width > 0 and width % num_heads == 0
     require(heads_fit, op, f"expected num_heads to divide the width {width}, got {num_heads}")
     _check_caches(op, key_cache, value_cache, (len(ids), num_heads, width // num_heads))
-    _check_length(op, length, ids.shape[1], min(key_cache.shape[3], len(positions)))
+    _check_lengths(op, length, *ids.shape, min(key_cache.shape[3], len(positions)))
+    _check_id_values(op, ids, length, len(token_table))
     layers = len(key_cache)
     wanted = f"expected 16 weights for each of {layers} layers and 2 more, got {len(weights)}"
     require(len(weights) == 16 * layers + 2 and layers > 0, op, wanted)
@@ -103,12 +104,15 @@ def check_decode_inputs(
     _check_product(op, (head, None, head_scales), (len(head), width))
 
 
-def _check_ids(op: str, ids: Tensor, vocabulary: int) -> None:
+def _check_ids(op: str, ids: Tensor) -> None:
     require(ids.dim() == 2, op, f"expected ids of shape [B, T], got {list(ids.shape)}")
     require(ids.dtype == torch.int64, op, f"expected ids of dtype int64, got {ids.dtype}")
+
+
+def _check_id_values(op: str, ids: Tensor, length: Tensor, vocabulary: int) -> None:
     if not on_host(ids):
         return
-    outside = ids[(ids < 0) | (ids >= vocabulary)].tolist()
+    outside = ids[((ids < 0) | (ids >= vocabulary)) & (length >= 0)[:, None]].tolist()
     require(not outside, op, f"expected ids in [0, {vocabulary}), got {outside[:1]}")
 
 
@@ -164,21 +168,16 @@ def _check_product(op: str, product: Sequence[Tensor | None], shape: tuple[int, 
         require_shape(op, "a bias", bias, (shape[0],), torch.float32)
 
 
-def _check_length(op: str, length: Tensor, tokens: int, capacity: int) -> None:
-    require(
-        length.dtype == torch.int64 and tuple(length.shape) == (1,),
-        op,
-        f"expected length as an int64 tensor of shape [1], got {length.dtype} of shape {list(length.shape)}",
-    )
+def _check_lengths(op: str, length: Tensor, batch: int, tokens: int, capacity: int) -> None:
+    wanted = f"expected length as an int64 tensor of shape [{batch}] (one a row)"
+    given = f"got {length.dtype} of shape {list(length.shape)}"
+    require(length.dtype == torch.int64 and tuple(length.shape) == (batch,), op, f"{wanted}, {given}")
     if not on_host(length):
         return
-    start = int(length.item())
-    require(start >= 0, op, f"expected length >= 0, got {start}")
-    require(
-        start + tokens <= capacity,
-        op,
-        f"expected length + tokens <= capacity {capacity}, got {start} + {tokens}",
-    )
+    for row, start in enumerate(length.tolist()):
+        require(start >= -1, op, f"expected length >= 0, or -1 for an idle row, got {start} in row {row}")
+        too_long = f"expected length + tokens <= capacity {capacity}, got {start} + {tokens} in row {row}"
+        require(start + tokens <= capacity, op, too_long)
 
 
 def check_sample_inputs(op: str, logits: Tensor, first_id: int, begin: int, end: int, eos_id: int) -> None:
@@ -322,7 +321,7 @@ def check_attention_inputs(
         )
     require_no_grad(op, query, key, value, key_cache, value_cache)
     _require_apart(op, key_cache, value_cache)
-    _check_length(op, length, tokens, capacity)
+    _check_lengths(op, length, batch, tokens, capacity)
 
 
 def require_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:

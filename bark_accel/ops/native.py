@@ -180,8 +180,9 @@ def static_cache_attention(
     key_cache, value_cache : Tensor [B, H, capacity, D], the query's dtype
         Unit stride in D; may be slices of larger buffers. Positions ``length .. length + T - 1`` are
         overwritten.
-    length : Tensor [1], int64
-        Valid entries before this call, the same for all rows. Query t sees positions ``0 .. length + t``.
+    length : Tensor [B], int64
+        Valid entries of each row before this call; query t of a row sees positions ``0 .. length + t``. -1: an idle
+        row, of which nothing is read or written; its result is NaN.
 
     Returns
     -------
@@ -336,15 +337,15 @@ def decode_step(
 
     Equals Transformers' ``BarkCausalModel.forward`` on a cache: embedding plus position, and per layer LayerNorm, QKV,
     cache append, attention, output projection, LayerNorm, MLP with the exact GELU; then the final LayerNorm and the
-    head. Every weight is read once, whatever the number of rows, by a team of ``torch.get_num_threads()`` threads.
-    Sums, residual, LayerNorm and softmax are float32; beside int8 weights activations are rounded to int16 per row.
+    head. Every weight is read once for up to 16 tokens, by a team of ``torch.get_num_threads()`` threads. What a row gets
+    does not depend, to the bit, on the rows beside it, on their lengths or on the number of threads. Sums, residual, LayerNorm and softmax are float32; beside int8 weights activations are rounded to int16 per row.
 
     Parameters
     ----------
     ids : Tensor [B, T], int64
-        Best for ``B * T <= 16``.
+        For many tokens of one row, a prompt, matrix products are faster.
     token_table, positions : Tensor [V, C] and [P, C], float32, float16 or bfloat16
-        Token t of a row takes position ``length + t``.
+        Token t of row b takes position ``length[b] + t``.
     weights : list of 16 tensors or None for each layer, then 2
         Layer: norm_1 (weight [C], bias), qkv (weight [3C, C], bias, scales), attention_out (weight [C, C], bias,
         scales), norm_2 (weight, bias), mlp_in (weight [N, C], bias, scales), mlp_out (weight [C, N], bias, scales);
@@ -356,9 +357,10 @@ def decode_step(
         May be some rows of the model's head.
     num_heads : int
     key_cache, value_cache : Tensor [layers, B, H, capacity, D], float32, float16 or bfloat16
-        Unit stride in D. Positions ``length .. length + T - 1`` are overwritten.
-    length : Tensor [1], int64
-        Valid entries before this call, the same for all rows. It is not changed.
+        Unit stride in D. Positions ``length .. length + T - 1`` of a row are overwritten.
+    length : Tensor [B], int64
+        Valid entries of each row before this call; it is not changed. -1: an idle row, which costs nothing; nothing of
+        it is read or written, and its result is NaN.
 
     Returns
     -------

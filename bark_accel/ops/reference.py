@@ -5,7 +5,7 @@ call them under ``torch.no_grad()``.
 
 Beyond the CPU, nothing of a decode step waits for the device, so that a CUDA graph can hold it: attention runs over the
 whole cache, behind a mask (what is not valid yet has to be finite), and ids, codes and lengths that do not fit give
-NaN, which the samplers refuse; the cache's nearest entry is overwritten then. While a graph is captured a sampler
+NaN, which the samplers refuse; nothing is written to the cache then. While a graph is captured a sampler
 cannot refuse: the id of such a row is minus one of `op_checks.NOT_FINITE`, `ALL_MASKED`, `BAD_NOISE`. The int16 ops,
 which are about speed on CPUs, are float16 products there, for tensor cores.
 """
@@ -105,11 +105,18 @@ def static_cache_attention(
 ) -> Tensor:
     """Plain-torch twin of :func:`bark_accel.ops.static_cache_attention`."""
     check_attention_inputs(query, key, value, key_cache, value_cache, length)
-    if op_checks.on_host(query):
-        return _attend_to_filled(query, key, value, key_cache, value_cache, int(length.item()))
-    where = length + torch.arange(query.shape[1], device=length.device)
-    seen = _seen(where, key_cache.shape[2])
-    return _attend_behind_mask(query, key, value, key_cache, value_cache, where, seen)
+    new = query, key, value
+    if not op_checks.on_host(query):
+        return _attend_behind_mask(*new, key_cache, value_cache, Places(length, query.shape[1], key_cache.shape[2]))
+    starts = length.tolist()
+    if starts and min(starts) == max(starts) >= 0:
+        return _attend_to_filled(*new, key_cache, value_cache, starts[0])
+    out = query.new_full((*query.shape[:2], query.shape[2] * query.shape[3]), math.nan)
+    for i, start in enumerate(starts):
+        if start >= 0:
+            row = slice(i, i + 1)
+            out[row] = _attend_to_filled(*(x[row] for x in new), key_cache[row], value_cache[row], start)
+    return out
 
 
 def _attend_to_filled(
@@ -128,20 +135,34 @@ def _attend_to_filled(
     return mixed.transpose(1, 2).reshape(batch, tokens, heads * head_dim).to(query.dtype)
 
 
-def _seen(where: Tensor, capacity: int) -> Tensor:
-    """[T, capacity] bool: which cache entries the token at each position of `where` [T] sees."""
-    return torch.arange(capacity, device=where.device) <= where[:, None]
+class Places:
+    """Where the new tokens of each row stand in a cache, on the device: no shape depends on it.
+
+    `where` [B, T] int64 counts from the lengths [B]; `fits` [B, 1, 1, 1] bool says of which rows it fits the capacity;
+    `seen` [B, 1, T, capacity] bool says which entries a token sees.
+    """
+
+    def __init__(self, length: Tensor, tokens: int, capacity: int):
+        self.where = length[:, None] + torch.arange(tokens, device=length.device)
+        self.fits = ((length >= 0) & (length <= capacity - tokens))[:, None, None, None]
+        self.seen = (torch.arange(capacity, device=length.device) <= self.where[..., None])[:, None]
+        self._at = self.where.clamp(0, capacity - 1)[:, None, :, None]
+
+    def write(self, cache: Tensor, new: Tensor) -> None:
+        """Put `new` [B, T, H, D] into `cache` [B, H, capacity, D] where it fits."""
+        new = new.transpose(1, 2)
+        at = self._at.expand(new.shape)
+        cache.scatter_(2, at, torch.where(self.fits, new, cache.gather(2, at)))
 
 
 def _attend_behind_mask(
-    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, where: Tensor, seen: Tensor
+    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, places: Places
 ) -> Tensor:
-    """As `_attend_to_filled` with positions `where` [T] on the device: no shape depends on them."""
-    where = where.clamp(0, key_cache.shape[2] - 1)
-    key_cache.index_copy_(2, where, key.transpose(1, 2))
-    value_cache.index_copy_(2, where, value.transpose(1, 2))
-    attended = F.scaled_dot_product_attention(query.transpose(1, 2), key_cache, value_cache, attn_mask=seen)
-    return attended.transpose(1, 2).flatten(2)
+    """As `_attend_to_filled`, for rows at `places`."""
+    places.write(key_cache, key)
+    places.write(value_cache, value)
+    attended = F.scaled_dot_product_attention(query.transpose(1, 2), key_cache, value_cache, attn_mask=places.seen)
+    return attended.masked_fill(~places.fits, math.nan).transpose(1, 2).flatten(2)
 
 
 def float32_linear(
@@ -215,21 +236,20 @@ def decode_step(
         ids, token_table, positions, weights, eps, head, head_scales, num_heads, key_cache, value_cache, length
     )
     (batch, tokens), cache_dtype = ids.shape, key_cache.dtype
-    where = length + torch.arange(tokens, device=ids.device)
-    capacity = min(key_cache.shape[3], len(positions))
-    fits = (ids >= 0) & (ids < len(token_table)) & (where >= 0) & (where < capacity)
+    places = Places(length, tokens, key_cache.shape[3])
+    where = places.where
+    fits = (ids >= 0) & (ids < len(token_table)) & (where >= 0) & (where < min(key_cache.shape[3], len(positions)))
     hidden = F.embedding(ids.clamp(0, len(token_table) - 1), token_table).float()
     hidden = hidden + F.embedding(where.clamp(0, len(positions) - 1), positions).float()
     hidden = hidden.masked_fill(~fits[..., None], math.nan).flatten(0, 1)
-    seen = None if op_checks.on_host(ids) else _seen(where, key_cache.shape[3])
     for i in range(len(key_cache)):
         layer = weights[16 * i : 16 * i + 16]
         packed = _product(_layer_norm(hidden, layer[0:2], eps[2 * i]), layer[2:5]).to(cache_dtype)
         query, key, value = packed.view(batch, tokens, 3, num_heads, key_cache.shape[4]).unbind(2)
-        if seen is None:
+        if op_checks.on_host(ids):
             attended = static_cache_attention(query, key, value, key_cache[i], value_cache[i], length)
         else:
-            attended = _attend_behind_mask(query, key, value, key_cache[i], value_cache[i], where, seen)
+            attended = _attend_behind_mask(query, key, value, key_cache[i], value_cache[i], places)
         hidden = hidden + _product(attended.flatten(0, 1).float(), layer[5:8])
         inner = _product(_layer_norm(hidden, layer[8:10], eps[2 * i + 1]), layer[10:13], gelu=True)
         hidden = hidden + _product(inner, layer[13:16])

@@ -21,7 +21,7 @@ from bark_accel.hf.inputs import by_row
 from bark_accel.ops.backend import Ops, get_ops, is_served, runs_natively
 from bark_accel.ops.checks import MAX_HEAD_SIZE
 from bark_accel.report import DraftCounts, Fallback, FallbackKind, FallbackLog, TokenChoice
-from bark_accel.transformer.causal import MAX_DECODE_ROWS, CausalModel
+from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache, KVCachePool
 from bark_accel.transformer.precision import ConvertedWeights
 from bark_accel.transformer.weights import TransformerWeights, map_tensors, tensors_of
@@ -172,7 +172,7 @@ class CausalHook(Hook):
         draft = self.draft(weights, rows)
         if draft is not None:
             yield Speculation(model, draft)
-        elif self.settings.cuda_graphs and rows <= MAX_DECODE_ROWS:
+        elif self.settings.cuda_graphs:
             with self.graphs.lend(model, cache) as graphs:
                 yield graphs
         else:

@@ -20,8 +20,8 @@ from .prefill import prefill
 from .spec import TransformerSpec
 from .weights import Layer, Norm, TransformerWeights
 
-# Up to here `decode_step` reads the weights once for all rows; beyond, matrix products over all rows are faster.
-MAX_DECODE_ROWS = 16
+# Longest prompt, in tokens of all rows, for `decode_step`; for longer ones matrix products are faster.
+MAX_DECODE_TOKENS = 16
 
 
 class CausalModel:
@@ -62,7 +62,7 @@ class CausalModel:
     def next_logits(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:
         """Append tokens [B, T] to the cache; scores [B, rows] float32 of what follows the last one."""
         tokens = ids.shape[1]
-        if ids.numel() <= MAX_DECODE_ROWS:
+        if tokens == 1 or ids.numel() <= MAX_DECODE_TOKENS:
             return self.decode(ids, cache, rows)[:, -1]
         hidden = self.embed(ids) + self.positions(cache.position, tokens)
         return self.prefill_logits(hidden, cache, rows)
@@ -73,7 +73,7 @@ class CausalModel:
         return linear(hidden, output_rows(self.weights.heads[0], rows.start, rows.stop), self.ops)
 
     def decode(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:
-        """Append tokens [B, T], at most `MAX_DECODE_ROWS` in all; scores [B, T, rows] float32 after each of them."""
+        """Append tokens [B, T]; scores [B, T, rows] float32 after each of them."""
         self.check_room(cache.position, ids.shape[1])
         logits = self.step_logits(ids, cache, rows)
         cache.advance(ids.shape[1])

@@ -19,7 +19,8 @@ from .spec import TransformerSpec
 class KVCache:
     """Keys and values of every layer, [layers, B, H, capacity, D]; rows `length:` hold nothing.
 
-    The length lives on the device (`length`, int64 [1]) for the ops and on the host (`position`) for the loops.
+    The length lives on the device (`length`, int64 [B]) for the ops and on the host (`position`) for the loops, in which
+    all rows stand at one position.
     """
 
     keys: Tensor
@@ -47,7 +48,8 @@ class KVCache:
         if row != last:
             for entries in (self.keys, self.values):
                 entries[:, row, :, : self.position] = entries[:, last, :, : self.position]
-        self.keys, self.values = self.keys[:, :last], self.values[:, :last]
+            self.length[row] = self.length[last]
+        self.keys, self.values, self.length = self.keys[:, :last], self.values[:, :last], self.length[:last]
 
 
 @dataclass
@@ -95,7 +97,7 @@ class KVCachePool:
                 idle = (
                     torch.empty(shape, dtype=dtype, device=device),
                     torch.empty(shape, dtype=dtype, device=device),
-                    torch.zeros(1, dtype=torch.int64, device=device),
+                    torch.zeros(batch_size, dtype=torch.int64, device=device),
                 )
         keys, values, length = idle
         length.zero_()
@@ -104,7 +106,7 @@ class KVCachePool:
             keys.zero_()
             values.zero_()
         try:
-            yield KVCache(keys[:, :batch_size], values[:, :batch_size], length)
+            yield KVCache(keys[:, :batch_size], values[:, :batch_size], length[:batch_size])
         finally:
             with self._lock:
                 if self._idle is None or self._idle[0].numel() <= keys.numel():

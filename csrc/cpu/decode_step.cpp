@@ -1,6 +1,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "../decode_inputs.h"
 #include "isa.h"
@@ -11,15 +12,40 @@ namespace {
 
 using namespace decode_inputs;
 
-void check_values(const DecodeInputs& in, int64_t length) {
-  for (int64_t i = 0; i < in.ids.numel(); ++i) {
-    const int64_t id = in.params.ids[i];
-    BARK_CHECK(0 <= id && id < in.vocabulary, kOp, "expected ids in [0, ", in.vocabulary, "), got ", id);
-  }
+constexpr int64_t kPassTokens = 16;  // that share one reading of the weights
+
+// The rows that are not idle, once their ids and lengths are known to fit.
+std::vector<int64_t> checked_slots(const DecodeInputs& in) {
   const int64_t most = std::min(in.capacity, in.positions_count), tokens = in.params.tokens;
-  BARK_CHECK(length >= 0, kOp, "expected length >= 0, got ", length);
-  BARK_CHECK(length <= most - tokens, kOp, "expected length + tokens <= ", most,
-             " (cache capacity and positions), got ", length, " + ", tokens);
+  std::vector<int64_t> slots;
+  for (int64_t row = 0; row < in.params.batch; ++row) {
+    const int64_t length = in.params.lengths[row];
+    BARK_CHECK(length >= -1, kOp, "expected length >= 0, or -1 for an idle row, got ", length, " in row ",
+               row);
+    BARK_CHECK(length <= most - tokens, kOp, "expected length + tokens <= ", most,
+               " (cache capacity and positions), got ", length, " + ", tokens, " in row ", row);
+    for (int64_t i = row * tokens; i < (row + 1) * tokens && length >= 0; ++i) {
+      const int64_t id = in.params.ids[i];
+      BARK_CHECK(0 <= id && id < in.vocabulary, kOp, "expected ids in [0, ", in.vocabulary, "), got ", id);
+    }
+    if (length >= 0) slots.push_back(row);
+  }
+  return slots;
+}
+
+// Logits of the rows `slots`, one after the other from p.logits on.
+void run_slots(DecodeParams p, const std::vector<int64_t>& slots) {
+  const KernelTable& table = kernels();
+  const int64_t threads = team_size(), rows = int64_t(slots.size());
+  const int64_t most = std::max<int64_t>(1, kPassTokens / p.tokens);
+  for (const int64_t slot : slots) p.longest = std::max(p.longest, p.lengths[slot]);
+  for (int64_t first = 0; first < rows; first += most) {
+    p.batch = std::min(most, rows - first);
+    p.slots = slots.data() + first;
+    p.scratch = thread_scratch(table.decode_scratch(p, threads));
+    run_team(threads, [&](const Team& team) { table.decode_step(p, team); });
+    p.logits += p.batch * p.tokens * p.head_rows;
+  }
 }
 
 at::Tensor decode_step(const at::Tensor& ids, const at::Tensor& token_table, const at::Tensor& positions,
@@ -28,14 +54,15 @@ at::Tensor decode_step(const at::Tensor& ids, const at::Tensor& token_table, con
                        at::Tensor& value_cache, const at::Tensor& length) {
   DecodeInputs in = read(ids, token_table, positions, weights, eps, head, head_scales, num_heads, key_cache,
                          value_cache, length, at::kCPU);
-  DecodeParams& p = in.params;
-  p.length = *length.const_data_ptr<int64_t>();
-  check_values(in, p.length);
+  const std::vector<int64_t> slots = checked_slots(in);
   if (ids.numel() == 0) return in.logits;
-  const KernelTable& table = kernels();
-  const int64_t threads = team_size();
-  p.scratch = thread_scratch(table.decode_scratch(p, threads));
-  run_team(threads, [&](const Team& team) { table.decode_step(p, team); });
+  run_slots(in.params, slots);
+  const int64_t rows = int64_t(slots.size());
+  if (rows == in.params.batch) return in.logits;
+  // Idle rows lie between the others.
+  const at::Tensor busy = in.logits.narrow(0, 0, rows).clone();
+  in.logits.fill_(std::numeric_limits<float>::quiet_NaN());
+  for (int64_t i = 0; i < rows; ++i) in.logits.select(0, slots[i]).copy_(busy.select(0, i));
   return in.logits;
 }
 

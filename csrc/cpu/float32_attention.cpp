@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <vector>
 
 #include "../checks.h"
 #include "isa.h"
@@ -45,7 +46,9 @@ at::Tensor float32_attention(const at::Tensor& query, const at::Tensor& key, con
   p.heads = query.size(2);
   p.head_dim = query.size(3);
   p.keys = key.size(2);
-  p.length = causal ? p.keys - p.tokens : p.keys;
+  const std::vector<int64_t> lengths(p.batch, causal ? p.keys - p.tokens : p.keys);
+  p.lengths = lengths.data();
+  p.longest = p.keys;
   p.scale = float(1.0 / std::sqrt(double(p.head_dim)));
   p.dtype = DType::kFloat32;
   at::Tensor out = at::empty({p.batch, p.tokens, p.heads * p.head_dim}, query.options());

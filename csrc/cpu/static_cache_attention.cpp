@@ -2,6 +2,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <limits>
+
 #include "../attention_inputs.h"
 #include "isa.h"
 
@@ -16,7 +18,7 @@ constexpr int64_t kMultipliesPerTask = 32768;
 void attend(const AttentionParams& p) {
   const KernelTable& table = kernels();
   const int64_t pairs = p.batch * p.heads, scratch = table.attention_scratch(p);
-  const int64_t work = std::max<int64_t>(1, 2 * p.tokens * (p.length + p.tokens) * p.head_dim);
+  const int64_t work = std::max<int64_t>(1, 2 * p.tokens * (p.longest + p.tokens) * p.head_dim);
   if (p.tokens <= kDecodeTokens) {
     at::parallel_for(
         0, pairs, std::max<int64_t>(1, kMultipliesPerTask / work),
@@ -35,13 +37,17 @@ void attend(const AttentionParams& p) {
 at::Tensor static_cache_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                   at::Tensor& key_cache, at::Tensor& value_cache, const at::Tensor& length) {
   AttentionParams p = read(query, key, value, key_cache, value_cache, length);
-  p.length = *length.const_data_ptr<int64_t>();
-  check_room(p.length, p.tokens, key_cache.size(2));
-  p.keys = p.length + p.tokens;
+  const at::Tensor lengths = length.contiguous();
+  p.lengths = lengths.const_data_ptr<int64_t>();
+  p.longest = check_room(p.lengths, p.batch, p.tokens, key_cache.size(2));
+  p.keys = p.longest + p.tokens;
   at::Tensor out = at::empty({p.batch, p.tokens, p.heads * p.head_dim}, query.options());
   if (out.numel() == 0) return out;
   p.out = out.mutable_data_ptr();
   attend(p);
+  for (int64_t row = 0; row < p.batch; ++row) {
+    if (p.lengths[row] < 0) out.select(0, row).fill_(std::numeric_limits<float>::quiet_NaN());
+  }
   return out;
 }
 

@@ -1,7 +1,7 @@
 // Attention of a few new tokens over a static cache, split along the cache (split-K, "flash decoding"): every
 // block appends and attends its own share of the positions for one (batch row, head), and a second kernel
-// combines the shares. The length is read on the device, so that a captured graph replays at any length;
-// shares past it are empty. A length that does not fit the cache writes nothing and gives NaN.
+// combines the shares. Lengths are read on the device, so that a captured graph replays at any length;
+// shares past them are empty. A row whose length does not fit the cache writes nothing and gives NaN.
 #pragma once
 
 #include "numbers.cuh"
@@ -18,7 +18,7 @@ struct AttentionSplitParams {
   const void *query, *key, *value;                             // [B, T, H, D], unit stride along D
   int64_t query_strides[3], key_strides[3], value_strides[3];  // B, T, H
   CacheView cache;                                             // [B, H, capacity, D]
-  const int64_t* length;                                       // [1] on the device
+  const int64_t* lengths;                                      // [B] on the device
   int64_t batch, tokens, heads, head_dim, capacity, splits;
   bool aligned;   // cache rows can be read 16 bytes at a time
   float* shares;  // [B, T, H, splits, D] weighted values, not yet divided
@@ -72,7 +72,7 @@ struct AttentionSplit {
     s.split = ctx.block() % p.splits;
     s.head = ctx.block() / p.splits % p.heads;
     s.row = ctx.block() / p.splits / p.heads;
-    s.length = *p.length;
+    s.length = p.lengths[s.row];
     const bool fits = s.length >= 0 && s.length <= p.capacity - p.tokens;
     const int64_t total = fits ? s.length + p.tokens : 0, size = ceil_div(total, p.splits);
     s.begin = smaller(s.split * size, total);

@@ -14,6 +14,9 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <limits>
+
 #include "../attention_inputs.h"
 #include "../decode_inputs.h"
 #include "../embedding_inputs.h"
@@ -126,10 +129,10 @@ at::Tensor codebook_embedding_sum(const at::Tensor& codes, at::TensorList tables
 }
 
 // Appends, then torch's own attention: for prompts, where matrix products win and the host knows the length.
+// Of rows that start at one place.
 void attend_with_torch(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                       at::Tensor& key_cache, at::Tensor& value_cache, int64_t start, at::Tensor& out) {
+                       at::Tensor key_cache, at::Tensor value_cache, int64_t start, at::Tensor out) {
   const int64_t tokens = query.size(1), end = start + tokens;
-  attention_inputs::check_room(start, tokens, key_cache.size(2));
   key_cache.narrow(2, start, tokens).copy_(key.transpose(1, 2));
   value_cache.narrow(2, start, tokens).copy_(value.transpose(1, 2));
   std::optional<at::Tensor> mask;
@@ -143,7 +146,7 @@ void attend_with_torch(const at::Tensor& query, const at::Tensor& key, const at:
   out.copy_(attended.transpose(1, 2).flatten(2));
 }
 
-void attend_with_kernels(const AttentionParams& a, const at::Tensor& length, int64_t capacity,
+void attend_with_kernels(const AttentionParams& a, const at::Tensor& lengths, int64_t capacity,
                          at::Tensor& out) {
   const cudaStream_t stream = current_stream(out.device());
   cuda::AttentionSplitParams p{};
@@ -159,7 +162,7 @@ void attend_with_kernels(const AttentionParams& a, const at::Tensor& length, int
     p.cache.key_strides[i] = a.key_cache_strides[i];
     p.cache.value_strides[i] = a.value_cache_strides[i];
   }
-  p.length = length.const_data_ptr<int64_t>();
+  p.lengths = lengths.const_data_ptr<int64_t>();
   p.batch = a.batch;
   p.tokens = a.tokens;
   p.heads = a.heads;
@@ -184,13 +187,26 @@ at::Tensor static_cache_attention(const at::Tensor& query, const at::Tensor& key
   at::Tensor out = at::empty({p.batch, p.tokens, p.heads * p.head_dim}, query.options());
   if (out.numel() == 0) return out;
   if (p.tokens <= cuda::kMostTokens && p.head_dim <= cuda::kMostHeadSize) {
-    attend_with_kernels(p, length, key_cache.size(2), out);
+    attend_with_kernels(p, length.contiguous(), key_cache.size(2), out);
     return out;
   }
   TORCH_CHECK(!is_capturing(current_stream(query.device())), attention_inputs::kOp, ": expected at most ",
               cuda::kMostTokens, " tokens and a head size of at most ", cuda::kMostHeadSize,
               " while a CUDA graph is being captured, got ", p.tokens, " and ", p.head_dim);
-  attend_with_torch(query, key, value, key_cache, value_cache, length.item<int64_t>(), out);
+  const at::Tensor lengths = length.cpu().contiguous();
+  const int64_t* starts = lengths.const_data_ptr<int64_t>();
+  attention_inputs::check_room(starts, p.batch, p.tokens, key_cache.size(2));
+  const bool level = std::all_of(starts, starts + p.batch, [&](int64_t start) { return start == starts[0]; });
+  const int64_t rows = level ? p.batch : 1;
+  for (int64_t row = 0; row < p.batch; row += rows) {
+    const auto part = [&](const at::Tensor& t) { return t.narrow(0, row, rows); };
+    if (starts[row] < 0) {
+      part(out).fill_(std::numeric_limits<float>::quiet_NaN());
+    } else {
+      attend_with_torch(part(query), part(key), part(value), part(key_cache), part(value_cache), starts[row],
+                        part(out));
+    }
+  }
   return out;
 }
 
@@ -211,7 +227,6 @@ at::Tensor decode_step(const at::Tensor& ids, const at::Tensor& token_table, con
   if (in.logits.numel() == 0) return in.logits;
   cuda::DecodeStepParams step{};
   step.decode = in.params;
-  step.length = length.const_data_ptr<int64_t>();
   step.capacity = in.capacity;
   step.vocabulary = in.vocabulary;
   step.positions_count = in.positions_count;

@@ -9,15 +9,14 @@
 namespace bark_accel::cuda {
 
 struct DecodeStepParams {
-  DecodeParams decode;    // its `length` is not used: the device's is
-  const int64_t* length;  // [1] on the device
-  int64_t capacity;       // of the caches
+  DecodeParams decode;  // ids and lengths on the device; slots are not used
+  int64_t capacity;     // of the caches
   int64_t vocabulary, positions_count;
   int64_t splits;
 };
 
 struct EmbedParams {
-  const int64_t *ids, *length;
+  const int64_t *ids, *lengths;  // [rows], [rows / tokens]
   int64_t rows, tokens, width, capacity, vocabulary, positions_count;
   const void *token_table, *positions;
   int64_t token_stride, position_stride;
@@ -35,7 +34,7 @@ struct Embed {
   BARK_DEVICE static void run(const Context& ctx, const Params& p) {
     ctx.release_next();
     ctx.wait_for_previous();
-    const int64_t row = ctx.block(), id = p.ids[row], length = *p.length;
+    const int64_t row = ctx.block(), id = p.ids[row], length = p.lengths[row / p.tokens];
     const bool fits = id >= 0 && id < p.vocabulary && length >= 0 &&
                       length <= smaller(p.positions_count, p.capacity) - p.tokens;
     const Value* token = static_cast<const Value*>(p.token_table) + (fits ? id : 0) * p.token_stride;
@@ -106,7 +105,7 @@ inline AttentionSplitParams decode_attention(const DecodeStepParams& step, const
   const int64_t strides[3] = {p.tokens * 3 * p.width, 3 * p.width, p.width / p.heads};
   for (int i = 0; i < 3; ++i) a.query_strides[i] = a.key_strides[i] = a.value_strides[i] = strides[i];
   a.cache = p.caches[layer];
-  a.length = step.length;
+  a.lengths = p.lengths;
   a.batch = p.batch;
   a.tokens = p.tokens;
   a.heads = p.heads;
@@ -127,7 +126,7 @@ void decode_step(Executor& executor, const DecodeStepParams& step) {
   const int64_t rows = p.batch * p.tokens;
   const DecodeScratch s = decode_scratch(step);
   executor.embed(
-      {p.ids, step.length, rows, p.tokens, p.width, step.capacity, step.vocabulary, step.positions_count,
+      {p.ids, p.lengths, rows, p.tokens, p.width, step.capacity, step.vocabulary, step.positions_count,
        p.token_table, p.positions, p.token_stride, p.position_stride, s.hidden},
       p.table_dtype);
   for (int64_t i = 0; i < p.layers_count; ++i) {

@@ -211,7 +211,7 @@ void block_task(const AttentionParams& p, Pair pair, int64_t first, float* scrat
   const BlockScratch s = carve(p, scratch);
   const int64_t queries = min64(kBlockQueries, p.tokens - first), padded = block_dim(p);
   const int64_t micro_tiles = (queries + kLanes - 1) / kLanes;
-  const int64_t visible = min64(p.keys, p.length + first + queries);
+  const int64_t length = p.lengths[pair.b], visible = min64(p.keys, length + first + queries);
   const T* keys = cache_of<T>(p.key_cache, p.key_cache_strides, pair);
   const T* values = cache_of<T>(p.value_cache, p.value_cache_strides, pair);
   start_block<T>(p, pair, first, queries, micro_tiles, s);
@@ -223,7 +223,7 @@ void block_task(const AttentionParams& p, Pair pair, int64_t first, float* scrat
     const int64_t in_tile = t.count;
     for (int64_t micro = 0; micro < micro_tiles; ++micro) {
       const int64_t active = min64(kLanes, queries - micro * kLanes);
-      const int64_t last_visible = p.length + first + micro * kLanes - tile;
+      const int64_t last_visible = length + first + micro * kLanes - tile;
       t.count = min64(in_tile, last_visible + active);  // keys that some lane sees
       if (t.count > 0) attend_tile(p, s, micro, active, t, last_visible);
     }

@@ -11,6 +11,8 @@ struct Pair {
 
 inline Pair pair_at(const AttentionParams& p, int64_t index) { return {index / p.heads, index % p.heads}; }
 
+inline bool is_idle(const AttentionParams& p, Pair pair) { return p.lengths[pair.b] < 0; }
+
 template <typename T>
 inline const T* row_of(const void* base, const int64_t* strides, Pair pair, int64_t t) {
   return static_cast<const T*>(base) + pair.b * strides[0] + t * strides[1] + pair.h * strides[2];
@@ -28,8 +30,9 @@ inline T* out_row(const AttentionParams& p, Pair pair, int64_t t) {
 
 template <typename T>
 void append_pair(const AttentionParams& p, Pair pair) {
-  T* keys = cache_of<T>(p.key_cache, p.key_cache_strides, pair) + p.length * p.key_cache_strides[2];
-  T* values = cache_of<T>(p.value_cache, p.value_cache_strides, pair) + p.length * p.value_cache_strides[2];
+  const int64_t length = p.lengths[pair.b];
+  T* keys = cache_of<T>(p.key_cache, p.key_cache_strides, pair) + length * p.key_cache_strides[2];
+  T* values = cache_of<T>(p.value_cache, p.value_cache_strides, pair) + length * p.value_cache_strides[2];
   for (int64_t t = 0; t < p.tokens; ++t) {
     __builtin_memcpy(keys + t * p.key_cache_strides[2], row_of<T>(p.key, p.key_strides, pair, t),
                      p.head_dim * sizeof(T));

@@ -122,7 +122,7 @@ void decode_query(const AttentionParams& p, Pair pair, int64_t t, float* scratch
   for (int64_t d = 0; d < p.head_dim; ++d) scratch[d] *= p.scale;
   attend_query(scratch, cache_of<T>(p.key_cache, p.key_cache_strides, pair), p.key_cache_strides[2],
                cache_of<T>(p.value_cache, p.value_cache_strides, pair), p.value_cache_strides[2],
-               p.length + t + 1, p.head_dim, out_row<T>(p, pair, t));
+               p.lengths[pair.b] + t + 1, p.head_dim, out_row<T>(p, pair, t));
 }
 
 }  // namespace bark_accel::BARK_ACCEL_ISA

@@ -24,6 +24,8 @@ struct DecodeBuffers {
   int16_t* quantized;                                // max(width, inner)
 };
 
+inline int64_t slot_of(const DecodeParams& p, int64_t row) { return p.slots[row / p.tokens]; }
+
 inline int64_t decode_depth(const DecodeParams& p) { return p.inner > p.width ? p.inner : p.width; }
 
 inline int64_t shared_floats(const DecodeParams& p) {
@@ -32,7 +34,7 @@ inline int64_t shared_floats(const DecodeParams& p) {
 
 inline int64_t own_floats(const DecodeParams& p) {
   const int64_t rows = p.batch * p.tokens, depth = round_up(decode_depth(p), 2 * kWidth);
-  const int64_t attention = 2 * round_up(p.width / p.heads, kWidth) + round_up(p.length + p.tokens, kWidth);
+  const int64_t attention = 2 * round_up(p.width / p.heads, kWidth) + round_up(p.longest + p.tokens, kWidth);
   return round_up(rows * depth + rows * depth / 2 + rows + attention, 16);
 }
 
@@ -58,8 +60,9 @@ inline DecodeBuffers decode_buffers(const DecodeParams& p, int64_t rank) {
 template <typename T>
 void embed_rows(const DecodeParams& p, Range rows, float* hidden) {
   for (int64_t r = rows.begin; r < rows.end; ++r) {
-    const T* token = static_cast<const T*>(p.token_table) + p.ids[r] * p.token_stride;
-    const T* position = static_cast<const T*>(p.positions) + (p.length + r % p.tokens) * p.position_stride;
+    const int64_t slot = slot_of(p, r), t = r % p.tokens;
+    const T* token = static_cast<const T*>(p.token_table) + p.ids[slot * p.tokens + t] * p.token_stride;
+    const T* position = static_cast<const T*>(p.positions) + (p.lengths[slot] + t) * p.position_stride;
     float* out = hidden + r * p.width;
     int64_t c = 0;
     for (; c + kWidth <= p.width; c += kWidth) store(out + c, load(token + c) + load(position + c));
@@ -149,28 +152,43 @@ inline void add_product(const DecodeParams& p, const MatrixView& m, const float*
   }
 }
 
+// A thread's share of the pairs (row, head): pairs of long rows are more work.
+inline Range attention_share(const DecodeParams& p, const Team& team) {
+  const auto work_of = [&](int64_t pair) { return p.lengths[p.slots[pair / p.heads]] + p.tokens; };
+  int64_t total = 0, before = 0;
+  for (int64_t i = 0; i < p.batch * p.heads; ++i) total += work_of(i);
+  const Range work = share(team, total);
+  Range pairs{0, 0};
+  for (int64_t i = 0; i < p.batch * p.heads; ++i) {
+    pairs.begin += before < work.begin;
+    pairs.end += before < work.end;
+    before += work_of(i);
+  }
+  return pairs;
+}
+
 template <typename T>
 void decode_attention(const DecodeParams& p, int64_t layer, Range pairs, const DecodeBuffers& b) {
   const int64_t head_dim = p.width / p.heads;
   const float scale = 1.0f / __builtin_sqrtf(float(head_dim));
   for (int64_t i = pairs.begin; i < pairs.end; ++i) {
-    const int64_t row = i / p.heads * p.tokens, h = i % p.heads;
+    const int64_t row = i / p.heads * p.tokens, h = i % p.heads, slot = p.slots[i / p.heads];
+    const int64_t length = p.lengths[slot];
     const CacheView cache = p.caches[layer];
-    T* keys = static_cast<T*>(cache.keys) + i / p.heads * cache.key_strides[0] + h * cache.key_strides[1];
-    T* values =
-        static_cast<T*>(cache.values) + i / p.heads * cache.value_strides[0] + h * cache.value_strides[1];
+    T* keys = static_cast<T*>(cache.keys) + slot * cache.key_strides[0] + h * cache.key_strides[1];
+    T* values = static_cast<T*>(cache.values) + slot * cache.value_strides[0] + h * cache.value_strides[1];
     for (int64_t t = 0; t < p.tokens; ++t) {
       const float* source = b.qkv + (row + t) * 3 * p.width + h * head_dim;
       float* query = b.attention;
-      T* key = keys + (p.length + t) * cache.key_strides[2];
-      T* value = values + (p.length + t) * cache.value_strides[2];
+      T* key = keys + (length + t) * cache.key_strides[2];
+      T* value = values + (length + t) * cache.value_strides[2];
       for (int64_t d = 0; d < head_dim; d += kWidth) {
         const int64_t n = min64(kWidth, head_dim - d);
         store(query + d, load_first(source + d, n) * scale);
         store_first(key + d, load_first(source + p.width + d, n), n);
         store_first(value + d, load_first(source + 2 * p.width + d, n), n);
       }
-      attend_query(query, keys, cache.key_strides[2], values, cache.value_strides[2], p.length + t + 1,
+      attend_query(query, keys, cache.key_strides[2], values, cache.value_strides[2], length + t + 1,
                    head_dim, b.attended + (row + t) * p.width + h * head_dim);
     }
   }
@@ -190,8 +208,7 @@ inline void attention_step(const DecodeParams& p, int64_t layer, Range pairs, co
 inline void decode_step(const DecodeParams& p, const Team& team) {
   const DecodeBuffers b = decode_buffers(p, team.rank);
   const int64_t rows = p.batch * p.tokens;
-  const Range qkv = share(team, 3 * p.width), inner = share(team, p.inner),
-              pairs = share(team, p.batch * p.heads);
+  const Range qkv = share(team, 3 * p.width), inner = share(team, p.inner), pairs = attention_share(p, team);
   embed(p, share(team, rows), b.hidden);
   team.wait();
   for (int64_t i = 0; i < p.layers_count; ++i) {

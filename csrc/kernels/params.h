@@ -64,8 +64,9 @@ struct AttentionParams {
   int64_t key_cache_strides[3], value_cache_strides[3];        // B, H, capacity
   void* out;                                                   // [B, T, H, D] contiguous
   int64_t batch, tokens, heads, head_dim;
-  int64_t length;  // valid cache entries before this call
-  int64_t keys;    // entries that the last query sees; query t sees at most length + t + 1
+  const int64_t* lengths;  // [B] valid cache entries before this call; negative: the row is left out
+  int64_t longest;         // of `lengths`
+  int64_t keys;            // entries that the last query sees; query t sees at most its length + t + 1
   float scale;
   DType dtype;
 };
@@ -97,8 +98,9 @@ struct CacheView {
   int64_t key_strides[3], value_strides[3];
 };
 
+// Row r of the batch is row slots[r] of ids, lengths and caches.
 struct DecodeParams {
-  const int64_t* ids;  // [B, T]
+  const int64_t* ids;  // [slots, T]
   int64_t batch, tokens, width, heads, inner, layers_count, head_rows;
   const void* token_table;  // [V, C]
   const void* positions;    // [P, C]
@@ -108,9 +110,11 @@ struct DecodeParams {
   const CacheView* caches;  // one per layer
   NormView norm_final;
   MatrixView head;
-  int64_t length;  // valid cache entries before this call
-  float* logits;   // [B, T, head_rows]
-  float* scratch;  // decode_scratch floats
+  const int64_t* slots;    // [B]
+  const int64_t* lengths;  // [slots] valid cache entries before this call
+  int64_t longest;         // of the batch's lengths
+  float* logits;           // [B, T, head_rows]
+  float* scratch;          // decode_scratch floats
 };
 
 // Threads inside one kernel call. wait_all(barrier, size) returns once all of them have called it.

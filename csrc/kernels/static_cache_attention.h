@@ -8,7 +8,7 @@
 namespace bark_accel::BARK_ACCEL_ISA {
 
 inline int64_t attention_scratch(const AttentionParams& p) {
-  const int64_t decode = 2 * round_up(p.head_dim, kWidth) + round_up(p.length + p.tokens, kWidth);
+  const int64_t decode = 2 * round_up(p.head_dim, kWidth) + round_up(p.longest + p.tokens, kWidth);
   const int64_t block =
       kBlockQueries * (p.head_dim + kTileKeys + block_dim(p) + 2) + kTileKeys * (p.head_dim + block_dim(p));
   return decode > block ? decode : block;
@@ -17,6 +17,7 @@ inline int64_t attention_scratch(const AttentionParams& p) {
 template <typename T>
 void decode_pairs(const AttentionParams& p, int64_t begin, int64_t end, float* scratch) {
   for (int64_t i = begin; i < end; ++i) {
+    if (is_idle(p, pair_at(p, i))) continue;
     append_pair<T>(p, pair_at(p, i));
     for (int64_t t = 0; t < p.tokens; ++t) decode_query<T>(p, pair_at(p, i), t, scratch);
   }
@@ -24,14 +25,17 @@ void decode_pairs(const AttentionParams& p, int64_t begin, int64_t end, float* s
 
 template <typename T>
 void append_pairs(const AttentionParams& p, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) append_pair<T>(p, pair_at(p, i));
+  for (int64_t i = begin; i < end; ++i) {
+    if (!is_idle(p, pair_at(p, i))) append_pair<T>(p, pair_at(p, i));
+  }
 }
 
 template <typename T>
 void block_tasks(const AttentionParams& p, int64_t begin, int64_t end, float* scratch) {
   const int64_t blocks = (p.tokens + kBlockQueries - 1) / kBlockQueries;
   for (int64_t i = begin; i < end; ++i) {
-    block_task<T>(p, pair_at(p, i / blocks), i % blocks * kBlockQueries, scratch);
+    const Pair pair = pair_at(p, i / blocks);
+    if (!is_idle(p, pair)) block_task<T>(p, pair, i % blocks * kBlockQueries, scratch);
   }
 }
 

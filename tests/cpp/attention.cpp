@@ -10,7 +10,9 @@ using namespace bark_accel::cuda;
 using namespace support;
 
 struct Shape {
-  int64_t batch, tokens, heads, head_dim, capacity, length, splits;
+  int64_t batch, tokens, heads, head_dim, capacity;
+  std::vector<int64_t> lengths;
+  int64_t splits;
 };
 
 template <class T>
@@ -64,7 +66,7 @@ void check(Run& run, Shape s) {
     p.query_strides[i] = p.key_strides[i] = p.value_strides[i] = strides[i];
     p.cache.key_strides[i] = p.cache.value_strides[i] = cache_strides[i];
   }
-  p.length = &s.length;
+  p.lengths = s.lengths.data();
   p.batch = s.batch;
   p.tokens = s.tokens;
   p.heads = s.heads;
@@ -79,16 +81,18 @@ void check(Run& run, Shape s) {
                            {shares.data(), stats.data(), rows * s.heads, s.head_dim, s.splits, out.data()},
                            dtype_of<Source>());
 
-  const bool fits = s.length >= 0 && s.length + s.tokens <= s.capacity;
+  const auto fits = [&](int64_t b) { return s.lengths[b] >= 0 && s.lengths[b] + s.tokens <= s.capacity; };
   const double rounding = sizeof(Source) == 4 ? 0 : std::is_same_v<Source, Half> ? 0x1p-11 : 0x1p-8;
   std::string shape;
-  for (const int64_t n : {s.batch, s.tokens, s.heads, s.head_dim, s.capacity, s.length, s.splits}) {
+  for (const int64_t n : {s.batch, s.tokens, s.heads, s.head_dim, s.capacity, s.splits}) {
     shape += std::to_string(n) + " ";
   }
+  for (const int64_t n : s.lengths) shape += "at " + std::to_string(n) + " ";
   for (int64_t i = 0; i < cache_size; ++i) {
-    const int64_t at = i / stride % s.capacity, t = at - s.length, d = i % stride;
-    const bool is_new = fits && 0 <= t && t < s.tokens && d < s.head_dim;
-    const int64_t b = i / cache_strides[0], h = i / cache_strides[1] % s.heads;
+    const int64_t b = i / cache_strides[0];
+    const int64_t at = i / stride % s.capacity, t = at - s.lengths[b], d = i % stride;
+    const bool is_new = fits(b) && 0 <= t && t < s.tokens && d < s.head_dim;
+    const int64_t h = i / cache_strides[1] % s.heads;
     const int64_t source = (b * s.tokens + t) * 3 * width + h * s.head_dim + d;
     const double key = is_new ? to_float(from_float<Cache>(float(qkv[source + width]))) : keys_before[i];
     const double value =
@@ -98,11 +102,11 @@ void check(Run& run, Shape s) {
   for (int64_t i = 0; i < rows * width; ++i) {
     const int64_t row = i / width, h = i / s.head_dim % s.heads, d = i % s.head_dim, t = row % s.tokens;
     double expected = NAN, scale = 1;
-    if (fits) {
+    if (fits(row / s.tokens)) {
       std::vector<double> query(s.head_dim);
       for (int64_t e = 0; e < s.head_dim; ++e) query[e] = qkv[row * 3 * width + h * s.head_dim + e];
       reference(keys, values, row / s.tokens * cache_strides[0] + h * cache_strides[1], stride, query,
-                s.length + t + 1, d, &expected, &scale);
+                s.lengths[row / s.tokens] + t + 1, d, &expected, &scale);
     }
     run.expect_close(out[i], expected, scale, 5e-6 + rounding, "attention " + shape);
   }
@@ -123,36 +127,44 @@ void check_types(Run& run, const Shape& s) {
   }
 }
 
-void check_shape(Run& run, int64_t batch, int64_t tokens, int64_t heads, int64_t head_dim, int64_t capacity,
-                 int64_t length) {
+void check_shape(Run& run, int64_t tokens, int64_t heads, int64_t head_dim, int64_t capacity,
+                 const std::vector<int64_t>& lengths) {
+  const int64_t batch = int64_t(lengths.size());
   const int64_t fewest = ceil_div(capacity, kMostPositions);
   const int64_t splits =
       run.coin() ? attention_splits(batch, heads, capacity) : std::max(fewest, run.integer(1, 13));
-  check_types(run, {batch, tokens, heads, head_dim, capacity, length, splits});
+  check_types(run, {batch, tokens, heads, head_dim, capacity, lengths, splits});
+}
+
+std::vector<int64_t> random_lengths(Run& run, int64_t rows, int64_t from, int64_t to) {
+  std::vector<int64_t> lengths;
+  for (int64_t row = 0; row < rows; ++row) lengths.push_back(run.integer(from, to));
+  return lengths;
 }
 
 void small(Run& run) {
-  const int64_t tokens = run.integer(1, 4), length = run.integer(0, 60);
-  check_shape(run, run.integer(1, 2), tokens, run.integer(1, 2), run.pick<int64_t>({1, 7, 8, 24, 64}),
-              length + tokens + run.integer(0, 20), length);
+  const int64_t tokens = run.integer(1, 4), longest = run.integer(0, 60);
+  check_shape(run, tokens, run.integer(1, 2), run.pick<int64_t>({1, 7, 8, 24, 64}),
+              longest + tokens + run.integer(0, 20), random_lengths(run, run.integer(1, 2), 0, longest));
 }
 
 void random_shapes(Run& run) {
   const int64_t tokens = run.size(kMostTokens), capacity = std::max(tokens, run.size(1024));
-  check_shape(run, run.integer(1, 3), tokens, run.integer(1, 3), run.pick<int64_t>({8, 20, 64, 80, 128, 256}),
-              capacity, run.integer(0, capacity - tokens));
+  check_shape(run, tokens, run.integer(1, 3), run.pick<int64_t>({8, 20, 64, 80, 128, 256}), capacity,
+              random_lengths(run, run.integer(1, 3), 0, capacity - tokens));
 }
 
 // The first token of an empty cache, and the last one that fits.
 void edges(Run& run) {
   const int64_t capacity = run.pick<int64_t>({1, 31, 33, 256, 257, 1024});
-  check_shape(run, 1, 1, 2, 64, capacity, run.coin() ? 0 : capacity - 1);
+  check_shape(run, 1, 2, 64, capacity, {run.coin() ? 0 : capacity - 1});
 }
 
 void bad_lengths(Run& run) {
   const int64_t tokens = run.integer(1, 3), capacity = run.integer(3, 80);
-  check_shape(run, 2, tokens, 2, 16, capacity,
-              run.coin() ? -run.integer(1, 5) : capacity - tokens + run.integer(1, 5));
+  const int64_t bad = run.coin() ? -run.integer(1, 5) : capacity - tokens + run.integer(1, 5);
+  check_shape(run, tokens, 2, 16, capacity,
+              run.coin() ? std::vector<int64_t>{0, bad} : std::vector<int64_t>{bad, bad});
 }
 
 constexpr Case kCases[] = {

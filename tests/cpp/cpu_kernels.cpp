@@ -114,6 +114,15 @@ MatrixView exact(Blocks& to, const Matrix& m) {
 
 NormView exact(Blocks& to, const Norm& n) { return {to.exact(n.weight), to.exact(n.bias), 1e-5f}; }
 
+// Only rows that are not idle reach the kernel, the last one first.
+void keep_busy_rows(DecodeParams& p, Model& m) {
+  const auto is_idle = [&](int64_t slot) { return m.lengths[slot] < 0; };
+  m.slots.erase(std::remove_if(m.slots.begin(), m.slots.end(), is_idle), m.slots.end());
+  std::reverse(m.slots.begin(), m.slots.end());
+  p.slots = m.slots.data();
+  p.batch = int64_t(m.slots.size());
+}
+
 void decode_steps(Run& run) {
   const KernelTable& table = any_table(run);
   Model m = random_model(run, run.integer(1, 3), run.pick<int64_t>({1, 3, 8, 20, 33}));
@@ -125,7 +134,9 @@ void decode_steps(Run& run) {
     layer.mlp_out = Matrix::random(run, m.width(), m.inner, m.weights, run.coin());
   }
   // The cache and the positions end with this step, and every id is the last one.
-  m.capacity = m.length + m.tokens;
+  m.capacity = run.integer(m.tokens, 70);
+  set_lengths(run, m);
+  m.lengths[0] = m.capacity - m.tokens;
   m.positions = Matrix::random(run, m.capacity, m.width(), m.tables, false);
   std::vector<int64_t> ids(m.batch * m.tokens, m.vocabulary - 1);
   Caches caches = random_caches(run, m);
@@ -145,13 +156,14 @@ void decode_steps(Run& run) {
   p.token_table = to.exact(m.token_table.storage);
   p.positions = to.exact(m.positions.storage);
   p.ids = to.exact(ids);
-  p.logits = to.result<float>(m.batch * m.tokens * m.head_rows);
+  keep_busy_rows(p, m);
+  p.logits = to.result<float>(p.batch * m.tokens * m.head_rows);
   const int64_t threads = run.pick<int64_t>({1, 2, 3, 7});
   p.scratch = to.empty<float>(table.decode_scratch(p, threads));
   run_team(threads, [&](const Team& team) { table.decode_step(p, team); });
-  for (int64_t b = 0; b < m.batch; ++b) {
+  for (int64_t b = 0; b < p.batch; ++b) {
     for (int64_t t = 0; t < m.tokens; ++t) {
-      const std::vector<double> expected = reference_logits(m, caches, b, t, ids[0]);
+      const std::vector<double> expected = reference_logits(m, caches, m.slots[b], t, ids[0]);
       double scale = 1;
       for (const double x : expected) scale = std::max(scale, std::fabs(x));
       double tolerance = m.cache == DType::kFloat32 ? 2e-5 : m.cache == DType::kFloat16 ? 1e-2 : 4e-2;
@@ -167,7 +179,8 @@ void decode_steps(Run& run) {
 // Two teams at once on one model, as two generations have it, each with a cache and scratch of its own.
 void two_teams(Run& run) {
   const KernelTable& table = any_table(run);
-  const Model m = random_model(run, 2, 8);
+  Model m = random_model(run, 2, 8);
+  for (int64_t& length : m.lengths) length = std::max<int64_t>(length, 0);
   const std::vector<int64_t> ids(m.batch * m.tokens, 1);
   Caches caches[2] = {random_caches(run, m), {}};
   caches[1] = caches[0];
@@ -225,10 +238,14 @@ void attention(Run& run) {
   p.head_dim = run.pick<int64_t>({1, 3, 8, 16, 20, 32, 64, 65, 130});
   const bool block = run.coin();
   p.tokens = block ? run.pick<int64_t>({1, 2, 33, 64, 65, 100}) : run.integer(1, 3);
-  p.length = run.size(220) - 1;
+  const int64_t longest = run.size(220) - 1;
+  std::vector<int64_t> lengths;
+  for (int64_t b = 0; b < p.batch; ++b) lengths.push_back(b > 0 ? run.integer(-1, longest) : longest);
+  p.lengths = lengths.data();
+  p.longest = longest;
   p.scale = float(1 / std::sqrt(double(p.head_dim)));
   p.dtype = any_float(run);
-  const int64_t width = p.heads * p.head_dim, capacity = p.keys = p.length + p.tokens;
+  const int64_t width = p.heads * p.head_dim, capacity = p.keys = longest + p.tokens;
   fill_strides(p.query_strides, p.tokens, p.heads, p.head_dim);
   fill_strides(p.key_strides, p.tokens, p.heads, p.head_dim);
   fill_strides(p.value_strides, p.tokens, p.heads, p.head_dim);
@@ -262,15 +279,16 @@ void attention(Run& run) {
   const double tolerance = p.dtype == DType::kFloat32 ? 2e-6 : p.dtype == DType::kFloat16 ? 1e-3 : 8e-3;
   for (int64_t i = 0; i < rows * p.heads; ++i) {
     const int64_t h = i % p.heads, row = i / p.heads, t = row % p.tokens, b = row / p.tokens;
+    if (lengths[b] < 0) continue;
     // Element d of position s: from the cache, or among the new tokens.
     const auto at = [&](const Numbers& old, const Numbers& fresh) {
       return [&, h, b](int64_t s, int64_t d) {
-        return s < p.length ? old[((b * p.heads + h) * capacity + s) * p.head_dim + d]
-                            : fresh[((b * p.tokens + s - p.length) * p.heads + h) * p.head_dim + d];
+        return s < lengths[b] ? old[((b * p.heads + h) * capacity + s) * p.head_dim + d]
+                              : fresh[((b * p.tokens + s - lengths[b]) * p.heads + h) * p.head_dim + d];
       };
     };
     const auto expected = attend([&](int64_t d) { return query[i * p.head_dim + d]; }, at(keys, key),
-                                 at(values, value), p.length + t + 1, p.head_dim);
+                                 at(values, value), lengths[b] + t + 1, p.head_dim);
     for (int64_t d = 0; d < p.head_dim; ++d) {
       double got = 0;
       with_float_type(p.dtype, [&](auto zero) {

@@ -105,13 +105,25 @@ struct Layer {
 };
 
 struct Model {
-  int64_t batch, tokens, heads, head_dim, inner, capacity, length, vocabulary, head_rows;
+  int64_t batch, tokens, heads, head_dim, inner, capacity, vocabulary, head_rows;
+  std::vector<int64_t> lengths;  // of each row; -1: idle
+  std::vector<int64_t> slots;    // all rows
   DType weights, tables, cache;
   std::vector<Layer> layers;
   Matrix token_table, positions, head;
   Norm norm_final;
   int64_t width() const { return heads * head_dim; }
 };
+
+// Some rows idle.
+inline void set_lengths(Run& run, Model& m) {
+  m.lengths.clear();
+  m.slots.clear();
+  for (int64_t b = 0; b < m.batch; ++b) {
+    m.lengths.push_back(run.integer(0, 5) == 0 ? -1 : run.integer(0, m.capacity - m.tokens));
+    m.slots.push_back(b);
+  }
+}
 
 inline Model random_model(Run& run, int64_t heads, int64_t head_dim) {
   Model m{};
@@ -121,7 +133,7 @@ inline Model random_model(Run& run, int64_t heads, int64_t head_dim) {
   m.head_dim = head_dim;
   m.inner = 4 * m.width();
   m.capacity = run.integer(12, 70);
-  m.length = run.integer(0, m.capacity - m.tokens);
+  set_lengths(run, m);
   m.vocabulary = 19;
   m.head_rows = run.integer(1, 40);
   m.weights = run.pick({DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8});
@@ -159,7 +171,7 @@ inline std::vector<double> attend(const Model& m, Caches& caches, int64_t layer,
   std::vector<double> out(m.width());
   std::vector<double>&keys = caches.values[2 * layer], &values = caches.values[2 * layer + 1];
   for (int64_t h = 0; h < m.heads; ++h) {
-    const int64_t base = (b * m.heads + h) * m.capacity, end = m.length + t + 1;
+    const int64_t base = (b * m.heads + h) * m.capacity, end = m.lengths[b] + t + 1;
     for (int64_t d = 0; d < m.head_dim; ++d) {
       keys[(base + end - 1) * m.head_dim + d] = rounded(qkv[m.width() + h * m.head_dim + d], m.cache);
       values[(base + end - 1) * m.head_dim + d] = rounded(qkv[2 * m.width() + h * m.head_dim + d], m.cache);
@@ -189,7 +201,8 @@ inline std::vector<double> reference_logits(const Model& m, Caches& caches, int6
                                             int64_t id) {
   std::vector<double> hidden(m.width());
   for (int64_t c = 0; c < m.width(); ++c) {
-    hidden[c] = m.token_table.values[id * m.width() + c] + m.positions.values[(m.length + t) * m.width() + c];
+    hidden[c] =
+        m.token_table.values[id * m.width() + c] + m.positions.values[(m.lengths[b] + t) * m.width() + c];
   }
   for (size_t i = 0; i < m.layers.size(); ++i) {
     const Layer& layer = m.layers[i];
@@ -242,7 +255,9 @@ inline DecodeParams decode_params(const Model& m, Caches& caches, std::vector<De
   p.caches = views.data();
   p.norm_final = m.norm_final.view();
   p.head = m.head.at();
-  p.length = m.length;
+  p.lengths = m.lengths.data();
+  p.slots = m.slots.data();
+  p.longest = *std::max_element(m.lengths.begin(), m.lengths.end());
   return p;
 }
 

@@ -99,7 +99,7 @@ def test_attention_equals_its_twin(
 ) -> None:
     query, key, value = torch.randn(3, batch, tokens, 12, 64, device=device).to(dtype)
     caches = torch.randn(2, batch, 12, 1024, 64, device=device).to(dtype)
-    expected_caches, at = caches.clone(), torch.tensor([length], device=device)
+    expected_caches, at = caches.clone(), torch.tensor([length - i % 3 for i in range(batch)], device=device).clamp(min=0)
     got = native.static_cache_attention(query, key, value, *caches, at)
     expected = torch_ops.static_cache_attention(query, key, value, *expected_caches, at)
     torch.testing.assert_close(got, expected, atol=2e-5 if dtype is torch.float32 else 1e-2, rtol=1e-2)
@@ -130,7 +130,7 @@ def decode_inputs(
     caches = torch.randn(2, layers, batch, width // 64, 1024, 64, device=device).to(cache_dtype)
     table, positions = torch.randn(2, 1024, width, device=device)
     ids = torch.randint(0, 1024, (batch, tokens), device=device)
-    length = torch.tensor([600], device=device)
+    length = torch.tensor([600 - 7 * i for i in range(batch)], device=device)
     eps = [1e-5] * (2 * layers + 1)
     return [ids, table, positions, weights + norm(), eps, head, scales, width // 64, *caches, length]
 

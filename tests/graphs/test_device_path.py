@@ -44,7 +44,7 @@ def test_a_step_over_torch_ops_needs_no_data(
     model = CausalModel(convert(weights, precision), spec, get_ops("torch", META))
     shape = (spec.num_layers, 3, spec.num_heads, spec.block_size, spec.head_size)
     keys, values = (torch.empty(shape, dtype=model.weights.cache_dtype, device=META) for _ in range(2))
-    cache = KVCache(keys, values, torch.zeros(1, dtype=torch.int64, device=META))
+    cache = KVCache(keys, values, torch.zeros(3, dtype=torch.int64, device=META))
     replays = graphs.StepGraphs.__new__(graphs.StepGraphs)
     replays._recorder = CallRecorder()
     replays._model = model
@@ -70,19 +70,20 @@ def test_attention_behind_a_mask_equals_attention_to_what_is_filled(
 ) -> None:
     query, key, value = torch.randn(3, 2, tokens, 4, 8).to(dtype)
     caches = torch.randn(2, 2, 4, 20, 8).to(dtype)
-    for length in (0, 7, 20 - tokens):
+    for lengths in ((0, 0), (7, 7), (20 - tokens, 20 - tokens), (3, 9), (-1, 5)):
         filled, masked = caches.clone(), caches.clone()
-        expected = torch_ops.static_cache_attention(query, key, value, *filled, torch.tensor([length]))
+        expected = torch_ops.static_cache_attention(query, key, value, *filled, torch.tensor(lengths))
         with monkeypatch.context() as patch:
             patch.setattr("bark_accel.ops.checks.on_host", lambda tensor: False)
-            got = torch_ops.static_cache_attention(query, key, value, *masked, torch.tensor([length]))
-        torch.testing.assert_close(got, expected, atol=1e-6 if dtype == torch.float32 else 2e-3, rtol=1e-5)
+            got = torch_ops.static_cache_attention(query, key, value, *masked, torch.tensor(lengths))
+        atol = 1e-6 if dtype == torch.float32 else 2e-3
+        torch.testing.assert_close(got, expected, atol=atol, rtol=1e-5, equal_nan=True)
         assert torch.equal(filled, masked)
 
 
 @torch.no_grad()
 @pytest.mark.usefixtures("like_a_device")
-@pytest.mark.parametrize("bad", ("id", "length"))
+@pytest.mark.parametrize("bad", ("id", "length", "idle"))
 def test_what_does_not_fit_gives_nan_and_then_an_error(bad: str) -> None:
     module = build(SMALL).semantic
     weights, spec = extract.transformer_weights("semantic", module), extract.transformer_spec(module)
@@ -90,10 +91,11 @@ def test_what_does_not_fit_gives_nan_and_then_an_error(bad: str) -> None:
     with KVCachePool().borrow(spec, 2, torch.float32, torch.device("cpu")) as cache:
         cache.keys.zero_(), cache.values.zero_()
         ids = torch.tensor([[3], [len(weights.token_tables[0])] if bad == "id" else [4]])
-        cache.length.fill_(spec.block_size if bad == "length" else 5)
+        cache.length.copy_(torch.tensor([5, {"id": 5, "length": spec.block_size, "idle": -1}[bad]]))
         logits = model.step_logits(ids, cache, slice(0, 9))[:, -1]
-        assert logits.isnan().all(1).tolist() == ([False, True] if bad == "id" else [True, True])
-        with pytest.raises(ValueError, match=f"without NaN .* in row {int(bad == 'id')}"):
+        assert logits.isnan().all(1).tolist() == [False, True]
+        assert bad == "id" or not (cache.keys[:, 1].any() or cache.values[:, 1].any()), "something was written"
+        with pytest.raises(ValueError, match="without NaN .* in row 1"):
             torch_ops.fused_sample(logits, None, 0, 0, 9)
 
 

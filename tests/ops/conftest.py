@@ -31,14 +31,23 @@ def _no_grad() -> Iterator[None]:
         yield
 
 
+def rows_of(length: int | list[int], batch: int) -> Tensor:
+    return torch.tensor([length] * batch if isinstance(length, int) else length, dtype=torch.int64)
+
+
+def longest(lengths: Tensor) -> int:
+    return max([0, *lengths.tolist()])
+
+
 def attention_inputs(
-    batch: int, tokens: int, heads: int, head_dim: int, length: int, dtype: torch.dtype = torch.float32
+    batch: int, tokens: int, heads: int, head_dim: int, length: int | list[int], dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, ...]:
-    """Views of one packed projection, and caches that are batch slices of larger buffers."""
+    """Views of one packed projection, and caches that are batch slices of larger buffers; `length` of all or each row."""
+    lengths = rows_of(length, batch)
     packed = torch.randn(batch, tokens, 3 * heads * head_dim).to(dtype)
     query, key, value = packed.view(batch, tokens, 3, heads, head_dim).unbind(2)
-    keys, values = torch.randn(2, batch + 2, heads, length + tokens + 3, head_dim).to(dtype).unbind(0)
-    return query, key, value, keys[1 : batch + 1], values[1 : batch + 1], torch.tensor([length])
+    keys, values = torch.randn(2, batch + 2, heads, longest(lengths) + tokens + 3, head_dim).to(dtype).unbind(0)
+    return query, key, value, keys[1 : batch + 1], values[1 : batch + 1], lengths
 
 
 def embedding_inputs(
@@ -108,7 +117,7 @@ def decode_inputs(
     tokens: int,
     width: int,
     heads: int,
-    length: int,
+    length: int | list[int],
     dtype: torch.dtype = torch.float32,
     *,
     cache: torch.dtype = torch.float32,
@@ -129,7 +138,8 @@ def decode_inputs(
         weights += [*norm(width, bias=bias), *matrix(inner, width, dtype, bias=bias)]
         weights += matrix(width, inner, dtype, bias=bias)
     head, _, head_scales = matrix(outputs, width, dtype)
-    capacity = length + tokens + room
+    lengths = rows_of(length, batch)
+    capacity = longest(lengths) + tokens + room
     buffers = torch.randn(2, layers + 1, batch + 2, heads, capacity + 2, width // heads).to(cache)
     keys, values = buffers[:, 1:, 1 : batch + 1, :, 1 : capacity + 1].unbind(0)
     return (
@@ -143,7 +153,7 @@ def decode_inputs(
         heads,
         keys,
         values,
-        torch.tensor([length]),
+        lengths,
     )
 
 
@@ -168,11 +178,13 @@ OP_SAMPLES = {
     "static_cache_attention": lambda: [
         attention_inputs(2, 1, 3, 8, 5),
         attention_inputs(1, 9, 2, 16, 0, torch.float16),
+        attention_inputs(3, 5, 2, 16, [9, 0, 4]),
     ],
     "decode_step": lambda: [
         decode_inputs(1, 1, 32, 2, 0),
         decode_inputs(3, 2, 20, 2, 5, torch.bfloat16, table=torch.float16, bias=True),
         decode_inputs(2, 1, 72, 3, 4, torch.int8, cache=torch.float16),
+        decode_inputs(3, 2, 24, 2, [7, 0, 3]),
     ],
     "float32_linear": lambda: [
         float32_linear_inputs(5, 7, 24),

@@ -21,30 +21,34 @@ TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 def reference(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, length: Tensor) -> Tensor:
     """fp64, row by row, from the caches as they were before the call."""
-    start, (batch, tokens, heads, head_dim) = int(length), query.shape
-    k = torch.cat([keys[:, :, :start], key.transpose(1, 2)], dim=2).double()
-    v = torch.cat([values[:, :, :start], value.transpose(1, 2)], dim=2).double()
-    out = torch.empty(batch, tokens, heads, head_dim, dtype=torch.float64)
-    for t in range(tokens):
-        seen = slice(0, start + t + 1)
-        scores = torch.einsum("bhd,bhnd->bhn", query[:, t].double(), k[:, :, seen]) / math.sqrt(head_dim)
-        out[:, t] = torch.einsum("bhn,bhnd->bhd", scores.softmax(-1), v[:, :, seen])
+    batch, tokens, heads, head_dim = query.shape
+    out = torch.full((batch, tokens, heads, head_dim), math.nan, dtype=torch.float64)
+    for b, start in enumerate(length.tolist()):
+        if start < 0:
+            continue
+        k = torch.cat([keys[b, :, :start], key[b].transpose(0, 1)], dim=1).double()
+        v = torch.cat([values[b, :, :start], value[b].transpose(0, 1)], dim=1).double()
+        for t in range(tokens):
+            seen = slice(0, start + t + 1)
+            scores = torch.einsum("hd,hnd->hn", query[b, t].double(), k[:, seen]) / math.sqrt(head_dim)
+            out[b, t] = torch.einsum("hn,hnd->hd", scores.softmax(-1), v[:, seen])
     return out.reshape(batch, tokens, heads * head_dim)
 
 
 def check(inputs: tuple[Tensor, ...]) -> None:
     query, key, value, keys, values, length = inputs
-    expected = reference(*inputs)
-    start, end = int(length), int(length) + query.shape[1]
+    expected, lengths = reference(*inputs), length.clone()
     for cache, new in ((keys, key), (values, value)):
         cache._expected = cache.clone()
-        cache._expected[:, :, start:end] = new.transpose(1, 2)
+        for b, start in enumerate(length.tolist()):
+            if start >= 0:
+                cache._expected[b, :, start : start + query.shape[1]] = new[b].transpose(0, 1)
     got = ops.static_cache_attention(*inputs)
     assert got.dtype == query.dtype
-    torch.testing.assert_close(got.double(), expected, atol=TOLERANCES[query.dtype], rtol=0)
+    torch.testing.assert_close(got.double(), expected, atol=TOLERANCES[query.dtype], rtol=0, equal_nan=True)
     for cache in (keys, values):
         assert torch.equal(cache, cache._expected)
-    assert int(length) == start
+    assert torch.equal(length, lengths)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -65,14 +69,32 @@ def test_equals_fp64(isa: str, dtype: torch.dtype, head_dim: int) -> None:
         check(attention_inputs(2, tokens, 3, head_dim, length, dtype))
 
 
+LENGTHS = st.lists(st.integers(-1, 220), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(1, 130), st.integers(1, 4), st.integers(1, 70), LENGTHS)
+def test_any_shape(tokens: int, heads: int, head_dim: int, lengths: list[int]) -> None:
+    check(attention_inputs(len(lengths), tokens, heads, head_dim, lengths))
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.integers(1, 3), st.integers(1, 130), st.integers(1, 4), st.integers(1, 70), st.integers(0, 220))
-def test_any_shape(batch: int, tokens: int, heads: int, head_dim: int, length: int) -> None:
-    check(attention_inputs(batch, tokens, heads, head_dim, length))
+@given(st.integers(1, 70), st.sampled_from(list(TOLERANCES)), LENGTHS)
+def test_a_row_in_a_batch_is_the_same_row_alone(isa: str, tokens: int, dtype: torch.dtype, lengths: list[int]) -> None:
+    """To the bit, whatever the lengths of the other rows; also behind strides of the lengths."""
+    *inputs, length = attention_inputs(len(lengths), tokens, 3, 20, lengths, dtype)
+    keys, values = (cache.clone() for cache in inputs[3:])
+    strided = length.repeat_interleave(2)[::2]
+    whole = ops.static_cache_attention(*inputs[:3], keys, values, strided)
+    for b in range(len(lengths)):
+        row = slice(b, b + 1)
+        alone = ops.static_cache_attention(*(x[row] for x in inputs), length[row])
+        assert torch.equal(alone[0], whole[b]) or (lengths[b] < 0 and alone.isnan().all() and whole[b].isnan().all())
+    assert torch.equal(keys, inputs[3]) and torch.equal(values, inputs[4])
 
 
 def test_twin_equals_fp64() -> None:
-    for tokens, length in ((1, 9), (20, 0), (20, 13)):
+    for tokens, length in ((1, 9), (20, 0), (20, 13), (3, [6, 0])):
         inputs = attention_inputs(2, tokens, 3, 16, length)
         expected = reference(*inputs)
         got = torch_ops.static_cache_attention(*inputs)
@@ -85,7 +107,7 @@ def test_memory_around_the_caches_is_untouched(isa: str) -> None:
         before = buffers.clone()
         query, key, value, *_ = attention_inputs(2, tokens, 3, 16, 0)
         ops.static_cache_attention(
-            query, key, value, buffers[0, 1:3, :, 2:36], buffers[1, 1:3, :, 2:36], torch.tensor([5])
+            query, key, value, buffers[0, 1:3, :, 2:36], buffers[1, 1:3, :, 2:36], torch.tensor([5, 5])
         )
         before[0, 1:3, :, 7 : 7 + tokens] = key.transpose(1, 2)
         before[1, 1:3, :, 7 : 7 + tokens] = value.transpose(1, 2)

@@ -24,7 +24,7 @@ def test_a_smaller_batch_takes_a_slice_of_the_same_buffer():
         pointer = cache.keys.data_ptr()
     with borrow(pool, 2) as cache:
         assert cache.keys.data_ptr() == pointer and cache.keys.shape[1] == 2
-        assert cache.position == 0 and cache.length.tolist() == [0]
+        assert cache.position == 0 and cache.length.tolist() == [0, 0]
     assert pool.nbytes == 2 * 2 * 4 * 3 * 16 * 8 * 4 + 8
 
 
