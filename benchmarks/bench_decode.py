@@ -12,6 +12,7 @@ from transformers import BarkModel
 from transformers_steps import OurForward, stock_forward, stock_static_forward
 
 CONTEXT = 600
+WIDE_CONTEXT = 300
 SEMANTIC_ROWS = slice(0, 10_001)
 ROUNDS = {"bark-small": 25, "bark": 12}
 
@@ -35,6 +36,22 @@ def test_semantic_step(
     name = "float32" if precision == "same" else precision
     group = f"decode step, {shape}, {name}, batch {batch}"
     compare(benchmark, group, ours, baselines, rounds=ROUNDS[shape], bytes_read=ours.bytes_read())
+
+
+@pytest.mark.parametrize("batch", [1, 8, 16, 17, 24, 32])
+@pytest.mark.parametrize("precision", ["same", "float16", "int8"])
+def test_wide_batches(benchmark: Any, bark: Callable[[str], BarkModel], precision: str, batch: int) -> None:
+    """Also more rows than share one reading of the weights: a row of 32 is to cost no more than a row of 16."""
+    semantic = bark("bark-small").semantic
+    ours, sixteen = (
+        OurForward("semantic", semantic, torch.full((rows, 1), 17), WIDE_CONTEXT, precision, SEMANTIC_ROWS)
+        for rows in (batch, 16)
+    )
+    stock = stock_forward(semantic, torch.full((batch, 1), 17), WIDE_CONTEXT)
+    name = "float32" if precision == "same" else precision
+    group = f"decode step after {WIDE_CONTEXT}, bark-small, {name}, batch {batch}"
+    baselines = {"stock": stock, "16 rows of ours": sixteen, "read probe": ReadProbe()}
+    compare(benchmark, group, ours, baselines, rounds=9, bytes_read=ours.bytes_read())
 
 
 @pytest.mark.parametrize("tokens", [4, 8])

@@ -87,7 +87,7 @@ def check_decode_inputs(
     heads_fit = num_heads > 0 and width > 0 and width % num_heads == 0
     require(heads_fit, op, f"expected num_heads to divide the width {width}, got {num_heads}")
     _check_caches(op, key_cache, value_cache, (len(ids), num_heads, width // num_heads))
-    _check_lengths(op, length, *ids.shape, min(key_cache.shape[3], len(positions)))
+    _check_lengths(op, length, len(ids), ids.shape[1], min(key_cache.shape[3], len(positions)))
     _check_id_values(op, ids, length, len(token_table))
     layers = len(key_cache)
     wanted = f"expected 16 weights for each of {layers} layers and 2 more, got {len(weights)}"

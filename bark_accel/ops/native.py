@@ -337,8 +337,9 @@ def decode_step(
 
     Equals Transformers' ``BarkCausalModel.forward`` on a cache: embedding plus position, and per layer LayerNorm, QKV,
     cache append, attention, output projection, LayerNorm, MLP with the exact GELU; then the final LayerNorm and the
-    head. Every weight is read once for up to 16 tokens, by a team of ``torch.get_num_threads()`` threads. What a row gets
-    does not depend, to the bit, on the rows beside it, on their lengths or on the number of threads. Sums, residual, LayerNorm and softmax are float32; beside int8 weights activations are rounded to int16 per row.
+    head. Every weight is read once for up to 16 tokens, by a team of ``torch.get_num_threads()`` threads. What a row
+    gets does not depend, to the bit, on the rows beside it, on their lengths or on the number of threads. Sums,
+    residual, LayerNorm and softmax are float32; beside int8 weights activations are rounded to int16 per row.
 
     Parameters
     ----------

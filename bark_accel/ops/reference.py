@@ -105,17 +105,18 @@ def static_cache_attention(
 ) -> Tensor:
     """Plain-torch twin of :func:`bark_accel.ops.static_cache_attention`."""
     check_attention_inputs(query, key, value, key_cache, value_cache, length)
-    new = query, key, value
     if not op_checks.on_host(query):
-        return _attend_behind_mask(*new, key_cache, value_cache, Places(length, query.shape[1], key_cache.shape[2]))
+        places = Places(length, query.shape[1], key_cache.shape[2])
+        return _attend_behind_mask(query, key, value, key_cache, value_cache, places)
     starts = length.tolist()
     if starts and min(starts) == max(starts) >= 0:
-        return _attend_to_filled(*new, key_cache, value_cache, starts[0])
+        return _attend_to_filled(query, key, value, key_cache, value_cache, starts[0])
     out = query.new_full((*query.shape[:2], query.shape[2] * query.shape[3]), math.nan)
     for i, start in enumerate(starts):
         if start >= 0:
-            row = slice(i, i + 1)
-            out[row] = _attend_to_filled(*(x[row] for x in new), key_cache[row], value_cache[row], start)
+            one = slice(i, i + 1)
+            new = query[one], key[one], value[one]
+            out[one] = _attend_to_filled(*new, key_cache[one], value_cache[one], start)
     return out
 
 

@@ -19,8 +19,8 @@ from .spec import TransformerSpec
 class KVCache:
     """Keys and values of every layer, [layers, B, H, capacity, D]; rows `length:` hold nothing.
 
-    The length lives on the device (`length`, int64 [B]) for the ops and on the host (`position`) for the loops, in which
-    all rows stand at one position.
+    The length lives on the device (`length`, int64 [B]) for the ops and on the host (`position`) for the loops, whose
+    rows all stand at one position.
     """
 
     keys: Tensor

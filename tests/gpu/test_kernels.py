@@ -99,7 +99,8 @@ def test_attention_equals_its_twin(
 ) -> None:
     query, key, value = torch.randn(3, batch, tokens, 12, 64, device=device).to(dtype)
     caches = torch.randn(2, batch, 12, 1024, 64, device=device).to(dtype)
-    expected_caches, at = caches.clone(), torch.tensor([length - i % 3 for i in range(batch)], device=device).clamp(min=0)
+    at = torch.tensor([length - i % 3 for i in range(batch)], device=device).clamp(min=0)
+    expected_caches = caches.clone()
     got = native.static_cache_attention(query, key, value, *caches, at)
     expected = torch_ops.static_cache_attention(query, key, value, *expected_caches, at)
     torch.testing.assert_close(got, expected, atol=2e-5 if dtype is torch.float32 else 1e-2, rtol=1e-2)

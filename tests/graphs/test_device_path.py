@@ -95,7 +95,7 @@ def test_what_does_not_fit_gives_nan_and_then_an_error(bad: str) -> None:
         logits = model.step_logits(ids, cache, slice(0, 9))[:, -1]
         assert logits.isnan().all(1).tolist() == [False, True]
         assert bad == "id" or not (cache.keys[:, 1].any() or cache.values[:, 1].any()), "something was written"
-        with pytest.raises(ValueError, match="without NaN .* in row 1"):
+        with pytest.raises(ValueError, match=r"without NaN .* in row 1"):
             torch_ops.fused_sample(logits, None, 0, 0, 9)
 
 

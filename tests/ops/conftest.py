@@ -42,7 +42,7 @@ def longest(lengths: Tensor) -> int:
 def attention_inputs(
     batch: int, tokens: int, heads: int, head_dim: int, length: int | list[int], dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, ...]:
-    """Views of one packed projection, and caches that are batch slices of larger buffers; `length` of all or each row."""
+    """Views of one packed projection, and caches that are batch slices of larger buffers; a length for all or each."""
     lengths = rows_of(length, batch)
     packed = torch.randn(batch, tokens, 3 * heads * head_dim).to(dtype)
     query, key, value = packed.view(batch, tokens, 3, heads, head_dim).unbind(2)

@@ -131,9 +131,7 @@ def test_odd_inner_width_and_a_head_of_any_size(isa: str, dtype: torch.dtype) ->
     dtype=st.sampled_from(WEIGHTS),
     bias=st.booleans(),
 )
-def test_any_shape(
-    tokens: int, head_size: int, heads: int, lengths: list[int], dtype: torch.dtype, bias: bool
-) -> None:
+def test_any_shape(tokens: int, head_size: int, heads: int, lengths: list[int], dtype: torch.dtype, bias: bool) -> None:
     # A row of two has no variance but its sign: rounding decides.
     width = max(head_size * heads, 4) // heads * heads
     if width >= 4:

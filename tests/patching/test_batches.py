@@ -128,7 +128,7 @@ def test_by_default_batches_are_stocks(stock, settings, options):
 
 
 def test_by_default_rows_of_a_wide_batch_are_stocks(stock, fast):
-    """More rows than `decode_step` takes, until enough of them have ended."""
+    """More rows than share one reading of the weights, until enough of them have ended."""
     lengths = [1 + i % 14 for i in range(19)]
     tokens = assert_equal_to_stock(stock, fast, **texts(SMALL, lengths), **SAMPLED, semantic_max_new_tokens=60)
     ended = (tokens["semantic"] == SMALL.semantic_vocab).any(1).sum()

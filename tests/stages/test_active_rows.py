@@ -15,7 +15,7 @@ def cache_of(rows: int, position: int = 3) -> KVCache:
     """Every entry of a row is the row's number; what lies beyond the position is -1."""
     entries = torch.arange(rows, dtype=torch.float32).view(1, rows, 1, 1, 1).repeat(2, 1, 2, 5, 4)
     entries[:, :, :, position:] = -1
-    return KVCache(entries, entries + 100, torch.tensor([position]), position)
+    return KVCache(entries, entries + 100, torch.full((rows,), position), position)
 
 
 CASES = st.integers(1, 6).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.sets(st.integers(0, n - 1)), max_size=4)))
@@ -56,7 +56,9 @@ def test_nothing_is_copied_while_all_rows_go_on():
 def test_drop_row(row):
     cache = cache_of(3)
     keys = cache.keys
+    cache.length += torch.arange(3)
     cache.drop_row(row)
     expected = [r for r in (0, 1, 2) if r != row] if row != 0 else [2, 1]
     assert cache.keys[0, :, 0, 0, 0].tolist() == expected
+    assert cache.length.tolist() == [3 + r for r in expected]
     assert cache.keys.data_ptr() == keys.data_ptr() and cache.position == 3

@@ -25,7 +25,7 @@ def test_a_smaller_batch_takes_a_slice_of_the_same_buffer():
     with borrow(pool, 2) as cache:
         assert cache.keys.data_ptr() == pointer and cache.keys.shape[1] == 2
         assert cache.position == 0 and cache.length.tolist() == [0, 0]
-    assert pool.nbytes == 2 * 2 * 4 * 3 * 16 * 8 * 4 + 8
+    assert pool.nbytes == 2 * 2 * 4 * 3 * 16 * 8 * 4 + 4 * 8
 
 
 def test_another_dtype_or_a_larger_batch_takes_a_new_buffer():
