@@ -138,7 +138,8 @@ void check_shape(Run& run, int64_t tokens, int64_t heads, int64_t head_dim, int6
 
 std::vector<int64_t> random_lengths(Run& run, int64_t rows, int64_t from, int64_t to) {
   std::vector<int64_t> lengths;
-  for (int64_t row = 0; row < rows; ++row) lengths.push_back(run.integer(from, to));
+  for (int64_t row = 1; row < rows; ++row) lengths.push_back(run.integer(from, to));
+  lengths.push_back(to);
   return lengths;
 }
 
@@ -151,7 +152,7 @@ void small(Run& run) {
 void random_shapes(Run& run) {
   const int64_t tokens = run.size(kMostTokens), capacity = std::max(tokens, run.size(1024));
   check_shape(run, tokens, run.integer(1, 3), run.pick<int64_t>({8, 20, 64, 80, 128, 256}), capacity,
-              random_lengths(run, run.integer(1, 3), 0, capacity - tokens));
+              random_lengths(run, run.integer(1, 3), 0, run.integer(0, capacity - tokens)));
 }
 
 // The first token of an empty cache, and the last one that fits.
