@@ -82,7 +82,11 @@ def cuda_objects(home: Path) -> list[str]:
             raise SystemExit(f"bark_accel: BARK_ACCEL_CUDA_OBJECTS: expected {', '.join(missing)}, found none")
         return [str(built) for built in objects]
     CUDA_OBJECTS.mkdir(parents=True, exist_ok=True)
-    headers = [*(ROOT / "csrc" / "cuda").glob("*.*h"), ROOT / "csrc" / "kernels" / "params.h", ROOT / "setup.py"]
+    headers = [
+        *(ROOT / "csrc" / "cuda").glob("*.*h"),
+        *(ROOT / "csrc" / "kernels" / f"{name}.h" for name in ("params", "sample_rules")),
+        ROOT / "setup.py",
+    ]
     changed = max(path.stat().st_mtime for path in headers)
     # Headers may stand without their compiler, as those of torch's own packages do.
     nvcc = home / "bin" / "nvcc" if (home / "bin" / "nvcc").is_file() else shutil.which("nvcc")

@@ -17,9 +17,11 @@ from transformers.generation.logits_process import (
     TopKLogitsWarper,
 )
 
+from bark_accel.decoding.sampling import SampleRules, SamplingConfig, TokenRange
 from bark_accel.ops import cpu as cpu_ops
 from bark_accel.ops import native as ops
 
+CPU = torch.device("cpu")
 HEADS, HEAD_DIM, CAPACITY = 12, 64, 1024
 ROUNDS = 60
 LAYERS = 12
@@ -40,7 +42,8 @@ def test_sample_semantic(benchmark: Any, top_k: int, rows: int) -> None:
         ]
     )
     fixed = torch.empty(rows, 10048).exponential_(generator=generator)
-    rules = (0, 0, eos, eos, 0.2, 0.7, top_k)
+    config = SamplingConfig(True, 1, 0.7, top_k, min_eos_p=0.2, renormalize=True)
+    rules = SampleRules.of([(config, TokenRange(0, eos, eos))], CPU).arguments
 
     def stock() -> torch.Tensor:
         probabilities = chain(fixed, logits).log_softmax(-1).softmax(-1)
@@ -61,12 +64,13 @@ def test_sample_fine(benchmark: Any) -> None:
     def stock() -> torch.Tensor:
         return torch.multinomial((logits / 0.5).softmax(-1), 1, generator=generator)
 
+    rules = SampleRules.of([(SamplingConfig(True, 1, 0.5), TokenRange(0, 1024))], CPU).arguments
+
     def full_noise() -> torch.Tensor:
-        noise = torch.empty(1024, 1024).exponential_(generator=generator)
-        return ops.fused_sample(logits, noise, 0, 0, 1024, temperature=0.5, renormalize=False)
+        return ops.fused_sample(logits, torch.empty(1024, 1024).exponential_(generator=generator), *rules)
 
     def lazy_noise() -> torch.Tensor:
-        return ops.fused_multinomial(logits, generator, 1024, 0, 0, 1024, temperature=0.5, renormalize=False)
+        return ops.fused_multinomial(logits, generator, 1024, *rules)
 
     baselines = {"stock": stock, "ours, full noise": full_noise}
     compare(benchmark, "sample, fine, 1024 x 1024", lazy_noise, baselines, rounds=20)

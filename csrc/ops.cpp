@@ -17,14 +17,12 @@
 
 TORCH_LIBRARY(bark_accel, m) {
   m.def(
-      "fused_sample(Tensor logits, Tensor? noise, int first_id, int allowed_begin, int allowed_end, int "
-      "eos_id, "
-      "float min_eos_p, float temperature, int top_k, float top_p, bool renormalize=True) -> Tensor",
+      "fused_sample(Tensor logits, Tensor? noise, int first_id, Tensor allowed, Tensor? min_eos_p=None, "
+      "Tensor? temperature=None, Tensor? top_k=None, Tensor? top_p=None, bool renormalize=True) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "fused_multinomial(Tensor logits, Generator? generator, int vocab_size, int first_id, int "
-      "allowed_begin, "
-      "int allowed_end, int eos_id, float min_eos_p, float temperature, int top_k, float top_p, "
+      "fused_multinomial(Tensor logits, Generator? generator, int vocab_size, int first_id, Tensor allowed, "
+      "Tensor? min_eos_p=None, Tensor? temperature=None, Tensor? top_k=None, Tensor? top_p=None, "
       "bool renormalize=True) -> Tensor",
       {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
   m.def("codebook_embedding_sum(Tensor codes, Tensor[] tables, Tensor positions) -> Tensor",

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cmath>
+#include <optional>
 
 #include "checks.h"
+#include "kernels/sample_rules.h"
 
 namespace bark_accel::sample_inputs {
 
@@ -19,10 +21,53 @@ inline void check_noise(const char* op, const at::Tensor& noise, const at::Tenso
              first_id + logits.size(1), " ids, got ", noise.size(1));
 }
 
-inline void check_ids(const char* op, const at::Tensor& logits, int64_t first_id, int64_t begin, int64_t end,
+// The rules as the schemas have them: one entry a row, or one for all rows.
+struct RuleTensors {
+  const at::Tensor& allowed;  // [N or 1, 3] int64: begin, end, eos
+  const std::optional<at::Tensor>&min_eos_p, &temperature, &top_k, &top_p;
+};
+
+inline void check_rule(const char* op, const char* name, const at::Tensor& rule, at::ScalarType dtype,
+                       int64_t dims, const at::Tensor& logits) {
+  check_device(op, name, rule, logits.device());
+  BARK_CHECK(rule.scalar_type() == dtype && rule.dim() == dims &&
+                 (rule.size(0) == 1 || rule.size(0) == logits.size(0)),
+             op, "expected ", name, " of dtype ", dtype, ", one entry or ", logits.size(0), ", got ",
+             rule.scalar_type(), " of shape ", rule.sizes());
+}
+
+inline int64_t row_stride(const at::Tensor& rule) { return rule.size(0) == 1 ? 0 : rule.stride(0); }
+
+template <class T>
+PerRow<T> per_row(const char* op, const char* name, const std::optional<at::Tensor>& rule, T without,
+                  const at::Tensor& logits) {
+  if (!rule) return {nullptr, 0, without};
+  check_rule(op, name, *rule, c10::CppTypeToScalarType<T>::value, 1, logits);
+  return {rule->const_data_ptr<T>(), row_stride(*rule), without};
+}
+
+inline PerRow<int64_t> column_of(const at::Tensor& allowed, int64_t i) {
+  return {allowed.const_data_ptr<int64_t>() + i * allowed.stride(1), row_stride(allowed), 0};
+}
+
+inline SampleRules read_rules(const char* op, const RuleTensors& from, const at::Tensor& logits) {
+  check_rule(op, "allowed", from.allowed, at::kLong, 2, logits);
+  BARK_CHECK(from.allowed.size(1) == 3, op, "expected allowed of shape [1 or N, 3] (begin, end, eos), got ",
+             from.allowed.sizes());
+  SampleRules rules{};
+  rules.begin = column_of(from.allowed, 0);
+  rules.end = column_of(from.allowed, 1);
+  rules.eos = column_of(from.allowed, 2);
+  rules.min_eos_p = per_row(op, "min_eos_p", from.min_eos_p, 0.0, logits);
+  rules.temperature = per_row(op, "temperature", from.temperature, 1.0, logits);
+  rules.top_k = per_row<int64_t>(op, "top_k", from.top_k, 0, logits);
+  rules.top_p = per_row(op, "top_p", from.top_p, 1.0, logits);
+  rules.columns = logits.size(1);
+  return rules;
+}
+
+inline void check_ids(const char* op, int64_t first_id, int64_t stop, int64_t begin, int64_t end,
                       int64_t eos) {
-  const int64_t stop = first_id + logits.size(1);
-  BARK_CHECK(first_id >= 0, op, "expected first_id >= 0, got ", first_id);
   BARK_CHECK(first_id <= begin && begin < end && end <= stop, op,
              "expected a non-empty allowed range inside [", first_id, ", ", stop, "), got [", begin, ", ",
              end, ")");
@@ -38,6 +83,14 @@ inline void check_options(const char* op, double min_eos_p, double temperature, 
   BARK_CHECK(top_p >= 0 && top_p <= 1, op, "expected top_p in [0, 1] (1: off), got ", top_p);
 }
 
+// For implementations that can look at the rules.
+inline void check_rows(const char* op, const SampleRules& rules, int64_t first_id, int64_t rows) {
+  for (int64_t n = 0; n < rows; ++n) {
+    check_ids(op, first_id, first_id + rules.columns, rules.begin.of(n), rules.end.of(n), rules.eos.of(n));
+    check_options(op, rules.min_eos_p.of(n), rules.temperature.of(n), rules.top_k.of(n), rules.top_p.of(n));
+  }
+}
+
 inline void raise_bad_rows(const char* op, const int64_t* ids, int64_t rows) {
   for (int64_t n = 0; n < rows; ++n) {
     BARK_CHECK(ids[n] != -int64_t(SampleStatus::kNotFinite), op,
@@ -51,31 +104,26 @@ inline void raise_bad_rows(const char* op, const int64_t* ids, int64_t rows) {
   }
 }
 
-// Everything but the noise, checked.
+// Everything but the noise and what the rules say of a row, checked.
 inline SampleParams checked_params(const char* op, const at::Tensor& logits, int64_t first_id,
-                                   int64_t allowed_begin, int64_t allowed_end, int64_t eos_id,
-                                   double min_eos_p, double temperature, int64_t top_k, double top_p,
                                    bool renormalize) {
   check_dim(op, "logits", logits, 2, "[N, L]");
   check_unit_stride(op, "logits", logits);
   check_no_grad(op, "logits", logits);
+  BARK_CHECK(first_id >= 0, op, "expected first_id >= 0, got ", first_id);
   SampleParams p{};
   p.dtype = checked_dtype(op, "logits", logits);
-  check_ids(op, logits, first_id, allowed_begin, allowed_end, eos_id);
-  check_options(op, min_eos_p, temperature, top_k, top_p);
   p.logits = logits.const_data_ptr();
   p.row_stride = logits.stride(0);
   p.first_id = first_id;
-  p.begin = allowed_begin - first_id;
-  p.end = allowed_end - first_id;
-  p.eos = eos_id < 0 ? -1 : eos_id - first_id;
-  p.min_eos_p = float(min_eos_p);
-  p.temperature = float(temperature);
-  p.top_k = top_k;
-  p.use_top_p = top_p < 1;
-  p.top_p_cut = float(1 - top_p);
   p.renormalize = renormalize;
   return p;
+}
+
+inline void check_vocab_size(const char* op, int64_t vocab_size, int64_t first_id, const at::Tensor& logits) {
+  const int64_t stop = first_id + logits.size(1);
+  BARK_CHECK(vocab_size >= stop, op, "expected vocab_size >= ", stop, ", the end of the logits' ids, got ",
+             vocab_size);
 }
 
 }  // namespace bark_accel::sample_inputs

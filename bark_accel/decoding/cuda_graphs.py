@@ -25,7 +25,7 @@ from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
 
 from .rng import default_generator
-from .sampling import Sampler, SamplingConfig, TokenRange
+from .sampling import Sampler, SampleRules, SamplingConfig, TokenRange
 
 # Tokens between two looks for the end of speech. A look waits for the device; what was drawn beyond the end is wasted.
 EOS_CHECK_TOKENS = 8
@@ -84,11 +84,19 @@ def make_recorder(device: torch.device) -> Recorder | None:
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
+@dataclass(frozen=True)
+class Replay:
+    """A recorded step, and what it reads that nobody else would keep."""
+
+    run: Callable[[], None]
+    rules: SampleRules
+
+
 class StepGraphs:
     """The graphs of one model, batch and cache, one for each range of ids and sampling config; a `Lookahead`.
 
     Serves one generation at a time (`start`). Holds no weights: matrices are read where they stand, LayerNorms and
-    biases from copies that `start` refreshes.
+    biases from copies that `start` refreshes. What a graph reads of its sampler is kept beside it.
     """
 
     def __init__(self, recorder: Recorder, model: CausalModel, cache: KVCache):
@@ -101,7 +109,7 @@ class StepGraphs:
             self._count = torch.zeros(1, dtype=torch.int64, device=device)
             self._vectors = [torch.empty_like(t) for t in model.vectors]
         self._generator = Generator(device)
-        self._replays: OrderedDict[tuple[TokenRange, SamplingConfig], Callable[[], None]] = OrderedDict()
+        self._replays: OrderedDict[tuple[TokenRange, SamplingConfig], Replay] = OrderedDict()
         self._ahead: deque[tuple[Tensor, Tensor, Tensor | None]] = deque()
         self._model: CausalModel | None = None
         self.usable = True
@@ -161,7 +169,7 @@ class StepGraphs:
         self._rewind(last, cache)
         states = []
         for r in ranges:
-            replays[r]()
+            replays[r].run()
             states.append(self._generator.get_state() if config.do_sample else None)
         cache.position += count
         drawn = self._drawn[:count].clone()
@@ -173,7 +181,7 @@ class StepGraphs:
         self._count.zero_()
         cache.truncate(cache.position)
 
-    def _replay(self, allowed: TokenRange, last: Tensor, cache: KVCache, sampler: Sampler) -> Callable[[], None]:
+    def _replay(self, allowed: TokenRange, last: Tensor, cache: KVCache, sampler: Sampler) -> Replay:
         key = allowed, replace(sampler.config, max_new_tokens=0, stop_tokens=(), pad_token=None)
         if key not in self._replays:
             self._rewind(last, cache)
@@ -186,7 +194,8 @@ class StepGraphs:
             self._replays.popitem(last=False)
         return self._replays[key]
 
-    def _record(self, allowed: TokenRange, cache: KVCache, sampler: Sampler) -> Callable[[], None]:
+    def _record(self, allowed: TokenRange, cache: KVCache, sampler: Sampler) -> Replay:
+        rules = sampler.rules(allowed, self._ids.device)
         model, generator = self._model, self._generator if sampler.config.do_sample else None
         assert model is not None
 
@@ -199,7 +208,7 @@ class StepGraphs:
             cache.length.add_(1)
 
         try:
-            return self._recorder.record(step, generator)
+            return Replay(self._recorder.record(step, generator), rules)
         except RuntimeError as error:
             raise RuntimeError(
                 "bark_accel: the decode step could not be captured as a CUDA graph; "

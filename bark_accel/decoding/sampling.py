@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -47,6 +48,55 @@ class TokenRange:
         return slice(self.begin, max(self.end, self.eos + 1))
 
 
+@dataclass(frozen=True)
+class SampleRules:
+    """What the samplers take beside logits and noise, on their device: of one entry for all rows, or of one a row.
+
+    Made once and used for many tokens. See `bark_accel.ops.fused_sample` for the fields; None is off for all rows.
+    """
+
+    first_id: int
+    allowed: Tensor
+    min_eos_p: Tensor | None
+    temperature: Tensor | None
+    top_k: Tensor | None
+    top_p: Tensor | None
+    renormalize: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[SamplingConfig, TokenRange]], device: torch.device) -> SampleRules:
+        """Of one entry for all rows or of one a row; column 0 of the logits is the smallest id that a row may produce.
+
+        Raises
+        ------
+        ValueError
+            Rows that differ in `renormalize`.
+        """
+        configs = [config for config, _ in rows]
+        renormalize = {config.renormalize for config in configs}
+        if len(renormalize) != 1:
+            raise ValueError(f"renormalize: expected one value for all rows, got {sorted(renormalize)}")
+
+        def options(name: str, off: float, dtype: torch.dtype) -> Tensor | None:
+            values = [getattr(config, name) for config in configs]
+            return None if all(v == off for v in values) else torch.tensor(values, dtype=dtype, device=device)
+
+        return cls(
+            min(allowed.head_rows.start for _, allowed in rows),
+            torch.tensor([[r.begin, r.end, r.eos] for _, r in rows], dtype=torch.int64, device=device),
+            options("min_eos_p", 0.0, torch.float64),
+            options("temperature", 1.0, torch.float64),
+            options("top_k", 0, torch.int64),
+            options("top_p", 1.0, torch.float64),
+            renormalize.pop(),
+        )
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """In the samplers' order."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+
 class Sampler:
     """Draws one token per row.
 
@@ -60,6 +110,14 @@ class Sampler:
         self.generator: torch.Generator | None = None
         """Drawn from instead of torch's default generator, where a generation leaves Transformers' order."""
         self._ops = ops
+        self._rules: dict[tuple[TokenRange, torch.device], SampleRules] = {}
+
+    def rules(self, allowed: TokenRange, device: torch.device) -> SampleRules:
+        """Of a draw from `allowed`; kept, for a CUDA graph reads them where they stand."""
+        key = allowed, device
+        if key not in self._rules:
+            self._rules[key] = SampleRules.of([(self.config, allowed)], device)
+        return self._rules[key]
 
     @classmethod
     def of(cls, model: CausalModel, config: SamplingConfig) -> Sampler:
@@ -68,23 +126,7 @@ class Sampler:
 
     def draw(self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None = None) -> Tensor:
         """Token ids [B] int64 from `logits` [B, head rows of `allowed`]; `generator` replaces the sampler's own."""
-        config = self.config
-        rules: dict[str, Any] = {
-            "first_id": allowed.begin,
-            "allowed_begin": allowed.begin,
-            "allowed_end": allowed.end,
-            "eos_id": allowed.eos,
-            "min_eos_p": config.min_eos_p,
-        }
-        if not config.do_sample:
-            return self._ops.fused_sample(logits, None, **rules)
-        return self._ops.fused_multinomial(
-            logits,
-            generator or self.generator,
-            self._vocab_size,
-            **rules,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            renormalize=config.renormalize,
-        )
+        rules = self.rules(allowed, logits.device).arguments
+        if not self.config.do_sample:
+            return self._ops.fused_sample(logits, None, *rules)
+        return self._ops.fused_multinomial(logits, generator or self.generator, self._vocab_size, *rules)

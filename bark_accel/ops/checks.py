@@ -180,22 +180,66 @@ def _check_lengths(op: str, length: Tensor, batch: int, tokens: int, capacity: i
         require(start + tokens <= capacity, op, too_long)
 
 
-def check_sample_inputs(op: str, logits: Tensor, first_id: int, begin: int, end: int, eos_id: int) -> None:
+def check_sample_inputs(
+    op: str,
+    logits: Tensor,
+    first_id: int,
+    allowed: Tensor,
+    min_eos_p: Tensor | None,
+    temperature: Tensor | None,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+) -> None:
     require(logits.dim() == 2, op, f"expected logits of shape [N, L], got {list(logits.shape)}")
     _require_float(op, "logits", logits)
     require_no_grad(op, logits)
-    stop = first_id + logits.shape[1]
     require(first_id >= 0, op, f"expected first_id >= 0, got {first_id}")
+    require_one_device(op, logits, allowed, min_eos_p, temperature, top_k, top_p)
+    _require_rule(op, "allowed", allowed, torch.int64, logits, dims=2)
+    shape = f"expected allowed of shape [1 or N, 3] (begin, end, eos), got {list(allowed.shape)}"
+    require(allowed.shape[1] == 3, op, shape)
+    floats = {"min_eos_p": min_eos_p, "temperature": temperature, "top_p": top_p}
+    for name, rule in floats.items():
+        _require_rule(op, name, rule, torch.float64, logits)
+    _require_rule(op, "top_k", top_k, torch.int64, logits)
+    if on_host(logits) and len(logits):
+        for begin, end, eos in allowed.tolist():
+            _check_allowed(op, first_id, first_id + logits.shape[1], begin, end, eos)
+        _check_options(op, *(None if t is None else t.tolist() for t in (min_eos_p, temperature, top_k, top_p)))
+
+
+def _require_rule(op: str, name: str, rule: Tensor | None, dtype: torch.dtype, logits: Tensor, dims: int = 1) -> None:
+    if rule is None:
+        return
+    wanted = f"expected {name} of dtype {dtype}, one entry or {len(logits)}"
+    fits = rule.dtype == dtype and rule.dim() == dims and len(rule) in (1, len(logits))
+    require(fits, op, f"{wanted}, got {rule.dtype} of shape {list(rule.shape)}")
+
+
+def _check_allowed(op: str, first_id: int, stop: int, begin: int, end: int, eos: int) -> None:
     require(
         first_id <= begin < end <= stop,
         op,
         f"expected a non-empty allowed range inside [{first_id}, {stop}), got [{begin}, {end})",
     )
-    require(
-        eos_id < 0 or first_id <= eos_id < stop,
-        op,
-        f"expected eos_id -1 or inside [{first_id}, {stop}), got {eos_id}",
-    )
+    require(eos < 0 or first_id <= eos < stop, op, f"expected eos_id -1 or inside [{first_id}, {stop}), got {eos}")
+
+
+def _check_options(
+    op: str,
+    min_eos_p: list[float] | None,
+    temperature: list[float] | None,
+    top_k: list[int] | None,
+    top_p: list[float] | None,
+) -> None:
+    for p in min_eos_p or ():
+        require(p >= 0, op, f"expected min_eos_p >= 0 (0: off), got {p}")
+    for t in temperature or ():
+        require(t > 0 and math.isfinite(t), op, f"expected a finite temperature > 0, got {t}")
+    for k in top_k or ():
+        require(k >= 0, op, f"expected top_k >= 0 (0: off), got {k}")
+    for p in top_p or ():
+        require(0 <= p <= 1, op, f"expected top_p in [0, 1] (1: off), got {p}")
 
 
 def check_noise(op: str, noise: Tensor, logits: Tensor, first_id: int) -> None:
@@ -219,17 +263,6 @@ def check_source(op: str, logits: Tensor, generator: torch.Generator | None, voc
         op,
         f"expected a generator on the {device.type}, got {generator.device if generator else None}",
     )
-
-
-def check_sample_options(op: str, min_eos_p: float, temperature: float, top_k: int, top_p: float) -> None:
-    require(min_eos_p >= 0, op, f"expected min_eos_p >= 0 (0: off), got {min_eos_p}")
-    require(
-        temperature > 0 and math.isfinite(temperature),
-        op,
-        f"expected a finite temperature > 0, got {temperature}",
-    )
-    require(top_k >= 0, op, f"expected top_k >= 0 (0: off), got {top_k}")
-    require(0 <= top_p <= 1, op, f"expected top_p in [0, 1] (1: off), got {top_p}")
 
 
 def raise_bad_rows(op: str, ids: Tensor) -> None:

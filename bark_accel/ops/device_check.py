@@ -156,7 +156,7 @@ def _draw(ops: Any, case: Case, device: torch.device) -> list[Tensor]:
     """The ids of `fused_multinomial` and the generator's state after it."""
     logits, seed, *options = case.arguments
     generator = torch.Generator(device).manual_seed(seed)
-    ids = ops.fused_multinomial(_copied(logits, device), generator, *options)
+    ids = ops.fused_multinomial(_copied(logits, device), generator, *(_copied(o, device) for o in options))
     return [ids.cpu(), generator.get_state()]
 
 
@@ -230,6 +230,24 @@ RULES = {
 ROWS = 8
 
 
+def _tensors(
+    first: int,
+    begin: int,
+    end: int,
+    eos: int,
+    min_eos_p: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    *rest: bool,
+) -> tuple[Any, ...]:
+    """One rule for all rows, as the samplers take it."""
+    allowed = torch.tensor([[begin, end, eos]], dtype=torch.int64, device="cpu")
+    kept = torch.tensor([top_k], dtype=torch.int64, device="cpu")
+    p, t, mass = (torch.tensor([x], dtype=torch.float64, device="cpu") for x in (min_eos_p, temperature, top_p))
+    return first, allowed, p, t, kept, mass, *rest
+
+
 def _sampling(inputs: Inputs, dtype: torch.dtype) -> Iterator[Case]:
     for name, rules in RULES.items():
         first, columns = rules[0], max(rules[2], rules[3] + 1) - rules[0]
@@ -238,13 +256,14 @@ def _sampling(inputs: Inputs, dtype: torch.dtype) -> Iterator[Case]:
             logits[::4, rules[3] - first] = 9
         noise = inputs.exponential(ROWS, first + columns + 5)
         label = f"{_name(dtype)}, {name}"
-        yield Case("fused_sample", f"{label}, greedy", (logits, None, *rules))
-        yield Case("fused_sample", label, (logits, noise, *rules))
-        yield Case("fused_multinomial", label, (logits, len(name), first + columns + 5, *rules))
+        given = _tensors(*rules)
+        yield Case("fused_sample", f"{label}, greedy", (logits, None, *given))
+        yield Case("fused_sample", label, (logits, noise, *given))
+        yield Case("fused_multinomial", label, (logits, len(name), first + columns + 5, *given))
         for bad in (torch.nan, -torch.inf):
             wrong = logits.clone()
             wrong[3] = bad
-            yield Case("fused_sample", f"{label}, a row of {bad}", (wrong, noise, *rules), refused=True)
+            yield Case("fused_sample", f"{label}, a row of {bad}", (wrong, noise, *given), refused=True)
 
 
 def _embedding_sums(inputs: Inputs, dtype: torch.dtype) -> Iterator[Case]:
@@ -271,7 +290,7 @@ def _attention(inputs: Inputs, dtype: torch.dtype) -> Iterator[Case]:
         caches = (_cache(inputs, (batch, heads, capacity, size), length, dtype) for _ in range(2))
         label = f"{_name(dtype)}, {batch} x {tokens} tokens after {length}, heads of {size}"
         tolerance = max(TOLERANCES[dtype], LOOSE if tokens > 16 else 0)
-        arguments = (query, key, value, *caches, _length(length))
+        arguments = (query, key, value, *caches, _lengths(batch, length))
         yield Case("static_cache_attention", label, arguments, tolerance, written=(3, 4))
 
 
@@ -283,8 +302,9 @@ def _cache(inputs: Inputs, shape: tuple[int, ...], length: int, dtype: torch.dty
     return cache[..., :batch, :, :, :]
 
 
-def _length(length: int) -> Tensor:
-    return torch.tensor([length], dtype=torch.int64, device="cpu")
+def _lengths(batch: int, length: int) -> Tensor:
+    """One for each row; all rows but the first hold less where they can."""
+    return torch.tensor([max(0, length - row) for row in range(batch)], dtype=torch.int64, device="cpu")
 
 
 # Of matrices, tables and cache.
@@ -347,7 +367,7 @@ def decode_case(inputs: Inputs, dtypes: tuple[torch.dtype, ...], shape: tuple[in
         scales,
         2,
         *caches,
-        _length(length),
+        _lengths(batch, length),
     )
     label = f"{_name(matrices)} weights, {_name(tables)} tables, {batch} x {tokens} tokens of width {width}"
     return Case("decode_step", label, arguments, TOLERANCES[cached], written=(8, 9))

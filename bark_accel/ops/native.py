@@ -20,13 +20,11 @@ def fused_sample(
     logits: Tensor,
     noise: Tensor | None,
     first_id: int,
-    allowed_begin: int,
-    allowed_end: int,
-    eos_id: int = -1,
-    min_eos_p: float = 0.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    allowed: Tensor,
+    min_eos_p: Tensor | None = None,
+    temperature: Tensor | None = None,
+    top_k: Tensor | None = None,
+    top_p: Tensor | None = None,
     renormalize: bool = True,
 ) -> Tensor:
     """Pick one token per row under Bark's token rules, in one pass over the logits.
@@ -37,6 +35,10 @@ def fused_sample(
     logits at the cut go by index; stock's sort leaves that open), ``renormalize_logits``, softmax, and
     ``torch.multinomial(p, 1)``, which is ``argmax(p / noise)``. Greedy stops after the EOS priority.
 
+    The rules are tensors of one entry for all rows, or of one a row; :class:`bark_accel.sampling.SampleRules` makes
+    them. On a CPU they are checked at every call; elsewhere that would wait for the device, and what lies outside of
+    the logits counts as not allowed.
+
     Parameters
     ----------
     logits : Tensor [N, L], float32, float16 or bfloat16
@@ -44,12 +46,13 @@ def fused_sample(
     noise : Tensor [N, V], float32, or None
         Exponential noise indexed by id (``torch.empty(N, V).exponential_(generator=g)`` draws what
         ``torch.multinomial`` would); ``V >= first_id + L``. None: greedy, the first maximum.
-    first_id, allowed_begin, allowed_end, eos_id : int
-        Allowed are the ids in ``[allowed_begin, allowed_end)`` and ``eos_id`` (-1: none).
-    min_eos_p : float
-        Take the EOS at once when its probability exceeds this; 0 is off.
-    temperature, top_k, top_p : float, int, float
-        Used only with noise. ``top_k=0`` and ``top_p=1.0`` are off.
+    first_id : int
+    allowed : Tensor [1 or N, 3], int64
+        ``(begin, end, eos)``: allowed are the ids in ``[begin, end)`` and ``eos`` (-1: none).
+    min_eos_p : Tensor [1 or N], float64, or None
+        Take the EOS at once when its probability exceeds this; 0, or None, is off.
+    temperature, top_k, top_p : Tensor [1 or N], float64, int64, float64, or None
+        Used only with noise. A temperature of 1, ``top_k`` 0 and ``top_p`` 1.0, or None, are off.
     renormalize : bool
         Log-softmax before softmax, as ``renormalize_logits=True`` of Bark's semantic and coarse generation
         configs does (the fine stage does not). It changes roundings only.
@@ -62,22 +65,10 @@ def fused_sample(
     Raises
     ------
     ValueError
-        On shapes, dtypes, devices, strides or options that do not fit; on NaN or +inf among the allowed
+        On shapes, dtypes, devices, strides or rules that do not fit; on NaN or +inf among the allowed
         logits; on a row whose allowed logits are all -inf.
     """
-    return _op("fused_sample")(
-        logits,
-        noise,
-        first_id,
-        allowed_begin,
-        allowed_end,
-        eos_id,
-        min_eos_p,
-        temperature,
-        top_k,
-        top_p,
-        renormalize,
-    )
+    return _op("fused_sample")(logits, noise, first_id, allowed, min_eos_p, temperature, top_k, top_p, renormalize)
 
 
 def fused_multinomial(
@@ -85,20 +76,20 @@ def fused_multinomial(
     generator: torch.Generator | None,
     vocab_size: int,
     first_id: int,
-    allowed_begin: int,
-    allowed_end: int,
-    eos_id: int = -1,
-    min_eos_p: float = 0.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    allowed: Tensor,
+    min_eos_p: Tensor | None = None,
+    temperature: Tensor | None = None,
+    top_k: Tensor | None = None,
+    top_p: Tensor | None = None,
     renormalize: bool = True,
 ) -> Tensor:
     """Pick one token per row as :func:`fused_sample` does, drawing the noise as ``torch.multinomial(p, 1)`` would.
 
     Token and generator state equal those of the noise ``torch.empty(N, vocab_size).exponential_(1)``. On a torch
     whose noise is known (a test at first use decides; ``_library.load().lazy_noise()`` tells) it is not computed in
-    full: the generator advances past all entries, and the logarithm is taken only where it can decide.
+    full: the generator advances past all entries, and the logarithm is taken only where it can decide. Rows with a
+    generator of their own are calls of their own (schemas have no lists of generators; a call of its own costs a row
+    some 5 us).
 
     Parameters
     ----------
@@ -108,7 +99,7 @@ def fused_multinomial(
         None: torch's default one. It is advanced by N * vocab_size entries, in rows that are refused as well.
     vocab_size : int
         Entries per row, at least ``first_id + L``.
-    first_id, allowed_begin, allowed_end, eos_id, min_eos_p, temperature, top_k, top_p, renormalize
+    first_id, allowed, min_eos_p, temperature, top_k, top_p, renormalize
         As in :func:`fused_sample`.
 
     Returns
@@ -122,18 +113,7 @@ def fused_multinomial(
         As :func:`fused_sample` does, on a ``vocab_size`` that is too small, and on a generator of another device.
     """
     return _op("fused_multinomial")(
-        logits,
-        generator,
-        vocab_size,
-        first_id,
-        allowed_begin,
-        allowed_end,
-        eos_id,
-        min_eos_p,
-        temperature,
-        top_k,
-        top_p,
-        renormalize,
+        logits, generator, vocab_size, first_id, allowed, min_eos_p, temperature, top_k, top_p, renormalize
     )
 
 
@@ -406,12 +386,17 @@ def _require_one_device(op: str, *tensors: Tensor | None) -> None:
         raise ValueError(f"{op}: expected all tensors on one device, got {' and '.join(devices)}")
 
 
-def _fake_fused_sample(logits: Tensor, noise: Tensor | None, *options: Any, **more: Any) -> Tensor:
-    _require_one_device("fused_sample", logits, noise)
+def _fake_fused_sample(
+    logits: Tensor, noise: Tensor | None, first_id: int, allowed: Tensor, *rules: Any, **more: Any
+) -> Tensor:
+    tensors = [t for t in (*rules, *more.values()) if isinstance(t, Tensor)]
+    _require_one_device("fused_sample", logits, noise, allowed, *tensors)
     return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
 
-def _fake_fused_multinomial(logits: Tensor, *options: Any, **more: Any) -> Tensor:
+def _fake_fused_multinomial(logits: Tensor, *rules: Any, **more: Any) -> Tensor:
+    tensors = [t for t in (*rules, *more.values()) if isinstance(t, Tensor)]
+    _require_one_device("fused_multinomial", logits, *tensors)
     return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
 

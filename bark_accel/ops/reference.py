@@ -34,7 +34,6 @@ from .checks import (
     check_int16_linear_inputs,
     check_noise,
     check_sample_inputs,
-    check_sample_options,
     check_source,
     raise_bad_rows,
 )
@@ -44,23 +43,20 @@ def fused_sample(
     logits: Tensor,
     noise: Tensor | None,
     first_id: int,
-    allowed_begin: int,
-    allowed_end: int,
-    eos_id: int = -1,
-    min_eos_p: float = 0.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    allowed: Tensor,
+    min_eos_p: Tensor | None = None,
+    temperature: Tensor | None = None,
+    top_k: Tensor | None = None,
+    top_p: Tensor | None = None,
     renormalize: bool = True,
 ) -> Tensor:
     """Plain-torch twin of :func:`bark_accel.ops.fused_sample`."""
     op = "fused_sample"
-    check_sample_inputs(op, logits, first_id, allowed_begin, allowed_end, eos_id)
-    check_sample_options(op, min_eos_p, temperature, top_k, top_p)
+    rules = (min_eos_p, temperature, top_k, top_p)
+    check_sample_inputs(op, logits, first_id, allowed, *rules)
     if noise is not None:
         check_noise(op, noise, logits, first_id)
-    rules = (first_id, allowed_begin, allowed_end, eos_id)
-    return _checked(op, sample(logits, noise, *rules, min_eos_p, temperature, top_k, top_p, renormalize))
+    return _checked(op, sample(logits, noise, first_id, allowed, *rules, renormalize))
 
 
 def fused_multinomial(
@@ -68,24 +64,21 @@ def fused_multinomial(
     generator: torch.Generator | None,
     vocab_size: int,
     first_id: int,
-    allowed_begin: int,
-    allowed_end: int,
-    eos_id: int = -1,
-    min_eos_p: float = 0.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    allowed: Tensor,
+    min_eos_p: Tensor | None = None,
+    temperature: Tensor | None = None,
+    top_k: Tensor | None = None,
+    top_p: Tensor | None = None,
     renormalize: bool = True,
 ) -> Tensor:
     """Plain-torch twin of :func:`bark_accel.ops.fused_multinomial`."""
     op = "fused_multinomial"
-    check_sample_inputs(op, logits, first_id, allowed_begin, allowed_end, eos_id)
-    check_sample_options(op, min_eos_p, temperature, top_k, top_p)
+    rules = (min_eos_p, temperature, top_k, top_p)
+    check_sample_inputs(op, logits, first_id, allowed, *rules)
     check_source(op, logits, generator, vocab_size, first_id)
     noise = torch.empty(len(logits), vocab_size, dtype=torch.float32, device=logits.device)
     noise.exponential_(generator=generator)
-    rules = (first_id, allowed_begin, allowed_end, eos_id)
-    return _checked(op, sample(logits, noise, *rules, min_eos_p, temperature, top_k, top_p, renormalize))
+    return _checked(op, sample(logits, noise, first_id, allowed, *rules, renormalize))
 
 
 def codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
@@ -272,28 +265,29 @@ def sample(
     logits: Tensor,
     noise: Tensor | None,
     first_id: int,
-    allowed_begin: int,
-    allowed_end: int,
-    eos_id: int,
-    min_eos_p: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    renormalize: bool,
+    allowed: Tensor,
+    min_eos_p: Tensor | None = None,
+    temperature: Tensor | None = None,
+    top_k: Tensor | None = None,
+    top_p: Tensor | None = None,
+    renormalize: bool = True,
 ) -> Tensor:
     """`fused_sample` without a look at the data: the id of a row that cannot be sampled is minus its status."""
-    scores = _mask_disallowed(logits.float(), first_id, allowed_begin, allowed_end, eos_id)
+    ids = torch.arange(first_id, first_id + logits.shape[1], device=logits.device)
+    begin, end, eos = (column[:, None] for column in allowed.unbind(1))
+    scores = logits.float().masked_fill(~((ids >= begin) & (ids < end) | (ids == eos)), NEG_INF)
     status = _status(scores)
-    if eos_id >= 0 and min_eos_p > 0:
-        scores = _prioritize_eos(scores, eos_id - first_id, min_eos_p)
+    if min_eos_p is not None:
+        scores = _prioritize_eos(scores, ids == eos, min_eos_p.float()[:, None])
     if noise is None:
         return torch.where(status > 0, -status, scores.argmax(dim=-1) + first_id)
-    scores = scores / temperature
+    if temperature is not None:
+        scores = scores / temperature.float()[:, None]
     status = torch.where(status > 0, status, _status(scores))
-    if top_k > 0:
-        scores = _keep_top_k(scores, top_k)
-    if top_p < 1.0:
-        scores = _keep_top_p(scores, top_p)
+    if top_k is not None:
+        scores = _keep_top_k(scores, top_k[:, None])
+    if top_p is not None:
+        scores = _keep_top_p(scores, top_p[:, None])
     if renormalize:
         scores = scores.log_softmax(dim=-1)
     noise = noise[:, first_id : first_id + scores.shape[-1]]
@@ -316,27 +310,21 @@ def _checked(op: str, ids: Tensor) -> Tensor:
     return ids
 
 
-def _mask_disallowed(scores: Tensor, first_id: int, begin: int, end: int, eos_id: int) -> Tensor:
-    ids = torch.arange(first_id, first_id + scores.shape[-1], device=scores.device)
-    allowed = ((ids >= begin) & (ids < end)) | (ids == eos_id)
-    return scores.masked_fill(~allowed, NEG_INF)
+def _prioritize_eos(scores: Tensor, is_eos: Tensor, min_eos_p: Tensor) -> Tensor:
+    """`scores` [N, L] without anything but the EOS (`is_eos` [N or 1, L]) where it is likelier than `min_eos_p`."""
+    likely = (scores.softmax(dim=-1) > min_eos_p) & is_eos & (min_eos_p > 0)
+    return scores.masked_fill(likely.any(-1, keepdim=True) & ~is_eos, NEG_INF)
 
 
-def _prioritize_eos(scores: Tensor, eos: int, min_eos_p: float) -> Tensor:
-    only_eos = torch.full_like(scores, NEG_INF)
-    only_eos[:, eos] = scores[:, eos]
-    stop = scores.softmax(dim=-1)[:, eos, None] > min_eos_p
-    return torch.where(stop, only_eos, scores)
+def _keep_top_k(scores: Tensor, top_k: Tensor) -> Tensor:
+    ordered = torch.sort(scores, descending=True).values
+    last = (top_k - 1).clamp(0, scores.shape[-1] - 1).expand(len(scores), 1)
+    return scores.masked_fill((scores < ordered.gather(1, last)) & (top_k > 0), NEG_INF)
 
 
-def _keep_top_k(scores: Tensor, top_k: int) -> Tensor:
-    kth = torch.topk(scores, min(top_k, scores.shape[-1])).values[:, -1, None]
-    return scores.masked_fill(scores < kth, NEG_INF)
-
-
-def _keep_top_p(scores: Tensor, top_p: float) -> Tensor:
+def _keep_top_p(scores: Tensor, top_p: Tensor) -> Tensor:
     # Stable, so that ties go by index on every device; Transformers relies on what torch.sort happens to do.
     ordered, order = torch.sort(scores, stable=True)
-    remove = ordered.softmax(dim=-1).cumsum(dim=-1) <= (1 - top_p)
+    remove = (ordered.softmax(dim=-1).cumsum(dim=-1) <= (1 - top_p).float()) & (top_p < 1)
     remove[:, -1] = False
     return scores.masked_fill(remove.scatter(1, order, remove), NEG_INF)

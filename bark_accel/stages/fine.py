@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from bark_accel.decoding.sampling import SampleRules, SamplingConfig, TokenRange
 from bark_accel.ops.backend import Ops
 from bark_accel.transformer.bidirectional import bidirectional_forward
 from bark_accel.transformer.layers import linear, output_rows
@@ -209,18 +210,12 @@ class FineStage:
 
     def _draw(self, logits: Tensor, sampling: FineSampling) -> Tensor:
         ids, temperature = logits.shape[1], sampling.temperature
-        if temperature is None or temperature == 1.0:
-            return self._ops.fused_sample(logits, None, first_id=0, allowed_begin=0, allowed_end=ids)
-        return self._ops.fused_multinomial(
-            logits,
-            sampling.generator,
-            ids,
-            first_id=0,
-            allowed_begin=0,
-            allowed_end=ids,
-            temperature=temperature,
-            renormalize=False,
-        )
+        draws = temperature is not None and temperature != 1.0
+        config = SamplingConfig(draws, 1, temperature or 1.0)
+        rules = SampleRules.of([(config, TokenRange(0, ids))], logits.device).arguments
+        if not draws:
+            return self._ops.fused_sample(logits, None, *rules)
+        return self._ops.fused_multinomial(logits, sampling.generator, ids, *rules)
 
 
 def coarse_codes(spec: FineSpec, tokens: Tensor) -> Tensor:

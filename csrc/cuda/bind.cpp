@@ -4,8 +4,8 @@
 //
 // What only a look at device memory could refuse is not refused here, for it would wait for the device at
 // every token: decode_step and static_cache_attention give NaN for ids and lengths that do not fit, and write
-// nothing to the cache. The samplers, which refuse NaN, do look at their result, except while a graph is
-// being captured: then an id is minus the SampleStatus.
+// nothing to the cache; rules of the samplers are read as they are. The samplers, which refuse NaN, do look
+// at their result, except while a graph is being captured: then an id is minus the SampleStatus.
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/le.h>
@@ -43,50 +43,54 @@ void check_launch(const char* op, cudaError_t error) {
   TORCH_CHECK(error == cudaSuccess, op, ": the CUDA launch failed: ", cudaGetErrorString(error));
 }
 
-at::Tensor sample_rows(const char* op, const SampleParams& sample, const at::Tensor& logits) {
+at::Tensor sample_rows(const char* op, const SampleParams& sample, const SampleRules& rules,
+                       const at::Tensor& logits) {
   const c10::DeviceGuard guard(logits.device());
   const cudaStream_t stream = current_stream(logits.device());
   at::Tensor out = at::empty({logits.size(0)}, logits.options().dtype(at::kLong));
-  check_launch(op,
-               cuda::launch_fused_sample({sample, logits.size(0), out.mutable_data_ptr<int64_t>()}, stream));
+  int64_t* ids = out.mutable_data_ptr<int64_t>();
+  check_launch(op, cuda::launch_fused_sample({sample, rules, logits.size(0), ids}, stream));
   if (!is_capturing(stream)) {
-    const at::Tensor ids = out.cpu();
-    sample_inputs::raise_bad_rows(op, ids.const_data_ptr<int64_t>(), ids.size(0));
+    const at::Tensor on_host = out.cpu();
+    sample_inputs::raise_bad_rows(op, on_host.const_data_ptr<int64_t>(), on_host.size(0));
   }
   return out;
 }
 
 at::Tensor fused_sample(const at::Tensor& logits, const std::optional<at::Tensor>& noise, int64_t first_id,
-                        int64_t allowed_begin, int64_t allowed_end, int64_t eos_id, double min_eos_p,
-                        double temperature, int64_t top_k, double top_p, bool renormalize) {
+                        const at::Tensor& allowed, const std::optional<at::Tensor>& min_eos_p,
+                        const std::optional<at::Tensor>& temperature, const std::optional<at::Tensor>& top_k,
+                        const std::optional<at::Tensor>& top_p, bool renormalize) {
   const char* op = "fused_sample";
-  SampleParams p = sample_inputs::checked_params(op, logits, first_id, allowed_begin, allowed_end, eos_id,
-                                                 min_eos_p, temperature, top_k, top_p, renormalize);
+  SampleParams p = sample_inputs::checked_params(op, logits, first_id, renormalize);
+  const SampleRules rules =
+      sample_inputs::read_rules(op, {allowed, min_eos_p, temperature, top_k, top_p}, logits);
   if (noise) {
     sample_inputs::check_noise(op, *noise, logits, first_id);
     p.noise = noise->const_data_ptr<float>();
     p.noise_stride = noise->stride(0);
   }
-  return sample_rows(op, p, logits);
+  return sample_rows(op, p, rules, logits);
 }
 
 at::Tensor fused_multinomial(const at::Tensor& logits, const std::optional<at::Generator>& generator,
-                             int64_t vocab_size, int64_t first_id, int64_t allowed_begin, int64_t allowed_end,
-                             int64_t eos_id, double min_eos_p, double temperature, int64_t top_k,
-                             double top_p, bool renormalize) {
+                             int64_t vocab_size, int64_t first_id, const at::Tensor& allowed,
+                             const std::optional<at::Tensor>& min_eos_p,
+                             const std::optional<at::Tensor>& temperature,
+                             const std::optional<at::Tensor>& top_k, const std::optional<at::Tensor>& top_p,
+                             bool renormalize) {
   const char* op = "fused_multinomial";
-  SampleParams p = sample_inputs::checked_params(op, logits, first_id, allowed_begin, allowed_end, eos_id,
-                                                 min_eos_p, temperature, top_k, top_p, renormalize);
-  const int64_t stop = first_id + logits.size(1);
-  BARK_CHECK(vocab_size >= stop, op, "expected vocab_size >= ", stop, ", the end of the logits' ids, got ",
-             vocab_size);
+  SampleParams p = sample_inputs::checked_params(op, logits, first_id, renormalize);
+  const SampleRules rules =
+      sample_inputs::read_rules(op, {allowed, min_eos_p, temperature, top_k, top_p}, logits);
+  sample_inputs::check_vocab_size(op, vocab_size, first_id, logits);
   BARK_CHECK(!generator || !generator->defined() || generator->device() == logits.device(), op,
              "expected a generator on the ", logits.device(), ", got ", generator->device());
   const at::Tensor noise =
       at::empty({logits.size(0), vocab_size}, logits.options().dtype(at::kFloat)).exponential_(1, generator);
   p.noise = noise.const_data_ptr<float>();
   p.noise_stride = vocab_size;
-  return sample_rows(op, p, logits);
+  return sample_rows(op, p, rules, logits);
 }
 
 at::Tensor codebook_embedding_sum(const at::Tensor& codes, at::TensorList tables,

@@ -3,12 +3,15 @@
 // Masses are summed as fixed-point integers, so that the order of atomic additions cannot change a token.
 #pragma once
 
-#include "numbers.cuh"
+#include "numbers.cuh"  // before what follows, for its BARK_BOTH
+
+#include "../kernels/sample_rules.h"
 
 namespace bark_accel::cuda {
 
 struct FusedSampleParams {
-  SampleParams sample;  // noise or greedy; `words` is for the CPU only
+  SampleParams sample;  // noise or greedy, without the rules; `words` is for the CPU only
+  SampleRules rules;    // on the device
   int64_t rows;
   int64_t* ids;  // [rows]; minus the SampleStatus of a row that cannot be sampled
 };
@@ -231,6 +234,7 @@ struct FusedSample {
   template <class Context>
   BARK_DEVICE static int64_t sample(const Context& ctx, Shared& shared, const SampleParams& p, int64_t n) {
     const Row row = row_of(p, n);
+    if (row.count == 0) return failed(SampleStatus::kAllMasked);
     unsigned long long best = 0;
     for (int64_t i = ctx.thread(); i < row.count; i += kThreads) {
       const float x = logit(p, row, i);
@@ -263,7 +267,7 @@ struct FusedSample {
     Shared& shared = *reinterpret_cast<Shared*>(ctx.shared());
     ctx.release_next();
     ctx.wait_for_previous();
-    const int64_t id = sample(ctx, shared, p.sample, ctx.block());
+    const int64_t id = sample(ctx, shared, with_rules(p.sample, p.rules, ctx.block()), ctx.block());
     if (ctx.thread() == 0) p.ids[ctx.block()] = id;
   }
 };

@@ -113,31 +113,58 @@ Options random_options(Run& run, int64_t most) {
   return o;
 }
 
+// Rules of rows as the kernels read them.
+struct Rules {
+  std::vector<int64_t> allowed, top_k;
+  std::vector<double> min_eos_p, temperature, top_p;
+
+  explicit Rules(const std::vector<Options>& rows) {
+    for (const Options& o : rows) {
+      const int64_t eos = o.eos < 0 ? -1 : o.first_id + o.eos;
+      for (const int64_t id : {o.first_id + o.begin, o.first_id + o.end, eos}) allowed.push_back(id);
+      top_k.push_back(o.top_k);
+      min_eos_p.push_back(o.min_eos_p);
+      temperature.push_back(o.temperature);
+      top_p.push_back(o.top_p);
+    }
+  }
+
+  SampleRules at(int64_t columns) const {
+    const int64_t one = top_k.size() > 1;
+    const int64_t* ids = allowed.data();
+    return {{ids, 3 * one, 0},
+            {ids + 1, 3 * one, 0},
+            {ids + 2, 3 * one, 0},
+            {min_eos_p.data(), one, 0},
+            {temperature.data(), one, 1},
+            {top_k.data(), one, 0},
+            {top_p.data(), one, 1},
+            columns};
+  }
+};
+
+// `rules`: of each row, or one for all of them.
 template <class Logit>
-void check(Run& run, const Options& o, DType dtype, Buffer<Logit> logits, Buffer<float> noise, int64_t rows) {
+void check(Run& run, const std::vector<Options>& rules, DType dtype, Buffer<Logit> logits,
+           Buffer<float> noise, int64_t rows) {
   const int64_t vocabulary = noise.size() / rows;
+  const Options& shared = rules[0];
   std::vector<int64_t> ids(rows, -99);
   FusedSampleParams p{};
-  p.sample = {logits.data(),
-              o.logits,
-              dtype,
-              o.greedy ? nullptr : noise.data(),
-              nullptr,
-              vocabulary,
-              o.first_id,
-              o.begin,
-              o.end,
-              o.eos,
-              o.min_eos_p,
-              o.temperature,
-              o.top_k,
-              o.top_p < 1,
-              float(1 - o.top_p),
-              o.renormalize};
+  p.sample.logits = logits.data();
+  p.sample.row_stride = shared.logits;
+  p.sample.dtype = dtype;
+  p.sample.noise = shared.greedy ? nullptr : noise.data();
+  p.sample.noise_stride = vocabulary;
+  p.sample.first_id = shared.first_id;
+  p.sample.renormalize = shared.renormalize;
+  const Rules held(rules);
+  p.rules = held.at(shared.logits);
   p.rows = rows;
   p.ids = ids.data();
   launch_fused_sample(run.executor, p);
   for (int64_t n = 0; n < rows; ++n) {
+    const Options& o = rules[rules.size() > 1 ? n : 0];
     std::vector<double> row, drawn;
     for (int64_t c = 0; c < o.logits; ++c) row.push_back(logits[n * o.logits + c]);
     for (int64_t v = 0; v < vocabulary; ++v) drawn.push_back(noise[n * vocabulary + v]);
@@ -148,6 +175,20 @@ void check(Run& run, const Options& o, DType dtype, Buffer<Logit> logits, Buffer
                                        " logits, top-k " + std::to_string(o.top_k) + ", top-p " +
                                        std::to_string(o.top_p));
   }
+}
+
+// `o` for all rows, or for the first one and others for the rest.
+std::vector<Options> rules_of_rows(Run& run, const Options& o, int64_t rows) {
+  std::vector<Options> rules{o};
+  for (int64_t n = 1; n < rows && (n > 1 ? rules.size() > 1 : run.coin()); ++n) {
+    Options other = random_options(run, o.logits);
+    other.logits = o.logits;
+    other.first_id = o.first_id;
+    other.renormalize = o.renormalize;
+    other.greedy = o.greedy;
+    rules.push_back(other);
+  }
+  return rules;
 }
 
 // `step`: logits are multiples of it, so that many are equal; 0: they are not.
@@ -162,7 +203,7 @@ void check_random(Run& run, const Options& o, DType dtype, float step) {
   }
   Buffer<float> noise(rows * vocabulary);
   for (int64_t i = 0; i < noise.size(); ++i) noise.data()[i] = float(-std::log(1 - run.uniform()) + 1e-9);
-  check(run, o, dtype, std::move(logits), std::move(noise), rows);
+  check(run, rules_of_rows(run, o, rows), dtype, std::move(logits), std::move(noise), rows);
 }
 
 void check_types(Run& run, const Options& o, float step) {
@@ -200,7 +241,7 @@ void refused(Run& run) {
   if (kind == 2) std::fill_n(logits.data(), o.logits, -INFINITY);
   if (kind == 3) std::fill_n(noise.data(), vocabulary, NAN);
   if (kind == 4) std::fill_n(noise.data(), vocabulary, -1.0f);
-  check(run, o, DType::kFloat32, std::move(logits), std::move(noise), 1);
+  check(run, {o}, DType::kFloat32, std::move(logits), std::move(noise), 1);
 }
 
 constexpr Case kCases[] = {

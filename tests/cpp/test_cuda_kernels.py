@@ -27,6 +27,7 @@ MUTANTS = [
     ("attention", "attention.cuh", "p.lengths[s.row]", "p.lengths[0]"),
     ("attention", "attention.cuh", "t = at - s.length;", "t = larger(0, at - s.length - 1);"),
     ("attention", "attention.cuh", "p.shares[(first + i) * p.head_dim + d]", "p.shares[first * p.head_dim + d]"),
+    ("fused_sample", "fused_sample.cuh", "p.rules, ctx.block())", "p.rules, 0)"),
     ("fused_sample", "fused_sample.cuh", "row.count - p.top_k;", "row.count - p.top_k - 1;"),
     ("fused_sample", "fused_sample.cuh", "x == value && i >= first", "x == value && i > first"),
     ("fused_sample", "fused_sample.cuh", "p.begin + i - row.range_start", "p.begin + i"),

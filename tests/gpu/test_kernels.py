@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.decoding.rng import default_generator
+from bark_accel.decoding.sampling import SampleRules, SamplingConfig, TokenRange
 from bark_accel.ops import backend, device_check
 from bark_accel.ops import reference as torch_ops
 from bark_accel.ops._library import load
@@ -20,10 +21,10 @@ from bark_accel.ops._library import load
 SEEDS = range(int(os.environ.get("BARK_ACCEL_TEST_SEEDS", "20")))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 RULES = [
-    (0, 0, 10000, 10000, 0.0, 0.7, 50, 1.0, True),
-    (0, 0, 10000, 10000, 0.2, 1.0, 0, 0.9, True),
-    (10000, 10000, 11024, -1, 0.0, 0.6, 0, 1.0, False),
-    (7, 9, 40, 10, 0.1, 1.3, 5, 0.5, False),
+    (SamplingConfig(True, 1, 0.7, 50, renormalize=True), TokenRange(0, 10000, 10000)),
+    (SamplingConfig(True, 1, top_p=0.9, min_eos_p=0.2, renormalize=True), TokenRange(0, 10000, 10000)),
+    (SamplingConfig(True, 1, 0.6), TokenRange(10000, 11024)),
+    (SamplingConfig(True, 1, 1.3, 5, 0.5, 0.1), TokenRange(9, 40, 10)),
 ]
 
 
@@ -43,19 +44,21 @@ def test_the_check_at_first_use_passes(native: Any, device: torch.device) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("rules", [*([one] for one in RULES), [RULES[0], RULES[1]] * 4, [RULES[3], RULES[2]] * 4])
 @pytest.mark.parametrize("rows", (1, 8))
 def test_samplers_equal_their_twins(
-    native: Any, device: torch.device, rules: tuple, dtype: torch.dtype, rows: int
+    native: Any, device: torch.device, rules: list, dtype: torch.dtype, rows: int
 ) -> None:
-    first, end = rules[0], max(rules[2], rules[3] + 1)
+    """One rule for all rows, or one for each."""
+    first, end = min(r.begin for _, r in rules), max(r.head_rows.stop for _, r in rules)
+    arguments = SampleRules.of(rules[:rows], device).arguments
     for seed in SEEDS:
         torch.manual_seed(seed)
         logits = (3 * torch.randn(rows, end - first, device=device)).to(dtype)
         noise = torch.empty(rows, end + 5, device=device).exponential_()
         for drawn in (noise, None):
-            got, expected = native.fused_sample(logits, drawn, *rules), torch_ops.fused_sample(logits, drawn, *rules)
-            assert torch.equal(got, expected)
+            got = native.fused_sample(logits, drawn, first, *arguments[1:])
+            assert torch.equal(got, torch_ops.fused_sample(logits, drawn, first, *arguments[1:]))
 
 
 def test_multinomial_equals_torch_in_value_and_state(native: Any, device: torch.device) -> None:
@@ -64,9 +67,8 @@ def test_multinomial_equals_torch_in_value_and_state(native: Any, device: torch.
         torch.manual_seed(seed)
         expected, state = torch.multinomial(probabilities, 1).flatten(), default_generator(device).get_state()
         torch.manual_seed(seed)
-        got = native.fused_multinomial(
-            probabilities.log(), None, 10048, 0, 0, 10048, -1, 0.0, 1.0, 0, 1.0, renormalize=False
-        )
+        rules = SampleRules.of([(SamplingConfig(True, 1), TokenRange(0, 10048))], device)
+        got = native.fused_multinomial(probabilities.log(), None, 10048, *rules.arguments)
         assert torch.equal(got, expected)
         assert torch.equal(default_generator(device).get_state(), state)
 
@@ -75,7 +77,7 @@ def test_bad_logits_are_refused(native: Any, device: torch.device) -> None:
     logits = torch.randn(2, 8, device=device)
     logits[1, 3] = torch.nan
     with pytest.raises(ValueError, match="got one in row 1"):
-        native.fused_sample(logits, None, 0, 0, 8)
+        native.fused_sample(logits, None, 0, torch.tensor([[0, 8, -1]], device=device))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

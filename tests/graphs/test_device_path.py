@@ -52,7 +52,7 @@ def test_a_step_over_torch_ops_needs_no_data(
     replays._ids = torch.zeros(3, 1, dtype=torch.int64, device=META)
     replays._drawn = torch.zeros(8, 3, dtype=torch.int64, device=META)
     replays._count = torch.zeros(1, dtype=torch.int64, device=META)
-    replays._record(TokenRange(0, 100, eos=100), cache, Sampler.of(model, config))()
+    replays._record(TokenRange(0, 100, eos=100), cache, Sampler.of(model, config)).run()
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def test_what_does_not_fit_gives_nan_and_then_an_error(bad: str) -> None:
         assert logits.isnan().all(1).tolist() == [False, True]
         assert bad == "id" or not (cache.keys[:, 1].any() or cache.values[:, 1].any()), "something was written"
         with pytest.raises(ValueError, match=r"without NaN .* in row 1"):
-            torch_ops.fused_sample(logits, None, 0, 0, 9)
+            torch_ops.fused_sample(logits, None, 0, torch.tensor([[0, 9, -1]]))
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def test_statuses_of_rows_that_cannot_be_sampled() -> None:
     logits[1, 2], logits[2] = torch.nan, -torch.inf
     noise = torch.rand(4, 6) + 0.1
     noise[3] = 0
-    ids = torch_ops.sample(logits, noise, 0, 0, 6, -1, 0.0, 0.7, 0, 1.0, True)
+    ids = torch_ops.sample(logits, noise, 0, torch.tensor([[0, 6, -1]]), temperature=torch.tensor([0.7]).double())
     assert ids[0] >= 0 and ids[1:].tolist() == [-1, -2, -3]
 
 

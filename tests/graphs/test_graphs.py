@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from torch import nn
 
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stream
 from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.decoding.sampling import Sampler, SampleRules
 
 GRAPHED: dict[str, Any] = {"speculate": False}
 SAMPLED = {"do_sample": True, "semantic_max_new_tokens": 30}
@@ -184,6 +188,34 @@ def test_smaller_weights_are_kept_too(recorder: CallRecorder, small_model: Any, 
         expected, got = (run(m, 1, **texts(SMALL, [6]), **SAMPLED)[0] for m in (plain, fast))
         assert torch.equal(got["coarse"], expected["coarse"])
         assert recorder.recorded == recorded
+
+
+@torch.no_grad()
+def test_what_a_graph_reads_of_its_sampler_lives_as_long_as_the_graph(
+    small_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real graph holds addresses, no tensors."""
+
+    class Forgetful:
+        def record(self, step: Callable[[], None], generator: torch.Generator | None) -> Callable[[], None]:
+            step()
+            return lambda: None
+
+    made: list[weakref.ref] = []
+    rules_of = Sampler.rules
+
+    def spy(self: Sampler, *arguments: Any) -> SampleRules:
+        rules = rules_of(self, *arguments)
+        made.append(weakref.ref(rules))
+        return rules
+
+    monkeypatch.setattr(Sampler, "rules", spy)
+    monkeypatch.setattr(graphs, "make_recorder", lambda device: Forgetful())
+    fast = accelerated_copy(small_model, **GRAPHED)
+    run(fast, 0, **texts(SMALL, [6]), do_sample=True, semantic_max_new_tokens=3, temperature=0.7)
+    gc.collect()
+    alive = {id(rules()) for rules in made} - {id(None)}
+    assert len(alive) == acceleration_report(fast).captured_graphs == 3
 
 
 def test_many_sampling_options_do_not_pile_up(recorder: CallRecorder, small_model: Any) -> None:

@@ -157,19 +157,37 @@ def decode_inputs(
     )
 
 
+def rules(
+    first_id: int,
+    begin: int,
+    end: int,
+    eos: int = -1,
+    min_eos_p: float = 0.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    renormalize: bool = True,
+) -> tuple[Any, ...]:
+    """What the samplers take beside logits and noise, for all rows alike; every option given, off or not."""
+    numbers = [torch.tensor([x], dtype=torch.float64) for x in (min_eos_p, temperature, top_p)]
+    allowed, kept = torch.tensor([[begin, end, eos]]), torch.tensor([top_k])
+    return first_id, allowed, numbers[0], numbers[1], kept, numbers[2], renormalize
+
+
 def exponential(*shape: int) -> Tensor:
     return torch.empty(*shape).exponential_()
 
 
 OP_SAMPLES = {
     "fused_sample": lambda: [
-        (torch.randn(2, 40), None, 0, 0, 40, -1, 0.0, 1.0, 0, 1.0),
-        (torch.randn(3, 40), exponential(3, 50), 10, 12, 40, 49, 0.1, 0.7, 5, 0.9, False),
-        (torch.randn(1, 80)[:, :40].half(), exponential(1, 40), 0, 3, 30, 35, 0.0, 0.7, 50, 1.0),
+        (torch.randn(2, 40), None, *rules(0, 0, 40)),
+        (torch.randn(2, 40), None, 0, torch.tensor([[0, 40, -1]])),
+        (torch.randn(3, 40), exponential(3, 50), *rules(10, 12, 40, 49, 0.1, 0.7, 5, 0.9, False)),
+        (torch.randn(1, 80)[:, :40].half(), exponential(1, 40), *rules(0, 3, 30, 35, 0.0, 0.7, 50)),
     ],
     "fused_multinomial": lambda: [  # top-k 1 and the default generator: the same token in every run of a check
-        (torch.randn(2, 40), None, 40, 0, 0, 40, -1, 0.0, 1.0, 1, 1.0),
-        (torch.randn(3, 40), None, 60, 10, 12, 40, 49, 0.1, 0.7, 1, 0.9, False),
+        (torch.randn(2, 40), None, 40, *rules(0, 0, 40, top_k=1)),
+        (torch.randn(3, 40), None, 60, *rules(10, 12, 40, 49, 0.1, 0.7, 1, 0.9, False)),
     ],
     "codebook_embedding_sum": lambda: [
         embedding_inputs(2, 5, 8, 3, 24),

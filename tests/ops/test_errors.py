@@ -12,16 +12,24 @@ import torch
 from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
 
-from .conftest import attention_inputs, decode_inputs, embedding_inputs, exponential
+from .conftest import attention_inputs, decode_inputs, embedding_inputs, exponential, rules
+
+
+def numbers(last: float) -> torch.Tensor:
+    """Of two rows; the last one's is wrong."""
+    return torch.tensor([0.5, last], dtype=torch.float64)
+
+
+def allowed(*last: int) -> torch.Tensor:
+    return torch.tensor([[5, 10, 11], last])
+
 
 SAMPLE = {
     "logits": lambda: torch.randn(2, 8),
     "noise": lambda: exponential(2, 12),
     "first_id": lambda: 4,
-    "allowed_begin": lambda: 5,
-    "allowed_end": lambda: 10,
-    "eos_id": lambda: 11,
-    "top_k": lambda: 3,
+    "allowed": lambda: torch.tensor([[5, 10, 11]]),
+    "top_k": lambda: torch.tensor([3, 0]),
 }
 EMBEDDING = dict(
     zip(
@@ -76,7 +84,7 @@ MULTINOMIAL = {
     "logits": SAMPLE["logits"],
     "generator": lambda: torch.Generator().manual_seed(0),
     "vocab_size": lambda: 12,
-    **{key: SAMPLE[key] for key in ("first_id", "allowed_begin", "allowed_end", "eos_id", "top_k")},
+    **{key: SAMPLE[key] for key in ("first_id", "allowed", "top_k")},
 }
 VALID = {
     "fused_sample": SAMPLE,
@@ -127,20 +135,29 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("fused_sample", "logits", lambda: torch.randn(2, 8, requires_grad=True), NEEDS_GRAD),
     ("fused_sample", "noise", lambda: torch.full((2, 12), float("nan")), "noise > 0 .*, got none in row 0"),
     ("fused_sample", "noise", lambda: -exponential(2, 12), "noise > 0 .*, got none in row 0"),
-    ("fused_sample", "temperature", lambda: 0.0, "temperature > 0, got 0"),
-    ("fused_sample", "temperature", lambda: -1.0, "temperature > 0, got -1"),
-    ("fused_sample", "temperature", lambda: float("nan"), "temperature > 0, got nan"),
-    ("fused_sample", "temperature", lambda: 1e-44, "after the division by temperature"),
-    ("fused_sample", "top_k", lambda: -1, "top_k >= 0.*got -1"),
-    ("fused_sample", "top_p", lambda: -0.1, r"top_p in \[0, 1\].*got -0.1"),
-    ("fused_sample", "top_p", lambda: 1.5, r"top_p in \[0, 1\].*got 1.5"),
-    ("fused_sample", "min_eos_p", lambda: -0.1, "min_eos_p >= 0.*got -0.1"),
+    ("fused_sample", "temperature", lambda: numbers(0.0), "temperature > 0, got 0"),
+    ("fused_sample", "temperature", lambda: numbers(-1.0), "temperature > 0, got -1"),
+    ("fused_sample", "temperature", lambda: numbers(float("nan")), "temperature > 0, got nan"),
+    ("fused_sample", "temperature", lambda: numbers(1e-44), "after the division by temperature"),
+    ("fused_sample", "top_k", lambda: torch.tensor([2, -1]), "top_k >= 0.*got -1"),
+    ("fused_sample", "top_p", lambda: numbers(-0.1), r"top_p in \[0, 1\].*got -0.1"),
+    ("fused_sample", "top_p", lambda: numbers(1.5), r"top_p in \[0, 1\].*got 1.5"),
+    ("fused_sample", "min_eos_p", lambda: numbers(-0.1), "min_eos_p >= 0.*got -0.1"),
     ("fused_sample", "first_id", lambda: -1, "first_id >= 0, got -1"),
-    ("fused_sample", "allowed_begin", lambda: 3, r"range inside \[4, 12\), got \[3, 10\)"),
-    ("fused_sample", "allowed_begin", lambda: 10, r"non-empty allowed range.*got \[10, 10\)"),
-    ("fused_sample", "allowed_end", lambda: 13, r"range inside \[4, 12\), got \[5, 13\)"),
-    ("fused_sample", "eos_id", lambda: 12, r"eos_id -1 or inside \[4, 12\), got 12"),
-    ("fused_sample", "eos_id", lambda: 0, r"eos_id -1 or inside \[4, 12\), got 0"),
+    ("fused_sample", "allowed", lambda: allowed(3, 10, 11), r"range inside \[4, 12\), got \[3, 10\)"),
+    ("fused_sample", "allowed", lambda: allowed(10, 10, 11), r"non-empty allowed range.*got \[10, 10\)"),
+    ("fused_sample", "allowed", lambda: allowed(5, 13, 11), r"range inside \[4, 12\), got \[5, 13\)"),
+    ("fused_sample", "allowed", lambda: allowed(5, 10, 12), r"eos_id -1 or inside \[4, 12\), got 12"),
+    ("fused_sample", "allowed", lambda: allowed(5, 10, 0), r"eos_id -1 or inside \[4, 12\), got 0"),
+    ("fused_sample", "allowed", lambda: torch.tensor([5, 10, 11]), r"allowed of dtype .*, one entry or 2, got .* of shape \[3\]"),
+    ("fused_sample", "allowed", lambda: torch.tensor([[5, 10]]), r"allowed of shape \[1 or N, 3\].*, got \[1, 2\]"),
+    ("fused_sample", "allowed", lambda: torch.tensor([[5, 10, 11]] * 3), r"allowed of .*, one entry or 2, got .*\[3, 3\]"),
+    ("fused_sample", "allowed", lambda: torch.tensor([[5, 10, 11]]).int(), "allowed of dtype .*, got .*"),
+    ("fused_sample", "allowed", lambda: torch.tensor([[5, 10, 11]]).to("meta"), "on the cpu, got meta|one device, got cpu and meta"),
+    ("fused_sample", "temperature", lambda: torch.ones(3).double(), r"temperature of .*, one entry or 2, got .*\[3\]"),
+    ("fused_sample", "temperature", lambda: torch.ones(2), "temperature of dtype .*, got .*"),
+    ("fused_sample", "top_k", lambda: torch.tensor(3), r"top_k of .*, one entry or 2, got .*\[\]"),
+    ("fused_sample", "top_p", lambda: torch.ones(1, 2).double(), r"top_p of .*, one entry or 2, got .*\[1, 2\]"),
     ("fused_sample", "noise", lambda: exponential(2, 11), "at least 12 ids, got 11"),
     ("fused_sample", "noise", lambda: exponential(3, 12), "noise for 2 rows, got 3"),
     ("fused_sample", "noise", lambda: exponential(12), r"noise of shape \[N, V\], got \[12\]"),
@@ -152,9 +169,9 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("fused_multinomial", "logits", lambda: torch.randn(2, 8, requires_grad=True), NEEDS_GRAD),
     ("fused_multinomial", "vocab_size", lambda: 11, "vocab_size >= 12, .*got 11"),
     ("fused_multinomial", "vocab_size", lambda: -1, "vocab_size >= 12, .*got -1"),
-    ("fused_multinomial", "eos_id", lambda: 12, r"inside \[4, 12\), got 12"),
-    ("fused_multinomial", "temperature", lambda: 0.0, "temperature > 0, got 0"),
-    ("fused_multinomial", "top_p", lambda: 1.5, r"top_p in \[0, 1\].*got 1.5"),
+    ("fused_multinomial", "allowed", lambda: allowed(5, 10, 12), r"inside \[4, 12\), got 12"),
+    ("fused_multinomial", "temperature", lambda: numbers(0.0), "temperature > 0, got 0"),
+    ("fused_multinomial", "top_p", lambda: numbers(1.5), r"top_p in \[0, 1\].*got 1.5"),
     ("codebook_embedding_sum", "codes", lambda: torch.zeros(2, 5).long(), r"codes of shape \[B, T, K\]"),
     ("codebook_embedding_sum", "codes", lambda: torch.zeros(2, 5, 4), "codes of dtype int32 or int64"),
     ("codebook_embedding_sum", "codes", lambda: torch.zeros(2, 5, 2).long(), "2 tables .*, got 3"),
@@ -383,7 +400,7 @@ def test_bad_noise_never_gives_an_id_outside(count: int, top_k: int) -> None:
     logits = torch.randn(1, count)
     for bad in (torch.full((1, count), float("nan")), -torch.rand(1, count)):
         with pytest.raises(ValueError, match="noise > 0"):
-            ops.fused_sample(logits, bad, 0, 0, count, top_k=top_k)
+            ops.fused_sample(logits, bad, *rules(0, 0, count, top_k=top_k))
 
 
 @pytest.mark.parametrize("op", VALID)

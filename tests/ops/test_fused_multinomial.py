@@ -23,6 +23,8 @@ from bark_accel.ops import _library
 from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
 
+from .conftest import rules
+
 VOCABULARIES = [1, 15, 16, 17, 1072, 10048, 12096]
 OPTIONS = {
     "plain": {},
@@ -92,7 +94,9 @@ def test_same_token_and_generator_state_as_stock(isa: str, lazy: bool, vocab_siz
             for _ in range(2):
                 expected = stock(logits, theirs, range(begin, end), eos, **options)
                 first = min(begin, eos) if eos >= 0 else begin
-                got = ops.fused_multinomial(logits[:, first:], ours, vocab_size, first, begin, end, eos, **options)
+                got = ops.fused_multinomial(
+                    logits[:, first:], ours, vocab_size, *rules(first, begin, end, eos, **options)
+                )
                 assert got.tolist() == expected.tolist()
                 assert torch.equal(ours.get_state(), theirs.get_state())
 
@@ -103,7 +107,8 @@ def test_every_position_in_a_block(isa: str) -> None:
         theirs, ours = prepared(3, skipped), prepared(3, skipped)
         noise = torch.empty(1, 300).exponential_(generator=theirs)
         assert torch.equal(
-            ops.fused_multinomial(logits, ours, 300, 0, 0, 300), ops.fused_sample(logits, noise, 0, 0, 300)
+            ops.fused_multinomial(logits, ours, 300, *rules(0, 0, 300)),
+            ops.fused_sample(logits, noise, *rules(0, 0, 300)),
         )
         assert torch.equal(ours.get_state(), theirs.get_state())
 
@@ -117,8 +122,8 @@ def test_equals_full_noise_whatever_the_distribution(isa: str, scale: float, top
         logits = torch.randn(400, 1000) * scale
         noise = torch.empty(400, 1000).exponential_(generator=theirs)
         options = {"top_k": top_k, "renormalize": renormalize}
-        expected = ops.fused_sample(logits, noise, 0, 20, 990, 5, **options)
-        assert torch.equal(ops.fused_multinomial(logits, ours, 1000, 0, 20, 990, 5, **options), expected)
+        expected = ops.fused_sample(logits, noise, *rules(0, 20, 990, 5, **options))
+        assert torch.equal(ops.fused_multinomial(logits, ours, 1000, *rules(0, 20, 990, 5, **options)), expected)
     assert torch.equal(ours.get_state(), theirs.get_state())
 
 
@@ -128,7 +133,7 @@ def test_the_default_generator_is_the_one_of_stock(lazy: bool) -> None:
         torch.manual_seed(5)
         expected, state = stock(logits, None, range(1072), -1), torch.get_rng_state()
         torch.manual_seed(5)
-        assert torch.equal(draw(logits, None, 1072, 0, 0, 1072), expected)
+        assert torch.equal(draw(logits, None, 1072, *rules(0, 0, 1072)), expected)
         assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -138,7 +143,8 @@ def test_an_eos_that_has_priority_still_draws(isa: str, lazy: bool) -> None:
     theirs, ours = prepared(0), prepared(0)
     options = {"min_eos_p": 0.5}
     expected = stock(logits, theirs, range(90), 99, **options)
-    assert ops.fused_multinomial(logits, ours, 100, 0, 0, 90, 99, **options).tolist() == expected.tolist() == [99]
+    got = ops.fused_multinomial(logits, ours, 100, *rules(0, 0, 90, 99, **options))
+    assert got.tolist() == expected.tolist() == [99]
     assert torch.equal(ours.get_state(), theirs.get_state())
 
 
@@ -160,7 +166,7 @@ def test_the_sampler_draws_only_when_sampling(backend: Any) -> None:
 def test_no_rows_draw_nothing(lazy: bool) -> None:
     generator = prepared(0)
     state = generator.get_state()
-    assert ops.fused_multinomial(torch.empty(0, 8), generator, 8, 0, 0, 8).shape == (0,)
+    assert ops.fused_multinomial(torch.empty(0, 8), generator, 8, *rules(0, 0, 8)).shape == (0,)
     assert torch.equal(generator.get_state(), state)
 
 
@@ -168,7 +174,7 @@ def test_refused_arguments_draw_nothing(lazy: bool) -> None:
     generator = prepared(0)
     state = generator.get_state()
     with pytest.raises(ValueError, match="vocab_size"):
-        ops.fused_multinomial(torch.randn(1, 8), generator, 7, 0, 0, 8)
+        ops.fused_multinomial(torch.randn(1, 8), generator, 7, *rules(0, 0, 8))
     assert torch.equal(generator.get_state(), state)
 
 
@@ -179,7 +185,7 @@ def test_threads_share_a_generator(lazy: bool) -> None:
     expected = [int(stock(logits, theirs, range(10048), -1)) for _ in range(draws)]
 
     def draw(_: int) -> int:
-        return int(ops.fused_multinomial(logits, ours, 10048, 0, 0, 10048))
+        return int(ops.fused_multinomial(logits, ours, 10048, *rules(0, 0, 10048)))
 
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(draw, range(draws)))
@@ -191,4 +197,4 @@ def test_threads_share_a_generator(lazy: bool) -> None:
 @pytest.mark.parametrize("draw", [ops.fused_multinomial, torch_ops.fused_multinomial], ids=["native", "torch"])
 def test_refuses_a_generator_of_another_device(draw: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match=r"fused_multinomial: expected a generator on the cpu, got cuda"):
-        draw(torch.randn(1, 8), torch.Generator("cuda"), 8, 0, 0, 8)
+        draw(torch.randn(1, 8), torch.Generator("cuda"), 8, *rules(0, 0, 8))

@@ -18,12 +18,16 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from bark_accel.decoding.sampling import SampleRules, SamplingConfig, TokenRange
 from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
+
+from .conftest import rules
 
 NEAR_TIE = 1e-5
 """Relative gap in p / noise, or distance of a probability from a threshold, where rounding may decide."""
 
+CPU = torch.device("cpu")
 BACKENDS = [ops.fused_sample, torch_ops.fused_sample]
 
 
@@ -40,10 +44,8 @@ class Case:
     top_p: float
 
     def arguments(self) -> tuple:
-        return (
-            *(self.first_id, self.begin, self.end, self.eos),
-            *(self.min_eos_p, self.temperature, self.top_k, self.top_p),
-        )
+        options = (self.min_eos_p, self.temperature, self.top_k, self.top_p)
+        return rules(self.first_id, self.begin, self.end, self.eos, *options)
 
     def processors(self) -> LogitsProcessorList:
         width = self.logits.shape[1]
@@ -166,7 +168,7 @@ def test_semantic_and_fine_sizes_equal_the_twin(isa: str, top_k: int, top_p: flo
     for rows, width in ((2, 10048), (200, 1024)):
         logits = torch.randn(rows, width) * 3
         noise = torch.empty(rows, width).exponential_()
-        arguments = (logits, noise, 0, 0, width - 48, width - 48, 0.2, 0.7, top_k, top_p)
+        arguments = (logits, noise, *rules(0, 0, width - 48, width - 48, 0.2, 0.7, top_k, top_p))
         agree = ops.fused_sample(*arguments) == torch_ops.fused_sample(*arguments)
         assert agree.sum() >= rows - 1  # at most one near tie
 
@@ -174,27 +176,78 @@ def test_semantic_and_fine_sizes_equal_the_twin(isa: str, top_k: int, top_p: flo
 def test_top_p_ties_are_cut_by_index(isa: str) -> None:
     # Probabilities 1/4 each and 1 - top_p = 0.5 exactly: the stable order removes the first two.
     noise = torch.tensor([[0.1, 0.2, 0.5, 0.4]])
-    assert ops.fused_sample(torch.zeros(1, 4), noise, 0, 0, 4, top_p=0.5).tolist() == [3]
+    assert ops.fused_sample(torch.zeros(1, 4), noise, *rules(0, 0, 4, top_p=0.5)).tolist() == [3]
 
 
 def test_top_k_keeps_ties_at_the_kth(isa: str) -> None:
     noise = torch.tensor([[1.0, 1.0, 1e-3, 1.0]])
-    assert ops.fused_sample(torch.tensor([[3.0, 2.0, 2.0, 1.0]]), noise, 0, 0, 4, top_k=2).tolist() == [2]
+    assert ops.fused_sample(torch.tensor([[3.0, 2.0, 2.0, 1.0]]), noise, *rules(0, 0, 4, top_k=2)).tolist() == [2]
 
 
 def test_top_k_beyond_the_partial_maxima(isa: str) -> None:
     logits, noise = torch.randn(2, 4000), torch.empty(2, 4000).exponential_()
     for top_k in (128, 129, 1000, 3999, 4000):
-        arguments = (logits, noise, 0, 0, 4000, -1, 0.0, 1.0, top_k)
+        arguments = (logits, noise, *rules(0, 0, 4000, top_k=top_k))
         assert torch.equal(ops.fused_sample(*arguments), torch_ops.fused_sample(*arguments))
 
 
 def test_disallowed_logits_are_never_looked_at(isa: str) -> None:
     logits = torch.randn(1, 64)
-    expected = ops.fused_sample(logits, None, 0, 10, 20)
+    expected = ops.fused_sample(logits, None, *rules(0, 10, 20))
     logits[:, :10], logits[:, 20:] = float("nan"), float("inf")
-    assert torch.equal(ops.fused_sample(logits, None, 0, 10, 20), expected)
+    assert torch.equal(ops.fused_sample(logits, None, *rules(0, 10, 20)), expected)
+
+
+@st.composite
+def mixed_rows(draw: st.DrawFn) -> tuple[list[tuple[SamplingConfig, TokenRange]], int]:
+    """Rules of some rows, and a seed: of each row its own, ids 7 to 106 in all."""
+    rows, renormalize = [], draw(st.booleans())
+    for _ in range(draw(st.integers(1, 6))):
+        begin = draw(st.integers(7, 106))
+        allowed = TokenRange(
+            begin, draw(st.integers(begin + 1, 107)), draw(st.one_of(st.just(-1), st.integers(7, 106)))
+        )
+        config = SamplingConfig(
+            True,
+            1,
+            draw(st.sampled_from([1.0, 0.7, 3.0])),
+            draw(st.sampled_from([0, 1, 5, 99])),
+            draw(st.sampled_from([1.0, 0.9, 0.3])),
+            draw(st.sampled_from([0.0, 0.02, 0.5])),
+            renormalize,
+        )
+        rows.append((config, allowed))
+    return rows, draw(st.integers(0, 2**31))
+
+
+@pytest.mark.parametrize("choose", BACKENDS, ids=["native", "torch"])
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(case=mixed_rows(), greedy=st.booleans())
+def test_a_row_with_its_own_rules_is_the_same_row_alone(isa: str, choose, case, greedy: bool) -> None:
+    rows, seed = case
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(len(rows), 100, generator=generator) * 3
+    noise = None if greedy else torch.empty(len(rows), 110).exponential_(generator=generator)
+    _, *rules_of_rows = SampleRules.of(rows, CPU).arguments
+    together = choose(logits, noise, 7, *rules_of_rows)
+    for n, row in enumerate(rows):
+        _, *own = SampleRules.of([row], CPU).arguments
+        alone = choose(logits[n : n + 1], None if noise is None else noise[n : n + 1], 7, *own)
+        assert alone.tolist() == together[n : n + 1].tolist()
+
+
+def test_rules_begin_with_the_smallest_id_of_any_row() -> None:
+    config = SamplingConfig(True, 1)
+    made = SampleRules.of([(config, TokenRange(9, 20)), (config, TokenRange(4, 8, 30))], CPU)
+    assert made.first_id == 4 and made.allowed.tolist() == [[9, 20, -1], [4, 8, 30]]
+    assert made.top_k is made.top_p is made.temperature is made.min_eos_p is None
+
+
+def test_rules_of_rows_that_renormalize_and_others_are_refused() -> None:
+    rows = [(SamplingConfig(True, 1, renormalize=r), TokenRange(0, 9)) for r in (False, True)]
+    with pytest.raises(ValueError, match=r"renormalize: expected one value for all rows, got \[False, True\]"):
+        SampleRules.of(rows, CPU)
 
 
 def test_no_rows() -> None:
-    assert ops.fused_sample(torch.empty(0, 8), None, 0, 0, 8).shape == (0,)
+    assert ops.fused_sample(torch.empty(0, 8), None, *rules(0, 0, 8)).shape == (0,)

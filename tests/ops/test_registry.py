@@ -19,6 +19,7 @@ from .conftest import (
     float32_linear_inputs,
     int16_attention_inputs,
     int16_linear_inputs,
+    rules,
 )
 
 NAMESPACE = "bark_accel::"
@@ -63,12 +64,13 @@ def test_thread_count_does_not_change_results(name: str, isa: str) -> None:
         "fused_sample": lambda: (
             torch.randn(300, 1024),
             exponential(300, 1024),
-            *(0, 0, 1024, -1, 0.0, 0.7, 50, 0.9),
+            *rules(0, 0, 1024, temperature=0.7, top_k=50, top_p=0.9),
         ),
         "fused_multinomial": lambda: (
             torch.randn(300, 1024),
             torch.Generator().manual_seed(0),
-            *(1024, 0, 0, 1024, -1, 0.0, 0.7, 50, 0.9),
+            1024,
+            *rules(0, 0, 1024, temperature=0.7, top_k=50, top_p=0.9),
         ),
         "codebook_embedding_sum": lambda: embedding_inputs(2, 300, 8, 8, 256),
         "static_cache_attention": lambda: attention_inputs(2, 130, 4, 64, 100),
