@@ -230,22 +230,13 @@ RULES = {
 ROWS = 8
 
 
-def _tensors(
-    first: int,
-    begin: int,
-    end: int,
-    eos: int,
-    min_eos_p: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    *rest: bool,
-) -> tuple[Any, ...]:
+def _tensors(first: int, begin: int, end: int, eos: int, *options: Any) -> tuple[Any, ...]:
     """One rule for all rows, as the samplers take it."""
+    min_eos_p, temperature, top_k, top_p, renormalize = options
     allowed = torch.tensor([[begin, end, eos]], dtype=torch.int64, device="cpu")
     kept = torch.tensor([top_k], dtype=torch.int64, device="cpu")
     p, t, mass = (torch.tensor([x], dtype=torch.float64, device="cpu") for x in (min_eos_p, temperature, top_p))
-    return first, allowed, p, t, kept, mass, *rest
+    return first, allowed, p, t, kept, mass, renormalize
 
 
 def _sampling(inputs: Inputs, dtype: torch.dtype) -> Iterator[Case]:

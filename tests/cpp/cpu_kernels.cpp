@@ -309,7 +309,9 @@ void attention_anywhere(Run& run) {
   p.tokens = run.pick<int64_t>({1, 2, 33, 64, 65, 100});
   p.keys = p.tokens + run.size(200) - 1;
   const bool causal = run.coin();
-  p.length = causal ? p.keys - p.tokens : p.keys;
+  const std::vector<int64_t> lengths(p.batch, causal ? p.keys - p.tokens : p.keys);
+  p.lengths = lengths.data();
+  p.longest = lengths[0];
   p.scale = float(1 / std::sqrt(double(p.head_dim)));
   p.dtype = DType::kFloat32;
   const int64_t width = p.heads * p.head_dim;
@@ -336,7 +338,7 @@ void attention_anywhere(Run& run) {
     const auto at = [&](const Numbers& x) {
       return [&, h, b](int64_t s, int64_t d) { return x[((b * p.keys + s) * p.heads + h) * p.head_dim + d]; };
     };
-    const int64_t seen = causal ? p.length + t + 1 : p.keys;
+    const int64_t seen = causal ? lengths[b] + t + 1 : p.keys;
     const auto expected = attend([&](int64_t d) { return double(query[i * p.head_dim + d]); }, at(keys),
                                  at(values), seen, p.head_dim);
     for (int64_t d = 0; d < p.head_dim; ++d) {

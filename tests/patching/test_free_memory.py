@@ -91,11 +91,11 @@ def test_scratch_of_the_ops_is_freed():
     torch.set_num_threads(2)
     try:
         _library.load()
-        logits = torch.randn(64, 10_000)
-        torch.ops.bark_accel.fused_sample(logits, None, 0, 0, 10_000, -1, 0.0, 1.0, 0, 1.0)
+        logits, allowed = torch.randn(64, 10_000), torch.tensor([[0, 10_000, -1]])
+        torch.ops.bark_accel.fused_sample(logits, None, 0, allowed)
         assert _library.release_memory() >= 5 * 4 * 10_000
         assert _library.release_memory() == 0
-        torch.ops.bark_accel.fused_sample(logits, None, 0, 0, 10_000, -1, 0.0, 1.0, 0, 1.0)
+        torch.ops.bark_accel.fused_sample(logits, None, 0, allowed)
     finally:
         torch.set_num_threads(1)
 
