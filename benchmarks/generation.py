@@ -27,12 +27,13 @@ from bark_accel import accelerate_bark, acceleration_report
 from bark_accel.bench.measure import (
     Run,
     commit,
+    judge_tokens,
     machine_facts,
-    read_weights,
     run_once,
     spread_of,
     token_differences,
     versions,
+    warm_up,
 )
 from bark_accel.bench.models import fake_inputs, quiet_transformers, random_bark, semantic_tokens, twin
 from bark_accel.cli.demo import TEXT
@@ -121,17 +122,25 @@ def measure(wanted: Measurement) -> dict[str, Any]:
     quiet_transformers()
     stock = random_bark(case.shape)
     models = {mode: accelerate_bark(twin(stock), strict=True, **MODES[mode]) for mode in modes}
-    read_weights(stock)
     arguments = arguments_of(case, stock)
+    for model in (stock, *models.values()):
+        warm_up(model, arguments)
     runs: dict[str, list[Run]] = {name: [] for name in ("stock", *modes)}
     timelines: dict[str, list[Timeline]] = {}
     differences: dict[str, list[str]] = {mode: [] for mode in modes}
+    ties: list[str] = []
     for seed in range(repeats):
         for name, model in {"stock": stock, **models}.items():
             runs[name].append(run_once(model, arguments, seed))
             print(f"{name}: {runs[name][-1].total_s:.2f} s", flush=True)
         for mode in modes:
-            differences[mode] += token_differences(runs["stock"][-1], runs[mode][-1])
+            pair = runs["stock"][-1], runs[mode][-1]
+            if "weights" in MODES[mode]:
+                differences[mode] += token_differences(*pair)
+            else:
+                verdict = judge_tokens(stock, arguments, seed, *pair)
+                differences[mode] += verdict.wrong
+                ties += verdict.ties
             for stream in wanted.streams if mode in wanted.streamed_modes else ():
                 timeline = run_stream(models[mode], STREAMS[stream], arguments)
                 timelines.setdefault(f"{mode}, {stream}", []).append(timeline)
@@ -148,6 +157,7 @@ def measure(wanted: Measurement) -> dict[str, Any]:
         "audio_s": runs["stock"][0].audio_s,
         "modes": {name: mode_summary(runs["stock"], its) for name, its in runs.items()},
         "token_differences": differences,
+        "ties": ties,
         "drafts": {mode: drafts(model) for mode, model in models.items()},
         "streams": {name: stream_summary(its, runs["stock"]) for name, its in timelines.items()},
     }

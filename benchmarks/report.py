@@ -123,11 +123,13 @@ def report(folder: Path) -> str:
     different = [_case(r) for r in read["generation"] if r["token_differences"].get("float32")]
     if different:
         raise SystemExit(f"expected float32 runs with stock's tokens, got other ones in: {'; '.join(different)}")
+    ties = [tie for record in read["generation"] for tie in record.get("ties", [])]
     parts = {
         "steps_machine": _measured_on(read["steps"]),
         "steps": table(read["steps"]),
         "generation_machine": _measured_on(read["generation"][0]),
         "generations": generations(read["generation"]),
+        "ties": f"; but for {len(ties)} that rounding decides" if ties else "",
         "streams": streams(read["generation"]),
         "memory_machine": _measured_on(read["memory"]) if "memory" in read else "",
         "memory": memory(read["memory"]) if "memory" in read else _NOT_MEASURED,

@@ -24,6 +24,7 @@ from bark_accel.cli import bench as bench_module
 from bark_accel.cli import playback
 from bark_accel.cli.app import app
 from bark_accel.hf.stage_trace import STAGES, record_stages
+from bark_accel.stages.fine import FineStage
 
 OPTIONS = {"semantic_max_new_tokens": 8}
 
@@ -78,10 +79,11 @@ def test_demo_compares_and_writes(checkpoint, tmp_path):
 
 
 def test_demo_fails_where_tokens_differ(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("bark_accel.cli.demo.token_differences", lambda *runs: ["coarse: 1 of 48 tokens differ"])
+    draw = FineStage._draw
+    monkeypatch.setattr(FineStage, "_draw", lambda *arguments: draw(*arguments).index_fill(0, torch.tensor([3]), 0))
     result = run("demo", "--model", checkpoint, "--seconds", 0.1, "--out", tmp_path)
     assert result.exit_code == 1
-    assert "NOT equal" in result.output and "coarse: 1 of 48" in result.output
+    assert "NOT equal" in result.output and "fine: " in result.output and "coarse: " not in result.output
 
 
 def test_demo_speaks_with_the_small_bark_where_no_model_is_named(tmp_path):
@@ -266,6 +268,22 @@ def test_bench_writes_what_it_measured(tiny, tmp_path, monkeypatch):
     assert record["tokens_equal"] and len(record["runs"]) == 2
     assert set(record["summary"]) == {*STAGES, "total"}
     assert (tmp_path / "b.png").exists()
+
+
+@pytest.mark.parametrize("command", ["demo", "bench"])
+def test_stock_and_accelerated_are_warmed_up_alike(tiny, tmp_path, monkeypatch, command):
+    """Each generates once before either is measured, then they take turns."""
+    ran = []
+
+    def spy(model, on_stage):
+        ran.append("accelerated" if "generate" in vars(model) else "stock")
+        return record_stages(model, on_stage)
+
+    monkeypatch.setattr("bark_accel.hf.stage_trace.record_stages", spy)
+    monkeypatch.setattr(checkpoints, "random_bark", lambda shape: tiny)
+    options = {"demo": ["--out", tmp_path], "bench": ["--repeats", 1]}[command]
+    assert run(command, "--seconds", 0.1, *options).exit_code == 0
+    assert ran == ["stock", "accelerated"] * 2
 
 
 def test_bench_refuses_an_unknown_dtype():

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 STAGES = ("semantic", "coarse", "fine", "codec")
 TOKEN_STAGES = STAGES[:3]
+WARM_UP_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,9 @@ def run_pairs(
         yield pair[0], pair[1]
 
 
-def read_weights(model: BarkModel) -> None:
-    """Touch every weight, so that the first run of two does not pay for loading them from disk."""
-    for parameter in model.parameters():
-        parameter.detach().sum()
+def warm_up(model: BarkModel, inputs: dict[str, Any], seed: int = 0) -> None:
+    """Generate a few tokens, so that no measured run pays for what happens once: loading, conversions, first calls."""
+    run_once(model, {**inputs, "semantic_max_new_tokens": WARM_UP_TOKENS}, seed)
 
 
 def summarise(pairs: Sequence[tuple[Run, Run]]) -> list[Comparison]:
@@ -133,6 +133,43 @@ def token_differences(stock: Run, accelerated: Run) -> list[str]:
             first = different[0].tolist()
             lines.append(f"{stage}: {len(different)} of {expected.numel()} tokens differ, first at {first}")
     return lines
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A comparison with stock's tokens: a line for each stage that is wrong, or the ties that explain what differs."""
+
+    wrong: list[str]
+    ties: list[str]
+
+    @property
+    def summary(self) -> str:
+        if not self.ties:
+            return "All tokens are equal"
+        return f"All tokens are equal but for {len(self.ties)} that rounding decides ({'; '.join(self.ties)})"
+
+
+def judge_tokens(
+    model: BarkModel, inputs: dict[str, Any], seed: int, stock: Run, accelerated: Run, **options: Any
+) -> Verdict:
+    """Compare two runs with these arguments of `run_once`; in float32, differences that come of ties are none.
+
+    Parameters
+    ----------
+    model : BarkModel
+        Either of the two.
+    """
+    from .ties import explaining_ties
+
+    wrong = token_differences(stock, accelerated)
+    if not wrong or model.dtype != torch.float32:
+        return Verdict(wrong, [])
+    ties = explaining_ties(
+        model,
+        lambda candidate: run_once(candidate, inputs, seed, **options),
+        lambda run: not token_differences(run, accelerated),
+    )
+    return Verdict(wrong, []) if ties is None else Verdict([], list(map(str, ties)))
 
 
 def waveform_difference(stock: Run, accelerated: Run) -> float:

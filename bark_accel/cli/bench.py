@@ -11,7 +11,17 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bark_accel import accelerate_bark, acceleration_report
-from bark_accel.bench.measure import Run, commit, machine_facts, run_pairs, summarise, token_differences, versions
+from bark_accel.bench.measure import (
+    Run,
+    Verdict,
+    commit,
+    judge_tokens,
+    machine_facts,
+    run_pairs,
+    summarise,
+    versions,
+    warm_up,
+)
 
 from .console import UserError, out, user_errors, warn
 from .demo import TEXT
@@ -38,20 +48,22 @@ def bench(settings: Settings, json_path: Path | None, plot_path: Path | None) ->
         check_file("--json", json_path)
     if plot_path is not None:
         check_file("--plot", plot_path, CHART_SUFFIXES)
-    pairs, report = _measure(settings)
+    if settings.repeats < 1:
+        raise UserError(f"--repeats: expected at least 1, got {settings.repeats}")
+    pairs, verdicts, report = _measure(settings)
     rows = summarise(pairs)
     audio_s = pairs[0][1].audio_s
     out.print(report, markup=False, soft_wrap=True)
     out.print()
     out.print(comparison_table(rows, audio_s, settings.repeats))
-    differences = [line for pair in pairs for line in token_differences(*pair)]
+    verdict = Verdict([line for v in verdicts for line in v.wrong], [tie for v in verdicts for tie in v.ties])
     promised = "" if settings.dtype == "float32" else f" (in {settings.dtype} equality is not promised)"
-    for line in differences:
+    for line in verdict.wrong:
         warn(f"tokens are not equal{promised}: {line}")
-    if not differences:
-        out.print("All tokens are equal.")
+    if not verdict.wrong:
+        out.print(f"{verdict.summary}.", markup=False)
     if json_path is not None:
-        json_path.write_text(json.dumps(_record(settings, pairs, not differences), indent=2) + "\n")
+        json_path.write_text(json.dumps(_record(settings, pairs, verdict), indent=2) + "\n")
         out.print(f"wrote {json_path}", markup=False, soft_wrap=True)
     if plot_path is not None:
         title = f"{settings.shape}, {settings.dtype}, {audio_s:.1f} s of audio, {machine_facts()['cpu']}"
@@ -59,7 +71,7 @@ def bench(settings: Settings, json_path: Path | None, plot_path: Path | None) ->
         out.print(f"wrote {plot_path}", markup=False, soft_wrap=True)
 
 
-def _measure(settings: Settings) -> tuple[list[tuple[Run, Run]], str]:
+def _measure(settings: Settings) -> tuple[list[tuple[Run, Run]], list[Verdict], str]:
     from bark_accel.bench.models import (
         fake_inputs,
         quiet_transformers,
@@ -72,7 +84,12 @@ def _measure(settings: Settings) -> tuple[list[tuple[Run, Run]], str]:
     with out.status("Building a model of random weights"), user_errors(ValueError):
         stock = random_bark(settings.shape).to(getattr(torch, settings.dtype))
         accelerated = accelerate_bark(twin(stock))
-        tokens = semantic_tokens(stock, settings.seconds)
+    inputs = fake_inputs(stock, TEXT)
+    with user_errors(ValueError):
+        options: dict[str, Any] = {"semantic_max_new_tokens": semantic_tokens(stock, settings.seconds)}
+    with out.status("Warming up"):
+        for model in (stock, accelerated):
+            warm_up(model, inputs)
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=out) as progress:
         task = progress.add_task("", total=2 * settings.repeats)
@@ -81,22 +98,16 @@ def _measure(settings: Settings) -> tuple[list[tuple[Run, Run]], str]:
             done = 2 * repeat + (name == "accelerated")
             progress.update(task, completed=done, description=f"{name}, run {repeat + 1}")
 
-        pairs = list(
-            run_pairs(
-                stock,
-                accelerated,
-                fake_inputs(stock, TEXT),
-                repeats=settings.repeats,
-                seed=settings.seed,
-                on_run=on_run,
-                semantic_max_new_tokens=tokens,
-            )
+        runs = run_pairs(
+            stock, accelerated, inputs, repeats=settings.repeats, seed=settings.seed, on_run=on_run, **options
         )
+        pairs = list(runs)
         progress.update(task, completed=2 * settings.repeats)
-    return pairs, str(acceleration_report(accelerated))
+    verdicts = [judge_tokens(stock, inputs, settings.seed + i, *pair, **options) for i, pair in enumerate(pairs)]
+    return pairs, verdicts, str(acceleration_report(accelerated))
 
 
-def _record(settings: Settings, pairs: list[tuple[Run, Run]], tokens_equal: bool) -> dict[str, Any]:
+def _record(settings: Settings, pairs: list[tuple[Run, Run]], verdict: Verdict) -> dict[str, Any]:
     def plain(run: Run) -> dict[str, float]:
         return {**run.seconds, "total": run.total_s}
 
@@ -106,7 +117,8 @@ def _record(settings: Settings, pairs: list[tuple[Run, Run]], tokens_equal: bool
         "commit": commit(),
         "settings": asdict(settings),
         "audio_s": pairs[0][1].audio_s,
-        "tokens_equal": tokens_equal,
+        "tokens_equal": not verdict.wrong,
+        "ties": verdict.ties,
         "summary": {row.stage: {**asdict(row), "ratio": row.ratio} for row in summarise(pairs)},
         "runs": [{"stock": plain(a), "accelerated": plain(b)} for a, b in pairs],
     }
