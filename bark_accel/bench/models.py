@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from transformers.models.bark.generation_configuration_bark import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bark_accel.decoding.rng import default_generator
+from bark_accel.decoding.rng import seeded
 from bark_accel.hf.compat import no_init_weights
 from bark_accel.small_bark import small_bark_path
 
@@ -123,8 +122,12 @@ def random_bark(shape: str = "bark-small", seed: int = 0, device: str | torch.de
     with no_init_weights(), torch.device(device):
         model = BarkModel(config)
     model.tie_weights()
-    with _seeded({torch.device("cpu"), torch.device(device)}, seed), torch.no_grad():
-        # Small, and drawn by Transformers' own code.
+    # The codec is small, and drawn on the CPU by Transformers' own code.
+    places = {torch.device("cpu"), torch.device(device)}
+    with ExitStack() as held, torch.no_grad():
+        for place in places:
+            if place.type != "meta":
+                held.enter_context(seeded(seed, place))
         model.codec_model = AutoModel.from_config(config.codec_config)
         for quantizer in model.codec_model.quantizer.layers:
             quantizer.codebook.embed.normal_()
@@ -134,20 +137,6 @@ def random_bark(shape: str = "bark-small", seed: int = 0, device: str | torch.de
         model.semantic.lm_head.weight[model.semantic.config.output_vocab_size - _UNUSED_OUTPUTS].zero_()
     model.generation_config = generation_settings()
     return model.eval()
-
-
-@contextmanager
-def _seeded(devices: set[torch.device], seed: int) -> Iterator[None]:
-    """The default generators of some devices, and of no other, start at `seed` in the block and are put back after."""
-    generators = [default_generator(device) for device in devices if device.type != "meta"]
-    states = [generator.get_state() for generator in generators]
-    for generator in generators:
-        generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
 
 
 def _config(shape: str) -> BarkConfig:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Generator
@@ -12,9 +14,24 @@ def default_generator(device: torch.device) -> Generator:
     """The generator that torch draws from on `device` when none is given."""
     if device.type == "cpu":
         return torch.default_generator
+    if device.type == "mps":
+        return torch.mps._get_default_mps_generator()
     module = torch.get_device_module(device)
+    module.init()  # until then the tuple of generators is empty
     index = module.current_device() if device.index is None else device.index
     return module.default_generators[index]
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The default generator of `device` starts at `seed`, and is afterwards what it was; no other one is touched."""
+    generator = default_generator(device)
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(state)
 
 
 def fork(device: torch.device, purpose: str) -> Generator:

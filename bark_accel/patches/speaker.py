@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkSemanticGenerationConfig,
 )
 
+from bark_accel.decoding.rng import seeded
 from bark_accel.hf.inputs import read_history, semantic_ids
 from bark_accel.hf.presets import generate_with_presets
 from bark_accel.hf.voices import resolve_voice
@@ -145,7 +145,7 @@ class BarkSpeaker:
         return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def say(self, texts: Sequence[str], voice: Voice | None, seed: int) -> list[Utterance]:
-        with _seeded(seed, self._model.device):
+        with seeded(seed, self._model.device):
             audio, lengths, presets = generate_with_presets(self._model, **self._inputs(texts, voice))
         rows = (row[:samples] for row, samples in zip(audio, lengths, strict=True))
         return [self._utterance(row, preset) for row, preset in zip(rows, presets, strict=True)]
@@ -154,7 +154,7 @@ class BarkSpeaker:
         assert self._policy is not None
         streamer = AudioStreamer(self._model, policy=self._policy)
         pieces = []
-        with _seeded(seed, self._model.device):
+        with seeded(seed, self._model.device):
             for piece in stream(self._model, **self._inputs([text], voice), streamer=streamer):
                 pieces.append(piece[0].clone())
                 yield piece[0]
@@ -214,14 +214,6 @@ def _released(model: BarkModel) -> Iterator[Tensor]:
         hook = getattr(getattr(model, name).generate, "__self__", None)
         if isinstance(hook, Hook) and hook.released is not None:
             yield from tensors_of(hook.released)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's default generators start at `seed`, and are afterwards what they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _batch_size(given: Any, *, one_by_one: bool) -> int:

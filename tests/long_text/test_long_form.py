@@ -12,6 +12,7 @@ from parity import accelerated_copy
 from tiny_text import CHUNKS, PARAGRAPH_ENDS, TEXT
 
 from bark_accel import generate_with_preset, long_form, save_voice_preset
+from bark_accel.decoding import rng
 from bark_accel.longform.reader import _chunk_seed
 
 # Ends some utterances early.
@@ -108,6 +109,45 @@ def test_rows_of_a_batch_are_what_they_would_be_alone(fast, processor):
         torch.testing.assert_close(one.audio, other.audio, rtol=0, atol=1e-6)
         lengths.add(len(one.audio))
     assert len(lengths) > 2
+
+
+@pytest.fixture
+def global_seeds(monkeypatch):
+    """Calls that would reach the generators of every device."""
+    calls = []
+    for owner, name in (
+        (torch, "manual_seed"),
+        (torch.random, "manual_seed"),
+        (torch.cuda, "manual_seed_all"),
+        (torch.mps, "manual_seed"),
+        (torch.xpu, "manual_seed_all"),
+    ):
+        monkeypatch.setattr(owner, name, lambda seed, owner=owner: calls.append(owner))
+    return calls
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_other_devices_generators_are_left_alone(fast, processor, global_seeds, stream):
+    assert len(list(long_form(fast, processor, "One.", stream=stream, **SAMPLED))) > 0
+    assert global_seeds == []
+
+
+def test_only_the_generator_of_the_device_is_seeded(monkeypatch):
+    class Gpu:
+        init = staticmethod(lambda: None)
+        current_device = staticmethod(lambda: 1)
+        default_generators = tuple(torch.Generator().manual_seed(i) for i in range(3))
+
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Gpu)
+    every = [torch.default_generator, *Gpu.default_generators]
+    states = [generator.get_state() for generator in every]
+    for device, used in (("cuda", 2), ("cuda:2", 3), ("cpu", 0)):
+        with pytest.raises(KeyError), rng.seeded(5, torch.device(device)):
+            expected = [5 if i == used else generator.initial_seed() for i, generator in enumerate(every)]
+            torch.rand(3, generator=every[used])
+            assert [generator.initial_seed() for generator in every] == expected
+            raise KeyError
+        assert all(torch.equal(g.get_state(), state) for g, state in zip(every, states, strict=True))
 
 
 def test_seeds_differ_and_leave_the_caller_alone(fast, processor):
