@@ -16,11 +16,15 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkSemanticGenerationConfig,
 )
 
+from bark_accel.streaming.owner import owner_of
 from bark_accel.streaming.streamer import AudioSource, AudioStreamer
 
 from .stage_trace import StageRecord, record_stages
 
 PresetArrays = dict[str, np.ndarray]
+
+VIEW = "_bark_accel_view"
+"""Argument of an accelerated model's `generate`: a view of the model to drive in its place."""
 
 
 def generate_with_presets(model: Any, **kwargs: Any) -> tuple[Tensor, list[int], list[PresetArrays | None]]:
@@ -38,8 +42,11 @@ def generate_with_presets(model: Any, **kwargs: Any) -> tuple[Tensor, list[int],
     """
     if not isinstance(model, BarkModel):
         raise TypeError(f"model: expected a transformers.BarkModel, got {type(model).__name__}")
+    check_generate(model)
     with recorded(model) as (view, record):
-        audio, lengths = _generate_of(view)(**kwargs, return_output_lengths=True)
+        # An accelerated model's method, which may be wrapped, drives the model that the view was made of.
+        place = {VIEW: view} if owner_of(view.generate, AudioSource) else {}
+        audio, lengths = view.generate(**kwargs, **place, return_output_lengths=True)
     streamer = kwargs.get("streamer")
     made = streamer.presets if isinstance(streamer, AudioStreamer) else recorded_presets(view, record, lengths)
     return audio, lengths, [None] * len(lengths) if made is None else [*made]
@@ -56,17 +63,11 @@ def recorded(model: BarkModel) -> Iterator[tuple[Any, StageRecord]]:
         yield view, record
 
 
-def _generate_of(view: Any) -> Any:
-    """`generate` on the view: an accelerated model's own drives the model that the view was made of."""
-    method = view.generate
-    owner = getattr(method, "__self__", None)
-    if isinstance(owner, AudioSource):
-        on_view: Any = copy.copy(owner)
-        on_view.module = view
-        return on_view.generate
-    if owner is not view:
+def check_generate(model: BarkModel) -> None:
+    """Raise `ValueError` for a `generate` that could not be driven on a view of the model."""
+    own = getattr(model.generate, "__self__", None) is model
+    if not own and owner_of(model.generate, AudioSource) is None:
         raise ValueError("model.generate: expected BarkModel's own or that of accelerate_bark, got another one")
-    return method
 
 
 def recorded_presets(model: BarkModel, record: StageRecord, lengths: list[int]) -> list[PresetArrays]:

@@ -17,6 +17,7 @@ from bark_accel.ops._library import release_memory
 from bark_accel.ops.backend import check_backend, is_served, native_fault, runs_natively
 from bark_accel.ops.flash_attention import check_attention
 from bark_accel.report import AccelerationReport, Fallback, FallbackKind, FallbackLog, FallbackReason, StageReport
+from bark_accel.streaming.owner import owner_of
 from bark_accel.transformer.precision import WEIGHTS
 
 from .coarse import CoarseHook
@@ -165,14 +166,14 @@ def _hook_of_accelerated(model: Any, name: str) -> ModelHook:
 def _stage_hooks(model: BarkModel) -> list[Hook]:
     """Those of the sub-models that the model has now, where they are ours."""
     submodels = (getattr(model, name) for name in SUBMODELS.values())
-    return [m.generate.__self__ for m in submodels if _is_ours(vars(m).get("generate"))]
+    return [hook for m in submodels if (hook := owner_of(m.generate, Hook)) is not None]
 
 
 def model_hook(model: BarkModel) -> ModelHook | None:
     """The hook that owns an accelerated model, or None."""
     for name in ("generate", "codec_decode"):
-        owner = getattr(vars(model).get(name), "__self__", None)
-        if isinstance(owner, ModelHook):
+        owner = owner_of(vars(model).get(name), ModelHook)
+        if owner is not None:
             return owner
     return None
 
@@ -183,6 +184,7 @@ def _make_hooks(model: BarkModel, settings: Settings) -> dict[str, Any]:
 
 
 def _is_ours(method: Any) -> bool:
+    """Whether it is a hook's own method: a wrapper around one is somebody else's, and stays."""
     return isinstance(getattr(method, "__self__", None), (Hook, ModelHook))
 
 

@@ -15,11 +15,12 @@ from transformers.models.bark.generation_configuration_bark import (
 )
 
 from bark_accel.hf.inputs import by_row, check_input_ids, preset_on, read_histories, semantic_ids
-from bark_accel.hf.presets import recorded, recorded_presets
+from bark_accel.hf.presets import VIEW, recorded, recorded_presets
 from bark_accel.ops.backend import runs_natively
 from bark_accel.ops.float32_choice import Float32Choice, choice
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.ragged import trim_rows
+from bark_accel.streaming.owner import owner_of
 from bark_accel.streaming.streamer import AudioSource, AudioStreamer
 
 from .audio_generation import AudioGeneration, Request, StageHooks, VoicePreset
@@ -76,6 +77,9 @@ class ModelHook(AudioSource):
         as `streamer`, where the waveform is what was streamed, rows are silent after their end.
         """
         avoid_lost_threads()
+        view = kwargs.pop(VIEW, None)
+        if view is not None:
+            return self._on(view).generate(input_ids, history_prompt, return_output_lengths, **kwargs)
         trim = kwargs.pop("trim", False)
         if not isinstance(trim, bool):
             raise TypeError(f"trim: expected True or False, got {trim!r}")
@@ -104,9 +108,14 @@ class ModelHook(AudioSource):
 
     def _with_config(self, config: Any) -> ModelHook:
         """A throw-away twin for one call, on a view of the model with another generation config."""
+        view = copy.copy(self.module)
+        view.generation_config = config
+        return self._on(view)
+
+    def _on(self, view: Any) -> ModelHook:
+        """A throw-away twin that drives a view of the model."""
         twin = copy.copy(self)
-        twin.module = copy.copy(self.module)
-        twin.module.generation_config = config
+        twin.module = view
         return twin
 
     def _check(
@@ -292,10 +301,4 @@ def stage_arguments(kwargs: dict[str, Any], stage: str) -> dict[str, Any]:
 
 def _stage_hook(submodel: Any) -> Any:
     """The hook behind a sub-model's `generate`, also under wrappers such as the recorder's; None for stock's."""
-    method = submodel.generate
-    while method is not None:
-        owner = getattr(method, "__self__", None)
-        if isinstance(owner, Hook):
-            return owner
-        method = getattr(method, "__wrapped__", None)
-    return None
+    return owner_of(submodel.generate, Hook)

@@ -21,12 +21,13 @@ from transformers.models.bark.generation_configuration_bark import (
 
 from bark_accel.decoding.rng import seeded
 from bark_accel.hf.inputs import read_history, semantic_ids
-from bark_accel.hf.presets import generate_with_presets
+from bark_accel.hf.presets import check_generate, generate_with_presets
 from bark_accel.hf.voices import resolve_voice
 from bark_accel.longform.chunk_store import ChunkStore
 from bark_accel.longform.reader import LongForm, LongTextOptions
 from bark_accel.longform.text import plan_chunks
 from bark_accel.longform.utterance import Utterance
+from bark_accel.streaming.owner import owner_of
 from bark_accel.streaming.streamer import POLICIES, AudioStreamer, stream
 from bark_accel.transformer.weights import tensors_of
 from bark_accel.voices.preset import preset_digest
@@ -138,6 +139,7 @@ class BarkSpeaker:
         given = next((limit for limit in limits if limit is not None), None)
         self._longest_s = (given or semantic.max_new_tokens) / semantic.semantic_rate_hz
         self.utterance_s = self._longest_s if given is None else None
+        check_generate(model)
         if policy is not None:
             AudioStreamer(model, policy=policy)  # raises for a model that is not accelerated
 
@@ -169,7 +171,7 @@ class BarkSpeaker:
         preset = None
         if voice is not None:
             preset = {key: torch.from_numpy(part.astype(np.int64)).to(device) for key, part in voice.items()}
-        as_if_alone = len(texts) > 1 and isinstance(getattr(self._model.generate, "__self__", None), ModelHook)
+        as_if_alone = len(texts) > 1 and owner_of(self._model.generate, ModelHook) is not None
         return {**inputs, "history_prompt": [preset] * len(texts) if as_if_alone else preset, **self._arguments}
 
     def _utterance(self, audio: Tensor, preset: dict[str, np.ndarray] | None) -> Utterance:
@@ -181,8 +183,8 @@ class BarkSpeaker:
 
 def model_digest(model: BarkModel) -> str:
     """The same for models that say the same: configs, what `accelerate_bark` was asked for, a sample of the weights."""
-    owner = getattr(model.generate, "__self__", None)
-    asked = [owner.settings.precision, sorted(owner.settings.traps.fixed)] if isinstance(owner, ModelHook) else None
+    owner = owner_of(model.generate, ModelHook)
+    asked = None if owner is None else [owner.settings.precision, sorted(owner.settings.traps.fixed)]
     settings: Any = model.generation_config
     facts = [_facts(model.config.to_dict()), _facts(settings.to_dict()), asked]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
@@ -211,8 +213,8 @@ def _facts(config: Any) -> Any:
 def _released(model: BarkModel) -> Iterator[Tensor]:
     """The weights of sub-models that gave up their own."""
     for name in SUBMODELS.values():
-        hook = getattr(getattr(model, name).generate, "__self__", None)
-        if isinstance(hook, Hook) and hook.released is not None:
+        hook = owner_of(getattr(model, name).generate, Hook)
+        if hook is not None and hook.released is not None:
             yield from tensors_of(hook.released)
 
 

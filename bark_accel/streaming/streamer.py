@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .owner import owner_of
+
 if TYPE_CHECKING:
     from transformers import BarkModel
 
@@ -356,15 +358,12 @@ def _leave_all() -> None:
 
 
 def _source(model: Any) -> AudioSource:
-    method = getattr(model, "generate", None)
-    while method is not None:
-        owner = getattr(method, "__self__", None)
-        if isinstance(owner, AudioSource):
-            return owner
-        method = getattr(method, "__wrapped__", None)
-    raise ValueError(
-        f"model: expected a BarkModel made faster with accelerate_bark, got a {type(model).__name__} that is not"
-    )
+    source = owner_of(getattr(model, "generate", None), AudioSource)
+    if source is None:
+        raise ValueError(
+            f"model: expected a BarkModel made faster with accelerate_bark, got a {type(model).__name__} that is not"
+        )
+    return source
 
 
 def _was_used() -> ValueError:
