@@ -108,12 +108,13 @@ def read_history(history: Any, key: str, *, rows: int, ids: int, name: str = "hi
 def _as_int64(name: str, value: Any) -> Tensor:
     if not isinstance(value, (np.ndarray, Tensor)):
         raise TypeError(f"{name}: expected an array or tensor, got {type(value).__name__}")
-    if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer):
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "iu":
+            raise TypeError(f"{name}: expected integers, got {value.dtype}")
         return torch.from_numpy(value.astype(np.int64))
-    tensor = torch.as_tensor(value)
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
-    return tensor.to(torch.int64)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name}: expected integers, got {value.dtype}")
+    return value.to(torch.int64)
 
 
 def on_device(device: torch.device, value: Any) -> Any:

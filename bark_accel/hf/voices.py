@@ -45,7 +45,7 @@ def resolve_voice(processor: Any, voice: Any) -> dict[str, np.ndarray] | None:
         return checked_preset(processor("", voice_preset=name)["history_prompt"])
     path = name if name.endswith(".npz") else f"{name}.npz"
     if path == name or os.path.isfile(path):
-        return _read(path)
+        return load_voice_preset(path)
     have = f"has {len(names)} voices, such as {names[0]!r}" if names else "has no named voices"
     raise ValueError(f"voice: expected an .npz file or a voice name, got {name!r}; this checkpoint {have}")
 
@@ -54,14 +54,6 @@ def _names(processor: Any) -> list[str]:
     """Of the processor's voices; the property is younger than 4.46."""
     known = getattr(processor, "speaker_embeddings", None) or {}
     return [name for name in known if name != "repo_or_path"]
-
-
-def _read(path: str) -> dict[str, np.ndarray]:
-    preset = load_voice_preset(path)
-    try:
-        return checked_preset(preset)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from None
 
 
 def _of_row(processor: BarkProcessor, voice: Any, row: int, loaded: dict[str, Any]) -> Any:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-import zipfile
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
-from bark_accel.voices.preset import DRAFT_SUFFIX, PRESET_DIMENSIONS, write_atomically, write_npz
+from bark_accel.voices.npz import DRAFT_SUFFIX, read_npz, write_atomically, write_npz
+from bark_accel.voices.preset import PRESET_DIMENSIONS
 
 from .utterance import Utterance
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
 _LOCK = ".lock"
+_CHUNK = "chunk_"
 
 
 class ChunkStore:
@@ -36,24 +38,41 @@ class ChunkStore:
     Raises
     ------
     ValueError
-        The folder holds other files, or a run of another text, model or settings (named).
+        The folder holds other files, or a run of another text, model or settings (named), or cannot be used.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], texts: list[str]):
         self._folder = folder
         self._manifest: dict[str, Any] = json.loads(json.dumps({"format": _FORMAT, "text": texts, **settings}))
-        self._check()
-        folder.mkdir(parents=True, exist_ok=True)
+        self._check_and_make()
+
+    def _check_and_make(self) -> None:
+        try:
+            self._check()
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"work_dir: {self._folder} cannot be used ({error})") from error
 
     def _check(self) -> None:
-        path, manifest = self._folder / _MANIFEST, self._manifest
-        if not path.is_file():
-            if self._folder.exists() and not (self._folder.is_dir() and all(map(_is_own, self._folder.iterdir()))):
-                raise ValueError(
-                    f"work_dir: expected a new or empty folder, or one of an earlier run, got {self._folder}"
-                )
+        if not self._folder.is_dir():
+            if os.path.lexists(self._folder):
+                raise self._not_ours()
             return
-        there = _read_manifest(path)
+        entries, manifest = list(self._folder.iterdir()), self._folder / _MANIFEST
+        for entry in filter(_is_own, entries):
+            # A run at the same time may have renamed its draft meanwhile.
+            if not entry.is_file() and os.path.lexists(entry):
+                raise ValueError(f"work_dir: expected a file, got a folder, a pipe or broken link: {entry}; delete it")
+        if manifest in entries:
+            self._check_manifest(manifest)
+        elif not all(_is_draft(entry) or entry.name == _LOCK for entry in entries):
+            raise self._not_ours()
+
+    def _not_ours(self) -> ValueError:
+        return ValueError(f"work_dir: expected a new or empty folder, or one of an earlier run, got {self._folder}")
+
+    def _check_manifest(self, path: Path) -> None:
+        there, manifest = _read_manifest(path), self._manifest
         other = [key for key in {**manifest, **there} if there.get(key) != manifest.get(key)]
         if other:
             raise ValueError(
@@ -70,8 +89,8 @@ class ChunkStore:
         """
         import fcntl  # not on Windows, where the package can be imported all the same
 
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / _LOCK).open("w") as file:
+        self._check_and_make()
+        with self._open_lock() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -81,17 +100,24 @@ class ChunkStore:
             self._check()
             yield
 
+    def _open_lock(self) -> IO[str]:
+        try:
+            # Not emptied: where it is a link, that file is somebody else's.
+            return (self._folder / _LOCK).open("a")
+        except OSError as error:
+            raise ValueError(f"work_dir: {self._folder} cannot be written to ({error})") from error
+
     def read(self, index: int) -> Utterance | None:
         """An utterance that was written, or None."""
         path = self._path(index)
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                preset = {key: arrays[key] for key in PRESET_DIMENSIONS if key in arrays}
-                return Utterance(torch.from_numpy(arrays["audio"]), preset or None, bool(arrays["cut"]))
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+            arrays = read_npz(path, ("audio", "cut"), PRESET_DIMENSIONS)
+            audio, cut = torch.from_numpy(arrays.pop("audio").astype(np.float32)), bool(arrays.pop("cut"))
+        except ValueError as error:
             raise ValueError(f"work_dir: {path} is damaged ({error}); delete it to generate it again") from error
+        return Utterance(audio, arrays or None, cut)
 
     def write(self, index: int, utterance: Utterance) -> None:
         if not (self._folder / _MANIFEST).exists():
@@ -102,7 +128,7 @@ class ChunkStore:
         write_npz(self._path(index), {**arrays, **(utterance.preset or {})})
 
     def _path(self, index: int) -> Path:
-        return self._folder / f"chunk_{index:06d}.npz"
+        return self._folder / f"{_CHUNK}{index:06d}.npz"
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -116,8 +142,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _is_own(path: Path) -> bool:
-    """Left by a run that was killed before its first chunk."""
-    return _is_draft(path) or path.name == _LOCK
+    """A name that a run gives to its files."""
+    return _is_draft(path) or path.name in (_LOCK, _MANIFEST) or path.name.startswith(_CHUNK)
 
 
 def _is_draft(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ def make_long_form(
     taken = [name for name in arguments if name in _TAKEN]
     if taken:
         raise ValueError(f"{taken[0]}: expected no such argument, long_form makes the inputs of each generation")
+    if work_dir is not None and not isinstance(work_dir, (str, os.PathLike)):
+        raise TypeError(f"work_dir: expected a path or None, got {type(work_dir).__name__}")
     preset = resolve_voice(processor, voice)
     _check_codes(model, preset)
     speaker = BarkSpeaker(model, processor, arguments, policy if stream else None)

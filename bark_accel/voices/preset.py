@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .npz import read_npz, write_npz
+
+# Not a code of any model.
+_TOO_LARGE = 1 << 31
 PRESET_DIMENSIONS = {"semantic_prompt": 1, "coarse_prompt": 2, "fine_prompt": 2}
-DRAFT_SUFFIX = ".tmp"
 
 
 def save_voice_preset(path: str | os.PathLike[str], preset: Mapping[str, Any]) -> None:
@@ -27,43 +27,45 @@ def save_voice_preset(path: str | os.PathLike[str], preset: Mapping[str, Any]) -
     path : path-like
         Ends in `.npz`.
     preset : mapping
-        Integer arrays or CPU tensors `semantic_prompt` [T], `coarse_prompt` [2, F] and `fine_prompt` [8, F], none of
-        them empty; other keys are left out.
+        Arrays or tensors of whole numbers `semantic_prompt` [T], `coarse_prompt` [2, F] and `fine_prompt` [8, F], not
+        all of them empty; other keys are left out.
 
     Raises
     ------
     TypeError, ValueError
-        Name the part, what was expected and what came.
+        Name the part, what was expected and what came; also where the folder of `path` is missing.
+    OSError
+        The file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"path: expected a name that ends in .npz, got {str(path)!r}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"path: expected a file in an existing folder, got {str(path)!r}")
     write_npz(path, checked_preset(preset))
 
 
 def load_voice_preset(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read what an .npz file holds; nothing in it is executed.
+    """Read the voice preset that an .npz file holds; nothing in it is executed, and what else it holds is not read.
 
     Returns
     -------
     dict of str to array
-        As they were saved: of a voice preset `semantic_prompt` [T], `coarse_prompt` [2, F] and `fine_prompt` [8, F].
+        `semantic_prompt` [T], `coarse_prompt` [2, F] and `fine_prompt` [8, F], of the integer type they were saved in
+        (int64 for floats that are whole numbers). Some may be empty, as Transformers takes them.
 
     Raises
     ------
-    ValueError
-        There is no such file, it is another kind of file, or it is damaged.
+    TypeError, ValueError
+        There is no such file, it is another kind of file, or damaged, or holds no voice preset. The sizes are looked at
+        before anything is unpacked.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"expected an .npz archive of arrays, got {path}")
+    arrays = read_npz(path, PRESET_DIMENSIONS)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-        raise ValueError(f"{path}: expected arrays of numbers, got a damaged file or another kind ({error})") from error
+        return checked_preset(arrays)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 def preset_digest(preset: Mapping[str, Any]) -> str:
@@ -75,36 +77,29 @@ def preset_digest(preset: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """As `np.savez`, at once or not at all."""
-    content = io.BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, content.getvalue())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file at once or not at all, whenever the process is killed."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}{DRAFT_SUFFIX}")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def checked_preset(preset: Any) -> dict[str, np.ndarray]:
     """The three arrays of a voice preset; raises `TypeError` or `ValueError` unless they look like one."""
     if not isinstance(preset, Mapping) or not PRESET_DIMENSIONS.keys() <= preset.keys():
         got = ", ".join(map(str, preset)) if isinstance(preset, Mapping) else type(preset).__name__
         raise ValueError(f"preset: expected the keys {', '.join(PRESET_DIMENSIONS)}, got {got or 'none'}")
-    arrays = {key: np.asarray(preset[key]) for key in PRESET_DIMENSIONS}
+    arrays = {key: _codes(f"preset[{key!r}]", preset[key]) for key in PRESET_DIMENSIONS}
     for key, array in arrays.items():
-        if not np.issubdtype(array.dtype, np.integer):
-            raise TypeError(f"preset[{key!r}]: expected integers, got {array.dtype}")
-        if array.ndim != PRESET_DIMENSIONS[key] or array.size == 0:
-            expected = f"{PRESET_DIMENSIONS[key]} dimensions and at least one code"
+        if array.ndim != PRESET_DIMENSIONS[key]:
+            expected = f"{PRESET_DIMENSIONS[key]} dimensions"
             raise ValueError(f"preset[{key!r}]: expected {expected}, got shape {list(array.shape)}")
+    if not any(array.size for array in arrays.values()):
+        raise ValueError("preset: expected at least one code, got none")
     return arrays
+
+
+def _codes(name: str, value: Any) -> np.ndarray:
+    """An array of integers; floats that are whole numbers become int64."""
+    try:
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected an array of integers, got {type(value).__name__} ({error})") from None
+    if array.dtype.kind == "f" and bool((np.abs(array) < _TOO_LARGE).all()) and bool((array == np.trunc(array)).all()):
+        return array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got {array.dtype}")
+    return array

@@ -177,6 +177,62 @@ def test_a_folder_of_other_things_is_left_alone(fast, processor, tmp_path):
     assert os.listdir(tmp_path) == ["letter.txt"]
 
 
+def make_pipe(path):
+    os.mkfifo(path)
+
+
+def make_broken_link(path):
+    path.symlink_to("/nowhere/at/all")
+
+
+@pytest.mark.parametrize("name", [".lock", "manifest.json", "chunk_000001.npz", ".chunk_000000.npz.7.tmp"])
+@pytest.mark.parametrize("make", [Path.mkdir, make_pipe, make_broken_link])
+def test_what_is_no_file_is_named_before_any_work(fast, processor, tmp_path, name, make):
+    options = {"work_dir": tmp_path, **SAMPLED}
+    next(iter(long_form(fast, processor, TEXT, batch_size=1, **options)))
+    (tmp_path / name).unlink(missing_ok=True)
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"work_dir: expected a file, got a folder, a pipe.*{name}; delete it"):
+        long_form(fast, processor, TEXT, batch_size=1, **options)
+    assert os.path.lexists(tmp_path / name)
+
+
+def test_a_lock_that_became_a_pipe_does_not_block(fast, processor, tmp_path):
+    speech = long_form(fast, processor, TEXT, work_dir=tmp_path, **SAMPLED)
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(ValueError, match=r"work_dir: expected a file, got .*\.lock; delete it"):
+        next(iter(speech))
+
+
+def test_a_folder_that_cannot_be_used_is_named(fast, processor, tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"work_dir: .*letter.txt/work cannot be used \(.*Not a directory"):
+        long_form(fast, processor, TEXT, work_dir=tmp_path / "letter.txt" / "work")
+    with pytest.raises(ValueError, match=r"work_dir: expected a new or empty folder, .* got .*/gone"):
+        long_form(fast, processor, TEXT, work_dir=tmp_path / "gone")
+    with pytest.raises(TypeError, match="work_dir: expected a path or None, got int"):
+        long_form(fast, processor, TEXT, work_dir=3)
+
+
+def test_a_lock_that_is_a_link_leaves_its_file_whole(fast, processor, tmp_path):
+    (tmp_path / "diary").write_text("dear")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / ".lock").symlink_to(tmp_path / "diary")
+    assert list(long_form(fast, processor, "One.", work_dir=tmp_path / "work", **SAMPLED))
+    assert (tmp_path / "diary").read_text() == "dear"
+
+
+@pytest.mark.parametrize("key, value", [("audio", np.array([{}], dtype=object)), ("cut", np.zeros(10**8, np.int8))])
+def test_a_chunk_of_something_else_is_named(fast, processor, tmp_path, key, value):
+    list(long_form(fast, processor, "One.", work_dir=tmp_path, **SAMPLED))
+    file = tmp_path / "chunk_000000.npz"
+    with np.load(file) as arrays:
+        np.savez_compressed(file, **{**arrays, key: value})
+    with pytest.raises(ValueError, match=rf"chunk_000000.npz is damaged .*{key}: expected"):
+        list(long_form(fast, processor, "One.", work_dir=tmp_path, **SAMPLED))
+
+
 def test_a_damaged_chunk_is_named(fast, processor, tmp_path):
     list(long_form(fast, processor, TEXT, work_dir=tmp_path, **SAMPLED))
     file = tmp_path / "chunk_000002.npz"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 import threading
+import zipfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from transformers import BarkModel
 from bark_accel import AudioStreamer, generate_with_preset, load_voice_preset, save_voice_preset, stream
 from bark_accel.hf.presets import generate_with_presets
 from bark_accel.hf.stage_trace import record_stages
+from bark_accel.voices import npz
 
 INPUTS = texts(SMALL, [9])
 SAMPLED = {"do_sample": True, "semantic_max_new_tokens": 40, "min_eos_p": 0.01}
@@ -166,14 +170,25 @@ GOOD = preset(SMALL, 9, 12)
         ("voice.npy", GOOD, ValueError, "ends in .npz, got 'voice.npy'"),
         ("voice.npz", None, ValueError, "expected the keys semantic_prompt, .*got NoneType"),
         ("voice.npz", {"fine_prompt": GOOD["fine_prompt"]}, ValueError, "expected the keys .*got fine_prompt"),
-        ("voice.npz", {**GOOD, "semantic_prompt": np.zeros(3)}, TypeError, "semantic_prompt.*integers, got float64"),
+        (
+            "voice.npz",
+            {**GOOD, "semantic_prompt": np.full(3, 0.5)},
+            TypeError,
+            "semantic_prompt.*integers, got float64",
+        ),
+        ("voice.npz", {**GOOD, "semantic_prompt": np.full(3, np.nan)}, TypeError, "semantic_prompt.*got float64"),
+        ("voice.npz", {**GOOD, "semantic_prompt": np.full(3, 1e300)}, TypeError, "semantic_prompt.*got float64"),
+        ("voice.npz", {**GOOD, "semantic_prompt": np.array([1, None])}, TypeError, "semantic_prompt.*got object"),
+        ("voice.npz", {**GOOD, "semantic_prompt": ["1", "2"]}, TypeError, "semantic_prompt.*integers, got <U1"),
+        ("voice.npz", {**GOOD, "coarse_prompt": [[1], [2, 3]]}, TypeError, "coarse_prompt.*of integers, got list"),
+        ("no/folder/voice.npz", GOOD, ValueError, "path: expected a file in an existing folder, got 'no/folder/voice"),
         (
             "voice.npz",
             {**GOOD, "coarse_prompt": np.zeros(3, int)},
             ValueError,
             r"coarse_prompt.*2 dim.*got shape \[3\]",
         ),
-        ("voice.npz", {**GOOD, "fine_prompt": np.zeros((8, 0), int)}, ValueError, r"at least one code, got .*\[8, 0\]"),
+        ("voice.npz", {key: codes[..., :0] for key, codes in GOOD.items()}, ValueError, "at least one code, got none"),
     ],
 )
 def test_what_is_no_preset_is_refused(path, content, error, message):
@@ -187,6 +202,97 @@ def test_what_is_no_preset_file_is_refused(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(ValueError, match=r"expected an .npz archive"):
         load_voice_preset(tmp_path / "text.npz")
+
+
+def test_what_cannot_be_written_is_named_not_the_draft(tmp_path):
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(ValueError, match=r"path: expected a file in an existing folder, got '.*/folder.npz'"):
+        save_voice_preset(tmp_path / "folder.npz", GOOD)
+    with pytest.raises(IsADirectoryError) as caught:
+        npz.write_atomically(tmp_path / "folder.npz", b"")
+    assert caught.value.filename == str(tmp_path / "folder.npz")
+    with pytest.raises(FileNotFoundError) as caught:
+        npz.write_atomically(tmp_path / "none" / "x", b"")
+    assert caught.value.filename == str(tmp_path / "none" / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.npz"]
+
+
+def saved(path, **changes):
+    """Returns the arrays of a voice, of which some were changed before they were saved."""
+    parts = {key: codes.numpy() for key, codes in GOOD.items()}
+    np.savez_compressed(path, **{**parts, **changes})
+    return parts
+
+
+def test_what_is_usable_of_a_voice_file_is_read(tmp_path, fast):
+    path = tmp_path / "voice.npz"
+    parts = saved(path, license=np.array("CC0"), notes=np.array([{}], dtype=object), mel=np.zeros((80, 9)))
+    assert_same_preset(load_voice_preset(path), parts)
+    saved(path, **{key: codes.astype(np.float32) for key, codes in parts.items()})
+    assert_same_preset(load_voice_preset(path), parts)
+    saved(path, **{key: np.asfortranarray(codes.astype(">i2")) for key, codes in parts.items()})
+    assert all(np.array_equal(codes, parts[key]) for key, codes in load_voice_preset(path).items())
+
+
+@pytest.mark.parametrize("empty", GOOD)
+def test_a_voice_file_may_lack_a_part_as_for_transformers(tmp_path, small_model, fast, processor, empty):
+    path = tmp_path / "voice.npz"
+    saved(path, **{empty: GOOD[empty].numpy()[..., :0]})
+    inputs = processor("hello dog", voice_preset=str(path), max_length=SMALL.max_input)
+    torch.manual_seed(0)
+    expected = small_model.generate(**inputs, **SAMPLED)
+    torch.manual_seed(0)
+    audio = fast.generate(**{**inputs, "history_prompt": load_voice_preset(path)}, **SAMPLED)
+    torch.testing.assert_close(audio, expected, rtol=0, atol=1e-6)
+
+
+def claimed(path, header: bytes, content: bytes = b"") -> None:
+    """A voice file whose semantic prompt claims to be another one."""
+    saved(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["semantic_prompt.npy"] = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+
+
+@pytest.mark.parametrize(
+    "header, content, message",
+    [
+        ("{'descr': '<i8', 'fortran_order': False, 'shape': (100000000,)}", b"", r"at most 16777216 bytes, got int64"),
+        ("{'descr': '<U9999999', 'fortran_order': False, 'shape': (3,)}", b"", "expected numbers, got <U9999999"),
+        (
+            "{'descr': '|O', 'fortran_order': False, 'shape': (3,)}",
+            b"",
+            "semantic_prompt: expected numbers, got object",
+        ),
+        ("{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}", bytes(8), "expected at most 16777216 bytes"),
+        ("{'descr': '<i8', 'fortran_order': False, 'shape': (2,)}", bytes(8), "expected 16 bytes, got fewer or more"),
+        ("{'descr': '<i8', 'fortran_order': False, 'shape': (2,)}", bytes(24), "expected 16 bytes, got fewer or more"),
+        ("{'descr': (", b"", "damaged file"),
+        ("[1]", b"", "damaged file"),
+    ],
+)
+def test_sizes_are_looked_at_before_a_voice_is_unpacked(tmp_path, header, content, message):
+    path = tmp_path / "voice.npz"
+    claimed(path, header.encode() + b"\n", content)
+    with pytest.raises(ValueError, match=rf"voice\.npz: expected arrays of numbers, .*{message}"):
+        load_voice_preset(path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_any_damage_is_refused_as_such_or_does_no_harm(tmp_path, save):
+    path, rng = tmp_path / "voice.npz", random.Random(0)
+    save(path, **{key: codes.numpy() for key, codes in GOOD.items()})
+    whole = path.read_bytes()
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(content[: rng.choice([len(content), rng.randrange(len(content))])])
+        with suppress(ValueError):
+            assert_same_preset(load_voice_preset(path), {key: codes.numpy() for key, codes in GOOD.items()})
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

@@ -178,6 +178,12 @@ PRESETS = {
         TypeError,
         "expected integers, got torch.float32",
     ),
+    "objects": (
+        with_part("coarse_prompt", np.array([[1, 2], [3, None]])),
+        TypeError,
+        r"history_prompt\['coarse_prompt'\]: expected integers, got object",
+    ),
+    "strings": (with_part("semantic_prompt", np.array(["1", "2"])), TypeError, "expected integers, got <U1"),
     "float array": (with_part("coarse_prompt", np.zeros((2, 30))), TypeError, "expected integers, got"),
     "semantic 2-d": (with_part("semantic_prompt", CODES), ValueError, r"expected shape \[T\], got \[8, 30\]"),
     "coarse rows": (with_part("coarse_prompt", CODES), ValueError, r"expected shape \[2, T\], got \[8, 30\]"),

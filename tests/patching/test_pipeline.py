@@ -109,7 +109,7 @@ def test_voices_that_do_not_fit(processor, texts, voices, error, message):
 
 def test_a_file_that_is_no_voice_names_its_place(processor, tmp_path):
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
-    with pytest.raises(ValueError, match=r"voices\[1\]: .*other.npz: preset: expected the keys"):
+    with pytest.raises(ValueError, match=r"voices\[1\]: .*other.npz: expected the keys"):
         batch_inputs(processor, ["a", "b"], [None, tmp_path / "other.npz"])
 
 
