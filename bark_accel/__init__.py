@@ -274,7 +274,7 @@ def long_form(
     work_dir: str | Path | None = None,
     language: str = "en",
     max_chunk_s: float = 13.0,
-    characters_per_second: float = 14.0,
+    characters_per_second: float | None = None,
     paragraph_pause_s: float = 0.75,
     chunk_pause_s: float = 0.25,
     on_progress: Callable[[int, int], None] | None = None,
@@ -292,7 +292,8 @@ def long_form(
     processor : BarkProcessor
         Of the same checkpoint.
     text : str
-        Blank lines separate paragraphs.
+        Blank lines, form feeds and paragraph separators (U+2029) separate paragraphs. One without words ("* * *") is a
+        second pause. Words that the end of a line has cut ("mor-" and "ning") are joined.
     voice : str, path or mapping, optional
         A name that the processor knows, an .npz file or the arrays of a voice preset. None: the model's own choice,
         another one for every chunk unless `carry_voice`.
@@ -314,11 +315,17 @@ def long_form(
         A folder that keeps each chunk as it is finished. A later run with the same arguments reads what is there and
         goes on; its audio is that of a run that was never interrupted.
     language : str
-        ISO 639-1 code, for the rules that find sentences.
-    max_chunk_s, characters_per_second : float
-        A chunk is planned to last at most `max_chunk_s`, estimated from its characters, spaces counted. 14 a second
-        are 150 English words a minute; languages written in characters for syllables or words need 3 to 7. Bark ends
-        an utterance after 15.4 s whatever is left of its text (`SpokenChunk.cut`, with a warning).
+        ISO 639-1 code, for the rules that find sentences and for how fast it is spoken. Bark speaks de, en, es, fr, hi,
+        it, ja, ko, pl, pt, ru, tr and zh.
+    max_chunk_s : float
+        A chunk is planned to last at most this long, estimated from its characters. Bark ends an utterance after 15.4 s
+        whatever is left of its text (`SpokenChunk.cut`, with a warning).
+    characters_per_second : float, optional
+        How fast the text is said, spaces counted. None: an estimate for the language, 14 (150 English words a minute)
+        where there is none. German, Italian, Polish and Portuguese 13, Hindi 11, Korean 5.5, Japanese 4.5, Chinese 3.5;
+        alphabets lie close together when read aloud, Chinese and Japanese are scaled by their share of English
+        (characters a minute in the International Reading Speed Texts, 2012), Korean and Hindi by the length of
+        translations.
     paragraph_pause_s, chunk_pause_s : float
         Silence after a paragraph, and between the chunks of one.
     on_progress : callable, optional

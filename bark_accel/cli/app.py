@@ -188,7 +188,7 @@ def read(
     ] = None,
     characters_per_second: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(min=0.1, help="How fast the voice speaks, for chunks of 13 s. Not given: 14."),
+        typer.Option(min=0.1, help="How fast the voice speaks, for chunks of 13 s. Not given: by language."),
     ] = None,
 ) -> None:
     """Read a text file of any length into a sound file, in chunks, or through a pipe into a player."""

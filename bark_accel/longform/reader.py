@@ -179,6 +179,7 @@ class LongForm:
     def _spoken(self, index: int, utterance: Utterance) -> SpokenChunk:
         chunk, options = self.chunks[index], self._options
         pause_s = options.paragraph_pause_s if chunk.ends_paragraph else options.chunk_pause_s
+        pause_s *= 2 if chunk.break_follows else 1
         pause = 0 if index + 1 == len(self) else round(pause_s * self.sampling_rate)
         return SpokenChunk(
             index, chunk.text, utterance.audio, pause, final=True, preset=utterance.preset, cut=utterance.cut

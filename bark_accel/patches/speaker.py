@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import numbers
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from bark_accel.hf.inputs import read_history, semantic_ids
 from bark_accel.hf.presets import check_generate, generate_with_presets
 from bark_accel.hf.voices import resolve_voice
 from bark_accel.longform.chunk_store import ChunkStore
+from bark_accel.longform.languages import characters_per_second as usual_characters_per_second
+from bark_accel.longform.languages import check_language
 from bark_accel.longform.reader import LongForm, LongTextOptions
 from bark_accel.longform.text import plan_chunks
 from bark_accel.longform.utterance import Utterance
@@ -60,7 +63,7 @@ def make_long_form(
     work_dir: Any,
     language: str,
     max_chunk_s: float,
-    characters_per_second: float,
+    characters_per_second: float | None,
     paragraph_pause_s: float,
     chunk_pause_s: float,
     on_progress: Callable[[int, int], None] | None,
@@ -72,12 +75,16 @@ def make_long_form(
     if not isinstance(text, str):
         raise TypeError(f"text: expected a str, got {type(text).__name__}")
     _check_flags(carry_voice=carry_voice, stream=stream)
+    seed = _whole("seed", seed, 0)
     batch_size = _batch_size(batch_size, one_by_one=carry_voice or stream)
     if on_progress is not None and not callable(on_progress):
         raise TypeError(f"on_progress: expected a callable or None, got {type(on_progress).__name__}")
     if not callable(getattr(processor, "tokenizer", None)):
         raise TypeError(f"processor: expected a BarkProcessor, got {type(processor).__name__}")
-    _check_numbers(seed, max_chunk_s, characters_per_second, paragraph_pause_s, chunk_pause_s)
+    language = check_language(language)
+    if characters_per_second is None:
+        characters_per_second = usual_characters_per_second(language)
+    _check_numbers(max_chunk_s, characters_per_second, paragraph_pause_s, chunk_pause_s)
     if policy not in POLICIES:
         raise ValueError(f"policy: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
     if carry_voice and stream and policy == "preview":
@@ -201,8 +208,8 @@ def model_digest(model: BarkModel) -> str:
 
 def _float32_sums(model: BarkModel) -> str | None:
     """Who computes them: each adds in another order."""
-    owner = getattr(model.generate, "__self__", None)
-    chosen = owner.float32_choice() if isinstance(owner, ModelHook) else None
+    owner = owner_of(model.generate, ModelHook)
+    chosen = None if owner is None else owner.float32_choice()
     return None if chosen is None else f"products {chosen.products}, attention {chosen.attention}"
 
 
@@ -224,11 +231,16 @@ def _released(model: BarkModel) -> Iterator[Tensor]:
 def _batch_size(given: Any, *, one_by_one: bool) -> int:
     if given is None:
         return 1 if one_by_one else _DEFAULT_BATCH_SIZE
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise ValueError(f"batch_size: expected a whole number >= 1, got {given!r}")
+    given = _whole("batch_size", given, 1)
     if one_by_one and given > 1:
         raise ValueError(f"batch_size: expected 1 with carry_voice or stream, which go chunk by chunk, got {given}")
     return given
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
+    return int(value)
 
 
 def _check_flags(**flags: Any) -> None:
@@ -253,12 +265,10 @@ def _check_codes(model: BarkModel, preset: Voice | None) -> None:
 
 
 def _check_numbers(
-    seed: Any, max_chunk_s: float, characters_per_second: float, paragraph_pause_s: float, chunk_pause_s: float
+    max_chunk_s: float, characters_per_second: float, paragraph_pause_s: float, chunk_pause_s: float
 ) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed: expected a whole number >= 0, got {seed!r}")
     for name, value in (("max_chunk_s", max_chunk_s), ("characters_per_second", characters_per_second)):
-        if not 0 < value < math.inf:
+        if not (isinstance(value, numbers.Real) and 0 < value < math.inf):
             raise ValueError(f"{name}: expected a number > 0, got {value!r}")
     characters = max_chunk_s * characters_per_second
     if characters < 1:
@@ -266,15 +276,20 @@ def _check_numbers(
             f"max_chunk_s * characters_per_second: expected at least 1 character a chunk, got {characters:g}"
         )
     for name, value in (("paragraph_pause_s", paragraph_pause_s), ("chunk_pause_s", chunk_pause_s)):
-        if not 0 <= value < math.inf:
+        if not (isinstance(value, numbers.Real) and 0 <= value < math.inf):
             raise ValueError(f"{name}: expected seconds >= 0, got {value!r}")
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     try:
-        json.dumps(arguments)
+        return json.loads(json.dumps(arguments, default=_number))
     except TypeError as error:
         raise ValueError(
             f"work_dir: expected generation arguments that a later run can compare (numbers, strings, lists), {error}"
         ) from None
-    return arguments
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"got {type(value).__name__}")

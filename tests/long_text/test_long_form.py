@@ -199,6 +199,29 @@ def test_pauses_follow_paragraphs_and_chunks(fast, processor):
     assert torch.equal(speech.waveform(), torch.cat(parts))
 
 
+def test_a_paragraph_without_words_is_two_pauses(fast, processor):
+    speech = long_form(fast, processor, "One.\n\n* * *\n\nTwo.\n\nThree.\n\n***", paragraph_pause_s=0.5, **SAMPLED)
+    assert [chunk.pause_samples for chunk in speech] == [24_000, 12_000, 0]
+
+
+@pytest.mark.parametrize("language, characters", [("en", 182), ("zh-CN", 45), ("ja", 58), ("ko", 71), ("hi", 143)])
+def test_a_chunk_is_as_long_as_its_language_needs(small_model, processor, language, characters):
+    """Of 13 seconds."""
+    model = copy.copy(small_model)
+    model.generation_config = copy.deepcopy(model.generation_config)
+    model.generation_config.semantic_config["max_input_semantic_length"] = 256
+    longest = max(len(chunk.text) for chunk in long_form(model, processor, "字" * 300, language=language).chunks)
+    assert longest == characters
+    given = long_form(model, processor, "字" * 300, language=language, characters_per_second=np.float32(10)).chunks
+    assert max(len(chunk.text) for chunk in given) == 130
+
+
+def test_numbers_of_numpy(fast, processor):
+    plain = {"seed": 3, "batch_size": 2, "max_chunk_s": 2.0, "chunk_pause_s": 1.0}
+    numpy = {name: np.asarray(value)[()] for name, value in plain.items()}
+    assert_same(*(long_form(fast, processor, "One. Two.", **options, **SAMPLED) for options in (plain, numpy)))
+
+
 def test_progress_is_told(fast, processor):
     told: list[tuple[int, int]] = []
     speech = long_form(fast, processor, TEXT, on_progress=lambda *n: told.append(n), **SAMPLED)
@@ -238,6 +261,13 @@ BAD = {
     "seed": ({"seed": -1}, ValueError, "seed: expected a whole number >= 0, got -1"),
     "limit": ({"max_chunk_s": 0}, ValueError, "max_chunk_s: expected a number > 0, got 0"),
     "limits": ({"max_chunk_s": -1, "characters_per_second": -9}, ValueError, "max_chunk_s: expected a number > 0"),
+    "a limit as a string": ({"max_chunk_s": "13"}, ValueError, "max_chunk_s: expected a number > 0, got '13'"),
+    "a rate as a string": ({"characters_per_second": "9"}, ValueError, "characters_per_second: .* got '9'"),
+    "a pause as a string": ({"paragraph_pause_s": "1"}, ValueError, "paragraph_pause_s: expected seconds .* got '1'"),
+    "a pause of None": ({"chunk_pause_s": None}, ValueError, "chunk_pause_s: expected seconds .* got None"),
+    "a seed as a string": ({"seed": "1"}, ValueError, "seed: expected a whole number >= 0, got '1'"),
+    "a batch as a string": ({"batch_size": "4"}, ValueError, "batch_size: expected a whole number >= 1, got '4'"),
+    "language": ({"language": "english"}, ValueError, "language: expected an ISO 639-1 code such as 'en'"),
     "short": ({"max_chunk_s": 0.01}, ValueError, "expected at least 1 character a chunk, got 0.14"),
     "progress": ({"on_progress": 3}, TypeError, "on_progress: expected a callable or None, got int"),
     "processor": ({"processor": None}, TypeError, "processor: expected a BarkProcessor, got NoneType"),

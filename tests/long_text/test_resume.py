@@ -251,6 +251,12 @@ def test_two_runs_do_not_share_a_folder(fast, processor, tmp_path):
     assert len(list(speech)) == len(CHUNKS)
 
 
+def test_numbers_of_numpy_are_compared(fast, processor, tmp_path):
+    for number in (30, np.int64(30)):
+        options = {**SAMPLED, "seed": type(number)(1), "semantic_max_new_tokens": number}
+        long_form(fast, processor, "One.", work_dir=tmp_path, **options).waveform()
+
+
 def test_arguments_that_cannot_be_compared_are_refused(fast, processor, tmp_path):
     with pytest.raises(ValueError, match="work_dir: expected generation arguments that a later run can compare"):
         long_form(fast, processor, TEXT, work_dir=tmp_path / "work", semantic_logits_processor=[object()])
