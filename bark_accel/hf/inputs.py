@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,30 @@ import torch
 from torch import Tensor
 
 _PRESET_KEYS = ("semantic_prompt", "coarse_prompt", "fine_prompt")
+
+# What Bark passes to each stage, or the stage to `GenerationMixin.generate`: a second value is a TypeError there.
+_SET_BY_BARK = {
+    "semantic": {"input_ids", "history_prompt", "inputs", "inputs_embeds", "logits_processor"},
+    "coarse": {
+        "history_prompt",
+        "codebook_size",
+        "return_output_lengths",
+        "inputs",
+        "logits_processor",
+        "max_new_tokens",
+    },
+    "fine": {"coarse_output", "history_prompt", "codebook_size"},
+}
+_INSTEAD = {"max_new_tokens": "; pass semantic_max_new_tokens= to limit the length"}
+
+
+def check_arguments(stage: str, arguments: Collection[str], allowed: Collection[str] = ()) -> None:
+    """Raise `TypeError` for an argument of a stage, prefix removed, that Bark sets itself and is not in `allowed`."""
+    for name in sorted(_SET_BY_BARK[stage] & set(arguments) - set(allowed)):
+        raise TypeError(
+            f"BarkModel.generate() got multiple values for keyword argument {name!r}: Bark sets it itself for the "
+            f"{stage} stage{_INSTEAD.get(name, '')}"
+        )
 
 
 def check_input_ids(input_ids: Any, attention_mask: Any, max_tokens: int) -> int:

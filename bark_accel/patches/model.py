@@ -14,7 +14,7 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkSemanticGenerationConfig,
 )
 
-from bark_accel.hf.inputs import by_row, check_input_ids, preset_on, read_histories, semantic_ids
+from bark_accel.hf.inputs import by_row, check_arguments, check_input_ids, preset_on, read_histories, semantic_ids
 from bark_accel.hf.presets import VIEW, recorded, recorded_presets
 from bark_accel.ops.backend import runs_natively
 from bark_accel.ops.float32_choice import Float32Choice, choice
@@ -119,7 +119,7 @@ class ModelHook(AudioSource):
         return twin
 
     def _check(
-        self, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any]
+        self, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any], *, streamed: bool = False
     ) -> tuple[VoicePreset | list[VoicePreset], dict[str, Any]]:
         """Raise for bad input, before any work is done.
 
@@ -127,6 +127,9 @@ class ModelHook(AudioSource):
         Transformers' bugs.
         """
         semantic, coarse, fine = self.generation_configs()
+        for stage in SUBMODELS:
+            # With audio streamed, token loops take the caller's processors after Bark's own.
+            check_arguments(stage, stage_arguments(kwargs, stage), {"logits_processor"} if streamed else ())
         max_tokens = semantic.max_input_semantic_length
         rows = check_input_ids(input_ids, kwargs.get("attention_mask"), max_tokens)
         preset = self._presets(history_prompt, rows, semantic, coarse, fine)
@@ -158,7 +161,7 @@ class ModelHook(AudioSource):
             if streamer.sampling_rate != self.sampling_rate:
                 got = f"{streamer.sampling_rate}, this model has {self.sampling_rate}"
                 raise ValueError(f"streamer: expected one made for this model, got one with a sampling rate of {got}")
-            preset, kwargs = self._check(input_ids, history_prompt, kwargs)
+            preset, kwargs = self._check(input_ids, history_prompt, kwargs, streamed=True)
             self._generate_audio(streamer, input_ids, preset, kwargs, emit)
         audio = torch.cat(chunks, dim=1) if chunks else torch.zeros(len(input_ids), 0)
         lengths = streamer.row_lengths_samples or [audio.shape[1]] * audio.shape[0]

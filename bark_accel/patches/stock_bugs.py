@@ -83,7 +83,8 @@ class Traps:
         if temperature is not None and not temperature > 0:
             hint = "; fix_stock_bugs=['fine_temperature_zero'] takes 0.0" if temperature == 0 else ""
             raise ValueError(f"fine temperature: expected None or a number > 0, got {temperature}{hint}")
-        greedy = kwargs.get("do_sample") is False
+        # None and not given are no wish; 0 and numpy's False, as other stages take them, are.
+        greedy = kwargs.get("do_sample") is not None and not kwargs["do_sample"]
         if greedy and temperature not in (None, 1.0):
             if self.fixes("fine_not_greedy"):
                 return None

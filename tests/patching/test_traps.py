@@ -6,6 +6,7 @@ import copy
 import warnings
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from bark_models import SMALL, build, generation_config, texts
@@ -183,6 +184,20 @@ def test_fine_not_greedy():
     # Not asked for: the config's temperature holds.
     assert_equal_to_stock(stock, fixed, **INPUTS, **SHORT)
     assert torch.equal(streamed(fixed, 0, **options), streamed(fixed, 1, **options, fine_temperature=None))
+
+
+@pytest.mark.parametrize("value", [False, 0, np.False_])
+@pytest.mark.parametrize("name", ["do_sample", "fine_do_sample"])
+def test_fine_not_greedy_of_any_false(name, value):
+    """For the fine stage alone too; None is no wish."""
+    stock = build(SMALL, fine={"temperature": 0.7})
+    kept, fixed = accelerated_copy(stock), accelerated_copy(stock, fix_stock_bugs=["fine_not_greedy"])
+    with pytest.warns(UserWarning, match=r"do_sample=False: Bark's fine stage still samples at temperature 0\.7"):
+        assert_equal_to_stock(stock, kept, **INPUTS, **SHORT, **{name: value})
+    got = run(fixed, 0, **INPUTS, **SHORT, **{name: value})[0]["fine"]
+    assert_same_tokens("fine", run(stock, 0, **INPUTS, **SHORT, fine_temperature=None)[0]["fine"], got)
+    with no_warnings():
+        assert_equal_to_stock(stock, fixed, **INPUTS, **SHORT, **{name: None})
 
 
 @pytest.mark.parametrize("options", [{"fine_temperature": 1.0}, {"temperature": 1.0, "do_sample": True}])
