@@ -50,6 +50,9 @@ class CoarseHook(CausalHook):
         semantic, coarse = semantic_generation_config, coarse_generation_config
         if semantic is None or coarse is None:
             return self.stock(semantic_output, semantic, coarse, **kwargs)
+        if semantic_output.is_floating_point() or semantic_output.ndim != 2 or semantic_output.shape[0] == 0:
+            got = f"{semantic_output.dtype} {list(semantic_output.shape)}"
+            raise ValueError(f"semantic_output: expected an integer tensor [batch, T], got {got}")
         rows, streamer = semantic_output.shape[0], kwargs.get("streamer")
         history = coarse_history(history_prompt, rows, semantic, coarse, codebook_size)
         check_coarse_streamer(streamer, history)
@@ -71,7 +74,10 @@ class CoarseHook(CausalHook):
             run.push(semantic_output.to(weights.device, torch.int64), final=True)
             _run_coarse(run, streamer)
         lengths = row_lengths(spec, semantic_output)
-        return (run.result(), lengths) if return_output_lengths else run.result()
+        tokens = run.result()
+        if tokens.shape[1] == 0:
+            tokens = tokens.int()  # as Transformers has it
+        return (tokens, lengths) if return_output_lengths else tokens
 
     def _stock_rows(
         self, module: Any, semantic_output: Tensor, configs: tuple[Any, Any, int], history: Any, kwargs: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,12 +37,15 @@ class FineHook(Hook):
     ) -> Tensor:
         """See `BarkFineModel.generate`. No frames in give no frames out, where Transformers fails.
 
+        `coarse_output` may have any shape [B, ...] whose rows hold the codes frame by frame.
         Where `history_prompt` is a list, or "batch_tails" is fixed, rows end where the coarse stage has padded them,
         and their codes are 0 from there on.
         """
         semantic, coarse, fine = semantic_generation_config, coarse_generation_config, fine_generation_config
         if semantic is None or coarse is None or fine is None:
             return self.stock(coarse_output, semantic, coarse, fine, **kwargs)
+        coarse_output = _flat_rows(coarse_output, coarse.n_coarse_codebooks)
+        check_fine_codebooks(self.module, fine)
         temperature = self.settings.traps.fine_temperature(fine, kwargs)
         rows, codebooks = coarse_output.shape[0], fine.n_fine_codebooks
         history = read_histories(history_prompt, "fine_prompt", rows, rows=codebooks, ids=codebook_size)
@@ -52,9 +56,12 @@ class FineHook(Hook):
         if isinstance(weights, Fallback):
             self.settings.log.note(weights)
             kwargs = {**kwargs, "temperature": temperature}
-            return self._stock_rows(coarse_output, spec, (semantic, coarse, fine, codebook_size), history, kwargs)
-        stage = self.ready_stage(weights, spec)
-        return stage.run(coarse_output.to(weights.device), history, FineSampling(temperature))
+            configs = (semantic, coarse, fine, codebook_size)
+            codes = self._stock_rows(coarse_output, spec, configs, history, kwargs)
+        else:
+            stage = self.ready_stage(weights, spec)
+            codes = stage.run(coarse_output.to(weights.device), history, FineSampling(temperature))
+        return codes.to(_dtype_of_codes(coarse_output, history_prompt))
 
     def spec(self, semantic: Any, coarse: Any, fine: Any, codebook_size: int, history_prompt: Any) -> FineSpec:
         spec = extract.fine_spec(semantic, coarse, fine, codebook_size)
@@ -81,6 +88,31 @@ class FineHook(Hook):
     def ready_stage(self, weights: TransformerWeights, spec: FineSpec) -> FineStage:
         """The stage on the weights that `prepare` gave."""
         return FineStage(self.converted(weights), extract.transformer_spec(self.module), spec, self.ops(weights.device))
+
+
+def check_fine_codebooks(module: Any, config: Any) -> None:
+    """Raise `ValueError` for a generation config of another number of codebooks than the module has."""
+    got, expected = config.n_fine_codebooks, module.config.n_codes_total
+    if got != expected:
+        raise ValueError(f"n_fine_codebooks of the fine generation config: expected the model's {expected}, got {got}")
+
+
+def _flat_rows(coarse_output: Tensor, codebooks: int) -> Tensor:
+    """[B, codebooks * T] of what Transformers views as [B, T, codebooks]."""
+    if not isinstance(coarse_output, Tensor) or coarse_output.dtype not in (torch.int32, torch.int64):
+        got = coarse_output.dtype if isinstance(coarse_output, Tensor) else type(coarse_output).__name__
+        raise TypeError(f"coarse_output: expected a tensor of int64 or int32, got {got}")
+    shape = list(coarse_output.shape)
+    if len(shape) < 2 or shape[0] == 0 or coarse_output[0].numel() % codebooks:
+        raise ValueError(f"coarse_output: expected [batch, ...], rows of {codebooks} codes for each frame, got {shape}")
+    return coarse_output.flatten(1)
+
+
+def _dtype_of_codes(coarse_output: Tensor, history_prompt: Any) -> torch.dtype:
+    """Of what Transformers returns: that of its input, or of both where it joins a history to it."""
+    history = history_prompt.get("fine_prompt") if isinstance(history_prompt, Mapping) else None
+    dtype = coarse_output.dtype
+    return torch.promote_types(dtype, history.dtype) if isinstance(history, Tensor) else dtype
 
 
 class CodecHook(Hook):

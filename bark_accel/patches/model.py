@@ -25,7 +25,7 @@ from bark_accel.streaming.streamer import AudioSource, AudioStreamer
 
 from .audio_generation import AudioGeneration, Request, StageHooks, VoicePreset
 from .coarse import check_coarse_streamer
-from .fine import CodecHook
+from .fine import CodecHook, check_fine_codebooks
 from .forked import avoid_lost_threads
 from .stage_patch import Hook, Settings
 from .token_loop import TokenTap
@@ -133,6 +133,7 @@ class ModelHook(AudioSource):
         max_tokens = semantic.max_input_semantic_length
         rows = check_input_ids(input_ids, kwargs.get("attention_mask"), max_tokens)
         preset = self._presets(history_prompt, rows, semantic, coarse, fine)
+        check_fine_codebooks(self.module.fine_acoustics, fine)
         check_coarse_streamer(stage_arguments(kwargs, "coarse").get("streamer"), preset)
         traps = self.settings.traps
         kwargs = traps.with_min_eos_p(semantic, kwargs)
@@ -229,7 +230,7 @@ class ModelHook(AudioSource):
             return stage.decode(latents)
         # The LSTM would hear the padding, so rows of different length are decoded one by one, as in Transformers.
         rows = zip(latents, output_lengths, strict=False)
-        return [stage.decode(row[None, :, : int(length)])[0] for row, length in rows]
+        return [stage.decode(row[None, :, :length])[0] for row, length in rows]
 
     def codec_hook(self) -> CodecHook:
         """The hook of the codec that the model has now."""

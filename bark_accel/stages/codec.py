@@ -255,7 +255,7 @@ def _conv_transpose(x: Tensor, conv: ConvTranspose, state: ConvTransposeState, f
             count = min(frames, strides - shift)
             if count > 0:
                 out[shift : shift + count].addmm_(row[:count], weight)
-    y = y.view(x.shape[0], -1, outputs)[:, before * conv.stride : frames * conv.stride + beyond]
+    y = y.unflatten(2, (conv.stride, outputs)).flatten(1, 2)[:, before * conv.stride : frames * conv.stride + beyond]
     skip, state.skip = state.skip, max(0, state.skip - y.shape[1])
     return y[:, skip:]
 
