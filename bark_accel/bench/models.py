@@ -192,8 +192,9 @@ def fake_inputs(model: BarkModel, text: str) -> dict[str, Tensor]:
     if not words:
         raise ValueError("text: expected at least one word, got none")
     ids_end = min(settings.text_pad_token, settings.semantic_infer_token) - settings.text_encoding_offset
-    ids = torch.zeros(1, settings.max_input_semantic_length, dtype=torch.int64)
-    ids[0, : len(words)] = torch.tensor([1 + zlib.crc32(word.encode()) % (ids_end - 1) for word in words])
+    ids = torch.zeros(1, settings.max_input_semantic_length, dtype=torch.int64, device="cpu")
+    made_up = [1 + zlib.crc32(word.encode()) % (ids_end - 1) for word in words]
+    ids[0, : len(words)] = torch.tensor(made_up, dtype=torch.int64, device="cpu")
     return {"input_ids": ids, "attention_mask": (ids > 0).long()}
 
 

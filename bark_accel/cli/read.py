@@ -108,7 +108,7 @@ def _write(speech: LongForm, path: Path) -> tuple[list[SpokenChunk], int, Preset
             if chunk.final:
                 # A book has many chunks, and the voice is that of the first that was heard.
                 heard = heard or chunk.preset
-                ended.append(replace(chunk, audio=torch.empty(0), preset=None))
+                ended.append(replace(chunk, audio=torch.empty(0, dtype=torch.float32, device="cpu"), preset=None))
     return ended, samples, heard
 
 

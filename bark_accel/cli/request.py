@@ -92,7 +92,7 @@ def _check_name(option: str, value: str, names: tuple[str, ...]) -> None:
 
 def _check_device(device: str) -> None:
     try:
-        torch.zeros(1, device=device).cpu()
+        torch.zeros(1, dtype=torch.float32, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises depends on the device
         reason = str(error).strip().partition("\n")[0]
         raise UserError(

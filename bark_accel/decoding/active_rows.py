@@ -32,8 +32,9 @@ class ActiveRows:
                 self._rows[slot] = last
         slots = dict(zip(self._rows, range(len(self._rows)), strict=True))
         device = self._cache.length.device
-        self._row_of_slot = torch.tensor(self._rows, device=device)
-        self._slots = torch.tensor([slots.get(row, 0) for row in range(len(active))], device=device)
+        self._row_of_slot = torch.tensor(self._rows, dtype=torch.int64, device=device)
+        slot_of_row = [slots.get(row, 0) for row in range(len(active))]
+        self._slots = torch.tensor(slot_of_row, dtype=torch.int64, device=device)
 
     def select(self, values: Tensor) -> Tensor:
         """What the model is to run, [slots, ...], of `values` [B, ...]."""

@@ -66,6 +66,12 @@ def check_input_ids(input_ids: Any, attention_mask: Any, max_tokens: int) -> int
     return rows
 
 
+def check_not_meta(module: Any) -> None:
+    """Raise `ValueError` for a module without weights."""
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise ValueError("expected a model with weights, got parameters on the meta device; load or move it first")
+
+
 def tokens_of_cut_text(input_ids: Tensor, attention_mask: Tensor | None, max_tokens: int) -> int | None:
     """Tokens of the longest text, where Bark will not read all of one; None where it will."""
     if attention_mask is None:

@@ -144,7 +144,7 @@ class LongForm:
                 said = self._speaker.say([self.chunks[index].text for index in indices], voice, seed)
             self._keep(indices, said)
             if self._options.stream:
-                said = [Utterance(torch.empty(0), said[0].preset, said[0].cut)]
+                said = [Utterance(torch.empty(0, dtype=torch.float32, device="cpu"), said[0].preset, said[0].cut)]
         else:
             said = [utterance for utterance in found if utterance is not None]
         for index, utterance in zip(indices, said, strict=True):

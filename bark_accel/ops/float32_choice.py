@@ -156,9 +156,9 @@ def _trial() -> tuple[str, str]:
     """The fastest for products [256, 768] x [768, 768], and for attention of 256 tokens in 12 heads of 64."""
     with torch.inference_mode(False), torch.no_grad():
         # No random numbers: the generator is the caller's.
-        place: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
-        input, weight = torch.full((256, 768), 0.5, **place), torch.full((768, 768), 0.25, **place)
-        heads = torch.full((1, 256, 3, 12, 64), 0.5, **place)
+        input = torch.full((256, 768), 0.5, dtype=torch.float32, device="cpu")
+        weight = torch.full((768, 768), 0.25, dtype=torch.float32, device="cpu")
+        heads = torch.full((1, 256, 3, 12, 64), 0.5, dtype=torch.float32, device="cpu")
         query, key, value = heads[:, :, 0], heads[:, :, 1].transpose(1, 2), heads[:, :, 2].transpose(1, 2)
         products = _fastest(PRODUCTS, input, weight)
         return products, _fastest(ATTENTION, query, key, value, True)

@@ -137,9 +137,9 @@ class Places:
     """
 
     def __init__(self, length: Tensor, tokens: int, capacity: int):
-        self.where = length[:, None] + torch.arange(tokens, device=length.device)
+        self.where = length[:, None] + torch.arange(tokens, dtype=torch.int64, device=length.device)
         self.fits = ((length >= 0) & (length <= capacity - tokens))[:, None, None, None]
-        self.seen = (torch.arange(capacity, device=length.device) <= self.where[..., None])[:, None]
+        self.seen = (torch.arange(capacity, dtype=torch.int64, device=length.device) <= self.where[..., None])[:, None]
         self._at = self.where.clamp(0, capacity - 1)[:, None, :, None]
 
     def write(self, cache: Tensor, new: Tensor) -> None:
@@ -273,7 +273,7 @@ def sample(
     renormalize: bool = True,
 ) -> Tensor:
     """`fused_sample` without a look at the data: the id of a row that cannot be sampled is minus its status."""
-    ids = torch.arange(first_id, first_id + logits.shape[1], device=logits.device)
+    ids = torch.arange(first_id, first_id + logits.shape[1], dtype=torch.int64, device=logits.device)
     begin, end, eos = (column[:, None] for column in allowed.unbind(1))
     scores = logits.float().masked_fill(~((ids >= begin) & (ids < end) | (ids == eos)), NEG_INF)
     status = _status(scores)

@@ -13,6 +13,7 @@ from transformers.models.bark import modeling_bark as hf
 
 from bark_accel._version import __version__
 from bark_accel.hf.compat import check_signatures
+from bark_accel.hf.inputs import check_not_meta
 from bark_accel.ops._library import release_memory
 from bark_accel.ops.backend import check_backend, is_served, native_fault, runs_natively
 from bark_accel.ops.flash_attention import check_attention
@@ -63,7 +64,7 @@ def apply(
     traps = Traps(fix_stock_bugs)
     _check_classes(model)
     _check_not_covered(model)
-    _check_not_meta(model)
+    check_not_meta(model)
     for submodel in _submodels(model):
         check_released(submodel)
     check_signatures()
@@ -215,11 +216,6 @@ def _check_not_covered(model: BarkModel) -> None:
             if name in vars(owner) and not _is_ours(vars(owner)[name]):
                 kind = type(owner).__name__
                 raise ValueError(f"{kind}.{name}: expected the class's own or ours, got one set on the instance")
-
-
-def _check_not_meta(model: BarkModel) -> None:
-    if any(p.is_meta for p in model.parameters()):
-        raise ValueError("expected a model with weights, got parameters on the meta device; load or move it first")
 
 
 def _check_extractable(hook: Hook, *, also_transient: bool) -> None:

@@ -169,7 +169,7 @@ class AudioGeneration:
         tap = TokenTap(self._streamer.check)
         rules = BarkTokenRules(
             [TokenRange(0, min(spec.vocab_size, spec.pad_token), eos=spec.pad_token)],
-            end_tokens=torch.as_tensor(config.eos_token_id).flatten().tolist(),
+            end_tokens=torch.as_tensor(config.eos_token_id, dtype=torch.int64).flatten().tolist(),
             min_eos_p=kwargs.get("min_eos_p", config.min_eos_p),
             tap=tap,
         )

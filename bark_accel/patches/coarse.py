@@ -65,7 +65,7 @@ class CoarseHook(CausalHook):
             with self.looped(prepared) as module:
                 tokens, lengths = self._stock_rows(module, semantic_output, configs, history, kwargs)
             if spec.rows_end:
-                ended = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
+                ended = torch.arange(tokens.shape[1], dtype=torch.int64, device=tokens.device) >= lengths[:, None]
                 tokens = tokens.masked_fill(ended, ENDED)
             return (tokens, lengths) if return_output_lengths else tokens
         weights, sampling = prepared
@@ -104,7 +104,7 @@ class CoarseHook(CausalHook):
         weights = self._ready_weights()
         # The prompt's length and ids decide nothing that the loop can do: what depends on them (a padding mask)
         # shows in the config.
-        prompt = torch.full((rows, 1), coarse.coarse_infer_token, device=weights.device)
+        prompt = torch.full((rows, 1), coarse.coarse_infer_token, dtype=torch.int64, device=weights.device)
         rules = [AlternatingCodebooksLogitsProcessor(1, semantic.semantic_vocab_size, codebook_size)]
         sampling = resolve_sampling(
             self.stage,

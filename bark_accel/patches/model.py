@@ -14,7 +14,15 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkSemanticGenerationConfig,
 )
 
-from bark_accel.hf.inputs import by_row, check_arguments, check_input_ids, preset_on, read_histories, semantic_ids
+from bark_accel.hf.inputs import (
+    by_row,
+    check_arguments,
+    check_input_ids,
+    check_not_meta,
+    preset_on,
+    read_histories,
+    semantic_ids,
+)
 from bark_accel.hf.presets import VIEW, recorded, recorded_presets
 from bark_accel.ops.backend import runs_natively
 from bark_accel.ops.float32_choice import Float32Choice, choice
@@ -145,6 +153,7 @@ class ModelHook(AudioSource):
         self._check_hooked()
         if self.settings.log.strict:
             self._check_all_stages(semantic, coarse, rows, kwargs)
+        check_not_meta(self.module)
         return preset, kwargs
 
     def _stream(
@@ -164,7 +173,7 @@ class ModelHook(AudioSource):
                 raise ValueError(f"streamer: expected one made for this model, got one with a sampling rate of {got}")
             preset, kwargs = self._check(input_ids, history_prompt, kwargs, streamed=True)
             self._generate_audio(streamer, input_ids, preset, kwargs, emit)
-        audio = torch.cat(chunks, dim=1) if chunks else torch.zeros(len(input_ids), 0)
+        audio = torch.cat(chunks, dim=1) if chunks else self._silence(len(input_ids))
         lengths = streamer.row_lengths_samples or [audio.shape[1]] * audio.shape[0]
         return audio.to(self.module.device, self.module.dtype), [min(n, audio.shape[1]) for n in lengths]
 
@@ -219,7 +228,7 @@ class ModelHook(AudioSource):
     def codec_decode(self, fine_output: Tensor, output_lengths: Tensor | None = None) -> Tensor | list[Tensor]:
         """See `BarkModel.codec_decode`. No frames give no samples, where Transformers fails."""
         if fine_output.shape[-1] == 0:
-            empty = torch.zeros(fine_output.shape[0], 0, dtype=self.module.dtype, device=fine_output.device)
+            empty = self._silence(fine_output.shape[0]).to(fine_output.device)
             return empty if output_lengths is None else list(empty)
         stage = attempt(lambda: self.codec_hook().ready_stage())
         if isinstance(stage, Fallback):
@@ -231,6 +240,10 @@ class ModelHook(AudioSource):
         # The LSTM would hear the padding, so rows of different length are decoded one by one, as in Transformers.
         rows = zip(latents, output_lengths, strict=False)
         return [stage.decode(row[None, :, :length])[0] for row, length in rows]
+
+    def _silence(self, rows: int) -> Tensor:
+        """A waveform [rows, 0]."""
+        return torch.zeros(rows, 0, dtype=self.module.dtype, device=self.module.device)
 
     def codec_hook(self) -> CodecHook:
         """The hook of the codec that the model has now."""

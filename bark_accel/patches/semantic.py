@@ -113,7 +113,7 @@ class SemanticHook(CausalHook):
         streamer: Any,
     ) -> Tensor:
         if streamer is not None:
-            streamer.put(torch.ones((prompt[0].shape[0], spec.prompt_tokens), dtype=torch.int))
+            streamer.put(torch.ones((prompt[0].shape[0], spec.prompt_tokens), dtype=torch.int, device="cpu"))
         with self.started(weights, spec, sampling, prompt) as (stage, state):
             while not state.done:
                 tokens = stage.step(state)

@@ -170,7 +170,7 @@ class BarkSpeaker:
             for piece in stream(self._model, **self._inputs([text], voice), streamer=streamer):
                 pieces.append(piece[0].clone())
                 yield piece[0]
-        audio = torch.cat(pieces) if pieces else torch.empty(0)
+        audio = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.float32, device="cpu")
         return self._utterance(audio, streamer.presets[0] if streamer.presets else None)
 
     def _inputs(self, texts: Sequence[str], voice: Voice | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from bark_accel.decoding.cuda_graphs import GraphStore
 from bark_accel.decoding.speculation import Draft, Speculation
 from bark_accel.decoding.token_source import Lookahead
 from bark_accel.hf import extract
-from bark_accel.hf.inputs import by_row
+from bark_accel.hf.inputs import by_row, check_not_meta
 from bark_accel.ops.backend import Ops, get_ops, is_served, runs_natively
 from bark_accel.ops.checks import MAX_HEAD_SIZE
 from bark_accel.report import DraftCounts, Fallback, FallbackKind, FallbackLog, TokenChoice
@@ -91,6 +91,7 @@ class Hook:
         device = next(self.module.parameters()).device
         if self.settings.backend == "native" and not is_served(device):
             raise Fallback(self.stage, FallbackKind.DEVICE, f"backend='native' has no ops for {device}")
+        check_not_meta(self.module)
         if torch.is_autocast_enabled(device.type):
             raise Fallback(self.stage, FallbackKind.AUTOCAST, f"for {device.type}")
         return weights

@@ -94,14 +94,14 @@ class BarkTokenRules(LogitsProcessor):
         if self._tap is not None:
             self._tap.expect(codebook)
         allowed = self._allowed[codebook]
-        ids = torch.arange(scores.shape[1], device=scores.device)
+        ids = torch.arange(scores.shape[1], dtype=torch.int64, device=scores.device)
         forbidden = ~(((ids >= allowed.begin) & (ids < allowed.end)) | (ids == allowed.eos))
         scores = scores.masked_fill(forbidden, -torch.inf)
         if not self._min_eos_p:
             return scores
         probabilities = scores.float().softmax(-1)[:, self._end_tokens]
         ends = (probabilities > self._min_eos_p).any(1, keepdim=True)
-        others = ~torch.isin(ids, torch.tensor(self._end_tokens, device=ids.device))
+        others = ~torch.isin(ids, torch.tensor(self._end_tokens, dtype=torch.int64, device=ids.device))
         return scores.masked_fill(ends & others, -torch.inf)
 
 

@@ -126,7 +126,7 @@ class CoarseStage:
         whole = not self._spec.rows_end or all(active)
         tokens = self._next_token(state, None if whole else active)
         if not whole:
-            keep = torch.tensor(active, device=tokens.device)
+            keep = torch.tensor(active, dtype=torch.bool, device=tokens.device)
             tokens = torch.where(keep, tokens, ENDED)
         state.window.append(tokens)
         return tokens
@@ -195,8 +195,11 @@ def token_ranges(spec: CoarseSpec, vocab_size: int) -> tuple[TokenRange, TokenRa
 
 
 def row_lengths(spec: CoarseSpec, semantic_tokens: Tensor) -> Tensor:
-    """Coarse tokens [B] int32 that each row of semantic tokens [B, T] asks for."""
-    semantic = (semantic_tokens != spec.semantic_pad_token).sum(1)
+    """Coarse tokens [B] int32 that each row of semantic tokens [B, T] asks for.
+
+    Counted in float32; Transformers counts in torch's default dtype, and in 16 bits miscounts.
+    """
+    semantic = (semantic_tokens != spec.semantic_pad_token).sum(1).float()
     frames = torch.floor(semantic * spec.tokens_per_semantic / spec.num_codebooks)
     return torch.round(frames * spec.num_codebooks).int()
 
@@ -213,7 +216,7 @@ def _trim_history(spec: CoarseSpec, history: CoarseHistory, device: torch.device
         empty = torch.empty((1, 0), dtype=torch.int64, device=device)
         return empty, empty
     semantic, codes = (h.to(device=device, dtype=torch.int64) for h in history)
-    offsets = torch.arange(codes.shape[0], device=device)[:, None] * spec.codebook_size
+    offsets = torch.arange(codes.shape[0], dtype=torch.int64, device=device)[:, None] * spec.codebook_size
     coarse = (codes + offsets).T.reshape(1, -1) + spec.semantic_vocab_size
     ratio = spec.tokens_per_semantic
     semantic_tokens = min(

@@ -154,7 +154,7 @@ class CodecStage:
 
 def _after(ends: Tensor, start: int, count: int) -> Tensor:
     """[B, count] bool: which of the positions from `start` on are at or after each row's end."""
-    return torch.arange(start, start + count, device=ends.device) >= ends[:, None]
+    return torch.arange(start, start + count, dtype=torch.int64, device=ends.device) >= ends[:, None]
 
 
 # Time comes before the channels, [B, T, C]: then a convolution is one matrix product for each tap on a shifted view of

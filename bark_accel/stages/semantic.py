@@ -114,7 +114,7 @@ class SemanticStage:
         none = torch.empty(0, dtype=torch.int64, device=text.device)
         history = torch.stack([self._padded(none if h is None else h) for h in histories])
         embed = self._model.embed
-        infer = torch.full((text.shape[0], 1), spec.infer_token, device=text.device)
+        infer = torch.full((text.shape[0], 1), spec.infer_token, dtype=torch.int64, device=text.device)
         tokens = torch.cat([embed(text) + embed(history), embed(infer)], dim=1)
         return tokens + self._model.positions(0, spec.prompt_tokens)
 
@@ -126,5 +126,5 @@ class SemanticStage:
 def _pad_finished(tokens: Tensor, unfinished: list[bool], pad_token: int | None) -> Tensor:
     if all(unfinished) or pad_token is None:
         return tokens
-    keep = torch.tensor(unfinished, device=tokens.device)
+    keep = torch.tensor(unfinished, dtype=torch.bool, device=tokens.device)
     return torch.where(keep, tokens, pad_token)

@@ -68,7 +68,8 @@ def quantize(linear: Linear) -> Linear:
     """Round to the nearest of 255 levels between -max and max of each group of 64 weights along a row."""
     weight = linear.weight
     int8 = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    scales = torch.empty(len(weight), -(-weight.shape[1] // INT8_GROUP), device=weight.device)
+    groups = -(-weight.shape[1] // INT8_GROUP)
+    scales = torch.empty(len(weight), groups, dtype=torch.float32, device=weight.device)
     # Some rows at a time: float32 copies of whole matrices would leave holes in the heap, as large as the model.
     for rows in zip(weight.split(_ROWS), int8.split(_ROWS), scales.split(_ROWS), strict=True):
         _quantize_rows(*rows)

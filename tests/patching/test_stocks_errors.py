@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from bark_accel.patches.compat import prompt_argument
-from bark_accel.patches.recorder import record_stages
 from bark_models import SMALL, stage_configs, texts
 from parity import accelerated_copy
 
 from bark_accel import AudioStreamer
+from bark_accel.hf.compat import prompt_argument
+from bark_accel.hf.stage_trace import record_stages
 from bark_accel.report import Fallback
 
 INPUTS = texts(SMALL, [4])
