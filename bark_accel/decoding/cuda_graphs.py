@@ -96,10 +96,11 @@ class StepGraphs:
     """The graphs of one model, batch and cache, one for each range of ids and sampling config; a `Lookahead`.
 
     Serves one generation at a time (`start`). Holds no weights: matrices are read where they stand, LayerNorms and
-    biases from copies that `start` refreshes. What a graph reads of its sampler is kept beside it.
+    biases from copies that `start` refreshes. What a graph reads of its sampler is kept beside it. Tokens are drawn from
+    `generator`.
     """
 
-    def __init__(self, recorder: Recorder, model: CausalModel, cache: KVCache):
+    def __init__(self, recorder: Recorder, model: CausalModel, cache: KVCache, generator: Generator):
         rows, device = cache.keys.shape[1], cache.keys.device
         self._recorder = recorder
         # Born in inference mode they could not be written outside of it by a later call.
@@ -108,7 +109,7 @@ class StepGraphs:
             self._drawn = torch.zeros(MAX_BLOCK_TOKENS, rows, dtype=torch.int64, device=device)
             self._count = torch.zeros(1, dtype=torch.int64, device=device)
             self._vectors = [torch.empty_like(t) for t in model.vectors]
-        self._generator = Generator(device)
+        self._generator = generator
         self._replays: OrderedDict[tuple[TokenRange, SamplingConfig], Replay] = OrderedDict()
         self._ahead: deque[tuple[Tensor, Tensor, Tensor | None]] = deque()
         self._model: CausalModel | None = None
@@ -254,7 +255,7 @@ class GraphStore:
             if recorder is None:
                 yield None
                 return
-            graphs = StepGraphs(recorder, model, cache)
+            graphs = StepGraphs(recorder, model, cache, Generator(cache.keys.device))
         graphs.start(model)
         try:
             yield graphs

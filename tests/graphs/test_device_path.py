@@ -45,13 +45,9 @@ def test_a_step_over_torch_ops_needs_no_data(
     shape = (spec.num_layers, 3, spec.num_heads, spec.block_size, spec.head_size)
     keys, values = (torch.empty(shape, dtype=model.weights.cache_dtype, device=META) for _ in range(2))
     cache = KVCache(keys, values, torch.zeros(3, dtype=torch.int64, device=META))
-    replays = graphs.StepGraphs.__new__(graphs.StepGraphs)
-    replays._recorder = CallRecorder()
-    replays._model = model
-    replays._generator = None  # type: ignore[assignment]
-    replays._ids = torch.zeros(3, 1, dtype=torch.int64, device=META)
-    replays._drawn = torch.zeros(8, 3, dtype=torch.int64, device=META)
-    replays._count = torch.zeros(1, dtype=torch.int64, device=META)
+    # A meta device has no generator.
+    replays = graphs.StepGraphs(CallRecorder(), model, cache, generator=None)  # type: ignore[arg-type]
+    replays.start(model)
     replays._record(TokenRange(0, 100, eos=100), cache, Sampler.of(model, config)).run()
 
 
