@@ -96,8 +96,8 @@ class StepGraphs:
     """The graphs of one model, batch and cache, one for each range of ids and sampling config; a `Lookahead`.
 
     Serves one generation at a time (`start`). Holds no weights: matrices are read where they stand, LayerNorms and
-    biases from copies that `start` refreshes. What a graph reads of its sampler is kept beside it. Tokens are drawn from
-    `generator`.
+    biases from copies that `start` refreshes. What a graph reads of its sampler is kept beside it. Tokens are drawn
+    from `generator`.
     """
 
     def __init__(self, recorder: Recorder, model: CausalModel, cache: KVCache, generator: Generator):

@@ -26,6 +26,11 @@ ONE_PASSES = "def test_a():\n    pass\n"
 ONE_FAILS = "def test_b():\n    pass\n\ndef test_c():\n    assert False\n\ndef test_d():\n    pass\n"
 
 
+def runs(text: str) -> bool:
+    """Whether a process with `text` in its command is there."""
+    return text in subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
+
+
 def test_a_crash_and_a_hang_cost_their_tables_only(tmp_path: Path) -> None:
     """The whole of it, with tiny models on the CPU, a failing kernel test, a crash and a hang."""
     (tmp_path / "test_kernel.py").write_text(ONE_FAILS)
@@ -74,7 +79,7 @@ def test_a_command_ends_in_time_with_all_that_it_started() -> None:
     began = time.monotonic()
     assert gpu_limits.run_command([sys.executable, "-c", deaf], 1).startswith("cut off after")
     assert time.monotonic() - began < 30
-    assert "sleep(601.5)" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert not runs("sleep(601.5)")
     assert gpu_limits.run_command([sys.executable, "-c", "raise SystemExit(3)"], 60) == "exit status 3"
     assert gpu_limits.run_command(["/no/such/program"], 60).startswith("FileNotFoundError")
     assert gpu_limits.run_command(["sh", "-c", "kill -9 $$"], 60) == "killed by SIGKILL"
@@ -98,7 +103,7 @@ def test_nothing_outlives_the_end(tmp_path: Path, name: str, status: int) -> Non
         assert process.wait(60) == status
     content = json.loads((tmp_path / "dry_cpu_build.json").read_text())
     assert [part["what"] for part in content["failed"]] == ["run"]
-    assert "sleep(602.5)" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert not runs("sleep(602.5)")
 
 
 class Commands:
