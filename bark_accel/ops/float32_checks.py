@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .op_checks import require, require_no_grad, require_one_device, require_shape
+from .checks import require, require_no_grad, require_one_device, require_shape
 
 
 def check_linear_inputs(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
