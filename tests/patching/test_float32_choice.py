@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from bark_accel.backend import check_backend
 from bark_models import SMALL, SUNO, build, preset, texts
 from parity import accelerated_copy, assert_equal_to_stock
 
 from bark_accel import acceleration_report
 from bark_accel.ops import cpu as cpu_ops
 from bark_accel.ops import float32_choice
+from bark_accel.ops.backend import check_backend
 from bark_accel.ops.float32_choice import VARIABLE, choice
 
 NAMES = ("torch", "onednn", "native")

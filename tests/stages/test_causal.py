@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from bark_accel.backend import get_ops
-from bark_accel.gpt import CausalModel
-from bark_accel.kv_cache import KVCache, KVCachePool
-from bark_accel.precision import convert
 from bark_models import SMALL, build
 from torch import Tensor
 
-from bark_accel.patches import extract
+from bark_accel.hf import extract
+from bark_accel.ops.backend import get_ops
+from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.kv_cache import KVCache, KVCachePool
+from bark_accel.transformer.precision import convert
 
 CPU = torch.device("cpu")
 VOCABULARY = slice(0, SMALL.semantic_outputs)
