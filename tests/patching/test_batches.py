@@ -9,7 +9,15 @@ import pytest
 import torch
 from bark_models import SMALL, build, preset, stage_configs, texts
 from call_recorder import CallRecorder
-from parity import TOKEN_STAGES, accelerated_copy, assert_equal_to_stock, assert_same_tokens, run
+from parity import (
+    TOKEN_STAGES,
+    accelerated_copy,
+    assert_equal_to_stock,
+    assert_same_run,
+    assert_same_tokens,
+    assert_stock_gives,
+    run,
+)
 
 from bark_accel import (
     AccelerationError,
@@ -97,6 +105,20 @@ def assert_row(row, expected, got, *, tails=True):
             assert (tokens[..., own.shape[-1] :] == padding[stage]).all()
 
 
+def assert_row_alone(stock, row, history, got, *, place=None, inputs=INPUTS, audio=None, length=None, **options):
+    """Row `place` (default: `row`) is what stock makes of the text alone: tokens, `audio` [S] and its `length`."""
+
+    def check(alone):
+        tokens, waveform, _ = alone
+        assert_row(row if place is None else place, tokens, got)
+        if audio is not None:
+            torch.testing.assert_close(audio[: waveform.shape[1]], waveform[0], rtol=0, atol=1e-6)
+            assert not audio[waveform.shape[1] :].any()
+        assert length in (None, waveform.shape[1])
+
+    assert_stock_gives(check, stock, **row_of(inputs, row), history_prompt=history, **options)
+
+
 # What stock does.
 
 
@@ -139,34 +161,27 @@ def test_by_default_rows_of_a_wide_batch_are_stocks(stock, fast):
 
 
 @pytest.mark.parametrize("settings", [{}, {"backend": "torch"}, {"speculate": False}], ids=str)
-def test_a_voice_for_each_row(stock, alone, settings):
+def test_a_voice_for_each_row(stock, settings):
     quick = accelerated_copy(stock, **settings)
     got, (audio, lengths), _ = run(quick, 0, **INPUTS, history_prompt=VOICES, return_output_lengths=True)
     assert len(set(lengths)) > 2
     for row, voice in enumerate(VOICES):
-        tokens, waveform = alone(row, voice)
-        assert_row(row, tokens, got)
-        assert lengths[row] == len(waveform)
-        torch.testing.assert_close(audio[row, : lengths[row]], waveform, rtol=0, atol=1e-6)
-        assert not audio[row, lengths[row] :].any()
+        assert_row_alone(stock, row, voice, got, audio=audio[row], length=lengths[row])
 
 
 @pytest.mark.parametrize("history", [None, SHARED], ids=["no voice", "a voice"])
-def test_batch_tails(fixed, alone, history):
+def test_batch_tails(stock, fixed, history):
     got, audio, _ = run(fixed, 0, **INPUTS, history_prompt=history)
     for row in range(4):
-        tokens, waveform = alone(row, history)
-        assert_row(row, tokens, got)
-        torch.testing.assert_close(audio[row, : len(waveform)], waveform, rtol=0, atol=1e-6)
-        assert not audio[row, len(waveform) :].any()
+        assert_row_alone(stock, row, history, got, audio=audio[row])
 
 
 @pytest.mark.parametrize("order", [[3, 1, 0, 2], [1, 1, 2, 2, 0], [2]], ids=str)
-def test_any_order_of_rows(fast, alone, order):
+def test_any_order_of_rows(stock, fast, order):
     inputs = {k: v[order] for k, v in INPUTS.items()}
     got, _, _ = run(fast, 0, **inputs, history_prompt=tuple(VOICES[i] for i in order))
     for row, index in enumerate(order):
-        assert_row(row, alone(index, VOICES[index])[0], got)
+        assert_row_alone(stock, index, VOICES[index], got, place=row)
 
 
 def test_wide_batches(stock, fixed):
@@ -174,8 +189,7 @@ def test_wide_batches(stock, fixed):
     inputs = texts(SMALL, lengths)
     got, _, _ = run(fixed, 0, **inputs)
     for row in (0, 7, 17):
-        tokens, _, _ = run(stock, 0, **row_of(inputs, row))
-        assert_row(row, tokens, got)
+        assert_row_alone(stock, row, None, got, inputs=inputs)
 
 
 @pytest.mark.parametrize("weights", ["float16", "int8"])
@@ -195,7 +209,7 @@ def test_half_precision_models():
         assert_row(row, generate_alone(quick, row, voice, semantic_max_new_tokens=30)[0], got)
 
 
-def test_over_recorded_steps(stock, alone, monkeypatch):
+def test_over_recorded_steps(stock, monkeypatch):
     """A graph keeps its batch whole; what ended rows give is dropped."""
     recorder = CallRecorder()
     monkeypatch.setattr(graphs, "make_recorder", lambda device: recorder)
@@ -203,7 +217,7 @@ def test_over_recorded_steps(stock, alone, monkeypatch):
     for history in (VOICES, SHARED):
         got, _, _ = run(quick, 0, **INPUTS, history_prompt=history)
         for row in range(4):
-            assert_row(row, alone(row, history[row] if history is VOICES else history)[0], got)
+            assert_row_alone(stock, row, history[row] if history is VOICES else history, got)
     assert recorder.replayed > 0
 
 
@@ -236,12 +250,15 @@ def test_rows_without_a_word(stock, first):
 
 def test_tokens_of_a_seed_with_batch_tails(stock, fixed):
     """Noise is drawn for ended rows too: semantic and coarse tokens are stock's, each row up to its end."""
-    expected, _, _ = run(stock, 5, **INPUTS, **SAMPLED)
     got, _, _ = run(fixed, 5, **INPUTS, **SAMPLED)
-    assert_same_tokens("semantic", expected["semantic"], got["semantic"])
     spoken = got["coarse"] != 0
     assert not spoken.all() and spoken.any()
-    assert torch.equal(got["coarse"][spoken], expected["coarse"][spoken])
+
+    def check(expected):
+        assert_same_tokens("semantic", expected[0]["semantic"], got["semantic"])
+        assert torch.equal(got["coarse"][spoken], expected[0]["coarse"][spoken])
+
+    assert_stock_gives(check, stock, 5, **INPUTS, **SAMPLED)
 
 
 def test_batch_tails_change_nothing_where_rows_are_equally_long(endless):
@@ -256,12 +273,8 @@ def test_batch_tails_change_nothing_where_rows_are_equally_long(endless):
 def test_equal_voices_in_a_list_are_one_for_all(endless):
     fast = accelerated_copy(endless)
     options = {**texts(SMALL, [4, 9]), **SAMPLED, "semantic_max_new_tokens": 40}
-    expected, audio, state = run(endless, 3, **options, history_prompt=SHARED)
-    got, same_audio, same_state = run(fast, 3, **options, history_prompt=[SHARED, SHARED])
-    for stage in TOKEN_STAGES:
-        assert_same_tokens(stage, expected[stage], got[stage])
-    torch.testing.assert_close(same_audio, audio, rtol=0, atol=1e-6)
-    assert torch.equal(state, same_state)
+    got = run(fast, 3, **options, history_prompt=[SHARED, SHARED])
+    assert_stock_gives(lambda expected: assert_same_run(expected, got), endless, 3, **options, history_prompt=SHARED)
 
 
 def test_a_seed_gives_the_same_again_with_and_without_drafts(stock, fast):
@@ -414,8 +427,7 @@ def test_in_stocks_own_code_rows_run_one_by_one(stock, stage):
     got, audio, _ = run(quick, 0, **INPUTS, history_prompt=VOICES, semantic_max_new_tokens=40, **options)
     assert {reason.stage for reason in acceleration_report(quick).fallbacks} == {stage}
     for row, voice in enumerate(VOICES):
-        tokens, _ = generate_alone(stock, row, voice, semantic_max_new_tokens=40, **options)
-        assert_row(row, tokens, got)
+        assert_row_alone(stock, row, voice, got, semantic_max_new_tokens=40, **options)
     streamer = AudioStreamer(quick, max_queued_chunks=1000)
     chunks = list(
         stream(quick, **INPUTS, history_prompt=VOICES, semantic_max_new_tokens=40, streamer=streamer, **options)
@@ -435,7 +447,7 @@ def test_batch_tails_in_stocks_own_loop(stock):
     options = {"semantic_max_new_tokens": 40, **FALLBACKS["coarse"]}
     got, audio, _ = run(quick, 0, **INPUTS, **options)
     for row in range(4):
-        assert_row(row, generate_alone(stock, row, None, **options)[0], got)
+        assert_row_alone(stock, row, None, got, **options)
     streamer = AudioStreamer(quick, policy="exact", max_queued_chunks=1000)
     chunks = list(stream(quick, **INPUTS, **options, streamer=streamer))
     torch.testing.assert_close(torch.cat(chunks, 1), audio, rtol=0, atol=1e-6)
@@ -444,19 +456,19 @@ def test_batch_tails_in_stocks_own_loop(stock):
 # Everything around it.
 
 
-def test_sub_models_take_lists(fast, alone):
+def test_sub_models_take_lists(stock, fast):
     configs = stage_configs(fast)
     semantic_config = configs["semantic_generation_config"]
     mask = INPUTS["attention_mask"]
     semantic = fast.semantic.generate(INPUTS["input_ids"], semantic_config, VOICES, mask)
+    spoken = semantic.clone()
     two = {k: v for k, v in configs.items() if not k.startswith("fine")}
     rest = {"codebook_size": SMALL.codebook_size, "history_prompt": VOICES}
     coarse, lengths = fast.coarse_acoustics.generate(semantic, **two, **rest, return_output_lengths=True)
     fine = fast.fine_acoustics.generate(coarse, **configs, **rest)
     for row, voice in enumerate(VOICES):
-        tokens, _ = alone(row, voice)
-        assert_same_tokens("fine", tokens["fine"][0], fine[row, :, : tokens["fine"].shape[2]])
-        assert lengths[row] == tokens["coarse"].shape[1]
+        assert_row_alone(stock, row, voice, {"semantic": spoken, "coarse": coarse, "fine": fine})
+        assert lengths[row] == (coarse[row] != 0).sum()
     for call in (
         lambda: fast.semantic.generate(INPUTS["input_ids"], semantic_config, VOICES[:3], mask),
         lambda: fast.coarse_acoustics.generate(semantic, **two, **{**rest, "history_prompt": VOICES[:3]}),
@@ -466,10 +478,10 @@ def test_sub_models_take_lists(fast, alone):
             call()
 
 
-def test_copies_and_the_restored_model(fast, alone):
+def test_copies_and_the_restored_model(stock, fast):
     copied = copy.deepcopy(fast)
     got, _, _ = run(copied, 0, **INPUTS, history_prompt=VOICES)
-    assert_row(2, alone(2, VOICES[2])[0], got)
+    assert_row_alone(stock, 2, VOICES[2], got)
     with pytest.raises(TypeError):
         restore_bark(copied).generate(**INPUTS, history_prompt=VOICES)
 

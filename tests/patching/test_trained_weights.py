@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from call_recorder import CallRecorder
-from parity import TOKEN_STAGES, accelerated_copy, assert_equal_to_stock, assert_same_tokens, run
+from parity import TOKEN_STAGES, accelerated_copy, assert_equal_to_stock, assert_same_tokens, assert_stock_gives, run
 from transformers import AutoProcessor
 
 from bark_accel import acceleration_report, batch_inputs, load_voice_preset, long_form, small_bark_path
@@ -31,10 +31,6 @@ def history_of(voice):
     return None if voice is None else {key: torch.from_numpy(part.astype("int64")) for key, part in voice.items()}
 
 
-def alone(stock, processor, row, voice):
-    return run(stock, 0, **processor([TEXTS[row]]), history_prompt=history_of(voice), **GREEDY)
-
-
 @pytest.mark.parametrize("fix", [False, True])
 def test_rows_are_what_they_are_alone(speaking_model, processor, fix):
     """With a voice each; with one voice for all where stock's bug is fixed."""
@@ -46,12 +42,17 @@ def test_rows_are_what_they_are_alone(speaking_model, processor, fix):
     )
     assert len(set(lengths)) > 2
     for row, voice in enumerate(voices):
-        tokens, waveform, _ = alone(speaking_model, processor, row, voice)
-        for stage in TOKEN_STAGES:
-            own = tokens[stage][0]
-            assert_same_tokens(f"row {row}, {stage}", own, got[stage][row][..., : own.shape[-1]])
-        assert lengths[row] == waveform.shape[1]
-        torch.testing.assert_close(audio[row, : lengths[row]], waveform[0], rtol=0, atol=1e-6)
+
+        def check(alone, row=row):
+            tokens, waveform, _ = alone
+            for stage in TOKEN_STAGES:
+                own = tokens[stage][0]
+                assert_same_tokens(f"row {row}, {stage}", own, got[stage][row][..., : own.shape[-1]])
+            assert lengths[row] == waveform.shape[1]
+            torch.testing.assert_close(audio[row, : lengths[row]], waveform[0], rtol=0, atol=1e-6)
+
+        inputs = processor([TEXTS[row]])
+        assert_stock_gives(check, speaking_model, **inputs, history_prompt=history_of(voice), **GREEDY)
 
 
 def test_trimmed_rows_of_named_voices(fast, speaking_model, processor):
