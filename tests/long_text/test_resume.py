@@ -128,6 +128,16 @@ def test_another_run_is_not_mixed_in(fast, processor, tmp_path, name):
     long_form(fast, processor, **{**arguments, "chunk_pause_s": 2.0})  # of no effect on the chunks
 
 
+def test_sums_of_another_order_are_not_mixed_in(fast, processor, tmp_path, monkeypatch):
+    monkeypatch.setenv("BARK_ACCEL_FLOAT32", "native")
+    next(iter(long_form(fast, processor, TEXT, work_dir=tmp_path, **SAMPLED)))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["float32 sums"] == "products native, attention native"
+    monkeypatch.setenv("BARK_ACCEL_FLOAT32", "torch")
+    with pytest.raises(ValueError, match="holds a run with another float32 sums"):
+        long_form(fast, processor, TEXT, work_dir=tmp_path, **SAMPLED)
+
+
 def test_another_model_is_not_mixed_in(small_model, fast, processor, tmp_path):
     next(iter(long_form(fast, processor, TEXT, work_dir=tmp_path, **SAMPLED)))
     other = copy.deepcopy(small_model)
