@@ -98,44 +98,56 @@ inline void dot_rows_of(const MatrixView& m, const int64_t (&row)[N], const Acti
   for (; r < a.rows; ++r) dot_tile_at<T, N, 1>(m, row, a, r, result);
 }
 
-// ---- int8 weights, int16 activations: exact integer sums within a group of weights that share a scale
+// ---- int8 weights, int16 activations: exact integer sums within a group of weights that share a scale. Four
+// sums at a time share one vector: a quarter of its lanes each, added as integers, then scaled and added to
+// the groups before. However a tile is cut, a sum has the same quarters in the same order.
 
 template <int N, int R>
-inline void dot_tile_int8(const int8_t* const (&w)[N], const float* const (&scales)[N], int64_t group,
-                          const int16_t* x, int64_t x_stride, int64_t depth, float (&sums)[N][R]) {
-  VecF acc[N][R] = {};
-  for (int64_t begin = 0, g = 0; begin < depth; begin += group, ++g) {
-    const int64_t end = min64(begin + group, depth);
-    VecI inner[N][R] = {};
-    int64_t k = begin;
-    for (; k + 2 * kWidth <= end; k += 2 * kWidth) {
-      VecS weight[N];
+inline void dot_tile_int8(const int8_t* const (&w)[N], const float* const (&scales)[N], const int16_t* x,
+                          int64_t x_stride, int64_t depth, float* sums) {
+  constexpr int kFours = (N * R + 3) / 4;
+  VecF acc[kFours] = {};
+  for (int64_t begin = 0, g = 0; begin < depth; begin += kInt8Group, ++g) {
+    VecI inner[4 * kFours] = {};
+    if (begin + kInt8Group <= depth) {
       BARK_UNROLL
-      for (int n = 0; n < N; ++n) weight[n] = load_short(w[n] + k);
-      BARK_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const VecS input = load_short(x + r * x_stride + k);
+      for (int k = 0; k < kInt8Group; k += 2 * kWidth) {
+        VecS weight[N];
         BARK_UNROLL
-        for (int n = 0; n < N; ++n) inner[n][r] = add_products(inner[n][r], weight[n], input);
+        for (int n = 0; n < N; ++n) weight[n] = load_short(w[n] + begin + k);
+        BARK_UNROLL
+        for (int r = 0; r < R; ++r) {
+          const VecS input = load_short(x + r * x_stride + begin + k);
+          BARK_UNROLL
+          for (int n = 0; n < N; ++n) inner[n * R + r] = add_products(inner[n * R + r], weight[n], input);
+        }
       }
-    }
-    if (k < end) {
-      BARK_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const VecS input = load_short_first(x + r * x_stride + k, end - k);
+    } else {
+      for (int64_t k = begin; k < depth; k += 2 * kWidth) {
+        const int64_t count = min64(2 * kWidth, depth - k);
         BARK_UNROLL
-        for (int n = 0; n < N; ++n) {
-          inner[n][r] = add_products(inner[n][r], load_short_first(w[n] + k, end - k), input);
+        for (int i = 0; i < N * R; ++i) {
+          inner[i] = add_products(inner[i], load_short_first(w[i / R] + k, count),
+                                  load_short_first(x + i % R * x_stride + k, count));
         }
       }
     }
     BARK_UNROLL
-    for (int n = 0; n < N; ++n) {
-      BARK_UNROLL
-      for (int r = 0; r < R; ++r) acc[n][r] += __builtin_convertvector(inner[n][r], VecF) * scales[n][g];
+    for (int i = 0; i < kFours; ++i) {
+      const VecF four = __builtin_convertvector(
+          sum_fours(inner[4 * i], inner[4 * i + 1], inner[4 * i + 2], inner[4 * i + 3]), VecF);
+      if constexpr (R % 4 == 0) {
+        acc[i] += four * scales[4 * i / R][g];
+      } else {
+        float each[4];
+        BARK_UNROLL
+        for (int j = 0; j < 4; ++j) each[j] = 4 * i + j < N * R ? scales[(4 * i + j) / R % N][g] : 0.0f;
+        acc[i] += four * repeat_four(each);
+      }
     }
   }
-  sum_tile(acc, sums);
+  BARK_UNROLL
+  for (int i = 0; i < kFours; ++i) store_sum_of_fours(sums + 4 * i, acc[i]);
 }
 
 template <int N, int R>
@@ -147,22 +159,22 @@ inline void dot_rows_int8_tile(const MatrixView& m, const int64_t* row, const Ac
     w[n] = static_cast<const int8_t*>(m.weight) + row[n] * m.stride;
     scales[n] = m.scales + row[n] * m.scale_stride;
   }
-  float sums[N][R];
-  dot_tile_int8<N, R>(w, scales, m.group, a.quantized + r * a.x_stride, a.x_stride, m.depth, sums);
+  float sums[(N * R + 3) / 4 * 4];
+  dot_tile_int8<N, R>(w, scales, a.quantized + r * a.x_stride, a.x_stride, m.depth, sums);
   for (int n = 0; n < N; ++n) {
-    for (int i = 0; i < R; ++i) result.put(r + i, row[n], sums[n][i] * a.scales[r + i]);
+    for (int i = 0; i < R; ++i) result.put(r + i, row[n], sums[n * R + i] * a.scales[r + i]);
   }
 }
 
 template <int N>
 inline void dot_rows_int8(const MatrixView& m, const int64_t (&row)[N], const Activations& a, Result result) {
-  constexpr int kRows = kWidth == 16 ? 4 : 2;  // activation rows a tile
   constexpr int kAtOnce =
-      N < 2 || kWidth < 8 ? 1 : 2;  // weight rows a tile: both sums must stay in registers
+      kWidth == 16 ? N : (N + 1) / 2;  // weight rows a tile: its sums must stay in registers
   int64_t r = 0;
-  for (; r + kRows <= a.rows; r += kRows) {
-    for (int n = 0; n < N; n += kAtOnce) dot_rows_int8_tile<kAtOnce, kRows>(m, row + n, a, r, result);
+  for (; r + 4 <= a.rows; r += 4) {
+    for (int n = 0; n < N; n += kAtOnce) dot_rows_int8_tile<kAtOnce, 4>(m, row + n, a, r, result);
   }
+  for (; r + 2 <= a.rows; r += 2) dot_rows_int8_tile<N, 2>(m, row, a, r, result);
   for (; r < a.rows; ++r) dot_rows_int8_tile<N, 1>(m, row, a, r, result);
 }
 
