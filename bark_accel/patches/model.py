@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -88,9 +89,7 @@ class ModelHook(AudioSource):
         view = kwargs.pop(VIEW, None)
         if view is not None:
             return self._on(view).generate(input_ids, history_prompt, return_output_lengths, **kwargs)
-        trim = kwargs.pop("trim", False)
-        if not isinstance(trim, bool):
-            raise TypeError(f"trim: expected True or False, got {trim!r}")
+        trim = _trim(kwargs)
         audio, lengths = self._generate(input_ids, history_prompt, bool(return_output_lengths) or trim, kwargs)
         result = trim_rows(audio, lengths) if trim else audio
         return (result, lengths) if return_output_lengths else result
@@ -113,6 +112,44 @@ class ModelHook(AudioSource):
         if with_lengths or self.codec.rows_end(preset):
             return type(self.module).generate(self.module, input_ids, preset, True, **kwargs)
         return type(self.module).generate(self.module, input_ids, preset, None, **kwargs), []
+
+    @torch.no_grad()
+    def check(
+        self,
+        input_ids: Any = None,
+        history_prompt: Any = None,
+        return_output_lengths: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Raise what `generate` with these arguments would raise before any work."""
+        _trim(kwargs)
+        config = kwargs.get("generation_config")
+        if config is not None and self.settings.traps.fixes("ignored_generation_config"):
+            del kwargs["generation_config"]
+            self._with_config(config).check(input_ids, history_prompt, **kwargs)
+            return
+        streamer = kwargs.get("streamer")
+        if isinstance(streamer, AudioStreamer):
+            del kwargs["streamer"]
+            self._check_streamer(streamer, kwargs)
+        _, kwargs = self._check(input_ids, history_prompt, kwargs)
+        with suppress(Fallback):
+            self._prepare_causal_stages(len(input_ids), kwargs)
+
+    def _prepare_causal_stages(self, rows: int, kwargs: dict[str, Any]) -> None:
+        hooks, (semantic, coarse, _) = self._stage_hooks(), self.generation_configs()
+        size = self.module.generation_config.codebook_size
+        hooks.semantic.prepare(
+            semantic, rows, {"min_eos_p": kwargs.get("min_eos_p"), **stage_arguments(kwargs, "semantic")}
+        )
+        hooks.coarse.prepare(semantic, coarse, size, rows, stage_arguments(kwargs, "coarse"))
+
+    def _check_streamer(self, streamer: AudioStreamer, kwargs: dict[str, Any]) -> None:
+        if streamer.sampling_rate != self.sampling_rate:
+            got = f"{streamer.sampling_rate}, this model has {self.sampling_rate}"
+            raise ValueError(f"streamer: expected one made for this model, got one with a sampling rate of {got}")
+        if any("streamer" in stage_arguments(kwargs, stage) for stage in SUBMODELS):
+            raise ValueError("streamer: expected one for audio or those for tokens, got both")
 
     def _with_config(self, config: Any) -> ModelHook:
         """A throw-away twin for one call, on a view of the model with another generation config."""
@@ -168,9 +205,7 @@ class ModelHook(AudioSource):
             chunks.append(chunk)
 
         with streamer.producing():
-            if streamer.sampling_rate != self.sampling_rate:
-                got = f"{streamer.sampling_rate}, this model has {self.sampling_rate}"
-                raise ValueError(f"streamer: expected one made for this model, got one with a sampling rate of {got}")
+            self._check_streamer(streamer, kwargs)
             preset, kwargs = self._check(input_ids, history_prompt, kwargs, streamed=True)
             self._generate_audio(streamer, input_ids, preset, kwargs, emit)
         audio = torch.cat(chunks, dim=1) if chunks else self._silence(len(input_ids))
@@ -187,8 +222,6 @@ class ModelHook(AudioSource):
     ) -> None:
         semantic, coarse, fine = self.generation_configs()
         stage_kwargs = {stage: stage_arguments(kwargs, stage) for stage in SUBMODELS}
-        if any("streamer" in arguments for arguments in stage_kwargs.values()):
-            raise ValueError("streamer: expected one for audio or those for tokens, got both")
         stage_kwargs["semantic"] = {"min_eos_p": kwargs.get("min_eos_p"), **stage_kwargs["semantic"]}
         mask = kwargs.get("attention_mask")
         size = self.module.generation_config.codebook_size
@@ -300,6 +333,14 @@ class ModelHook(AudioSource):
         for stage, name in SUBMODELS.items():
             if _stage_hook(getattr(self.module, name)) is None:
                 self.settings.log.record(_not_hooked(stage).reason)
+
+
+def _trim(kwargs: dict[str, Any]) -> bool:
+    """Takes `trim` out of the arguments; raises `TypeError` unless it is a bool."""
+    trim = kwargs.pop("trim", False)
+    if not isinstance(trim, bool):
+        raise TypeError(f"trim: expected True or False, got {trim!r}")
+    return trim
 
 
 def _not_hooked(stage: str) -> Fallback:

@@ -32,7 +32,7 @@ from bark_accel.longform.reader import LongForm, LongTextOptions
 from bark_accel.longform.text import plan_chunks
 from bark_accel.longform.utterance import Utterance
 from bark_accel.streaming.owner import owner_of
-from bark_accel.streaming.streamer import POLICIES, AudioStreamer, stream
+from bark_accel.streaming.streamer import POLICIES, AudioStreamer, check_arguments, stream
 from bark_accel.transformer.weights import tensors_of
 from bark_accel.voices.preset import preset_digest
 
@@ -96,6 +96,7 @@ def make_long_form(
         raise TypeError(f"work_dir: expected a path or None, got {type(work_dir).__name__}")
     preset = resolve_voice(processor, voice)
     _check_codes(model, preset)
+    plain = None if work_dir is None else _plain(arguments)
     speaker = BarkSpeaker(model, processor, arguments, policy if stream else None)
     chunks = plan_chunks(
         text,
@@ -104,6 +105,7 @@ def make_long_form(
         max_characters=max_chunk_s * characters_per_second,
         language=language,
     )
+    speaker.check([chunk.text for chunk in chunks[:batch_size]], preset)
     store = None
     if work_dir is not None:
         settings = {
@@ -112,7 +114,7 @@ def make_long_form(
             "seed": seed,
             "batch_size": batch_size,
             "stream": policy if stream else None,
-            "generation arguments": _plain(arguments),
+            "generation arguments": plain,
             "model": model_digest(model),
             "float32 sums": _float32_sums(model),
         }
@@ -152,6 +154,15 @@ class BarkSpeaker:
         check_generate(model)
         if policy is not None:
             AudioStreamer(model, policy=policy)  # raises for a model that is not accelerated
+
+    def check(self, texts: Sequence[str], voice: Voice | None) -> None:
+        """Raise what an accelerated model would raise for these texts before any work."""
+        source = getattr(self._model.generate, "__self__", None)
+        if self._policy is not None:
+            streamer = AudioStreamer(self._model, policy=self._policy)
+            check_arguments(self._model, {**self._inputs(texts, voice), "streamer": streamer})
+        elif isinstance(source, ModelHook):
+            source.check(**self._inputs(texts, voice))
 
     def count_tokens(self, text: str) -> int:
         return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])

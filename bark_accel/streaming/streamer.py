@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,9 @@ class AudioSource:
     def sampling_rate(self) -> int:
         """Samples per second."""
         raise NotImplementedError
+
+    def check(self, **generate_kwargs: Any) -> None:
+        """Raise what `generate` with these arguments would raise before any work."""
 
 
 class AudioStreamer:
@@ -281,8 +285,9 @@ class AudioStreamer:
 def stream(model: BarkModel, **generate_kwargs: Any) -> Iterator[Tensor]:
     """Generate in a thread of its own, on the caller's CUDA stream, and yield the audio as it comes.
 
-    The generation starts with the first chunk asked for. Closing the iterator (or leaving the loop, once the iterator
-    is freed) cancels it; the thread is joined in any case.
+    The arguments are checked here, unless `model.generate` is wrapped; the generation starts with the first chunk asked
+    for. Closing the iterator (or leaving the loop, once the iterator is freed) cancels it; the thread is joined in any
+    case.
 
     Parameters
     ----------
@@ -298,7 +303,7 @@ def stream(model: BarkModel, **generate_kwargs: Any) -> Iterator[Tensor]:
 
     Raises
     ------
-    Whatever `generate` raises.
+    Whatever `generate` raises: for bad arguments at once, for the rest with the next chunk.
     """
     for name in inspect.signature(AudioStreamer).parameters.keys() & generate_kwargs:
         raise TypeError(f"{name}: expected in streamer=AudioStreamer(model, {name}=...), got it as generate's argument")
@@ -307,9 +312,25 @@ def stream(model: BarkModel, **generate_kwargs: Any) -> Iterator[Tensor]:
         streamer = AudioStreamer(model)
     if not isinstance(streamer, AudioStreamer):
         raise TypeError(f"streamer: expected an AudioStreamer, got {type(streamer).__name__}")
-    _source(model)
+    check_arguments(model, {**generate_kwargs, "streamer": streamer})
     streamer.reserve()
     return _listen(model, streamer, generate_kwargs, _on_current_stream())
+
+
+def check_arguments(model: Any, generate_kwargs: dict[str, Any]) -> None:
+    """Raise what `generate` would in a thread of its own, before any work; a wrapper's arguments are not known yet."""
+    source = _source(model)
+    if getattr(model.generate, "__self__", None) is not source:
+        return
+    place = _on_current_stream()
+
+    def check() -> None:
+        with place:
+            source.check(**generate_kwargs)
+
+    # Modes such as autocast are a thread's own.
+    with ThreadPoolExecutor(1, "bark_accel.check") as thread:
+        thread.submit(check).result()
 
 
 def _on_current_stream() -> AbstractContextManager:

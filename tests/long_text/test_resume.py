@@ -167,7 +167,7 @@ def test_a_folder_that_became_another_run_s_is_not_mixed_in(fast, processor, tmp
 
 def test_what_generate_refuses_leaves_the_folder_to_better_arguments(fast, processor, tmp_path):
     with pytest.raises(ValueError, match="max_new_tokens"):
-        next(iter(long_form(fast, processor, "One.", work_dir=tmp_path, semantic_max_new_tokens=0)))
+        long_form(fast, processor, "One.", work_dir=tmp_path, semantic_max_new_tokens=0)
     assert len(list(long_form(fast, processor, "One.", work_dir=tmp_path, **SAMPLED))) == 1
 
 

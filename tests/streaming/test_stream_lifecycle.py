@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import copy
+import functools
 import gc
 import inspect
 import subprocess
@@ -366,11 +367,64 @@ def test_two_streams_with_one_streamer(fast):
     assert torch.cat(list(audio), dim=1).shape[1] == streamer.row_lengths_samples[0]
 
 
-def test_bad_input_reaches_the_listener(fast):
-    with pytest.raises(ValueError, match="input_ids: expected"):
-        list(stream(fast, input_ids=torch.zeros(1, 3, dtype=torch.int64)))
-    with pytest.raises(ValueError, match="got both"):
-        list(stream(fast, **INPUTS, semantic_streamer=object()))
+BAD = {
+    "ids": ({"input_ids": torch.zeros(1, 3, dtype=torch.int64)}, ValueError, "input_ids: expected"),
+    "no ids": ({"input_ids": None}, TypeError, "input_ids: expected"),
+    "two streamers": ({"semantic_streamer": object()}, ValueError, "got both"),
+    "a voice": ({"history_prompt": "v2/en_speaker_6"}, TypeError, "history_prompt: expected a mapping"),
+    "trim": ({"trim": 1}, TypeError, "trim: expected True or False, got 1"),
+    "fine temperature": ({"fine_temperature": -1.0}, ValueError, "fine temperature: expected None or a number > 0"),
+    "semantic temperature": ({"do_sample": True, "semantic_temperature": -1.0}, ValueError, "temperature"),
+    "coarse top-k": ({"do_sample": True, "coarse_top_k": -2}, ValueError, "top_k"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_at_the_call(fast, case):
+    """Before a web server has sent its headers, and with the streamer free for better arguments."""
+    wrong, error, message = BAD[case]
+    state, streamer = torch.get_rng_state(), AudioStreamer(fast)
+    with pytest.raises(error, match=message):
+        stream(fast, **{**INPUTS, **OPTIONS, **wrong}, streamer=streamer)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(stream(fast, **INPUTS, **OPTIONS, streamer=streamer))
+
+
+def test_a_check_leaves_the_sound_as_it_is(fast):
+    torch.manual_seed(0)
+    streamer = AudioStreamer(fast)
+    generation = Generation(fast, streamer, do_sample=True)
+    expected = torch.cat(list(streamer), dim=1)
+    generation.join()
+    torch.manual_seed(0)
+    chunks = stream(fast, **INPUTS, **OPTIONS, do_sample=True)
+    assert iter(chunks) is chunks and torch.equal(torch.cat(list(chunks), dim=1), expected)
+
+
+def test_a_check_has_the_modes_of_the_generation(fast):
+    """A strict model refuses autocast, which is the calling thread's alone."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert list(stream(fast, **INPUTS, **OPTIONS))
+
+
+def test_what_a_wrapper_adds_is_not_missed_at_the_call():
+    fast = accelerated_copy(build(SMALL))
+    generate = fast.generate
+
+    @functools.wraps(generate)
+    def of_text(text, **kwargs):
+        return generate(**texts(SMALL, [len(text)]), **kwargs)
+
+    fast.generate = of_text
+    assert list(stream(fast, text="hello", **OPTIONS))
+
+
+def test_a_replaced_sub_model_is_checked_as_far_as_it_goes():
+    fast = accelerated_copy(build(SMALL), strict=False)
+    del fast.semantic.generate
+    assert list(stream(fast, **INPUTS, **OPTIONS))
+    with pytest.raises(ValueError, match="fine temperature"):
+        stream(fast, **INPUTS, fine_temperature=-1.0)
 
 
 @pytest.mark.parametrize(
@@ -411,7 +465,7 @@ def test_a_model_that_is_not_accelerated():
     other = accelerated_copy(model)
     other.generation_config.sample_rate = 8_000
     with pytest.raises(ValueError, match="expected one made for this model"):
-        list(stream(other, **INPUTS, streamer=AudioStreamer(accelerated_copy(model))))
+        stream(other, **INPUTS, streamer=AudioStreamer(accelerated_copy(model)))
 
 
 def test_a_copy_is_the_same_queue(fast):
