@@ -259,7 +259,7 @@ def main() -> None:
     counts = {kind: max(2, round(options.share * count)) for kind, count in COUNTS.items()}
     counts["phrases"] = min(counts["phrases"], held(split))
     said = {kind: texts(kind, split, count, SEED) for kind, count in counts.items()}
-    checkpoint = options.checkpoint or small_bark_path()
+    checkpoint = options.checkpoint or Path(small_bark_path())
     suite = Suite(checkpoint, said, SEED, work_folder(options.work, checkpoint, said, SEED))
     chosen = {name: way for name, way in WAYS.items() if not options.only or name in options.only}
     chosen = {**{way.baseline: WAYS[way.baseline] for way in chosen.values()}, **chosen}

@@ -101,7 +101,7 @@ class Bench:
     """The small Bark, the texts, and what it says of each when it has all the time."""
 
     def __init__(self, count: int) -> None:
-        path = small_bark_path()
+        path = Path(small_bark_path())
         processor = AutoProcessor.from_pretrained(path)
         self.model = accelerate_bark(BarkModel.from_pretrained(path).eval(), strict=True)
         self.said = {kind: texts(kind, "dev", count, SEED) for kind in KINDS}

@@ -14,7 +14,7 @@ from transformers import AutoProcessor, BarkModel
 from bark_accel import accelerate_bark, long_form, small_bark_path
 
 source, target = Path(sys.argv[1]), Path(sys.argv[2])
-name = sys.argv[3] if len(sys.argv) > 3 else str(small_bark_path())
+name = sys.argv[3] if len(sys.argv) > 3 else small_bark_path()
 voice = sys.argv[4] if len(sys.argv) > 4 else "slt"
 processor = AutoProcessor.from_pretrained(name)
 model = accelerate_bark(BarkModel.from_pretrained(name))

@@ -9,7 +9,7 @@ from transformers import AutoProcessor, BarkModel
 
 from bark_accel import AudioStreamer, accelerate_bark, small_bark_path
 
-name = str(small_bark_path())
+name = small_bark_path()
 processor = AutoProcessor.from_pretrained(name)
 model = accelerate_bark(BarkModel.from_pretrained(name))
 

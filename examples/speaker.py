@@ -10,7 +10,7 @@ from transformers import AutoProcessor, BarkModel
 from bark_accel import accelerate_bark, small_bark_path, stream
 
 text = sys.argv[1] if len(sys.argv) > 1 else "one two three four five"
-name = sys.argv[2] if len(sys.argv) > 2 else str(small_bark_path())
+name = sys.argv[2] if len(sys.argv) > 2 else small_bark_path()
 processor = AutoProcessor.from_pretrained(name)
 model = accelerate_bark(BarkModel.from_pretrained(name))
 rate = model.generation_config.sample_rate

@@ -9,7 +9,7 @@ from transformers import AutoProcessor, BarkModel, pipeline
 
 from bark_accel import accelerate_bark, small_bark_path
 
-name = str(small_bark_path())
+name = small_bark_path()
 processor = AutoProcessor.from_pretrained(name)
 model = accelerate_bark(BarkModel.from_pretrained(name))
 speak = pipeline("text-to-speech", model=model, tokenizer=processor.tokenizer, processor=processor)

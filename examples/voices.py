@@ -11,7 +11,7 @@ from transformers import AutoProcessor, BarkModel
 from bark_accel import accelerate_bark, batch_inputs, small_bark_path
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "voices_out")
-name = str(small_bark_path())
+name = small_bark_path()
 processor = AutoProcessor.from_pretrained(name)
 model = accelerate_bark(BarkModel.from_pretrained(name))
 

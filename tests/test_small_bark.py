@@ -35,6 +35,15 @@ def say(model, inputs, seed=0, **options):
     return model.generate(**inputs, **options)
 
 
+def test_the_processor_can_be_saved_again(tmp_path):
+    assert isinstance(small_bark_path(), str) and isinstance(small_bark_path() / "README.md", Path)
+    AutoProcessor.from_pretrained(small_bark_path()).save_pretrained(str(tmp_path))
+    inputs = AutoProcessor.from_pretrained(str(tmp_path))("one two", voice_preset="slt")
+    expected = AutoProcessor.from_pretrained(small_bark_path())("one two", voice_preset="slt")
+    assert torch.equal(inputs["input_ids"], expected["input_ids"])
+    assert torch.equal(inputs["history_prompt"]["fine_prompt"], expected["history_prompt"]["fine_prompt"])
+
+
 def test_it_loads_without_a_network_and_whole():
     code = (
         "from transformers import AutoProcessor, BarkModel; import bark_accel; p = bark_accel.small_bark_path();"
@@ -45,7 +54,7 @@ def test_it_loads_without_a_network_and_whole():
 
 
 def test_it_is_small():
-    files = [path for path in small_bark_path().rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    files = [path for path in Path(small_bark_path()).rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert sum(path.stat().st_size for path in files) <= 8_000_000
 
 
@@ -110,7 +119,7 @@ def test_accelerated_it_says_the_very_same(processor, voice):
 
 def test_the_card_says_what_the_recipe_measured():
     results = json.loads((Path(card.__file__).parent / "test.json").read_text())
-    assert (small_bark_path() / "README.md").read_text() == card.write(small_bark_path(), results)
+    assert (small_bark_path() / "README.md").read_text() == card.write(Path(small_bark_path()), results)
 
 
 def test_what_the_card_says_of_earlier_measurements():

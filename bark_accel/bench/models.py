@@ -72,7 +72,7 @@ def load_bark(name_or_path: str | None = None) -> LoadedBark:
     if name_or_path is not None:
         _check_name(name_or_path)
         return _from_pretrained(name_or_path, local_files_only=Path(name_or_path).is_dir())
-    loaded = _from_pretrained(str(small_bark_path()), local_files_only=True)
+    loaded = _from_pretrained(small_bark_path(), local_files_only=True)
     tokenizer = loaded.processor.tokenizer
     words = sorted(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens), key=tokenizer.get_vocab().get)
     return replace(loaded, name="the small Bark that comes with bark_accel", vocabulary=tuple(words))

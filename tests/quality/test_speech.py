@@ -149,7 +149,7 @@ def measurement(monkeypatch):
 def test_the_measurement_finds_what_is_not_stocks(measurement, tmp_path):
     said = {"digits": ["one two", "three"]}
     heard = [Heard(text, text, 1.0, True) for text in said["digits"]]
-    suite = measurement.Suite(small_bark_path(), said, SEED, tmp_path)
+    suite = measurement.Suite(Path(small_bark_path()), said, SEED, tmp_path)
     stock = {"digits": {"heard": [vars(item) for item in heard], "same_codes": None}}
     (tmp_path / "stock.json").write_text(json.dumps(stock))
     waves = [np.ones(50, np.float32), np.zeros(60, np.float32)]
