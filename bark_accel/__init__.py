@@ -10,7 +10,7 @@ for chunk in stream(model, **inputs):  # or while it is generated
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from ._version import __version__ as __version__
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-    from transformers import BarkModel, BarkProcessor
+    from transformers import BarkModel, BarkProcessor, BatchFeature
 
     from bark_accel.longform.reader import LongForm, SpokenChunk
     from bark_accel.stages.ragged import trim_rows
@@ -232,23 +232,25 @@ def free_memory(model: BarkModel) -> int:
     return free_memory(model)
 
 
-def batch_inputs(processor: BarkProcessor, texts: Sequence[str], voices: Sequence[Any]) -> dict[str, Any]:
+def batch_inputs(processor: BarkProcessor, texts: Iterable[str], voices: Any) -> BatchFeature:
     """Prepare texts with a voice each: `model.generate(**batch_inputs(processor, texts, voices))`.
 
     Parameters
     ----------
     processor : BarkProcessor
         Takes one voice a call itself.
-    texts : sequence of str
-    voices : sequence of as many
+    texts : iterable of str
+        A list, an array, a column of a table, a generator.
+    voices : iterable of as many, or one for all rows
         Each the name of one of the processor's voices, the path of an .npz file, a voice preset (a mapping of arrays
-        or tensors), or None for no voice.
+        or tensors), or None for no voice; so are "" and NaN, as empty fields of a table are read.
 
     Returns
     -------
-    dict
-        `input_ids` and `attention_mask` [B, 256], and `history_prompt`, a list of B voice presets. An accelerated
-        model moves them to its device; where its semantic stage falls back to Transformers' code, the caller has to.
+    BatchFeature
+        `input_ids` and `attention_mask` [B, 256], and `history_prompt`, a list of B voice presets (those that were
+        loaded as int64 tensors). `to(device)` moves them, in place. An accelerated model moves them itself, but where
+        its semantic stage falls back to Transformers' code.
 
     Raises
     ------

@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from transformers import BarkProcessor
+import torch
+from torch import Tensor
+from transformers import BarkProcessor, BatchFeature
 
 from bark_accel.voices.preset import checked_preset, load_voice_preset
 
 
-def batch_inputs(processor: Any, texts: Sequence[str], voices: Sequence[Any]) -> dict[str, Any]:
+class BatchInputs(BatchFeature):
+    """Arguments of `generate`: texts, and a list of voice presets, which `to(device)` moves as well."""
+
+    def to(self, *args: Any, **kwargs: Any) -> BatchInputs:
+        texts = BatchFeature({name: self[name] for name in self if name != "history_prompt"}).to(*args, **kwargs)
+        presets = [_moved(preset, texts["input_ids"].device) for preset in self["history_prompt"]]
+        self.data = {**texts.data, "history_prompt": presets}
+        return self
+
+
+def _moved(preset: Any, device: torch.device) -> Any:
+    if preset is None:
+        return None
+    return {key: part.to(device) if isinstance(part, Tensor) else part for key, part in preset.items()}
+
+
+def batch_inputs(processor: Any, texts: Iterable[str], voices: Any) -> BatchInputs:
     """See `bark_accel.batch_inputs`."""
     if not isinstance(processor, BarkProcessor):
         raise TypeError(f"processor: expected a BarkProcessor, got {type(processor).__name__}")
-    for name, values in (("texts", texts), ("voices", voices)):
-        if isinstance(values, str) or not isinstance(values, Sequence):
-            raise TypeError(f"{name}: expected a list, got {type(values).__name__}")
-    wrong = [type(text).__name__ for text in texts if not isinstance(text, str)]
-    if wrong:
-        raise TypeError(f"texts: expected a list of str, got {wrong[0]} in it")
-    if not texts or len(texts) != len(voices):
-        raise ValueError(f"expected as many voices as texts, at least one, got {len(voices)} and {len(texts)}")
+    said = _listed("texts", texts)
+    for row, text in enumerate(said):
+        if not isinstance(text, str):
+            raise TypeError(f"texts: expected a list of str, got {type(text).__name__} in row {row}")
+    for_all = voices is None or isinstance(voices, (str, os.PathLike, Mapping))
+    each = [voices] * len(said) if for_all else _listed("voices", voices)
+    if not said or len(said) != len(each):
+        raise ValueError(f"expected as many voices as texts, at least one, got {len(each)} and {len(said)}")
     loaded: dict[str, Any] = {}
-    presets = [_of_row(processor, voice, index, loaded) for index, voice in enumerate(voices)]
-    return {**processor(list(texts)), "history_prompt": presets}
+    presets = [_of_row(processor, voice, row, loaded) for row, voice in enumerate(each)]
+    return BatchInputs({**processor(list(map(str, said))), "history_prompt": presets})
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected a list, got {type(values).__name__}")
+    return list(values)
 
 
 def resolve_voice(processor: Any, voice: Any) -> dict[str, np.ndarray] | None:
@@ -56,14 +83,26 @@ def _names(processor: Any) -> list[str]:
     return [name for name in known if name != "repo_or_path"]
 
 
+def _is_missing(voice: Any) -> bool:
+    """None, and what an empty field of a table is read as."""
+    if voice is None or (isinstance(voice, str) and not voice.strip()):
+        return True
+    pandas = sys.modules.get("pandas")
+    return (isinstance(voice, numbers.Real) and math.isnan(voice)) or (pandas is not None and voice is pandas.NA)
+
+
 def _of_row(processor: BarkProcessor, voice: Any, row: int, loaded: dict[str, Any]) -> Any:
     """Each file is read once. What is a preset already stays where it is: `generate` checks it and moves it."""
-    if voice is None or isinstance(voice, Mapping):
+    if isinstance(voice, Mapping):
         return voice
+    if _is_missing(voice):
+        return None
     key = os.fspath(voice) if isinstance(voice, os.PathLike) else voice
     try:
         if not isinstance(key, str) or key not in loaded:
-            loaded[key] = resolve_voice(processor, key)
+            preset = resolve_voice(processor, key)
+            assert preset is not None
+            loaded[key] = {part: torch.from_numpy(codes.astype(np.int64)) for part, codes in preset.items()}
     except (OSError, TypeError, ValueError) as error:
         raise type(error)(f"voices[{row}]: {error}") from None
     return loaded[key]

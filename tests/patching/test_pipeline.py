@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from functools import partial
 
 import numpy as np
 import pytest
@@ -86,13 +87,57 @@ def test_a_voice_for_each_text(pair, processor, voice, tmp_path, named, monkeypa
         torch.testing.assert_close(row, alone[0], rtol=0, atol=1e-6)
 
 
+def test_texts_and_voices_of_a_table(processor, voice, tmp_path):
+    np.savez(tmp_path / "voice.npz", **voice)
+    path = str(tmp_path / "voice.npz")
+    texts = ["hello", "good morning", "hello, world."]
+    expected = batch_inputs(processor, texts, [path, None, None])
+    for table in (np.array, tuple, iter, partial(np.array, dtype=object)):
+        for missing in (None, np.nan, np.float32("nan"), "", " "):
+            column = np.array([path, missing, None], dtype=object)
+            inputs = batch_inputs(processor, table(texts), iter(column) if table is iter else column)
+            assert torch.equal(inputs["input_ids"], expected["input_ids"])
+            first, *others = inputs["history_prompt"]
+            assert others == [None, None]
+            assert all(torch.equal(first[key], expected["history_prompt"][0][key]) for key in voice)
+
+
+def test_one_voice_for_all_rows(processor, voice, tmp_path):
+    np.savez(tmp_path / "voice.npz", **voice)
+    for given in (str(tmp_path / "voice.npz"), tmp_path / "voice.npz", voice):
+        presets = batch_inputs(processor, ["hello", "good"], given)["history_prompt"]
+        assert len(presets) == 2
+        for preset in presets:
+            assert all(np.array_equal(np.asarray(preset[key]), codes) for key, codes in voice.items())
+    assert batch_inputs(processor, ["hello", "good"], None)["history_prompt"] == [None, None]
+
+
+def test_batch_inputs_move_to_a_device(processor, voice, pair, tmp_path):
+    _, fast = pair
+    np.savez(tmp_path / "voice.npz", **voice)
+    own = {key: torch.from_numpy(codes.astype(np.int64)) for key, codes in voice.items()}
+    inputs = batch_inputs(processor, ["hello", "good", "hello"], [tmp_path / "voice.npz", None, own])
+    assert inputs.to("cpu") is inputs
+    assert fast.generate(**inputs, semantic_max_new_tokens=5).shape[0] == 3
+    for device in ("meta", torch.device("meta")):
+        moved = batch_inputs(processor, ["hello", "good", "hello"], [tmp_path / "voice.npz", None, own]).to(device)
+        assert moved["input_ids"].is_meta and moved["attention_mask"].is_meta
+        loaded, none, given = moved["history_prompt"]
+        assert none is None and all(part.is_meta for preset in (loaded, given) for part in preset.values())
+    half = inputs.to(torch.float16)
+    assert half["input_ids"].dtype == half["history_prompt"][0]["fine_prompt"].dtype == torch.int64
+
+
 BAD_INPUTS = {
     "a text": ("hello", [None], TypeError, "texts: expected a list, got str"),
-    "a voice": (["hello"], "v2/me", TypeError, "voices: expected a list, got str"),
+    "a mapping": ({"a": "hello"}, [None], TypeError, "texts: expected a list, got dict"),
+    "a number of voices": (["hello"], 3, TypeError, "voices: expected a list, got int"),
+    "a text of a table's empty field": (["a", float("nan")], None, TypeError, "list of str, got float in row 1"),
+    "a voice": (["hello"], "v2/me", ValueError, r"voices\[0\]: .* a voice name, got 'v2/me'"),
     "more texts": (["a", "b"], [None], ValueError, "as many voices as texts, at least one, got 1 and 2"),
     "none": ([], [], ValueError, "got 0 and 0"),
     "a number": (["a", "b"], [None, 3], TypeError, r"voices\[1\]: voice: expected a preset, .* got int"),
-    "no text": (["a", 3], [None, None], TypeError, "texts: expected a list of str, got int in it"),
+    "no text": (["a", 3], [None, None], TypeError, "texts: expected a list of str, got int in row 1"),
     "a list": (["a", "b"], [None, ["me"]], TypeError, r"voices\[1\]: voice: expected a preset, .* got list"),
     "unknown": (["a", "b"], [None, "v2/nobody"], ValueError, r"voices\[1\]: .* a voice name, got 'v2/nobody'"),
     "no such file": (["a", "b"], [None, "me.npz"], ValueError, r"voices\[1\]: there is no file me.npz"),
