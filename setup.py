@@ -26,7 +26,14 @@ OPTIMISE = ["-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall"]
 # come from the OpenMP runtime torch brought along, never from a second one.
 OPENMP = ["-fopenmp"] if platform.system() == "Linux" else []
 # -Wno-maybe-uninitialized, -Wno-uninitialized: GCC 12's own AVX-512 headers trip them.
-KERNEL_FLAGS = ["-std=c++17", "-fPIC", "-fno-exceptions", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+KERNEL_FLAGS = [
+    "-std=c++17",
+    "-fPIC",
+    "-fno-exceptions",
+    "-Wno-psabi",
+    "-Wno-maybe-uninitialized",
+    "-Wno-uninitialized",
+]
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 ISA_FLAGS: dict[str, list[str]] = {"generic": []}
 if X86:

@@ -64,9 +64,8 @@ def run_once(
     **options: Any,
 ) -> Run:
     """Generate once from a freshly seeded global generator."""
+    from bark_accel.hf.configs import sample_rate
     from bark_accel.hf.stage_trace import record_stages
-
-    from .models import sample_rate
 
     # Transformers changes some of its arguments in place.
     inputs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}

@@ -248,11 +248,6 @@ def coarse_per_semantic(model: BarkModel) -> float:
     return coarse.coarse_rate_hz / _semantic_settings(model).semantic_rate_hz * coarse.n_coarse_codebooks
 
 
-def sample_rate(model: BarkModel) -> int:
-    settings: Any = model.generation_config
-    return settings.sample_rate
-
-
 def _semantic_settings(model: BarkModel) -> BarkSemanticGenerationConfig:
     settings: Any = model.generation_config
     return BarkSemanticGenerationConfig(**settings.semantic_config)

@@ -36,7 +36,8 @@ FILES = ("stock.wav", "accelerated.wav", "spectrogram.png", "stage_times.png")
 
 
 def demo(name: str | None, seconds: float | None, seed: int, folder: Path) -> None:
-    from bark_accel.bench.models import coarse_per_semantic, max_semantic_tokens, sample_rate, semantic_tokens, twin
+    from bark_accel.bench.models import coarse_per_semantic, max_semantic_tokens, semantic_tokens, twin
+    from bark_accel.hf.configs import sample_rate
 
     check_folder("--out", folder, FILES)
     loaded = load(name)

@@ -47,7 +47,7 @@ def _write_stream(model: BarkModel, inputs: dict[str, Any], request: Request) ->
 
 
 def _write_at_once(model: BarkModel, inputs: dict[str, Any], request: Request) -> PresetArrays:
-    from bark_accel.bench.models import sample_rate
+    from bark_accel.hf.configs import sample_rate
 
     start = time.perf_counter()
     waveform, preset = _generate(model, inputs)

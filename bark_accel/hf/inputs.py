@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,15 @@ def on_device(device: torch.device, value: Any) -> Any:
 
 
 def semantic_ids(config: Any) -> int:
-    """Exclusive bound of the ids in a semantic history: a preset made of generated tokens may end in padding."""
+    """Exclusive bound of the ids in a semantic history: a preset made of generated tokens may end in padding.
+
+    Raises `ValueError` where the config has no one end token, which is what Bark pads with.
+    """
+    if not isinstance(config.semantic_pad_token, Integral):
+        raise ValueError(
+            "eos_token_id of the semantic generation config: expected one id, which Bark also pads with, got "
+            f"{config.semantic_pad_token!r}"
+        )
     return max(config.semantic_vocab_size, config.semantic_pad_token + 1)
 
 

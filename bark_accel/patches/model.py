@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkSemanticGenerationConfig,
 )
 
+from bark_accel.hf.configs import sample_rate
 from bark_accel.hf.inputs import (
     by_row,
     check_arguments,
@@ -62,7 +64,7 @@ class ModelHook(AudioSource):
 
     @property
     def sampling_rate(self) -> int:
-        return self.module.generation_config.sample_rate
+        return sample_rate(self.module)
 
     def float32_choice(self) -> Float32Choice | None:
         """Who computes the float32 blocks of tokens, where our ops on a CPU have such."""
@@ -310,9 +312,9 @@ class ModelHook(AudioSource):
                     f"dicts, as from_pretrained gives them), got {type(nested).__name__}"
                 )
             built.append(kind(**nested))
-        for name in ("codebook_size", "sample_rate"):
-            if not isinstance(getattr(config, name, None), int):
-                raise ValueError(f"generation_config.{name}: expected an int, got {getattr(config, name, None)!r}")
+        if not isinstance(getattr(config, "codebook_size", None), Integral):
+            got = getattr(config, "codebook_size", None)
+            raise ValueError(f"generation_config.codebook_size: expected an int, got {got!r}")
         return built
 
     def _presets(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers.generation import logits_process as processors
@@ -18,6 +19,10 @@ _MIN_LENGTHS = (processors.MinLengthLogitsProcessor, processors.MinNewTokensLeng
 # How tokens are chosen where the model is only asked for the logits after the last one.
 _MODES = {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE}
 _CACHES = {None, "dynamic", "static", "offloaded", "offloaded_static", "hybrid", "sliding_window"}
+
+
+# More tokens than any model has positions.
+_FOREVER = 2**31
 
 
 def resolve_sampling(
@@ -76,12 +81,17 @@ def resolve_sampling(
     pad = config._pad_token_tensor
     return SamplingConfig(
         do_sample=config.do_sample,
-        max_new_tokens=max_length - prepared["input_ids"].shape[1],
+        max_new_tokens=_whole(max_length - prepared["input_ids"].shape[1]),
         min_new_tokens=min_new_tokens,
         stop_tokens=stop_tokens,
         pad_token=None if pad is None else int(pad),
         **(warpers if config.do_sample else {}),
     )
+
+
+def _whole(tokens: Any) -> int:
+    """The count at which a loop that compares with `tokens` stops, which may be any number."""
+    return math.ceil(min(tokens, _FOREVER))
 
 
 def _check_arguments(stage: str, config: Any, kwargs: dict[str, Any], fixed: dict[str, Any]) -> None:

@@ -84,7 +84,7 @@ class SemanticHook(CausalHook):
         """What a generation of `rows` needs; raises `Fallback` where Transformers has to run it."""
         weights, spec = self._ready_weights(), extract.semantic_spec(config)
         pad = spec.pad_token
-        if not isinstance(pad, int) or config.eos_token_id != pad or pad >= self.module.config.output_vocab_size:
+        if config.eos_token_id != pad or pad >= self.module.config.output_vocab_size:
             detail = f"eos_token_id={config.eos_token_id}, semantic_pad_token={spec.pad_token}"
             raise Fallback(self.stage, FallbackKind.TOKEN_LAYOUT, detail)
         # A key set to None counts: BarkModel.generate always passes it, so the config's value is never used there.

@@ -21,7 +21,9 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkSemanticGenerationConfig,
 )
 
+from bark_accel._arguments import whole_number
 from bark_accel.decoding.rng import seeded
+from bark_accel.hf.configs import sample_rate
 from bark_accel.hf.inputs import read_history, semantic_ids
 from bark_accel.hf.presets import check_generate, generate_with_presets
 from bark_accel.hf.voices import resolve_voice
@@ -75,7 +77,7 @@ def make_long_form(
     if not isinstance(text, str):
         raise TypeError(f"text: expected a str, got {type(text).__name__}")
     _check_flags(carry_voice=carry_voice, stream=stream)
-    seed = _whole("seed", seed, 0)
+    seed = whole_number("seed", seed, 0)
     batch_size = _batch_size(batch_size, one_by_one=carry_voice or stream)
     if on_progress is not None and not callable(on_progress):
         raise TypeError(f"on_progress: expected a callable or None, got {type(on_progress).__name__}")
@@ -145,7 +147,7 @@ class BarkSpeaker:
         semantic = BarkSemanticGenerationConfig(**settings.semantic_config)
         coarse = BarkCoarseGenerationConfig(**settings.coarse_acoustics_config)
         self.max_tokens = semantic.max_input_semantic_length
-        self.sampling_rate: int = settings.sample_rate
+        self.sampling_rate = sample_rate(model)
         self.frame_rate_hz: float = coarse.coarse_rate_hz
         limits = [arguments.get(name) for name in ("semantic_max_new_tokens", "max_new_tokens")]
         given = next((limit for limit in limits if limit is not None), None)
@@ -242,16 +244,10 @@ def _released(model: BarkModel) -> Iterator[Tensor]:
 def _batch_size(given: Any, *, one_by_one: bool) -> int:
     if given is None:
         return 1 if one_by_one else _DEFAULT_BATCH_SIZE
-    given = _whole("batch_size", given, 1)
+    given = whole_number("batch_size", given, 1)
     if one_by_one and given > 1:
         raise ValueError(f"batch_size: expected 1 with carry_voice or stream, which go chunk by chunk, got {given}")
     return given
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
-    return int(value)
 
 
 def _check_flags(**flags: Any) -> None:

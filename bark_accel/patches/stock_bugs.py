@@ -82,6 +82,8 @@ class Traps:
         Raises `ValueError` for one that cannot be divided by or drawn with. `kwargs` are the stage's arguments.
         """
         temperature = kwargs.get("temperature", config.temperature)
+        if isinstance(temperature, str):
+            raise TypeError(f"fine temperature: expected None or a number > 0, got {temperature!r}")
         if temperature == 0 and self.fixes("fine_temperature_zero"):
             return None
         if temperature is not None and not temperature > 0:

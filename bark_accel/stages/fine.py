@@ -211,6 +211,8 @@ class FineStage:
     def _draw(self, logits: Tensor, sampling: FineSampling) -> Tensor:
         ids, temperature = logits.shape[1], sampling.temperature
         draws = temperature is not None and temperature != 1.0
+        if draws and math.isinf(temperature):  # the op takes none, since it divides what is masked too: nothing is here
+            logits, temperature = logits / temperature, 1.0
         config = SamplingConfig(draws, 1, temperature or 1.0)
         rules = SampleRules.of([(config, TokenRange(0, ids))], logits.device).arguments
         if not draws:

@@ -11,11 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from bark_accel._arguments import whole_number
 
 from .owner import owner_of
 
@@ -93,11 +96,11 @@ class AudioStreamer:
     ):
         if policy not in POLICIES:
             raise ValueError(f"policy: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
-        _check_count("first_chunk_frames", first_chunk_frames, 1)
-        _check_count("max_chunk_frames", max_chunk_frames, first_chunk_frames)
-        _check_count("lookahead_frames", lookahead_frames, 0)
-        _check_count("max_queued_chunks", max_queued_chunks, 1)
-        if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout <= threading.TIMEOUT_MAX):
+        first_chunk_frames = whole_number("first_chunk_frames", first_chunk_frames, 1)
+        max_chunk_frames = whole_number("max_chunk_frames", max_chunk_frames, first_chunk_frames)
+        lookahead_frames = whole_number("lookahead_frames", lookahead_frames, 0)
+        max_queued_chunks = whole_number("max_queued_chunks", max_queued_chunks, 1)
+        if timeout is not None and not (isinstance(timeout, Real) and 0 < timeout <= threading.TIMEOUT_MAX):
             raise ValueError(
                 f"timeout: expected None or seconds > 0, at most {threading.TIMEOUT_MAX:.0f}, got {timeout!r}"
             )
@@ -108,7 +111,7 @@ class AudioStreamer:
         self.first_chunk_frames = first_chunk_frames
         self.max_chunk_frames = max_chunk_frames
         self.lookahead_frames = lookahead_frames
-        self.timeout = timeout
+        self.timeout = None if timeout is None else float(timeout)
         self.max_queued_chunks = max_queued_chunks
         self.interleave = interleave
         self.row_lengths_samples: list[int] | None = None
@@ -389,8 +392,3 @@ def _source(model: Any) -> AudioSource:
 
 def _was_used() -> ValueError:
     return ValueError("streamer: expected a new AudioStreamer for every generation, got one that was used")
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")

@@ -9,7 +9,18 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "bark_accel"
 FACE = "bark_accel"
 # From the ground up: a room imports itself and rooms before it. `FACE` is the package's own __init__.
-ROOMS = ["_version", "report", "small_bark", "ops", "transformer", "decoding", "stages", "streaming", "voices"]
+ROOMS = [
+    "_version",
+    "_arguments",
+    "report",
+    "small_bark",
+    "ops",
+    "transformer",
+    "decoding",
+    "stages",
+    "streaming",
+    "voices",
+]
 ROOMS += ["longform", "hf", "patches", FACE, "bench", "cli", "__main__"]
 
 
