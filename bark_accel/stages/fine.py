@@ -209,11 +209,11 @@ class FineStage:
             window[:, predicted, codebook] = drawn[:, : logits.shape[1]]
 
     def _draw(self, logits: Tensor, sampling: FineSampling) -> Tensor:
-        ids, temperature = logits.shape[1], sampling.temperature
-        draws = temperature is not None and temperature != 1.0
-        if draws and math.isinf(temperature):  # the op takes none, since it divides what is masked too: nothing is here
+        ids, temperature = logits.shape[1], sampling.temperature or 1.0
+        draws = temperature != 1.0
+        if math.isinf(temperature):  # the op takes none, since it divides what is masked too: nothing is here
             logits, temperature = logits / temperature, 1.0
-        config = SamplingConfig(draws, 1, temperature or 1.0)
+        config = SamplingConfig(draws, 1, temperature)
         rules = SampleRules.of([(config, TokenRange(0, ids))], logits.device).arguments
         if not draws:
             return self._ops.fused_sample(logits, None, *rules)
