@@ -1,4 +1,4 @@
-"""What runs accelerated, what fell back to Transformers, and why."""
+"""Report of what runs accelerated, what fell back to Transformers, and why."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class FallbackLog:
 
 @dataclass
 class DraftCounts:
-    """How often drafts were right."""
+    """Counts of drafted and of accepted tokens."""
 
     rounds: int = 0
     drafted_tokens: int = 0
@@ -135,7 +135,7 @@ class StageReport:
 
 @dataclass(frozen=True)
 class AccelerationReport:
-    """What `acceleration_report` returns; `str()` of it is a table.
+    """Result of `acceleration_report`; `str()` of it is a table.
 
     `fallbacks` are those that generations so far ran into; `token_choices` are the reasons why Transformers' own loop
     chose tokens from the logits of our steps; `kv_cache_bytes` is what is kept between calls;

@@ -58,7 +58,7 @@ STREAMS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """What is said; `preset`: with a voice preset that fills every history window."""
+    """Case that is measured; `preset`: with a voice preset that fills every history window."""
 
     seconds: float
     preset: bool
@@ -172,7 +172,7 @@ def mode_summary(stock: Sequence[Run], runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def stream_summary(timelines: Sequence[Timeline], stock: Sequence[Run]) -> dict[str, Any]:
-    """Of the run with the median first sound; shares of stock's whole time."""
+    """Summarise the run with the median first sound, in seconds and in shares of stock's whole time."""
     typical = sorted(timelines, key=lambda t: t.chunks[0].ready_s)[len(timelines) // 2]
     stock_s = spread_of([run.total_s for run in stock]).median
     first_s = typical.chunks[0].ready_s

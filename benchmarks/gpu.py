@@ -91,7 +91,7 @@ def file_name(arguments: argparse.Namespace, device: str) -> str:
 
 
 def log_to(path: Path) -> subprocess.Popen[bytes]:
-    """From here on, what this process and its children print goes to a file as well."""
+    """Copy to a file, from here on, what this process and its children print."""
     tee = subprocess.Popen(["tee", "-i", str(path)], stdin=subprocess.PIPE, preexec_fn=os.setpgrp)
     assert tee.stdin is not None
     sys.stdout.flush()

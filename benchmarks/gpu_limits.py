@@ -100,7 +100,7 @@ def start_server() -> None:
 
 
 def do_without_server() -> None:
-    """From here on, start every process anew: slower, but no import of the server's can have touched a device."""
+    """Start every process anew from here on: slower, but no import of the server's can have touched a device."""
     global _context
     _context = multiprocessing.get_context("spawn")
 

@@ -1,4 +1,4 @@
-"""What `gpu.py` measures, in which order and how long at most. Free of torch, as is the process that keeps the time."""
+"""Plan of `gpu.py`: what it measures, in which order, how long at most. Imports no torch, nor does the timekeeper."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _MEASURES = {
 
 
 def machine_job(plan: Plan) -> Job:
-    """What is measured once: which machine it is, and how fast its memory is read."""
+    """Return the job that is measured once: which machine it is, and how fast its memory is read."""
     return Job("machine", "gpu_rows:measure_machine", plan.shapes[0], limit_s=90)
 
 

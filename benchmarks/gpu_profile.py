@@ -1,4 +1,4 @@
-"""What a step and a generation launch on a GPU, by torch's profiler, which slows what is measured after it."""
+"""Launches of a step and of a generation on a GPU, by torch's profiler, which slows what is measured after it."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Report:
         self.save()
 
     def stage(self, name: str, seconds: float, limit_s: float, outcome: str, may_be_late: bool = False) -> None:
-        """How a part of the run ended. One that failed is named with what it was at."""
+        """Note how a part of the run ended; one that failed is named with what it was doing."""
         self.content["stages"].append({"name": name, "s": seconds, "limit_s": limit_s, "outcome": outcome})
         print(f"== {name}: {outcome}, {seconds:.1f} s", flush=True)
         if may_be_late and outcome.startswith(CUT_OFF):
@@ -95,7 +95,7 @@ class Report:
 
 
 def test_outcomes(junit: Path) -> dict[str, Any]:
-    """From a pytest run's `--junitxml`: how many tests passed, failed and were skipped, and which failed.
+    """Read from a pytest run's `--junitxml` how many tests passed, failed and were skipped, and which failed.
 
     Without a whole file the run did not get to its end, and the outcome is an error.
     """

@@ -1,4 +1,4 @@
-"""What the processes of `gpu.py` measure with: rows that are sent as they are measured, clocks, models."""
+"""Tools of the processes of `gpu.py`: rows that are sent as they are measured, clocks, models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Rows:
         self._end = time.monotonic() + seconds
 
     def facts(self, **facts: Any) -> None:
-        """What belongs to the whole file."""
+        """Send facts that belong to the whole file."""
         self._send(("facts", facts))
 
     def leave_out(self, table: str, case: dict[str, Any], reason: str) -> None:

@@ -61,7 +61,7 @@ class Stages:
         return True
 
     def tables(self) -> bool:
-        """In the order of the jobs; time is kept for the tests that come after."""
+        """Measure the tables in the order of the jobs; time is kept for the tests that come after."""
         kept_s = self._arguments.tests_seconds if self._arguments.command == "run" else 0
         for job in self._jobs:
             if self.left_s(kept_s) < min(LEAST_JOB_S, job.limit_s):
@@ -71,7 +71,7 @@ class Stages:
         return True
 
     def other_tests(self) -> bool:
-        """In what time is left, the kernels' again, all of them, where one of them failed."""
+        """Run the other tests in the time that is left, and all of the kernels' again where one of them failed."""
         targets = [*self._arguments.other_tests, *(self._arguments.kernel_tests if self._kernels_failed else [])]
         in_parallel = ["-n", "4"] if self._plan.on_gpu and find_spec("xdist") is not None else []
         self._tests("other tests", [*targets, *in_parallel], self.left_s(), may_be_late=True)

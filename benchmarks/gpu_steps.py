@@ -90,7 +90,7 @@ def step(plan: Plan, module: Any, weights: Any, batch_size: int, bandwidth: floa
 
 
 def launches_early(plan: Plan) -> bool:
-    """Whether the device knows programmatic dependent launch."""
+    """Tell whether the device has programmatic dependent launch."""
     return plan.on_gpu and torch.cuda.get_device_capability(plan.device) >= (9, 0)
 
 
@@ -105,7 +105,10 @@ def launched_early() -> Iterator[None]:
 
 
 def bytes_read(plan: Plan, model: CausalModel, cache: KVCache) -> int:
-    """Of a step: matrices with their scales, and the keys and values of the context; tables are gathered from."""
+    """Count the bytes that a step reads: matrices with their scales, and the keys and values of the context.
+
+    Tables are left out: only a few of their rows are gathered.
+    """
     tables = (model.weights.token_tables[0], model.weights.positions)
     matrices = sum(t.nbytes for t in model.matrices if all(t is not table for table in tables))
     valid = cache.keys[:, :, :, : plan.context_tokens]

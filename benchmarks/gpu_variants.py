@@ -45,7 +45,7 @@ def measure_docs(plan: Plan, rows: Rows, job: Job) -> None:
 
 
 def measure_variants(plan: Plan, rows: Rows, job: Job) -> None:
-    """What the post compares beside stock and ours; offloading last, for it leaves its hooks on the model."""
+    """Measure the post's variants beside stock and ours; offloading last, for it leaves its hooks on the model."""
     model = build_model(plan, job)
     for name in VARIANTS:
         case = {**case_of(job, 1), "name": name}

@@ -1,9 +1,9 @@
-"""What smaller weights cost: teacher-forced scores against float32, bark-small's shapes, random weights.
+"""Cost of smaller weights: teacher-forced logits against float32, bark-small's shapes, random weights.
 
 python benchmarks/quality.py --json benchmarks/results/cpu_quality.json
 
-Relative error of the scores (the norm of the difference over the norm), KL divergence in nats, and how often the most
-likely token is the same. Random weights give scores without the structure of trained ones: read these as numerics.
+Relative error of the logits (the norm of the difference over the norm), KL divergence in nats, and how often the most
+likely token is the same. Random weights give logits without the structure of trained ones: read these as numerics.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def speech(record: dict[str, Any]) -> str:
 
 
 def layouts(record: dict[str, Any]) -> str:
-    """Of `streaming_layout.py`."""
+    """Write the table of `streaming_layout.py`."""
     rate, (low, high) = record["whole"]["word_error_rate"], record["whole"]["interval"]
     count = record["texts_of_each_kind"]
     lines = [

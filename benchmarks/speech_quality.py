@@ -102,7 +102,7 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Utterances:
-    """What was heard of each, and for streams with all codebooks: the share of fine codes that are stock's."""
+    """Utterances as they were heard, and for streams with all codebooks: the share of fine codes that are stock's."""
 
     heard: list[Heard]
     same_codes: list[float] | None
@@ -129,7 +129,7 @@ class Suite:
         return BarkModel.from_pretrained(self.checkpoint).eval()
 
     def measure(self, name: str, way: Way) -> Said:
-        """What was said, from the file of an earlier run where there is one."""
+        """Return what was said, from the file of an earlier run where there is one."""
         file = self.folder / f"{name}.json"
         if not file.exists():
             print(name, flush=True)
@@ -158,7 +158,7 @@ class Suite:
         return Utterances(heard, same_codes)
 
     def _as_stock(self, name: str, way: Way, kind: Kind, audio: list[np.ndarray]) -> list[Heard]:
-        """What was heard of stock, after a look whether this is stock's audio; what is not is heard anew."""
+        """Return what was heard of stock, once the audio is checked to be stock's; audio that differs is heard anew."""
         said, heard = self.said[kind], self.measure(way.baseline, WAYS[way.baseline])[kind].heard[: len(audio)]
         with np.load(self.folder / f"{way.baseline}, {kind}.npz") as file:
             other = [i for i, wave in enumerate(audio) if not _same(wave, file[f"arr_{i}"])]
@@ -170,7 +170,7 @@ class Suite:
         return heard
 
     def _generate(self, way: Way, codes: list[np.ndarray | None]) -> Callable[..., Any]:
-        """As the method `generate` of a BarkModel; adds the fine codes of each row to `codes`."""
+        """Return a function like a BarkModel's `generate` that also adds the fine codes of each row to `codes`."""
         model = self.stock
         if way.weights is not None:
             options = {"weights": way.weights, "fix_stock_bugs": list(way.fix_stock_bugs)}
@@ -226,14 +226,14 @@ def _same(wave: np.ndarray, expected: np.ndarray) -> bool:
 
 
 def _same_codes(codes: np.ndarray, expected: np.ndarray) -> float:
-    """Of the codebooks that the fine stage adds; 0 where a near tie led to other coarse codes."""
+    """Return the share of equal codes in the fine stage's codebooks; 0 where a near tie led to other coarse codes."""
     if codes.shape != expected.shape or not np.array_equal(codes[:2], expected[:2]):
         return 0.0
     return float((codes[2:] == expected[2:]).mean())
 
 
 def work_folder(root: Path, checkpoint: Path, said: dict[Kind, list[str]], seed: int) -> Path:
-    """Of this checkpoint, these texts and this seed."""
+    """Return the folder of this checkpoint, these texts and this seed."""
     digest = hashlib.sha256(json.dumps([said, seed, BATCH]).encode())
     for name in ("model.safetensors", "generation_config.json", "tokenizer.json"):
         digest.update((checkpoint / name).read_bytes())

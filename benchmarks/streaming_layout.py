@@ -1,4 +1,4 @@
-"""How long a low-latency stream's chunks and lookahead should be, and where its frames stand in the fine window.
+"""Search for a low-latency stream's layout: length of chunks and lookahead, place of its frames in the fine window.
 
 PYTHONPATH=. python benchmarks/streaming_layout.py --json benchmarks/results/cpu_streaming_layout.json
 

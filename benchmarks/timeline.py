@@ -1,4 +1,4 @@
-"""When the chunks of a stream were ready, and when a listener would hear them."""
+"""Times at which the chunks of a stream were ready, and at which a listener would hear them."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class OurForward:
         return self.model.next_logits(self._ids, self._cache, self._rows)
 
     def bytes_read(self) -> int:
-        """Of a decode step: matrices, vectors, the head's rows, and the cache."""
+        """Count the bytes that a decode step reads: matrices, vectors, the head's rows, and the cache."""
         weights = self.model.weights
         cache = self._cache.keys[..., : self._context, :]
         head = weights.heads[0]

@@ -1,4 +1,4 @@
-"""What stock cannot do with some versions of Transformers: there is nothing to compare with."""
+"""Features in which stock Bark itself fails in some Transformers versions; parity tests skip them."""
 
 from __future__ import annotations
 

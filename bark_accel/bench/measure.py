@@ -180,7 +180,7 @@ def waveform_difference(stock: Run, accelerated: Run) -> float:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a measurement has to be read with."""
+    """Return the facts of the machine that a measurement depends on: CPU, cores, threads, system, any GPU."""
     facts: dict[str, Any] = {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -193,7 +193,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides speed and results."""
+    """Return the versions of the packages that decide speed and results, by name."""
     packages = ("transformers", "numpy")
     found = {package: metadata.version(package) for package in packages}
     # Its metadata does not say which build it is.

@@ -37,7 +37,7 @@ _HEAD_STD = 0.1
 
 @dataclass(frozen=True)
 class LoadedBark:
-    """A model in eval mode, its processor or the reason why there is none, and its words if it has no others."""
+    """A loaded model (eval mode), its processor or why there is none, and its vocabulary if that is limited."""
 
     model: BarkModel
     processor: Any
@@ -199,7 +199,7 @@ def fake_inputs(model: BarkModel, text: str) -> dict[str, Tensor]:
 
 
 class WordProcessor:
-    """What `long_form` needs of a `BarkProcessor`, for a model without a tokenizer: see `fake_inputs`."""
+    """The part of a `BarkProcessor` that `long_form` uses, for a model without a tokenizer: see `fake_inputs`."""
 
     def __init__(self, model: BarkModel):
         self._model = model
@@ -221,7 +221,7 @@ def text_tokens(loaded: LoadedBark, text: str) -> tuple[int, int]:
 
 
 def semantic_tokens(model: BarkModel, seconds: float) -> int:
-    """How many semantic tokens last `seconds`, at least one.
+    """Count the semantic tokens that last `seconds`, at least one.
 
     Raises
     ------

@@ -102,7 +102,7 @@ class _Made(NamedTuple):
 
 
 def _ties(double: BarkModel, generate: Callable[[BarkModel], Any], made: Sequence[_Made]) -> list[Tie]:
-    """Those among the choices `made`, by a model in float64 that is made to choose the same."""
+    """Find the ties among the choices `made`, with a model in float64 that is made to choose the same."""
     with _Judging(made).watch(double) as judging:
         try:
             generate(double)

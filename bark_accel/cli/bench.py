@@ -32,7 +32,7 @@ from .request import DTYPES
 
 @dataclass(frozen=True)
 class Settings:
-    """What was measured; the model has random weights, so that every run speaks for exactly `seconds`."""
+    """Settings of a measurement. The model has random weights, so that every run speaks for exactly `seconds`."""
 
     shape: str
     dtype: str

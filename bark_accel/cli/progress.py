@@ -1,4 +1,4 @@
-"""How far a command is: a bar for each stage of a generation, or a line."""
+"""Progress of a command: a bar for each stage of a generation, or a line."""
 
 from __future__ import annotations
 

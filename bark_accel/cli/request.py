@@ -37,7 +37,7 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class Request:
-    """In whose voice to speak, how long at most (seconds; None: the model's own limit), and where to."""
+    """Request for speech: the voice, the longest duration (seconds; None: the model's own limit), the file to write."""
 
     out: Path
     model: ModelChoice
@@ -76,7 +76,7 @@ class ReadOptions:
     characters_per_second: float | None = None
 
     def given(self) -> dict[str, Any]:
-        """Those that are not left to `long_form`."""
+        """Return the options that are set; the others are left to `long_form`."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def check(self) -> None:

@@ -55,5 +55,5 @@ def _content(file: Path) -> bytes:
 
 
 def _has_surrogates(text: str) -> bool:
-    """Where Python found no character for a byte; tokenizers refuse them."""
+    """Tell whether the text has surrogates: bytes that Python could not decode, which tokenizers refuse."""
     return any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,4 +1,4 @@
-"""The rows of a batch that still have tokens to come: an ended row costs no more model work."""
+"""Drops finished rows of a batch from the KV cache, so that they cost no further model work."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ActiveRows:
         self._slots = torch.tensor(slot_of_row, dtype=torch.int64, device=device)
 
     def select(self, values: Tensor) -> Tensor:
-        """What the model is to run, [slots, ...], of `values` [B, ...]."""
+        """Select from `values` [B, ...] the rows that the model still runs: [slots, ...]."""
         return values if self._row_of_slot is None else values.index_select(0, self._row_of_slot)
 
     def expand(self, scores: Tensor) -> Tensor:

@@ -29,9 +29,9 @@ from .sampling import Sampler, SampleRules, SamplingConfig, TokenRange
 
 # Tokens between two looks for the end of speech. A look waits for the device; what was drawn beyond the end is wasted.
 EOS_CHECK_TOKENS = 8
-# Where there is no end to look for: as many as are asked for, up to this.
+# Tokens per block, at most, when no stop token has to be checked.
 MAX_BLOCK_TOKENS = 64
-# What a user who varies batch sizes and sampling options can make us keep.
+# LRU bounds: graph sets a stage, graphs a set. A user may vary batch sizes and sampling options.
 MAX_KEPT = 4
 MAX_GRAPHS = 8
 
@@ -80,7 +80,7 @@ class CudaRecorder:
 
 
 def make_recorder(device: torch.device) -> Recorder | None:
-    """What records on a device; None where there is nothing to record with."""
+    """Return an object that captures graphs on `device`, or None if the device has no graphs."""
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
@@ -114,7 +114,7 @@ class StepGraphs:
         self._ahead: deque[tuple[Tensor, Tensor, Tensor | None]] = deque()
         self._model: CausalModel | None = None
         self.usable = True
-        """False once a recording has failed, which may leave anything behind."""
+        """False after a failed capture: the memory pool may be inconsistent, so the object is not reused."""
 
     def __len__(self) -> int:
         return len(self._replays)

@@ -50,7 +50,7 @@ class TokenRange:
 
 @dataclass(frozen=True)
 class SampleRules:
-    """What the samplers take beside logits and noise, on their device: of one entry for all rows, or of one a row.
+    """Arguments of the samplers beside logits and noise, on their device: one entry for all rows, or one for each row.
 
     Made once and used for many tokens. See `bark_accel.ops.fused_sample` for the fields; None is off for all rows.
     """
@@ -65,7 +65,9 @@ class SampleRules:
 
     @classmethod
     def of(cls, rows: Sequence[tuple[SamplingConfig, TokenRange]], device: torch.device) -> SampleRules:
-        """Of one entry for all rows or of one a row; column 0 of the logits is the smallest id that a row may produce.
+        """Build the rules from one entry for all rows, or one for each row.
+
+        Column 0 of the logits is the smallest id that any row may produce.
 
         Raises
         ------
@@ -93,7 +95,7 @@ class SampleRules:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """In the samplers' order."""
+        """Return the fields in the order in which the samplers take them."""
         return tuple(getattr(self, field.name) for field in fields(self))
 
 
@@ -113,7 +115,7 @@ class Sampler:
         self._rules: dict[tuple[TokenRange, torch.device], SampleRules] = {}
 
     def rules(self, allowed: TokenRange, device: torch.device) -> SampleRules:
-        """Of a draw from `allowed`; kept, for a CUDA graph reads them where they stand."""
+        """Return the rules for sampling from `allowed`; kept, because CUDA graphs read them by address."""
         key = allowed, device
         if key not in self._rules:
             self._rules[key] = SampleRules.of([(self.config, allowed)], device)

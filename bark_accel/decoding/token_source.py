@@ -1,4 +1,4 @@
-"""Ways to have the next tokens of a generation before they are asked for one by one."""
+"""Interface of the two run-ahead decoders: speculation (CPU) and CUDA graphs (GPU)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from .sampling import Sampler, TokenRange
 
 
 class Lookahead(Protocol):
-    """Of one generation: gives the tokens, and leaves the generator, that one step after the other would."""
+    """A source of next tokens for one generation.
+
+    Must return the same tokens, and leave the random generator in the same state, as step-by-step decoding.
+    """
 
     def next_token(
         self,

@@ -109,14 +109,16 @@ def _takes_custom_loop() -> bool:
 
 @cache
 def _runs_its_own_loop() -> bool:
-    """Whether `generate` looks its token loop up on the instance, as it did before it took callables."""
+    """Tell whether `generate` looks its token loop up on the instance, as it did before it took callables."""
     return "_sample" in inspect.unwrap(GenerationMixin.generate).__code__.co_names
 
 
 @cache
 def takes_return_dict() -> bool:
-    """Whether Bark's stages unpack the tokens of a generation with `return_dict_in_generate=True`; before 5.0 they
-    fail."""
+    """Tell whether Bark's stages unpack the tokens of a generation with `return_dict_in_generate=True`.
+
+    Before Transformers 5.0 they fail.
+    """
     return "return_dict_in_generate" in inspect.unwrap(hf.BarkSemanticModel.generate).__code__.co_consts
 
 

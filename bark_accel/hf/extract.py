@@ -261,7 +261,7 @@ def _residual(module: Any) -> ResidualBlock:
 
 
 def semantic_spec(config: Any) -> SemanticSpec:
-    """From a `BarkSemanticGenerationConfig`."""
+    """Read the semantic stage's numbers from a `BarkSemanticGenerationConfig`."""
     return SemanticSpec(
         vocab_size=config.semantic_vocab_size,
         pad_token=config.semantic_pad_token,
@@ -274,7 +274,7 @@ def semantic_spec(config: Any) -> SemanticSpec:
 
 
 def coarse_spec(semantic: Any, coarse: Any, codebook_size: int) -> CoarseSpec:
-    """From a `BarkSemanticGenerationConfig` and a `BarkCoarseGenerationConfig`."""
+    """Read the coarse stage's numbers from a `BarkSemanticGenerationConfig` and a `BarkCoarseGenerationConfig`."""
     return CoarseSpec(
         semantic_vocab_size=semantic.semantic_vocab_size,
         semantic_pad_token=coarse.coarse_semantic_pad_token,
@@ -290,7 +290,7 @@ def coarse_spec(semantic: Any, coarse: Any, codebook_size: int) -> CoarseSpec:
 
 
 def fine_spec(semantic: Any, coarse: Any, fine: Any, codebook_size: int) -> FineSpec:
-    """From the three generation configs."""
+    """Read the fine stage's numbers from the three generation configs."""
     return FineSpec(
         semantic_vocab_size=semantic.semantic_vocab_size,
         codebook_size=codebook_size,

@@ -82,14 +82,14 @@ def tokens_of_cut_text(input_ids: Tensor, attention_mask: Tensor | None, max_tok
 
 
 def by_row(history: Any) -> bool:
-    """Whether `history_prompt` holds a voice preset (or None) for each row."""
+    """Tell whether `history_prompt` holds a voice preset (or None) for each row."""
     return isinstance(history, (list, tuple))
 
 
 def read_histories(
     history: Any, key: str, batch_size: int, *, rows: int, ids: int
 ) -> Tensor | list[Tensor | None] | None:
-    """As `read_history`, also of a list of `batch_size` voice presets, some of which may be None."""
+    """Call `read_history` for one voice preset, or for each of a list of `batch_size`, some of which may be None."""
     if not by_row(history):
         return read_history(history, key, rows=rows, ids=ids)
     if len(history) != batch_size:

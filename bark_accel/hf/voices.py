@@ -78,7 +78,7 @@ def resolve_voice(processor: Any, voice: Any) -> dict[str, np.ndarray] | None:
 
 
 def _names(processor: Any) -> list[str]:
-    """Of the processor's voices; the property is younger than 4.46."""
+    """Return the names of the processor's voices; its own property for them is newer than Transformers 4.46."""
     known = getattr(processor, "speaker_embeddings", None) or {}
     return [name for name in known if name != "repo_or_path"]
 

@@ -39,5 +39,5 @@ def check_language(language: object) -> str:
 
 
 def characters_per_second(code: str) -> float:
-    """How fast a language is spoken, as far as is known."""
+    """Return the rate of speech of a language, or a typical rate if it is unknown."""
     return CHARACTERS_PER_SECOND.get(code, _OTHERS)

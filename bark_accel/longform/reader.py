@@ -194,5 +194,5 @@ class LongForm:
 
 
 def _chunk_seed(seed: int, index: int) -> int:
-    """Of 32 bits, as many as torch's CPU generator uses."""
+    """Derive the seed of a chunk: 32 bits, as many as torch's CPU generator uses."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])

@@ -26,7 +26,7 @@ _WORD_END = re.compile(r"\s+")
 
 @dataclass(frozen=True)
 class TextChunk:
-    """What is said in one generation, and how the text goes on.
+    """Text of one generation, and how the text goes on after it.
 
     Parameters
     ----------

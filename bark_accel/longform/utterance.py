@@ -1,4 +1,4 @@
-"""What one generation said."""
+"""Result of one generation."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def _release(version: str) -> str:
 
 
 def _missing() -> str:
-    """Where the compiled library was looked for, and what to do: build it, or leave the folder of the sources."""
+    """Say where the compiled library was looked for, and what to do: build it, or leave the folder of the sources."""
     here = Path(str(sys.modules[_PACKAGE].__file__)).resolve().parent
     installed = _installed_elsewhere(here)
     if installed is None:

@@ -1,7 +1,7 @@
-"""What the plain-torch ops refuse: the compiled ops check the same in csrc/checks.h and csrc/cpu/.
+"""Input checks of the plain-torch ops; the compiled ops check the same in csrc/checks.h and csrc/cpu/.
 
-What only a look at the data can tell (ids, codes, lengths) is refused where the look is free, on the CPU. Elsewhere it
-would wait for the device at every token, and cannot be had while a CUDA graph is captured.
+Checks of values (ids, codes, lengths) run on CPU tensors only: on a GPU they would synchronise at every token, and fail
+during graph capture.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ NEG_INF = float("-inf")
 MAX_HEAD_SIZE = 256  # of int16_attention
 
 
-# Of rows that cannot be sampled, as in csrc/kernels/params.h.
+# Status codes of rows that cannot be sampled; equal to those in csrc/kernels/params.h.
 NOT_FINITE, ALL_MASKED, BAD_NOISE = 1, 2, 3
 
 
 def on_host(tensor: Tensor) -> bool:
-    """Whether its data can be looked at without waiting for a device."""
+    """Tell whether the tensor's data can be read without synchronising with a device."""
     return tensor.device.type == "cpu"
 
 
 def is_capturing(tensor: Tensor) -> bool:
-    """Whether what is done to it is recorded for a CUDA graph instead of computed."""
+    """Tell whether operations on the tensor are captured in a CUDA graph instead of computed."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 

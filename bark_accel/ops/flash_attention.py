@@ -42,7 +42,7 @@ def check_attention(attention: str, device: torch.device, exact: bool) -> None:
 
 
 def int16_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
-    """As :func:`bark_accel.ops.reference.int16_attention`. Its causal mask, too, ends at the last key."""
+    """Compute :func:`bark_accel.ops.reference.int16_attention`. Its causal mask, too, ends at the last key."""
     check_int16_attention_inputs(query, key, value, causal)
     dtype = torch.float16 if key.dtype == torch.float32 else key.dtype
     query, key, value = (t.to(dtype) for t in (query, key.transpose(1, 2), value.transpose(1, 2)))

@@ -1,4 +1,4 @@
-"""Who can compute float32 products and attention of blocks of tokens on a CPU, by name."""
+"""Implementations of float32 products and attention of blocks of tokens on a CPU, by name."""
 
 from __future__ import annotations
 

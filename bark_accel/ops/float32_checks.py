@@ -1,4 +1,4 @@
-"""What the float32 ops in plain torch refuse, as csrc/cpu/float32_*.cpp does."""
+"""Input checks of the float32 ops in plain torch; csrc/cpu/float32_*.cpp checks the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who computes float32 products and attention of blocks of tokens on this CPU: torch, oneDNN or our own kernels.
+"""Choice of who computes float32 products and attention of blocks of tokens on this CPU: torch, oneDNN or our kernels.
 
 None is the fastest everywhere: MKL, which torch calls, takes a slower path on AMD. A choice changes the order of a sum,
 so for a CPU, instruction set, version of torch and number of threads it is made once: in a table of measured CPUs, else
@@ -79,7 +79,7 @@ def forced() -> Float32Choice | None:
 
 
 def choice() -> Float32Choice:
-    """Who computes, for this process's CPU, instruction set and number of threads."""
+    """Return the choice for this process's CPU, instruction set and number of threads."""
     by_user = forced()
     if by_user is not None:
         return by_user
@@ -136,7 +136,7 @@ def _read(path: Path, key: str) -> Float32Choice | None:
 
 
 def _keep(path: Path, key: str, tried: Float32Choice) -> Float32Choice:
-    """What the file says from now on: of two processes that try at the same time, the first one decides."""
+    """Store a trial's result and return the file's: of two processes that try at once, the first one decides."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=path.parent)
     try:

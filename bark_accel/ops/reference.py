@@ -130,7 +130,7 @@ def _attend_to_filled(
 
 
 class Places:
-    """Where the new tokens of each row stand in a cache, on the device: no shape depends on it.
+    """Positions of each row's new tokens in a cache, on the device: no shape depends on them.
 
     `where` [B, T] int64 counts from the lengths [B]; `fits` [B, 1, 1, 1] bool says of which rows it fits the capacity;
     `seen` [B, 1, T, capacity] bool says which entries a token sees.
@@ -152,7 +152,7 @@ class Places:
 def _attend_behind_mask(
     query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, places: Places
 ) -> Tensor:
-    """As `_attend_to_filled`, for rows at `places`."""
+    """Attend as `_attend_to_filled` does, with the new tokens of each row at `places`."""
     places.write(key_cache, key)
     places.write(value_cache, value)
     attended = F.scaled_dot_product_attention(query.transpose(1, 2), key_cache, value_cache, attn_mask=places.seen)

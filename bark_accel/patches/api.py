@@ -165,7 +165,7 @@ def _hook_of_accelerated(model: Any, name: str) -> ModelHook:
 
 
 def _stage_hooks(model: BarkModel) -> list[Hook]:
-    """Those of the sub-models that the model has now, where they are ours."""
+    """Return our hooks of the sub-models that the model has now."""
     submodels = (getattr(model, name) for name in SUBMODELS.values())
     return [hook for m in submodels if (hook := owner_of(m.generate, Hook)) is not None]
 
@@ -185,7 +185,7 @@ def _make_hooks(model: BarkModel, settings: Settings) -> dict[str, Any]:
 
 
 def _is_ours(method: Any) -> bool:
-    """Whether it is a hook's own method: a wrapper around one is somebody else's, and stays."""
+    """Tell whether `method` is a hook's own: a wrapper around one is somebody else's, and stays."""
     return isinstance(getattr(method, "__self__", None), (Hook, ModelHook))
 
 

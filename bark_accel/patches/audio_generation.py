@@ -29,7 +29,7 @@ from .fine import CodecHook, FineHook
 from .semantic import SemanticHook
 from .token_loop import BarkTokenRules, TokenLoop, TokenTap
 
-# What leaves no tokens to listen to.
+# Fallback kinds for which Transformers calls no streamer.
 _NO_TOKENS = {FallbackKind.GENERATION_MODE, FallbackKind.EXTRA_OUTPUTS}
 
 
@@ -38,7 +38,7 @@ VoicePreset = dict[str, Tensor] | None
 
 @dataclass(frozen=True)
 class StageHooks:
-    """Those of one model."""
+    """Hooks of the stages of one model."""
 
     semantic: SemanticHook
     coarse: CoarseHook
@@ -125,7 +125,7 @@ class AudioGeneration:
         return self._request.stage_kwargs[stage]
 
     def _preset_part(self, name: str) -> Any:
-        """For all rows, or a list with that of each."""
+        """Return one part of the preset for all rows, or a list with each row's."""
         preset = self._request.preset
         if isinstance(preset, list):
             return [None if row is None else row[name] for row in preset]
@@ -234,7 +234,7 @@ class AudioGeneration:
 
 
 class _Prepared:
-    """What a stage's hook prepared, or why it could not."""
+    """Result of a hook's `prepare`, or why it could not."""
 
     def __init__(self, prepare: Callable[[], Any]):
         self.value: Any = None

@@ -100,7 +100,7 @@ class CoarseHook(CausalHook):
     def prepare(
         self, semantic: Any, coarse: Any, codebook_size: int, rows: int, kwargs: dict[str, Any]
     ) -> tuple[TransformerWeights, SamplingConfig]:
-        """What a generation of `rows` needs; raises `Fallback` where Transformers has to run it."""
+        """Prepare a generation of `rows`; raises `Fallback` where Transformers has to run it."""
         weights = self._ready_weights()
         # The prompt's length and ids decide nothing that the loop can do: what depends on them (a padding mask)
         # shows in the config.
@@ -194,7 +194,7 @@ def _run_coarse(run: CoarseRows, streamer: Any) -> None:
 def coarse_history(
     history: Any, batch_size: int, semantic: Any, coarse: Any, codebook_size: int
 ) -> CoarseHistory | list[CoarseHistory]:
-    """What the coarse stage needs of a voice preset, or of each row's."""
+    """Read the coarse stage's history from a voice preset, or from each row's."""
     ids = semantic_ids(semantic)
     first = read_histories(history, "semantic_prompt", batch_size, rows=0, ids=ids)
     second = read_histories(history, "coarse_prompt", batch_size, rows=coarse.n_coarse_codebooks, ids=codebook_size)

@@ -82,7 +82,7 @@ class FineHook(Hook):
         return join_rows(rows, 0)
 
     def prepare(self) -> TransformerWeights:
-        """What a generation needs; raises `Fallback` where Transformers has to run it."""
+        """Prepare a generation; raises `Fallback` where Transformers has to run it."""
         return self._ready_weights()
 
     def ready_stage(self, weights: TransformerWeights, spec: FineSpec) -> FineStage:
@@ -109,7 +109,7 @@ def _flat_rows(coarse_output: Tensor, codebooks: int) -> Tensor:
 
 
 def _dtype_of_codes(coarse_output: Tensor, history_prompt: Any) -> torch.dtype:
-    """Of what Transformers returns: that of its input, or of both where it joins a history to it."""
+    """Return the dtype of Transformers' codes: its input's, or the promoted one where it joins a history to it."""
     history = history_prompt.get("fine_prompt") if isinstance(history_prompt, Mapping) else None
     dtype = coarse_output.dtype
     return torch.promote_types(dtype, history.dtype) if isinstance(history, Tensor) else dtype

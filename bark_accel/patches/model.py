@@ -67,7 +67,7 @@ class ModelHook(AudioSource):
         return sample_rate(self.module)
 
     def float32_choice(self) -> Float32Choice | None:
-        """Who computes the float32 blocks of tokens, where our ops on a CPU have such."""
+        """Return who computes float32 blocks of tokens, or None unless our ops do so on a CPU."""
         module, settings = self.module, self.settings
         exact = settings.precision == "same" and module.dtype == torch.float32
         on_cpu = module.device.type == "cpu" and runs_natively(settings.backend, module.device)
@@ -198,7 +198,7 @@ class ModelHook(AudioSource):
     def _stream(
         self, streamer: AudioStreamer, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any]
     ) -> tuple[Tensor, list[int]]:
-        """What was streamed, [B, S] on the model's device and in its dtype, and the samples of each row."""
+        """Generate to a streamer; return audio [B, S] in the model's dtype, on its device, and each row's samples."""
         chunks: list[Tensor] = []
 
         def emit(chunk: Tensor) -> None:

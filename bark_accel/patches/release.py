@@ -1,4 +1,4 @@
-"""Giving up the original weights of the transformers, for a model that is accelerated for good."""
+"""Implements `release_originals=True`: frees the transformers' original parameters. Irreversible."""
 
 from __future__ import annotations
 

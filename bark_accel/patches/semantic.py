@@ -81,7 +81,7 @@ class SemanticHook(CausalHook):
     def prepare(
         self, config: Any, rows: int, kwargs: dict[str, Any]
     ) -> tuple[TransformerWeights, SemanticSpec, SamplingConfig]:
-        """What a generation of `rows` needs; raises `Fallback` where Transformers has to run it."""
+        """Prepare a generation of `rows`; raises `Fallback` where Transformers has to run it."""
         weights, spec = self._ready_weights(), extract.semantic_spec(config)
         pad = spec.pad_token
         if config.eos_token_id != pad or pad >= self.module.config.output_vocab_size:

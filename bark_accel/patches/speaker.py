@@ -220,14 +220,14 @@ def model_digest(model: BarkModel) -> str:
 
 
 def _float32_sums(model: BarkModel) -> str | None:
-    """Who computes them: each adds in another order."""
+    """Name who computes float32 blocks of tokens: each adds in another order."""
     owner = owner_of(model.generate, ModelHook)
     chosen = None if owner is None else owner.float32_choice()
     return None if chosen is None else f"products {chosen.products}, attention {chosen.attention}"
 
 
 def _facts(config: Any) -> Any:
-    """Of a config: not where it was read from, nor which Transformers wrote it."""
+    """Return a config without where it was read from and which Transformers wrote it."""
     if not isinstance(config, dict):
         return config
     return {k: _facts(v) for k, v in config.items() if not str(k).startswith("_") and k != "transformers_version"}

@@ -1,4 +1,4 @@
-"""What every stage's hook has: a module, the weights read from it, and the way back to Transformers' own method.
+"""Base of the stages' hooks: a module and the weights read from it; `stock()` calls Transformers' own method.
 
 A hook's `generate` is a bound method of a small object that owns one module, so that a patched module still pickles and
 deep-copies, and the copy is patched too. Names and signatures are those of the methods they replace.
@@ -117,7 +117,7 @@ class Hook:
         return sum(t.nbytes for t in held.values() if t.untyped_storage().data_ptr() not in own)
 
     def precision_name(self, dtype: torch.dtype) -> str:
-        """Of the matrices that a generation uses."""
+        """Name the precision of the matrices that a generation uses."""
         precision = self.settings.precision
         return str(dtype).removeprefix("torch.") if precision == "same" else precision
 
@@ -129,7 +129,7 @@ class Hook:
         return get_ops(self.settings.backend, device, self.settings.attention)
 
     def rows_end(self, history_prompt: Any) -> bool:
-        """Whether each row of a batch is to end where it would alone."""
+        """Tell whether each row of a batch is to end where it would alone."""
         return by_row(history_prompt) or self.settings.traps.fixes("batch_tails")
 
     def stock(self, *args: Any, **kwargs: Any) -> Any:
@@ -138,7 +138,7 @@ class Hook:
 
 
 class CausalHook(Hook):
-    """Of a stage that generates token by token."""
+    """Hook of a stage that generates token by token."""
 
     def __init__(self, module: Any, settings: Settings):
         super().__init__(module, settings)
@@ -168,7 +168,7 @@ class CausalHook(Hook):
 
     @contextmanager
     def lookahead(self, model: CausalModel, weights: TransformerWeights, cache: KVCache) -> Iterator[Lookahead | None]:
-        """For one generation with `cache`: drafts where they are on, else graphs where they can be."""
+        """Yield the token source of one generation with `cache`: drafts where they are on, else graphs if possible."""
         rows = cache.keys.shape[1]
         draft = self.draft(weights, rows)
         if draft is not None:
@@ -189,7 +189,7 @@ class CausalHook(Hook):
         return Draft(CausalModel(narrow, spec, self.ops(weights.device)), self.draft_counts)
 
     def speculates(self, weights: TransformerWeights) -> bool:
-        """Whether drafts are on: if not said otherwise, where they were measured to pay and memory is not scarce."""
+        """Tell whether drafts are on: if not set, where they were measured to pay and memory is not scarce."""
         settings = self.settings
         if settings.speculate is not None:
             return settings.speculate

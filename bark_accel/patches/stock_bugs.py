@@ -46,7 +46,7 @@ class Traps:
         self._warned: set[str] = set()
 
     def fixes(self, name: str) -> bool:
-        """Whether the bug of that name, one of `STOCK_BUGS`, is fixed."""
+        """Tell whether the bug of that name, one of `STOCK_BUGS`, is fixed."""
         assert name in STOCK_BUGS
         return name in self.fixed
 

@@ -23,7 +23,7 @@ _OWN_RULES = {BarkEosPrioritizerLogitsProcessor: 2, AlternatingCodebooksLogitsPr
 
 
 class TokenTap(BaseStreamer):
-    """Told by `BarkTokenRules` that a token comes, and of which codebook, hands it on; prompts pass unheard.
+    """Streamer for Transformers' own loop. `BarkTokenRules` announces each token; what comes unannounced is a prompt.
 
     Parameters
     ----------

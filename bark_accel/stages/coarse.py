@@ -23,7 +23,7 @@ CoarseHistory = tuple[Tensor, Tensor] | None
 
 @dataclass
 class Prompt:
-    """What a window starts from: semantic [B, max_input_tokens], then the coarse tokens from `coarse_start` on."""
+    """Start of a window: semantic [B, max_input_tokens], then the coarse tokens from `coarse_start` on."""
 
     semantic: Tensor
     coarse_start: int
@@ -53,7 +53,7 @@ class CoarseState:
 
     @property
     def length_tokens(self) -> int:
-        """Of the longest row."""
+        """Number of tokens of the longest row."""
         return max(self.row_lengths, default=0)
 
     @property
@@ -111,7 +111,7 @@ class CoarseStage:
         return row_lengths(self._spec, semantic_tokens)
 
     def ready(self, state: CoarseState) -> bool:
-        """Whether the tokens pushed so far settle the next coarse token."""
+        """Tell whether the tokens pushed so far settle the next coarse token."""
         if len(state.window) < state.window_tokens:
             return True
         remaining = state.length_tokens - state.generated_tokens

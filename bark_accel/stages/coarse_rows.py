@@ -30,7 +30,7 @@ class CoarseRows:
 
     @property
     def ready(self) -> bool:
-        """Whether the tokens pushed so far settle the next token of every group that has one to come."""
+        """Tell whether the tokens pushed so far settle the next token of every group that has one to come."""
         ready = [self._stage.ready(state) for _, state in self._groups]
         return any(ready) and all(r or state.final for r, (_, state) in zip(ready, self._groups, strict=True))
 
@@ -49,7 +49,7 @@ class CoarseRows:
 
     @property
     def window_ended(self) -> bool:
-        """Whether that was the last token of a window, for a batch of one group."""
+        """Tell whether that was the last token of a window, for a batch of one group."""
         _, state = self._groups[0]
         return len(state.window) == state.window_tokens
 

@@ -47,7 +47,7 @@ class ResidualState:
 
 @dataclass
 class CodecState:
-    """Where a waveform stands: each layer's memory, frames taken in, samples given out."""
+    """Progress of a waveform: each layer's memory, frames taken in, samples given out."""
 
     conv_in: ConvState
     lstm: LstmState
@@ -72,7 +72,7 @@ class CodecStage:
 
     @property
     def cuts_right_only(self) -> bool:
-        """Whether no sample depends on a later frame, so that rows of one batch may end at different times."""
+        """True if no sample depends on a later frame, so that rows of one batch may end at different times."""
         return all(u.conv.trim_left == 0 for u in self._weights.upsampling)
 
     def run(self, codes: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ def _conv_transpose(x: Tensor, conv: ConvTranspose, state: ConvTransposeState, f
         return x.new_empty(x.shape[0], 0, outputs)
     overlap = conv.weight.shape[0] - 1
     state.inputs = None if final else x[:, max(0, frames - overlap) :].clone()
-    # What lies beyond the last whole stride still lacks the next frame's share; at the end it is cut or complete.
+    # Samples past the last whole stride still miss the next frame's contribution; only the final chunk emits them.
     beyond = conv.trim_left if final else 0
     strides = frames + math.ceil(beyond / conv.stride)
     y = _biased(x, strides, None if conv.bias is None else conv.bias.repeat(conv.stride), conv.weight.shape[2])

@@ -25,7 +25,7 @@ FineHistory = Tensor | Sequence[Tensor | None] | None
 
 @dataclass
 class FineSampling:
-    """How codes are chosen.
+    """Settings by which codes are chosen.
 
     `temperature` None or 1.0 takes the most likely code, anything else draws one (as in Transformers), from
     `generator` or, without one, from the device's own. `before_pass` is called before each pass over a window.
@@ -133,7 +133,7 @@ class FineStage:
         )
 
     def _group(self, rows: list[int], frames: int, past: Tensor) -> FineGroup:
-        """Of rows behind histories [n, num_codebooks, T]."""
+        """Make the group of `rows` that follow histories [n, num_codebooks, T]."""
         history_frames = past.shape[2]
         # The model is not causal: short inputs are padded to the full window, and the padding is predicted too.
         padded_frames = max(self._spec.max_input_frames, history_frames + frames)
@@ -151,7 +151,7 @@ class FineStage:
         state.known_frames += codes.shape[1]
 
     def ready(self, state: FineState) -> bool:
-        """Whether the next window of every row that has one has all the frames it reads."""
+        """Tell whether the next window of every row that has one has all the frames it reads."""
         waiting = [group for group in state.groups if group.windows]
         ends = (min(g.windows[0][0] + self._spec.max_input_frames - g.history_frames, g.frames) for g in waiting)
         return bool(waiting) and state.known_frames >= max(ends)
@@ -234,7 +234,7 @@ def row_frames(spec: FineSpec, tokens: Tensor) -> list[int]:
 
 
 def row_histories(spec: FineSpec, history: FineHistory, rows: int, device: torch.device) -> list[Tensor]:
-    """What the windows use of each row's history: `rows` tensors [num_codebooks, T] int64."""
+    """Cut each row's history to what the windows use: `rows` tensors [num_codebooks, T] int64."""
     none = torch.empty(spec.num_codebooks, 0, dtype=torch.int64, device=device)
     each = history if isinstance(history, Sequence) else [history] * rows
     return [none if h is None else h.to(none)[:, -spec.max_history_frames :] for h in each]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# In place of the coarse tokens of a row that has ended: a semantic id, which no codebook has.
+# Filler after the end of a finished row. 0 is a semantic id, so it cannot be taken for a codec token.
 ENDED = 0
 
 

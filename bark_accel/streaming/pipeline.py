@@ -46,7 +46,7 @@ class ChunkDecoder:
 
     @property
     def codes(self) -> Tensor | None:
-        """What was decoded so far, [B, K, T] int64."""
+        """Codes decoded so far, [B, K, T] int64."""
         return torch.cat(self._codes, dim=2) if self._codes else None
 
     def set_semantic(self, semantic_tokens: Tensor, *, final: bool) -> None:
@@ -139,7 +139,7 @@ class BarkPipeline:
             self._run_ready(coarse)
 
     def repad(self, semantic_tokens: Tensor) -> Tensor:
-        """What `BarkCoarseModel.generate` does to the padding of its input."""
+        """Replace the semantic padding by the coarse stage's, as `BarkCoarseModel.generate` does."""
         padding = semantic_tokens == self._semantic_spec.pad_token
         return semantic_tokens.to(torch.int64).masked_fill(padding, self._coarse_spec.semantic_pad_token)
 

@@ -1,7 +1,6 @@
-"""When a frame's codes are given out while coarse frames are still coming.
+"""Streaming policies: how long to wait for later coarse frames before a frame's codes are decoded.
 
-The fine stage is not causal: what Transformers predicts for a frame depends on the frames after it. A policy decides
-how long to wait for them.
+The fine stage is not causal: what Transformers predicts for a frame depends on the frames after it.
 """
 
 from __future__ import annotations
@@ -203,7 +202,7 @@ class Exact:
 
 
 def hop_growth(policy: str, device: torch.device) -> float:
-    """How much longer each hop is than the one before.
+    """Return the factor by which each hop is longer than the one before.
 
     A preview's chunks cost by the frame, so they stay short. Every low-latency hop costs six passes over a full window:
     an accelerator computes these in less time than even a short hop plays, a CPU only in that of the longest.

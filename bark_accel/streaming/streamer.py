@@ -124,7 +124,7 @@ class AudioStreamer:
         self._error: BaseException | None = None
         self._async_waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
-    # Whoever copies the arguments of `generate` means this very queue.
+    # generate() may copy its keyword arguments; a copy must still be this queue.
 
     def __copy__(self) -> AudioStreamer:
         return self
@@ -151,7 +151,7 @@ class AudioStreamer:
         return self
 
     async def __anext__(self) -> Tensor:
-        """As `__next__`, without blocking the event loop."""
+        """Return the next chunk as `__next__` does, without blocking the event loop."""
         waiter = (asyncio.get_running_loop(), asyncio.Event())
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
         while True:
@@ -241,7 +241,7 @@ class AudioStreamer:
             self._notify()
 
     def put(self, value: Any) -> None:
-        """What Transformers' own loop would call on a streamer of tokens: refused, this one takes audio."""
+        """Refuse the tokens that Transformers' own loop gives to a streamer: this one takes audio."""
         raise TypeError(
             "AudioStreamer: expected to be passed as streamer= to generate of a model made faster with accelerate_bark,"
             " got tokens from another generation; for tokens use a streamer of Transformers"
@@ -337,7 +337,7 @@ def check_arguments(model: Any, generate_kwargs: dict[str, Any]) -> None:
 
 
 def _on_current_stream() -> AbstractContextManager:
-    """What puts another thread on the stream, and on the device, that this one is on."""
+    """Return a context that puts another thread on this thread's CUDA stream and device."""
     return torch.cuda.stream(torch.cuda.current_stream()) if torch.cuda.is_initialized() else nullcontext()
 
 

@@ -80,7 +80,7 @@ class CausalModel:
         return logits
 
     def step_logits(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:
-        """As `decode`, by the cache's length on the device alone; the caller makes sure of room and counts."""
+        """Run `decode` by the cache's length on the device alone; the caller checks the capacity and keeps count."""
         head = output_rows(self.weights.heads[0], rows.start, rows.stop)
         return self.ops.decode_step(
             ids,
@@ -98,14 +98,14 @@ class CausalModel:
 
     @property
     def matrices(self) -> list[Tensor]:
-        """What a step reads where it stands: tables, matrices, their scales."""
+        """Tables, matrices and scales, which a captured step reads by address. If one moves, its graphs are invalid."""
         head = self.weights.heads[0]
         tensors = [self.weights.token_tables[0], self.weights.positions, head.weight, head.scales, *self._flat]
         return [t for t in tensors if t is not None and t.dim() > 1]
 
     @property
     def vectors(self) -> list[Tensor]:
-        """LayerNorms and biases of a step, float32: of a 16-bit model copies, made anew at every call."""
+        """1-D float32 parameters. For 16-bit models they are new copies on every call, so graphs read their own buffers."""
         return [t for t in self._flat if t is not None and t.dim() == 1]
 
     def with_vectors(self, vectors: Sequence[Tensor]) -> CausalModel:

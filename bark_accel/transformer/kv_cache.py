@@ -17,7 +17,7 @@ from .spec import TransformerSpec
 
 @dataclass
 class KVCache:
-    """Keys and values of every layer, [layers, B, H, capacity, D]; rows `length:` hold nothing.
+    """Keys and values of every layer, [layers, B, H, capacity, D]; positions >= length are uninitialised.
 
     The length lives on the device (`length`, int64 [B]) for the ops and on the host (`position`) for the loops, whose
     rows all stand at one position.

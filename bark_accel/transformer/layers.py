@@ -1,4 +1,4 @@
-"""What a transformer block is made of: LayerNorm, and matrix products in the precision that the weights ask for.
+"""Parts of a transformer block: LayerNorm, and matrix products in the precision that the weights ask for.
 
 The residual stream, LayerNorm statistics and softmax are float32 whatever the dtype of the weights.
 """
@@ -18,7 +18,7 @@ def norm(hidden: Tensor, norm: Norm) -> Tensor:
 
 
 def is_exact(linear: Linear) -> bool:
-    """Whether its products are float32, as stock's: smaller weights take the 16-bit ops."""
+    """Tell whether the layer's products are float32, as Transformers' are: smaller weights take the 16-bit ops."""
     return linear.weight.is_floating_point() and linear.weight.itemsize >= 4
 
 

@@ -18,7 +18,7 @@ from bark_accel.ops.checks import INT8_GROUP
 from .weights import Layer, Linear, TransformerWeights, map_tensors
 
 WEIGHTS = ("same", "float16", "bfloat16", "int8")
-# That `quantize` has in float32 at a time.
+# Rows that `quantize` converts to float32 at once; bounds its peak memory.
 _ROWS = 64
 
 

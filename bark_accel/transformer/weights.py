@@ -67,7 +67,7 @@ class TransformerWeights:
 
     @property
     def cache_dtype(self):
-        """Of keys and values: the products' dtype; float16 beside int8 weights."""
+        """Dtype of cached keys and values: the products' dtype; float16 beside int8 weights."""
         dtype = self.layers[0].qkv.weight.dtype
         return dtype if dtype.is_floating_point else torch.float16
 

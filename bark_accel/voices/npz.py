@@ -71,7 +71,7 @@ def _read(archive: zipfile.ZipFile, key: str) -> np.ndarray:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """As `np.savez`, at once or not at all."""
+    """Write the arrays as `np.savez` does, but atomically: the whole file or nothing."""
     content = io.BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]
     write_atomically(path, content.getvalue())

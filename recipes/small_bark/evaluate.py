@@ -1,4 +1,4 @@
-"""How well a checkpoint speaks texts that it has never seen: word error rate, ends, lengths, by stock Transformers."""
+"""Evaluation of a checkpoint on texts that it has never seen: word error rate, ends, lengths, by stock Transformers."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def say(
 
 
 def figures(heard: list[Heard]) -> dict[str, Any]:
-    """Of utterances of one kind and voice."""
+    """Compute the figures of utterances of one kind and voice."""
     rate, low, high = word_error_rate([item.errors for item in heard])
     return {
         "utterances": len(heard),

@@ -1,4 +1,4 @@
-"""What a frame of speech is: its spectrum, twice, and its pitch with the phase of the fundamental at the frame's end.
+"""Features of a frame of speech: its spectrum, twice, and its pitch with the fundamental's phase at the frame's end.
 
 The codec quantises these features instead of latents that it learns. So the codes exist before any training, they hold
 the phase apart from the spectrum, and the decoder, which is causal, is told where a frame ends.
@@ -63,7 +63,7 @@ def pitch(audio: np.ndarray) -> np.ndarray:
 
 
 def _normalised_correlation(windows: np.ndarray) -> np.ndarray:
-    """Of the first _PITCH_WINDOW samples with those of each lag: shape (frames, lags)."""
+    """Correlate the first _PITCH_WINDOW samples with those of each lag: shape (frames, lags)."""
     size = next_fast_len(windows.shape[1], real=True)
     spectrum = rfft(windows, size)
     head = rfft(windows[:, :_PITCH_WINDOW], size)

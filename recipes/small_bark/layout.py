@@ -44,7 +44,7 @@ FINE_PAD = CODEBOOK_SIZE
 
 
 def generation_config(temperatures: dict[str, float]) -> dict[str, Any]:
-    """What generation_config.json holds, with the temperature of each stage."""
+    """Return the content of generation_config.json, with the temperature of each stage."""
     return {
         "model_type": "bark",
         "sample_rate": SAMPLE_RATE,

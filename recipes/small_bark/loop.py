@@ -73,7 +73,7 @@ def load(module: nn.Module, path: Path) -> None:
 
 
 def finished(path: Path, plan: Plan) -> bool:
-    """Whether `train` has been through the whole plan."""
+    """Tell whether `train` has been through the whole plan."""
     return path.exists() and torch.load(path, weights_only=True, mmap=True)["step"] >= plan.steps
 
 

@@ -67,7 +67,7 @@ def word_error_rate(results: list[Errors], seed: int = 0) -> tuple[float, float,
 
 def rate_difference(results: list[Errors], baseline: list[Errors], seed: int = 0) -> tuple[float, float, float]:
     """
-    By how much the rate is above that of `baseline`, and the bounds of its 95 % interval: bootstrap over utterances,
+    Return how far the rate is above that of `baseline`, and the bounds of its 95 % interval: bootstrap over utterances,
     the same ones of both, which are of the same texts in the same order.
     """
     if [result.words for result in results] != [result.words for result in baseline]:

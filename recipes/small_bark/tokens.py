@@ -31,8 +31,8 @@ _OCTAVE = 3.5
 @dataclass
 class Tokens:
     """
-    Of every utterance: semantic (T / 2,) and codes (CODEBOOKS, T); the codebooks (CODEBOOKS, size, EMBEDDING) and the
-    centres of the semantic clusters (SEMANTIC_TOKENS, features).
+    Tokens of every utterance: semantic (T / 2,) and codes (CODEBOOKS, T); the codebooks (CODEBOOKS, size, EMBEDDING)
+    and the centres of the semantic clusters (SEMANTIC_TOKENS, features).
     """
 
     semantic: list[np.ndarray]
@@ -79,7 +79,7 @@ def semantic_alone(corpus: Corpus, centres: np.ndarray) -> list[np.ndarray]:
 
 
 def _cepstra(mel: np.ndarray) -> np.ndarray:
-    """Of two frames together, and how they change from the first to the second: shape (frames / 2, 32)."""
+    """Compute the cepstra of each two frames, and the change from the first to the second: shape (frames / 2, 32)."""
     cepstra = dct(mel.reshape(-1, 4, MEL_BANDS), axis=2, norm="ortho")[:, :, :16]
     change = cepstra[:, 2:].mean(axis=1) - cepstra[:, :2].mean(axis=1)
     return np.concatenate([cepstra.mean(axis=1), 0.5 * change], axis=1)

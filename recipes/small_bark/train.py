@@ -48,15 +48,15 @@ class Run:
     seed: int
 
     def path(self, name: str) -> Path:
-        """Of a result."""
+        """Return the path of a result."""
         return self.folder / name
 
     def corpus(self) -> Corpus:
-        """What the stage `data` made."""
+        """Load the result of the stage `data`."""
         return Corpus.load(self.path("data.npz"))
 
     def tokens(self) -> tokens.Tokens:
-        """What the stage `tokens` made."""
+        """Load the result of the stage `tokens`."""
         return tokens.Tokens.load(self.path("tokens.npz"))
 
 

@@ -1,4 +1,4 @@
-"""What the small Bark can say: words, the phrases made of them, and the split into training and held-out texts."""
+"""Vocabulary of the small Bark: words, the phrases made of them, and the split into training and held-out texts."""
 
 from __future__ import annotations
 
