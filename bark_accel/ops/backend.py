@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Protocol, cast
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import device_check
+from . import device_check, reference
 from ._library import cuda_archs
 
 BACKENDS = ("auto", "native", "torch")
@@ -17,84 +17,24 @@ BACKENDS = ("auto", "native", "torch")
 FIRST_CAPABILITY = (8, 0)
 
 
-class Ops(Protocol):
-    """The ops that a backend module provides; see `bark_accel.ops.native` for shapes and errors."""
+@dataclass(frozen=True)
+class Ops:
+    """The ops that a generation uses; `bark_accel.ops.native` has their signatures, shapes and errors."""
 
-    def fused_sample(
-        self,
-        logits: Tensor,
-        noise: Tensor | None,
-        first_id: int,
-        allowed: Tensor,
-        min_eos_p: Tensor | None = None,
-        temperature: Tensor | None = None,
-        top_k: Tensor | None = None,
-        top_p: Tensor | None = None,
-        renormalize: bool = True,
-    ) -> Tensor: ...
+    fused_sample: Callable[..., Tensor]
+    fused_multinomial: Callable[..., Tensor]
+    codebook_embedding_sum: Callable[..., Tensor]
+    static_cache_attention: Callable[..., Tensor]
+    decode_step: Callable[..., Tensor]
+    float32_linear: Callable[..., Tensor]
+    float32_attention: Callable[..., Tensor]
+    int16_linear: Callable[..., Tensor]
+    int16_attention: Callable[..., Tensor]
 
-    def fused_multinomial(
-        self,
-        logits: Tensor,
-        generator: torch.Generator | None,
-        vocab_size: int,
-        first_id: int,
-        allowed: Tensor,
-        min_eos_p: Tensor | None = None,
-        temperature: Tensor | None = None,
-        top_k: Tensor | None = None,
-        top_p: Tensor | None = None,
-        renormalize: bool = True,
-    ) -> Tensor: ...
-
-    def codebook_embedding_sum(self, codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor: ...
-
-    def static_cache_attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        length: Tensor,
-    ) -> Tensor: ...
-
-    def decode_step(
-        self,
-        ids: Tensor,
-        token_table: Tensor,
-        positions: Tensor,
-        weights: Sequence[Tensor | None],
-        eps: Sequence[float],
-        head: Tensor,
-        head_scales: Tensor | None,
-        num_heads: int,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        length: Tensor,
-    ) -> Tensor: ...
-
-    def float32_linear(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        residual: Tensor | None = None,
-        gelu: bool = False,
-    ) -> Tensor: ...
-
-    def float32_attention(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor: ...
-
-    def int16_linear(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        scales: Tensor | None = None,
-        bias: Tensor | None = None,
-        gelu: bool = False,
-    ) -> Tensor: ...
-
-    def int16_attention(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor: ...
+    @classmethod
+    def of(cls, module: ModuleType) -> Ops:
+        """Take the ops that a module has under these names."""
+        return cls(*(getattr(module, field.name) for field in fields(cls)))
 
 
 def runs_natively(backend: str, device: torch.device) -> bool:
@@ -114,9 +54,7 @@ def native_fault(device: torch.device) -> str | None:
     """
     if _is_tested(device):
         return None
-    from . import reference as torch_ops
-
-    return device_check.fault(_compiled_ops(device), torch_ops, device)
+    return device_check.fault(_compiled_module(device), reference, device)
 
 
 def _is_tested(device: torch.device) -> bool:
@@ -174,27 +112,15 @@ def get_ops(backend: str, device: torch.device, attention: str = "sdpa") -> Ops:
     """
     if backend == "native":
         _require_native(device)
-    ops = _op_module(backend, device)
+    ops = Ops.of(_compiled_module(device) if runs_natively(backend, device) else reference)
     if attention == "sdpa" or device.type != "cuda":
         return ops
     from . import flash_attention
 
-    return cast(Ops, SimpleNamespace(**{**vars(ops), "int16_attention": flash_attention.int16_attention}))
+    return replace(ops, int16_attention=flash_attention.int16_attention)
 
 
-def _op_module(backend: str, device: torch.device) -> Ops:
-    if runs_natively(backend, device):
-        return _compiled_ops(device)
-    from . import reference as torch_ops
+def _compiled_module(device: torch.device) -> ModuleType:
+    from . import cpu, cuda
 
-    return torch_ops
-
-
-def _compiled_ops(device: torch.device) -> Ops:
-    if device.type == "cuda":
-        from . import cuda as cuda_ops
-
-        return cuda_ops
-    from . import cpu as cpu_ops
-
-    return cpu_ops
+    return cuda if device.type == "cuda" else cpu

@@ -105,7 +105,7 @@ class CausalModel:
 
     @property
     def vectors(self) -> list[Tensor]:
-        """1-D float32 parameters. For 16-bit models they are new copies on every call, so graphs read their own buffers."""
+        """1-D float32 parameters; of 16-bit models new copies on every call, so graphs read buffers of their own."""
         return [t for t in self._flat if t is not None and t.dim() == 1]
 
     def with_vectors(self, vectors: Sequence[Tensor]) -> CausalModel:
