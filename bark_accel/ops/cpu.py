@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import reference as torch_ops
 from .float32_candidates import ATTENTION, PRODUCTS
 from .float32_choice import choice
 from .native import (
@@ -33,11 +32,8 @@ __all__ = [
 def float32_linear(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, gelu: bool = False
 ) -> Tensor:
-    """See :func:`bark_accel.ops.native.float32_linear`; takes strided weights as well, by torch."""
-    chosen = choice().products
-    if chosen == "torch" or any(t is not None and t.stride(-1) != 1 for t in (input, weight, bias, residual)):
-        return torch_ops.float32_linear(input, weight, bias, residual, gelu)
-    return PRODUCTS[chosen](input, weight, bias, residual, gelu)
+    """See :func:`bark_accel.ops.native.float32_linear`."""
+    return PRODUCTS[choice().products](input, weight, bias, residual, gelu)
 
 
 def float32_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:

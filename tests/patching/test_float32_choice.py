@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -97,14 +98,12 @@ def test_products_of_each_agree(forced, gelu, extras):
 
 def test_each_is_what_runs(forced, monkeypatch):
     """The variable reaches the products: all others are taken away."""
-    broken = {name: None for name in cpu_ops.PRODUCTS if name != forced}
-    monkeypatch.setattr(cpu_ops, "PRODUCTS", {**cpu_ops.PRODUCTS, **broken})
     assert choice().products == forced and choice().source == VARIABLE
-    if forced != "torch":
-        monkeypatch.setattr(cpu_ops.torch_ops, "float32_linear", None)
-        monkeypatch.setattr(cpu_ops.torch_ops, "float32_attention", None)
+    monkeypatch.setattr(cpu_ops, "PRODUCTS", {forced: cpu_ops.PRODUCTS[forced]})
+    monkeypatch.setattr(cpu_ops, "ATTENTION", {choice().attention: lambda *arguments: "attended"})
     with torch.no_grad():
         assert cpu_ops.float32_linear(torch.ones(3, 4), torch.ones(5, 4)).eq(4).all()
+        assert cpu_ops.float32_attention(*torch.ones(3, 1, 2, 2, 4)) == "attended"
 
 
 def test_an_unknown_name_is_refused_before_anything_is_patched(monkeypatch):
@@ -169,7 +168,14 @@ def test_the_real_trial_leaves_the_generator_alone(unknown_cpu):
     assert chosen.products in NAMES and chosen.attention in ("torch", "native")
 
 
-def test_one_trial_for_many_threads(unknown_cpu, trials):
+def test_one_trial_for_many_threads(unknown_cpu, trials, monkeypatch):
+    answer = float32_choice._trial
+
+    def slow():
+        time.sleep(0.02)
+        return answer()
+
+    monkeypatch.setattr(float32_choice, "_trial", slow)
     with ThreadPoolExecutor(8) as pool:
         assert len({f.result() for f in [pool.submit(choice) for _ in range(32)]}) == 1
     assert len(trials) == 2
