@@ -87,7 +87,7 @@ def test_equals_static_cache_attention(isa: str) -> None:
     query, key, value, _ = int16_attention_inputs(2, 90, 3, 64, 90)
     keys, values = torch.zeros(2, 2, 3, 100, 64).unbind(0)
     cached = ops.static_cache_attention(
-        query, key.transpose(1, 2), value.transpose(1, 2), keys, values, torch.tensor([0])
+        query, key.transpose(1, 2), value.transpose(1, 2), keys, values, torch.tensor([0, 0])
     )
     assert torch.equal(ops.float32_attention(query, key, value, True), cached)
 
