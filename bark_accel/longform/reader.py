@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+
+from bark_accel._caller import warn_caller
 
 from .chunk_store import ChunkStore
 from .text import TextChunk
@@ -170,10 +171,9 @@ class LongForm:
             if self._store is not None:
                 self._store.write(index, utterance)
             if utterance.cut and self._speaker.utterance_s is not None:
-                warnings.warn(
+                warn_caller(
                     f"chunk {index} is as long as Bark can speak at once ({self._speaker.utterance_s:.1f} s), so the "
-                    "end of its text may be missing; lower characters_per_second or max_chunk_s",
-                    stacklevel=4,
+                    "end of its text may be missing; lower characters_per_second or max_chunk_s"
                 )
 
     def _spoken(self, index: int, utterance: Utterance) -> SpokenChunk:

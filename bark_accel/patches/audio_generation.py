@@ -93,7 +93,8 @@ class AudioGeneration:
             raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, "rows that end at different times")
         self._decoder = ChunkDecoder(self._policy(), codec, self._coarse_spec, emit)
         self._pipeline = BarkPipeline(self._semantic_spec, self._coarse_spec, self._decoder, streamer.check)
-        self._semantic_tokens: Tensor | None = None
+        self.semantic_tokens: Tensor | None = None
+        """[B, T], once all are there."""
 
     def run(self) -> None:
         """Generate and emit."""
@@ -103,7 +104,7 @@ class AudioGeneration:
             self._run_interleaved()
             return
         tokens = self._run_semantic() if self._semantic.fallback is None else self._loop_semantic()
-        self._semantic_tokens = tokens
+        self.semantic_tokens = tokens
         semantic_tokens = self._pipeline.repad(tokens)
         self._decoder.set_semantic(semantic_tokens, final=True)
         self._tell_lengths()
@@ -114,7 +115,7 @@ class AudioGeneration:
 
     def presets(self) -> list[PresetArrays] | None:
         """The voice preset of each row, once all of it was given out; None without the fine codebooks."""
-        tokens, codes, lengths = self._semantic_tokens, self._decoder.codes, self._decoder.row_lengths_samples
+        tokens, codes, lengths = self.semantic_tokens, self._decoder.codes, self._decoder.row_lengths_samples
         if self._streamer.policy == "preview" or tokens is None or lengths is None:
             return None
         if codes is None:
@@ -159,7 +160,7 @@ class AudioGeneration:
     def _run_interleaved(self) -> None:
         with self._start_semantic() as (semantic, state), self._start_coarse() as coarse:
             self._pipeline.run_interleaved(semantic, state, coarse)
-        self._semantic_tokens = state.result()
+        self.semantic_tokens = state.result()
         self._tell_lengths()
 
     # Transformers' own loops.

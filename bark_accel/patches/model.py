@@ -59,7 +59,6 @@ class ModelHook(AudioSource):
     def __init__(self, module: Any, settings: Settings):
         self.module = module
         self.settings = settings
-        self.codec = CodecHook(module.codec_model, settings)
         self.patched_submodels = [getattr(module, name) for name in SUBMODELS.values()]
 
     @property
@@ -111,9 +110,9 @@ class ModelHook(AudioSource):
             )
         preset, kwargs = self._check(input_ids, history_prompt, kwargs)
         # Only with lengths are rows silent after their end.
-        if with_lengths or self.codec.rows_end(preset):
-            return type(self.module).generate(self.module, input_ids, preset, True, **kwargs)
-        return type(self.module).generate(self.module, input_ids, preset, None, **kwargs), []
+        if with_lengths or self.codec_hook().rows_end(preset):
+            return _stock_generate(self.module, input_ids, preset, True, kwargs)
+        return _stock_generate(self.module, input_ids, preset, None, kwargs), []
 
     @torch.no_grad()
     def check(
@@ -238,6 +237,7 @@ class ModelHook(AudioSource):
             return
         self.settings.traps.check_text(input_ids, mask, semantic.max_input_semantic_length)
         generation.run()
+        self.settings.traps.check_ended(semantic, generation.semantic_tokens, stage_kwargs["semantic"])
         streamer.presets = generation.presets()
 
     def _generate_one_chunk(
@@ -245,7 +245,7 @@ class ModelHook(AudioSource):
     ) -> None:
         """The whole waveform at once, where nothing can be given out early."""
         with recorded(self.module) as (view, record):
-            audio, lengths = type(view).generate(view, request.input_ids, request.preset, True, **kwargs)
+            audio, lengths = _stock_generate(view, request.input_ids, request.preset, True, kwargs)
         streamer.presets = recorded_presets(view, record, lengths)
         streamer.row_lengths_samples = lengths
         streamer.check()
@@ -281,9 +281,8 @@ class ModelHook(AudioSource):
         return torch.zeros(rows, 0, dtype=self.module.dtype, device=self.module.device)
 
     def codec_hook(self) -> CodecHook:
-        """The hook of the codec that the model has now."""
-        self.codec.module = self.module.codec_model
-        return self.codec
+        """A hook of the codec that the model has now."""
+        return CodecHook(self.module.codec_model, self.settings)
 
     def _check_all_stages(self, semantic: Any, coarse: Any, rows: int, kwargs: dict[str, Any]) -> None:
         """Raise `AccelerationError` for what a later stage could not do, before any work is done."""
@@ -343,6 +342,12 @@ def _trim(kwargs: dict[str, Any]) -> bool:
     if not isinstance(trim, bool):
         raise TypeError(f"trim: expected True or False, got {trim!r}")
     return trim
+
+
+def _stock_generate(module: Any, input_ids: Any, preset: Any, with_lengths: bool | None, kwargs: dict[str, Any]) -> Any:
+    """`BarkModel.generate`, or what took its place in the class: by keywords, which are all that a wrapper may take."""
+    named = {"input_ids": input_ids, "history_prompt": preset, "return_output_lengths": with_lengths}
+    return type(module).generate(module, **named, **kwargs)
 
 
 def _not_hooked(stage: str) -> Fallback:

@@ -47,6 +47,13 @@ class SemanticHook(CausalHook):
         config = semantic_generation_config
         if config is None:
             return self.stock(input_ids, config, history_prompt, attention_mask, **kwargs)
+        tokens = self._generate(input_ids, config, history_prompt, attention_mask, kwargs)
+        self.settings.traps.check_ended(config, tokens, kwargs)
+        return tokens
+
+    def _generate(
+        self, input_ids: Tensor, config: Any, history_prompt: Any, attention_mask: Tensor | None, kwargs: dict[str, Any]
+    ) -> Tensor:
         check_input_ids(input_ids, attention_mask, config.max_input_semantic_length)
         self.settings.traps.check_text(input_ids, attention_mask, config.max_input_semantic_length)
         batch_size = input_ids.shape[0]

@@ -154,6 +154,9 @@ class BarkSpeaker:
         self._longest_s = (given or semantic.max_new_tokens) / semantic.semantic_rate_hz
         self.utterance_s = self._longest_s if given is None else None
         check_generate(model)
+        if given is None:
+            # Said aloud, so that `generate` does not warn of what a chunk's `cut` says.
+            self._arguments = {**arguments, "semantic_max_new_tokens": semantic.max_new_tokens}
         if policy is not None:
             AudioStreamer(model, policy=policy)  # raises for a model that is not accelerated
 

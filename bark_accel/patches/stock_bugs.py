@@ -7,12 +7,12 @@ dtype, in 16 bits wrongly (133 semantic tokens are 200 frames in bfloat16, 199 i
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 
+from bark_accel._caller import warn_caller
 from bark_accel.hf.inputs import tokens_of_cut_text
 
 STOCK_BUGS = {
@@ -53,7 +53,7 @@ class Traps:
     def warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, stacklevel=5)
+            warn_caller(message)
 
     def check_text(self, input_ids: Tensor, attention_mask: Tensor | None, max_tokens: int) -> None:
         """Say aloud that Bark will not read all of a text, each time; raise `ValueError` where `cut_text` is fixed."""
@@ -62,9 +62,19 @@ class Traps:
             return
         if self.fixes("cut_text"):
             raise ValueError(f"input_ids: expected at most {max_tokens} text tokens, got {tokens}; split the text")
-        warnings.warn(
-            f"Bark reads {max_tokens} text tokens; a text of {tokens} is cut. Split it into sentences.", stacklevel=4
-        )
+        warn_caller(f"Bark reads {max_tokens} text tokens; a text of {tokens} is cut. Split it into sentences.")
+
+    def check_ended(self, config: Any, tokens: Tensor | None, kwargs: dict[str, Any]) -> None:
+        """Say once that speech [B, T] stops at the limit of the semantic config; not of one that the caller set."""
+        if kwargs.get("max_new_tokens") is not None or tokens is None or tokens.shape[1] < config.max_new_tokens:
+            return
+        if bool((tokens[:, -1] != config.semantic_pad_token).any()):
+            seconds = config.max_new_tokens / config.semantic_rate_hz
+            self.warn_once(
+                f"Bark speaks {seconds:.1f} s at once, and this text has reached that without the end of speech: the "
+                "rest of it is missing. bark_accel.long_form says texts of any length; a limit of your own, "
+                "semantic_max_new_tokens=, is not warned about"
+            )
 
     def with_min_eos_p(self, semantic_config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of `BarkModel.generate`, with the config's `min_eos_p` where that is fixed."""

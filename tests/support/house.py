@@ -12,6 +12,7 @@ FACE = "bark_accel"
 ROOMS = [
     "_version",
     "_arguments",
+    "_caller",
     "report",
     "small_bark",
     "ops",
