@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -97,6 +98,22 @@ class SampleRules:
     def arguments(self) -> tuple[Any, ...]:
         """Return the fields in the order in which the samplers take them."""
         return tuple(getattr(self, field.name) for field in fields(self))
+
+
+@contextmanager
+def drawing(stage: str, dtype: torch.dtype) -> Iterator[None]:
+    """Let a `ValueError` about logits that cannot be drawn from say whose they are, and why they may be so.
+
+    `dtype` is that of the stage's products.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "without NaN" not in str(error):
+            raise
+        cause = "its weights hold NaN or infinity"
+        cause += ", or float16 has overflowed: try bfloat16 or float32" if dtype == torch.float16 else ""
+        raise ValueError(f"{stage} stage of the Bark model: {error}; {cause}") from None
 
 
 class Sampler:

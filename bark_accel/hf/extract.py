@@ -6,9 +6,10 @@ layer, another dtype) is refused with `Fallback`.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def check_tensors(stage: str, tensors: Iterable[Tensor]) -> None:
     seen_dtypes, seen_devices = set(), set()
     for tensor in tensors:
         if type(tensor) not in (Tensor, nn.Parameter):
-            raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"a parameter is a {type(tensor).__name__}")
+            raise _ReplacedPart(stage, tensor, nn.Parameter)
         if tensor.is_floating_point():
             seen_dtypes.add(tensor.dtype)
         seen_devices.add(tensor.device)
@@ -76,10 +77,49 @@ def check_tensors(stage: str, tensors: Iterable[Tensor]) -> None:
         raise Fallback(stage, FallbackKind.DEVICE, f"expected one device, got {got}")
 
 
+class _ReplacedPart(Fallback):
+    """A module or parameter of another class; `_naming_parts` adds where it is."""
+
+    def __init__(self, stage: str, part: Any, expected: type):
+        detail = f"expected {class_name(expected)}, got {class_name(type(part))}{way_out(part)}"
+        super().__init__(stage, FallbackKind.REPLACED_MODULE, detail)
+        self.part = part
+
+
+def class_name(kind: type) -> str:
+    """In full: several libraries have a Linear."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def way_out(part: Any) -> str:
+    """What to do about a part of another library."""
+    where = class_name(type(part)).lower()
+    if hasattr(part, "base_layer") or where.startswith("peft."):
+        return "; merge LoRA layers first: merge_and_unload()"
+    if any(word in where for word in ("quant", "torch.ao.", "torchao", "bitsandbytes", "8bit", "4bit", "gptq", "awq")):
+        return "; load the model unquantised, weights='int8' of accelerate_bark makes it smaller"
+    return ""
+
+
+def _naming_parts(read: Callable[..., Any]) -> Callable[..., Any]:
+    """For a reader whose last argument is the whole module."""
+
+    @functools.wraps(read)
+    def call(*args: Any) -> Any:
+        try:
+            return read(*args)
+        except _ReplacedPart as replaced:
+            part, reason = replaced.part, replaced.reason
+        places = (*args[-1].named_modules(), *args[-1].named_parameters())
+        name = next((name for name, place in places if place is part and name), "the model")
+        raise Fallback(reason.stage, reason.kind, f"{name}: {reason.detail}")
+
+    return call
+
+
 def _exact(stage: str, module: Any, kind: type) -> Any:
     if type(module) is not kind:
-        detail = f"expected {kind.__name__}, got {type(module).__name__}"
-        raise Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
+        raise _ReplacedPart(stage, module, kind)
     return module
 
 
@@ -94,6 +134,7 @@ def transformer_spec(module: Any) -> TransformerSpec:
     )
 
 
+@_naming_parts
 def transformer_weights(stage: str, module: Any) -> TransformerWeights:
     """Read one of the three transformers. Only LayerNorms of 16-bit models are copied (to float32)."""
     _exact(stage, module, _STAGE_CLASSES[stage])
@@ -170,6 +211,7 @@ def _norm(stage: str, module: Any) -> Norm:
     return Norm(module.weight.detach().float().contiguous(), bias, eps)
 
 
+@_naming_parts
 def codec_weights(module: Any) -> CodecWeights:
     """Read EnCodec's decoder, weight_norm folded (a copy of its weights, in float32)."""
     _check_codec_classes(module)
@@ -237,7 +279,7 @@ def _bias(conv: Any) -> Tensor | None:
 
 def _unparametrized(conv: Any, kind: type) -> Any:
     if parametrize.type_before_parametrizations(conv) is not kind:
-        raise Fallback("codec", FallbackKind.REPLACED_MODULE, f"expected {kind.__name__}, got {type(conv).__name__}")
+        raise _ReplacedPart("codec", conv, kind)
     return conv
 
 

@@ -47,7 +47,7 @@ def check_input_ids(input_ids: Any, attention_mask: Any, max_tokens: int) -> int
         raise TypeError(f"input_ids: expected an integer tensor [batch, {max_tokens}], got {got}")
     if input_ids.ndim != 2 or input_ids.shape[0] == 0 or input_ids.shape[1] < max_tokens:
         raise ValueError(
-            f"input_ids: expected [batch, {max_tokens}] (BarkProcessor pads to max_length={max_tokens}), "
+            f"input_ids: expected [batch, {max_tokens}] of padded texts (processor(text, max_length={max_tokens})), "
             f"got {list(input_ids.shape)}"
         )
     rows = input_ids.shape[0]
@@ -122,6 +122,12 @@ def read_history(history: Any, key: str, *, rows: int, ids: int, name: str = "hi
     """
     if history is None:
         return None
+    if isinstance(history, str):
+        raise TypeError(
+            f"{name}: expected a mapping with {key!r}, got str {history!r}; the processor knows voices by name: "
+            f"processor(text, voice_preset={history!r}), or in a pipeline's call "
+            f"preprocess_params={{'voice_preset': {history!r}}}"
+        )
     if not isinstance(history, Mapping):
         raise TypeError(f"{name}: expected a mapping with {key!r}, got {type(history).__name__}")
     if key not in history:

@@ -77,7 +77,7 @@ def apply(
     log = FallbackLog(strict or release_originals)
     settings = Settings(backend, log, weights, speculate, release_originals, traps, cuda_graphs, attention)
     hooks = _make_hooks(model, settings)
-    for hook in (hooks["model"].codec, *(hooks[stage] for stage in SUBMODELS)):
+    for hook in (hooks["model"].codec_hook(), *(hooks[stage] for stage in SUBMODELS)):
         _check_extractable(hook, also_transient=release_originals)
     if release_originals:
         release([hooks[stage] for stage in SUBMODELS])
@@ -191,7 +191,24 @@ def _is_ours(method: Any) -> bool:
 
 def _check_model(model: Any) -> None:
     if not isinstance(model, BarkModel):
-        raise TypeError(f"expected a transformers.BarkModel, got {type(model).__module__}.{type(model).__name__}")
+        got = f"{type(model).__module__}.{type(model).__name__}"
+        raise TypeError(f"expected a transformers.BarkModel, got {got}{_model_inside(model)}")
+
+
+# Where pipelines, torch.compile, DataParallel and PEFT keep the model they are made of.
+_WRAPPED = ("model", "_orig_mod", "module", "base_model.model")
+
+
+def _model_inside(wrapper: Any) -> str:
+    """Names the attribute of a wrapper that holds a model."""
+    for path in _WRAPPED:
+        inside = wrapper
+        for name in path.split("."):
+            inside = getattr(inside, name, None)
+        if isinstance(inside, BarkModel):
+            merged = "; merge LoRA layers first: merge_and_unload()" if path.startswith("base_model") else ""
+            return f"; pass its .{path}{merged}"
+    return ""
 
 
 def _check_flags(**flags: bool) -> None:
@@ -204,7 +221,8 @@ def _check_classes(model: BarkModel) -> None:
     for name, kind in _CLASSES.items():
         submodel = getattr(model, name)
         if type(submodel) is not kind:
-            raise ValueError(f"model.{name}: expected a {kind.__name__}, got a {type(submodel).__name__}")
+            got = f"{extract.class_name(type(submodel))}{extract.way_out(submodel)}"
+            raise ValueError(f"model.{name}: expected a {kind.__name__}, got a {got}")
     if type(model).codec_decode is not BarkModel.codec_decode:
         raise ValueError(f"{type(model).__name__}.codec_decode: expected BarkModel's own, got an override")
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bark_accel.decoding.active_rows import ActiveRows
-from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
+from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange, drawing
 from bark_accel.decoding.token_source import Lookahead
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
@@ -124,7 +124,8 @@ class CoarseStage:
         """Generate the next token [B] int64 of every row; `ENDED` in those that have, where the spec ends them."""
         active = [state.generated_tokens < length for length in state.row_lengths]
         whole = not self._spec.rows_end or all(active)
-        tokens = self._next_token(state, None if whole else active)
+        with drawing("coarse", self._model.weights.cache_dtype):
+            tokens = self._next_token(state, None if whole else active)
         if not whole:
             keep = torch.tensor(active, dtype=torch.bool, device=tokens.device)
             tokens = torch.where(keep, tokens, ENDED)

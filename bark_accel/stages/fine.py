@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from bark_accel.decoding.sampling import SampleRules, SamplingConfig, TokenRange
+from bark_accel.decoding.sampling import SampleRules, SamplingConfig, TokenRange, drawing
 from bark_accel.ops.backend import Ops
 from bark_accel.transformer.bidirectional import bidirectional_forward
 from bark_accel.transformer.layers import linear, output_rows
@@ -205,7 +205,8 @@ class FineStage:
             logits = linear(hidden, head, self._ops)
             # Every frame draws, also those that nobody reads: the generator ends where it did.
             padded = F.pad(logits, (0, 0, 0, window.shape[1] - predicted.stop))
-            drawn = self._draw(padded.flatten(0, 1), sampling).view(window.shape[0], -1)
+            with drawing("fine", weights.cache_dtype):
+                drawn = self._draw(padded.flatten(0, 1), sampling).view(window.shape[0], -1)
             window[:, predicted, codebook] = drawn[:, : logits.shape[1]]
 
     def _draw(self, logits: Tensor, sampling: FineSampling) -> Tensor:

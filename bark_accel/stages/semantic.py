@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bark_accel.decoding.active_rows import ActiveRows
-from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
+from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange, drawing
 from bark_accel.decoding.token_source import Lookahead
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
@@ -77,7 +77,8 @@ class SemanticStage:
 
     def step(self, state: SemanticState) -> Tensor:
         """Generate the next token [B] int64 of every row, on the host."""
-        tokens = self._next_token(state).cpu()
+        with drawing("semantic", self._model.weights.cache_dtype):
+            tokens = self._next_token(state).cpu()
         config = state.sampler.config
         if config.stop_tokens:
             tokens = _pad_finished(tokens, state.unfinished, config.pad_token)

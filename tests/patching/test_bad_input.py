@@ -94,11 +94,11 @@ def own_submodel(model):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (quantised, r"coarse: .*expected Linear, got Linear8bit"),
+        (quantised, r"coarse: .*layers\.0\.mlp\.in_proj: expected torch\.nn.*\.Linear, got .*\.Linear8bit; load the"),
         (float64, r"semantic|codec: .*float32.*got torch.float64"),
         (mixed, r"fine: .*got torch.float16, torch.float32"),
         (own_generate, "expected the class's own or ours, got one set on the instance"),
-        (own_submodel, "expected a BarkSemanticModel, got a Other"),
+        (own_submodel, r"expected a BarkSemanticModel, got a .*Other"),
     ],
 )
 def test_models_that_cannot_be_patched(small_model, change, message):
@@ -220,7 +220,7 @@ def test_texts(fast):
         ({"input_ids": None}, TypeError, "input_ids: expected an integer tensor .* got NoneType"),
         ({"input_ids": ids.float()}, TypeError, "got torch.float32"),
         ({"input_ids": ids[0]}, ValueError, r"expected \[batch, 16\] .* got \[16\]"),
-        ({"input_ids": ids[:, :9]}, ValueError, r"pads to max_length=16\), got \[2, 9\]"),
+        ({"input_ids": ids[:, :9]}, ValueError, r"processor\(text, max_length=16\)\), got \[2, 9\]"),
         ({"input_ids": ids[:0]}, ValueError, r"got \[0, 16\]"),
         (
             {"attention_mask": mask[:1]},
