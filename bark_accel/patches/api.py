@@ -12,6 +12,7 @@ from transformers import BarkModel
 from transformers.models.bark import modeling_bark as hf
 
 from bark_accel._version import __version__
+from bark_accel.hf import extract
 from bark_accel.hf.compat import check_signatures
 from bark_accel.hf.inputs import check_not_meta
 from bark_accel.ops._library import release_memory
