@@ -47,8 +47,8 @@ def rows_of(tokens: Sequence[int], end: int) -> Iterator[None]:
 
 def seconds_of(model: Any, tokens: Sequence[int], *, ending: bool) -> dict[str, float]:
     """Measure the seconds of each causal stage; without `ending`, the semantic stage is as long in every row."""
-    hook = model.generate.__self__
-    semantic, coarse, _ = hook.generation_configs()
+    patch = model.generate.__self__
+    semantic, coarse, _ = patch.generation_configs()
     inputs = {k: v.repeat(len(tokens), 1) for k, v in fake_inputs(model, TEXT).items()}
     options = {"semantic_generation_config": semantic, "max_new_tokens": max(tokens), **inputs}
     start = time.perf_counter()

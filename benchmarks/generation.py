@@ -225,7 +225,7 @@ def main() -> None:
         case = Case(options.seconds, options.preset, options.batch, options.shape)
         wanted.append(Measurement(case, options.modes, options.streams, options.modes, options.repeats))
     for measurement in wanted:
-        # An accelerated model and its hooks refer to each other.
+        # An accelerated model and its patches refer to each other.
         gc.collect()
         print(measurement.case, flush=True)
         add_record(options.json, measure(measurement))

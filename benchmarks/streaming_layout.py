@@ -117,9 +117,9 @@ class Bench:
         self.stage = self._stage(FineStage, self.spec)
 
     def _stage(self, kind: type[FineStage], spec: FineSpec) -> FineStage:
-        hook = self.model.fine_acoustics.generate.__self__
-        weights = hook.converted(hook.prepare())
-        return kind(weights, extract.transformer_spec(hook.module), spec, hook.ops(weights.device))
+        patch = self.model.fine_acoustics.generate.__self__
+        weights = patch.converted(patch.prepare())
+        return kind(weights, extract.transformer_spec(patch.module), spec, patch.ops(weights.device))
 
     def _anchored_stage(self, new_frames: int) -> FineStage:
         room = self.spec.max_input_frames - new_frames

@@ -31,8 +31,8 @@ __all__ = [
 
 TESTED_VERSIONS = ("4.46.3", "4.49.0", "4.52.4", "4.57.6", "5.0.0", "5.17.0", "5.23.0")
 
-# What the hooks replace or call, with the leading parameters they rely on. A tail of other parameters is allowed only
-# where the hook passes it on untouched.
+# What the patches replace or call, with the leading parameters they rely on. A tail of other parameters is allowed only
+# where the patch passes it on untouched.
 SIGNATURES: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "BarkModel.generate": (
         BarkModel.generate,
@@ -73,7 +73,7 @@ SIGNATURES: dict[str, tuple[Callable, tuple[str, ...]]] = {
 
 
 def check_signatures() -> None:
-    """Raise unless this Transformers has the signatures that the hooks were written for.
+    """Raise unless this Transformers has the signatures that the patches were written for.
 
     Raises
     ------

@@ -28,7 +28,7 @@ from bark_accel.transformer.weights import Layer, Linear, Norm, TransformerWeigh
 from .compat import layer_norm_eps
 
 # Where the patched methods of a sub-model live.
-_HOOKED_METHODS = {"generate"}
+_PATCHED_METHODS = {"generate"}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _STAGE_CLASSES = {"semantic": hf.BarkSemanticModel, "coarse": hf.BarkCoarseModel, "fine": hf.BarkFineModel}
 
@@ -45,7 +45,7 @@ def check_modules(stage: str, module: nn.Module) -> None:
             raise Fallback(stage, FallbackKind.TRAINING, where)
         if hasattr(part, "_hf_hook") or part._forward_hooks or part._forward_pre_hooks:
             raise Fallback(stage, FallbackKind.HOOKED_MODULE, where)
-        own = vars(part).keys() - _HOOKED_METHODS
+        own = vars(part).keys() - _PATCHED_METHODS
         overridden = sorted(k for k in own if callable(getattr(type(part), k, None)))
         if overridden:
             raise Fallback(stage, FallbackKind.HOOKED_MODULE, f"{where}: {overridden[0]} was set on the instance")

@@ -22,16 +22,16 @@ from bark_accel.report import AccelerationReport, Fallback, FallbackKind, Fallba
 from bark_accel.streaming.owner import owner_of
 from bark_accel.transformer.precision import WEIGHTS
 
-from .coarse import CoarseHook
-from .fine import FineHook
+from .coarse import CoarsePatch
+from .fine import FinePatch
 from .forked import avoid_lost_threads, watch
-from .model import SUBMODELS, ModelHook
+from .model import SUBMODELS, ModelPatch
 from .release import check_released, release
-from .semantic import SemanticHook
-from .stage_patch import CausalHook, Hook, Settings
+from .semantic import SemanticPatch
+from .stage_patch import CausalPatch, Settings, StagePatch
 from .stock_bugs import STOCK_BUGS, Traps
 
-_HOOKS: dict[str, type[Hook]] = {"semantic": SemanticHook, "coarse": CoarseHook, "fine": FineHook}
+_PATCHES: dict[str, type[StagePatch]] = {"semantic": SemanticPatch, "coarse": CoarsePatch, "fine": FinePatch}
 _CLASSES = {
     "semantic": hf.BarkSemanticModel,
     "coarse_acoustics": hf.BarkCoarseModel,
@@ -77,32 +77,32 @@ def apply(
     check_attention(attention, model.device, exact=weights == "same" and model.dtype == torch.float32)
     log = FallbackLog(strict or release_originals)
     settings = Settings(backend, log, weights, speculate, release_originals, traps, cuda_graphs, attention)
-    hooks = _make_hooks(model, settings)
-    for hook in (hooks["model"].codec_hook(), *(hooks[stage] for stage in SUBMODELS)):
-        _check_extractable(hook, also_transient=release_originals)
+    patches = _make_patches(model, settings)
+    for patch in (patches["model"].codec_patch(), *(patches[stage] for stage in SUBMODELS)):
+        _check_extractable(patch, also_transient=release_originals)
     if release_originals:
-        release([hooks[stage] for stage in SUBMODELS])
-    _remove_hooks(model)
-    model.generate = hooks["model"].generate
-    model.codec_decode = hooks["model"].codec_decode
+        release([patches[stage] for stage in SUBMODELS])
+    _remove_patches(model)
+    model.generate = patches["model"].generate
+    model.codec_decode = patches["model"].codec_decode
     for stage, name in SUBMODELS.items():
-        getattr(model, name).generate = hooks[stage].generate
+        getattr(model, name).generate = patches[stage].generate
     return model
 
 
 def remove(model: Any) -> BarkModel:
     """See `bark_accel.restore_bark`."""
     _check_model(model)
-    if model_hook(model) is None:
+    if model_patch(model) is None:
         return model
     _check_not_covered(model)
     for submodel in _submodels(model):
         check_released(submodel)
-    _remove_hooks(model)
+    _remove_patches(model)
     return model
 
 
-def _remove_hooks(model: BarkModel) -> None:
+def _remove_patches(model: BarkModel) -> None:
     for owner in (model, *_submodels(model)):
         for name in ("generate", "codec_decode"):
             if _is_ours(vars(owner).get(name)):
@@ -111,18 +111,18 @@ def _remove_hooks(model: BarkModel) -> None:
 
 def _submodels(model: BarkModel) -> list[Any]:
     """The sub-models a model has now, and those it had when it was accelerated."""
-    hook = model_hook(model)
+    patch = model_patch(model)
     now = [getattr(model, name) for name in SUBMODELS.values()]
-    return now if hook is None else [*now, *(m for m in hook.patched_submodels if all(m is not n for n in now))]
+    return now if patch is None else [*now, *(m for m in patch.patched_submodels if all(m is not n for n in now))]
 
 
 def report(model: Any) -> AccelerationReport:
     """See `bark_accel.acceleration_report`."""
-    hook = _hook_of_accelerated(model, "acceleration_report")
-    settings, stage_hooks = hook.settings, _stage_hooks(model)
-    stages = tuple(_stage_report(h) for h in (*stage_hooks, hook.codec_hook()))
+    patch = _patch_of_accelerated(model, "acceleration_report")
+    settings, stage_patches = patch.settings, _stage_patches(model)
+    stages = tuple(_stage_report(h) for h in (*stage_patches, patch.codec_patch()))
     native = runs_natively(settings.backend, model.device)
-    float32 = hook.float32_choice()
+    float32 = patch.float32_choice()
     return AccelerationReport(
         stages=stages,
         fallbacks=tuple(settings.log.reasons),
@@ -134,7 +134,7 @@ def report(model: Any) -> AccelerationReport:
         kv_cache_bytes=settings.pool.nbytes,
         stock_bugs={name: settings.traps.fixes(name) for name in STOCK_BUGS},
         cuda_graphs=settings.cuda_graphs and model.device.type == "cuda",
-        captured_graphs=sum(h.graphs.count for h in stage_hooks if isinstance(h, CausalHook)),
+        captured_graphs=sum(h.graphs.count for h in stage_patches if isinstance(h, CausalPatch)),
         native_fault=_native_fault(settings, model.device),
         attention=settings.attention if model.device.type == "cuda" else "sdpa",
         float32=None if float32 is None else str(float32),
@@ -152,42 +152,42 @@ def _native_fault(settings: Settings, device: torch.device) -> str | None:
 
 def free_memory(model: Any) -> int:
     """See `bark_accel.free_memory`."""
-    hook = _hook_of_accelerated(model, "free_memory")
-    freed = hook.settings.pool.clear() + sum(stage.free_memory() for stage in _stage_hooks(model))
-    return freed + (release_memory() if runs_natively(hook.settings.backend, model.device) else 0)
+    patch = _patch_of_accelerated(model, "free_memory")
+    freed = patch.settings.pool.clear() + sum(stage.free_memory() for stage in _stage_patches(model))
+    return freed + (release_memory() if runs_natively(patch.settings.backend, model.device) else 0)
 
 
-def _hook_of_accelerated(model: Any, name: str) -> ModelHook:
+def _patch_of_accelerated(model: Any, name: str) -> ModelPatch:
     _check_model(model)
-    hook = model_hook(model)
-    if hook is None:
+    patch = model_patch(model)
+    if patch is None:
         raise ValueError(f"{name}: expected an accelerated model, got one that is not; call accelerate_bark")
-    return hook
+    return patch
 
 
-def _stage_hooks(model: BarkModel) -> list[Hook]:
-    """Return our hooks of the sub-models that the model has now."""
+def _stage_patches(model: BarkModel) -> list[StagePatch]:
+    """Return our patches of the sub-models that the model has now."""
     submodels = (getattr(model, name) for name in SUBMODELS.values())
-    return [hook for m in submodels if (hook := owner_of(m.generate, Hook)) is not None]
+    return [patch for m in submodels if (patch := owner_of(m.generate, StagePatch)) is not None]
 
 
-def model_hook(model: BarkModel) -> ModelHook | None:
-    """The hook that owns an accelerated model, or None."""
+def model_patch(model: BarkModel) -> ModelPatch | None:
+    """The patch that owns an accelerated model, or None."""
     for name in ("generate", "codec_decode"):
-        owner = owner_of(vars(model).get(name), ModelHook)
+        owner = owner_of(vars(model).get(name), ModelPatch)
         if owner is not None:
             return owner
     return None
 
 
-def _make_hooks(model: BarkModel, settings: Settings) -> dict[str, Any]:
-    hooks: dict[str, Any] = {s: _HOOKS[s](getattr(model, name), settings) for s, name in SUBMODELS.items()}
-    return {**hooks, "model": ModelHook(model, settings)}
+def _make_patches(model: BarkModel, settings: Settings) -> dict[str, Any]:
+    patches: dict[str, Any] = {s: _PATCHES[s](getattr(model, name), settings) for s, name in SUBMODELS.items()}
+    return {**patches, "model": ModelPatch(model, settings)}
 
 
 def _is_ours(method: Any) -> bool:
-    """Tell whether `method` is a hook's own: a wrapper around one is somebody else's, and stays."""
-    return isinstance(getattr(method, "__self__", None), (Hook, ModelHook))
+    """Tell whether `method` is a patch's own: a wrapper around one is somebody else's, and stays."""
+    return isinstance(getattr(method, "__self__", None), (StagePatch, ModelPatch))
 
 
 def _check_model(model: Any) -> None:
@@ -237,30 +237,30 @@ def _check_not_covered(model: BarkModel) -> None:
                 raise ValueError(f"{kind}.{name}: expected the class's own or ours, got one set on the instance")
 
 
-def _check_extractable(hook: Hook, *, also_transient: bool) -> None:
+def _check_extractable(patch: StagePatch, *, also_transient: bool) -> None:
     try:
-        hook.weights()
+        patch.weights()
     except Fallback as fallback:
         if also_transient or fallback.reason.kind not in _TRANSIENT:
             raise ValueError(f"accelerate_bark: {fallback.reason}") from None
 
 
-def _stage_report(hook: Hook) -> StageReport:
+def _stage_report(patch: StagePatch) -> StageReport:
     blocked: FallbackReason | None = None
     copied = 0
     try:
-        copied = hook.copied_bytes()
+        copied = patch.copied_bytes()
     except Fallback as fallback:
         blocked = fallback.reason
-    parameter = next(hook.module.parameters())
+    parameter = next(patch.module.parameters())
     return StageReport(
-        stage=hook.stage,
-        ops="transformers" if blocked else hook.ops_name(parameter.device),
+        stage=patch.stage,
+        ops="transformers" if blocked else patch.ops_name(parameter.device),
         dtype=str(parameter.dtype).removeprefix("torch."),
         device=str(parameter.device),
         copied_bytes=copied,
-        weights=hook.precision_name(parameter.dtype),
-        drafts=replace(hook.draft_counts) if isinstance(hook, CausalHook) else None,
+        weights=patch.precision_name(parameter.dtype),
+        drafts=replace(patch.draft_counts) if isinstance(patch, CausalPatch) else None,
         blocked_by=blocked,
     )
 

@@ -24,9 +24,9 @@ from bark_accel.streaming.pipeline import BarkPipeline, ChunkDecoder
 from bark_accel.streaming.policies import Exact, Hops, LowLatency, Policy, Preview, hop_growth
 from bark_accel.streaming.streamer import AudioStreamer
 
-from .coarse import CoarseHook, coarse_history
-from .fine import CodecHook, FineHook
-from .semantic import SemanticHook
+from .coarse import CoarsePatch, coarse_history
+from .fine import CodecPatch, FinePatch
+from .semantic import SemanticPatch
 from .token_loop import BarkTokenRules, TokenLoop, TokenTap
 
 # Fallback kinds for which Transformers calls no streamer.
@@ -37,13 +37,13 @@ VoicePreset = dict[str, Tensor] | None
 
 
 @dataclass(frozen=True)
-class StageHooks:
+class StagePatches:
     """Hooks of the stages of one model."""
 
-    semantic: SemanticHook
-    coarse: CoarseHook
-    fine: FineHook
-    codec: CodecHook
+    semantic: SemanticPatch
+    coarse: CoarsePatch
+    fine: FinePatch
+    codec: CodecPatch
 
 
 @dataclass(frozen=True)
@@ -68,27 +68,29 @@ class Request:
 class AudioGeneration:
     """One utterance (or a batch of them), given out chunk by chunk."""
 
-    def __init__(self, hooks: StageHooks, request: Request, streamer: AudioStreamer, emit: Callable[[Tensor], None]):
+    def __init__(
+        self, patches: StagePatches, request: Request, streamer: AudioStreamer, emit: Callable[[Tensor], None]
+    ):
         """Raises `Fallback` where there can be no more than one chunk."""
         for stage in ("semantic", "coarse"):
             if request.stage_kwargs[stage].get("custom_generate") is not None:
                 raise Fallback(stage, FallbackKind.ARGUMENTS, "custom_generate, a loop of the caller's own")
-        self._hooks = hooks
+        self._patches = patches
         self._request = request
         self._streamer = streamer
-        self._device = hooks.fine.module.device
+        self._device = patches.fine.module.device
         semantic, coarse, fine = request.configs
         size, rows = request.codebook_size, request.rows
         self._semantic_spec = extract.semantic_spec(semantic)
-        self._coarse_spec = hooks.coarse.spec(semantic, coarse, size, request.preset)
-        self._fine_spec = hooks.fine.spec(semantic, coarse, fine, size, request.preset)
-        self._semantic = _Prepared(lambda: hooks.semantic.prepare(semantic, rows, self._kwargs("semantic")))
-        self._coarse = _Prepared(lambda: hooks.coarse.prepare(semantic, coarse, size, rows, self._kwargs("coarse")))
+        self._coarse_spec = patches.coarse.spec(semantic, coarse, size, request.preset)
+        self._fine_spec = patches.fine.spec(semantic, coarse, fine, size, request.preset)
+        self._semantic = _Prepared(lambda: patches.semantic.prepare(semantic, rows, self._kwargs("semantic")))
+        self._coarse = _Prepared(lambda: patches.coarse.prepare(semantic, coarse, size, rows, self._kwargs("coarse")))
         self._fallbacks = [p.fallback for p in (self._semantic, self._coarse) if p.fallback is not None]
         for fallback in self._fallbacks:
             if fallback.reason.kind in _NO_TOKENS or by_row(request.preset):
                 raise fallback
-        codec = hooks.codec.ready_stage()
+        codec = patches.codec.ready_stage()
         if rows > 1 and not codec.cuts_right_only:
             raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, "rows that end at different times")
         self._decoder = ChunkDecoder(self._policy(), codec, self._coarse_spec, emit)
@@ -99,7 +101,7 @@ class AudioGeneration:
     def run(self) -> None:
         """Generate and emit."""
         for fallback in self._fallbacks:
-            self._hooks.semantic.settings.log.note(fallback)
+            self._patches.semantic.settings.log.note(fallback)
         if self._streamer.interleave and not self._fallbacks:
             self._run_interleaved()
             return
@@ -142,12 +144,12 @@ class AudioGeneration:
         weights, spec, sampling = self._semantic.value
         request = self._request
         prompt = (request.input_ids, request.attention_mask, self._preset_part("semantic_prompt"))
-        return self._hooks.semantic.started(weights, spec, sampling, prompt)
+        return self._patches.semantic.started(weights, spec, sampling, prompt)
 
     def _start_coarse(self) -> Any:
         weights, sampling = self._coarse.value
         arguments = (weights, self._coarse_spec, sampling, self._request.rows, self._coarse_history())
-        return self._hooks.coarse.started(*arguments, own_generator=self._streamer.interleave)
+        return self._patches.coarse.started(*arguments, own_generator=self._streamer.interleave)
 
     def _run_semantic(self) -> Tensor:
         with self._start_semantic() as (stage, state):
@@ -176,14 +178,14 @@ class AudioGeneration:
         )
         request, fallback = self._request, self._semantic.fallback
         assert fallback is not None
-        with self._hooks.semantic.looped(fallback) as module:
-            preset = preset_on(self._hooks.semantic.module, semantic_prompt=self._preset_part("semantic_prompt"))
+        with self._patches.semantic.looped(fallback) as module:
+            preset = preset_on(self._patches.semantic.module, semantic_prompt=self._preset_part("semantic_prompt"))
             arguments = (request.input_ids, config, preset, request.attention_mask)
             return _run_listened(module, rules, tap, *arguments, **kwargs)
 
     def _loop_coarse(self, semantic_tokens: Tensor) -> None:
         semantic, coarse, _ = self._request.configs
-        module = self._hooks.coarse.module
+        module = self._patches.coarse.module
         lengths = row_lengths(self._coarse_spec, semantic_tokens)
         count = itertools.count()
 
@@ -199,7 +201,7 @@ class AudioGeneration:
         preset = preset_on(module, semantic_prompt=past[0], coarse_prompt=past[1])
         arguments = (semantic_tokens, semantic, coarse, self._request.codebook_size, preset)
         assert self._coarse.fallback is not None
-        with self._hooks.coarse.looped(self._coarse.fallback) as view:
+        with self._patches.coarse.looped(self._coarse.fallback) as view:
             _run_listened(view, rules, tap, *arguments, **self._kwargs("coarse"))
         self._decoder.end()
         self._tell_lengths()
@@ -212,9 +214,9 @@ class AudioGeneration:
         hops = Hops(streamer.first_chunk_frames, growth, streamer.max_chunk_frames)
         if streamer.policy == "preview":
             return Preview(self._fine_spec, hops)
-        fine = self._hooks.fine.ready_stage(self._hooks.fine.prepare(), self._fine_spec)
+        fine = self._patches.fine.ready_stage(self._patches.fine.prepare(), self._fine_spec)
         history = self._preset_part("fine_prompt")
-        temperature = self._hooks.fine.settings.traps.fine_temperature(self._request.configs[2], self._kwargs("fine"))
+        temperature = self._patches.fine.settings.traps.fine_temperature(self._request.configs[2], self._kwargs("fine"))
         sampling = FineSampling(temperature, before_pass=streamer.check)
         if streamer.policy == "exact":
             return Exact(fine, self._fine_spec, history, sampling, self._upcoming_generator())
@@ -226,7 +228,7 @@ class AudioGeneration:
             return None
         _, sampling = self._coarse.value
         tokens_per_frame = self._coarse_spec.num_codebooks if sampling.do_sample else 0
-        vocab_size = self._hooks.coarse.module.config.output_vocab_size
+        vocab_size = self._patches.coarse.module.config.output_vocab_size
         rows, device = self._request.rows, self._device
         return lambda frames: after_noise(device, rows, vocab_size, draws=frames * tokens_per_frame)
 
@@ -235,7 +237,7 @@ class AudioGeneration:
 
 
 class _Prepared:
-    """Result of a hook's `prepare`, or why it could not."""
+    """Result of a patch's `prepare`, or why it could not."""
 
     def __init__(self, prepare: Callable[[], Any]):
         self.value: Any = None

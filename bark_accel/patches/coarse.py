@@ -25,11 +25,11 @@ from bark_accel.stages.spec import ENDED, CoarseSpec
 from bark_accel.transformer.weights import TransformerWeights
 
 from .resolve import resolve_sampling
-from .stage_patch import CausalHook
+from .stage_patch import CausalPatch
 from .token_loop import TokenTap
 
 
-class CoarseHook(CausalHook):
+class CoarsePatch(CausalPatch):
     stage = "coarse"
 
     @torch.no_grad()

@@ -18,10 +18,10 @@ from bark_accel.stages.ragged import join_rows
 from bark_accel.stages.spec import FineSpec
 from bark_accel.transformer.weights import TransformerWeights
 
-from .stage_patch import Hook
+from .stage_patch import StagePatch
 
 
-class FineHook(Hook):
+class FinePatch(StagePatch):
     stage = "fine"
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ def _dtype_of_codes(coarse_output: Tensor, history_prompt: Any) -> torch.dtype:
     return torch.promote_types(dtype, history.dtype) if isinstance(history, Tensor) else dtype
 
 
-class CodecHook(Hook):
+class CodecPatch(StagePatch):
     """Decodes for `BarkModel.codec_decode`; owns the codec."""
 
     stage = "codec"

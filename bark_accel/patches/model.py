@@ -34,11 +34,11 @@ from bark_accel.stages.ragged import trim_rows
 from bark_accel.streaming.owner import owner_of
 from bark_accel.streaming.streamer import AudioSource, AudioStreamer
 
-from .audio_generation import AudioGeneration, Request, StageHooks, VoicePreset
+from .audio_generation import AudioGeneration, Request, StagePatches, VoicePreset
 from .coarse import check_coarse_streamer
-from .fine import CodecHook, check_fine_codebooks
+from .fine import CodecPatch, check_fine_codebooks
 from .forked import avoid_lost_threads
-from .stage_patch import Hook, Settings
+from .stage_patch import Settings, StagePatch
 from .token_loop import TokenTap
 
 SUBMODELS = {"semantic": "semantic", "coarse": "coarse_acoustics", "fine": "fine_acoustics"}
@@ -50,10 +50,10 @@ _NESTED = {
 }
 
 
-class ModelHook(AudioSource):
+class ModelPatch(AudioSource):
     """Owns the whole model.
 
-    The data flow between the stages stays Transformers' own `generate`, which calls the sub-models' hooks.
+    The data flow between the stages stays Transformers' own `generate`, which calls the sub-models' patches.
     """
 
     def __init__(self, module: Any, settings: Settings):
@@ -110,7 +110,7 @@ class ModelHook(AudioSource):
             )
         preset, kwargs = self._check(input_ids, history_prompt, kwargs)
         # Only with lengths are rows silent after their end.
-        if with_lengths or self.codec_hook().rows_end(preset):
+        if with_lengths or self.codec_patch().rows_end(preset):
             return _stock_generate(self.module, input_ids, preset, True, kwargs)
         return _stock_generate(self.module, input_ids, preset, None, kwargs), []
 
@@ -138,12 +138,12 @@ class ModelHook(AudioSource):
             self._prepare_causal_stages(len(input_ids), kwargs)
 
     def _prepare_causal_stages(self, rows: int, kwargs: dict[str, Any]) -> None:
-        hooks, (semantic, coarse, _) = self._stage_hooks(), self.generation_configs()
+        patches, (semantic, coarse, _) = self._stage_patches(), self.generation_configs()
         size = self.module.generation_config.codebook_size
-        hooks.semantic.prepare(
+        patches.semantic.prepare(
             semantic, rows, {"min_eos_p": kwargs.get("min_eos_p"), **stage_arguments(kwargs, "semantic")}
         )
-        hooks.coarse.prepare(semantic, coarse, size, rows, stage_arguments(kwargs, "coarse"))
+        patches.coarse.prepare(semantic, coarse, size, rows, stage_arguments(kwargs, "coarse"))
 
     def _check_streamer(self, streamer: AudioStreamer, kwargs: dict[str, Any]) -> None:
         if streamer.sampling_rate != self.sampling_rate:
@@ -152,13 +152,13 @@ class ModelHook(AudioSource):
         if any("streamer" in stage_arguments(kwargs, stage) for stage in SUBMODELS):
             raise ValueError("streamer: expected one for audio or those for tokens, got both")
 
-    def _with_config(self, config: Any) -> ModelHook:
+    def _with_config(self, config: Any) -> ModelPatch:
         """A throw-away twin for one call, on a view of the model with another generation config."""
         view = copy.copy(self.module)
         view.generation_config = config
         return self._on(view)
 
-    def _on(self, view: Any) -> ModelHook:
+    def _on(self, view: Any) -> ModelPatch:
         """A throw-away twin that drives a view of the model."""
         twin = copy.copy(self)
         twin.module = view
@@ -188,7 +188,7 @@ class ModelHook(AudioSource):
         if traps.fixes("cut_text"):
             traps.check_text(input_ids, kwargs.get("attention_mask"), max_tokens)
         traps.fine_temperature(fine, stage_arguments(kwargs, "fine"))
-        self._check_hooked()
+        self._check_patched()
         if self.settings.log.strict:
             self._check_all_stages(semantic, coarse, rows, kwargs)
         check_not_meta(self.module)
@@ -227,7 +227,7 @@ class ModelHook(AudioSource):
         mask = kwargs.get("attention_mask")
         size = self.module.generation_config.codebook_size
         request = Request(input_ids, mask, preset, (semantic, coarse, fine), size, stage_kwargs)
-        generation = attempt(lambda: AudioGeneration(self._stage_hooks(), request, streamer, emit))
+        generation = attempt(lambda: AudioGeneration(self._stage_patches(), request, streamer, emit))
         if isinstance(generation, Fallback):
             self.settings.log.note(generation)
             if generation.reason.stage in ("fine", "codec"):
@@ -252,20 +252,20 @@ class ModelHook(AudioSource):
         if audio.shape[1] > 0:
             emit(audio.float().cpu())
 
-    def _stage_hooks(self) -> StageHooks:
+    def _stage_patches(self) -> StagePatches:
         """Raises `Fallback` where a sub-model is not ours."""
-        hooks = {stage: _stage_hook(getattr(self.module, name)) for stage, name in SUBMODELS.items()}
-        missing = [stage for stage, hook in hooks.items() if hook is None]
+        patches = {stage: _stage_patch(getattr(self.module, name)) for stage, name in SUBMODELS.items()}
+        missing = [stage for stage, patch in patches.items() if patch is None]
         if missing:
-            raise _not_hooked(missing[0])
-        return StageHooks(**hooks, codec=self.codec_hook())
+            raise _not_patched(missing[0])
+        return StagePatches(**patches, codec=self.codec_patch())
 
     def codec_decode(self, fine_output: Tensor, output_lengths: Tensor | None = None) -> Tensor | list[Tensor]:
         """See `BarkModel.codec_decode`. No frames give no samples, where Transformers fails."""
         if fine_output.shape[-1] == 0:
             empty = self._silence(fine_output.shape[0]).to(fine_output.device)
             return empty if output_lengths is None else list(empty)
-        stage = attempt(lambda: self.codec_hook().ready_stage())
+        stage = attempt(lambda: self.codec_patch().ready_stage())
         if isinstance(stage, Fallback):
             self.settings.log.note(stage)
             return type(self.module).codec_decode(self.module, fine_output, output_lengths)
@@ -280,21 +280,21 @@ class ModelHook(AudioSource):
         """A waveform [rows, 0]."""
         return torch.zeros(rows, 0, dtype=self.module.dtype, device=self.module.device)
 
-    def codec_hook(self) -> CodecHook:
-        """A hook of the codec that the model has now."""
-        return CodecHook(self.module.codec_model, self.settings)
+    def codec_patch(self) -> CodecPatch:
+        """Make a patch of the codec that the model has now."""
+        return CodecPatch(self.module.codec_model, self.settings)
 
     def _check_all_stages(self, semantic: Any, coarse: Any, rows: int, kwargs: dict[str, Any]) -> None:
         """Raise `AccelerationError` for what a later stage could not do, before any work is done."""
-        hooks = {stage: _stage_hook(getattr(self.module, name)) for stage, name in SUBMODELS.items()}
+        patches = {stage: _stage_patch(getattr(self.module, name)) for stage, name in SUBMODELS.items()}
         codebook_size = self.module.generation_config.codebook_size
         semantic_kwargs = {"min_eos_p": kwargs.get("min_eos_p"), **stage_arguments(kwargs, "semantic")}
         coarse_kwargs = stage_arguments(kwargs, "coarse")
         for prepare in (
-            lambda: hooks["semantic"].prepare(semantic, rows, semantic_kwargs),
-            lambda: hooks["coarse"].prepare(semantic, coarse, codebook_size, rows, coarse_kwargs),
-            hooks["fine"].prepare,
-            self.codec_hook().ready_stage,
+            lambda: patches["semantic"].prepare(semantic, rows, semantic_kwargs),
+            lambda: patches["coarse"].prepare(semantic, coarse, codebook_size, rows, coarse_kwargs),
+            patches["fine"].prepare,
+            self.codec_patch().ready_stage,
         ):
             prepared = attempt(prepare)
             if isinstance(prepared, Fallback):
@@ -330,10 +330,10 @@ class ModelHook(AudioSource):
         each = [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
         return [preset_on(self.module, **row) for row in each]
 
-    def _check_hooked(self) -> None:
+    def _check_patched(self) -> None:
         for stage, name in SUBMODELS.items():
-            if _stage_hook(getattr(self.module, name)) is None:
-                self.settings.log.record(_not_hooked(stage).reason)
+            if _stage_patch(getattr(self.module, name)) is None:
+                self.settings.log.record(_not_patched(stage).reason)
 
 
 def _trim(kwargs: dict[str, Any]) -> bool:
@@ -350,7 +350,7 @@ def _stock_generate(module: Any, input_ids: Any, preset: Any, with_lengths: bool
     return type(module).generate(module, **named, **kwargs)
 
 
-def _not_hooked(stage: str) -> Fallback:
+def _not_patched(stage: str) -> Fallback:
     detail = f"model.{SUBMODELS[stage]} was replaced or restored after accelerate_bark; call it again"
     return Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
 
@@ -364,6 +364,6 @@ def stage_arguments(kwargs: dict[str, Any], stage: str) -> dict[str, Any]:
     return {**shared, **own}
 
 
-def _stage_hook(submodel: Any) -> Any:
-    """The hook behind a sub-model's `generate`, also under wrappers such as the recorder's; None for stock's."""
-    return owner_of(submodel.generate, Hook)
+def _stage_patch(submodel: Any) -> Any:
+    """The patch behind a sub-model's `generate`, also under wrappers such as the recorder's; None for stock's."""
+    return owner_of(submodel.generate, StagePatch)

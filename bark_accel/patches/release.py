@@ -9,7 +9,7 @@ from torch import nn
 
 from bark_accel.transformer.precision import compact
 
-from .stage_patch import Hook
+from .stage_patch import StagePatch
 
 _WHAT = "release_originals=True gave up this module's own weights"
 
@@ -24,16 +24,16 @@ def is_released(module: nn.Module) -> bool:
     return any(p.numel() == 0 for p in module.parameters())
 
 
-def release(hooks: list[Hook]) -> None:
-    """Keep what the hooks' generations need, in the precision that was asked for, and empty the modules.
+def release(patches: list[StagePatch]) -> None:
+    """Keep what the patches' generations need, in the precision that was asked for, and empty the modules.
 
     All of them are converted before the first one is emptied.
     """
     with torch.inference_mode(False), torch.no_grad():
-        kept = [compact(hook.weights(), hook.settings.precision) for hook in hooks]
-        for hook, weights in zip(hooks, kept, strict=True):
-            hook.released = weights
-            _empty(hook.module)
+        kept = [compact(patch.weights(), patch.settings.precision) for patch in patches]
+        for patch, weights in zip(patches, kept, strict=True):
+            patch.released = weights
+            _empty(patch.module)
 
 
 def _empty(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf.compat import prepare_generation, takes_return_dict
 from bark_accel.report import Fallback, FallbackKind, TokenChoice
 
-# Handled by the hooks themselves, without effect on the tokens, or objects that become part of Transformers' lists.
+# Handled by the patches themselves, without effect on the tokens, or objects that become part of Transformers' lists.
 _KNOWN_ARGUMENTS = {"streamer", "min_eos_p", "tokenizer", "stopping_criteria", "prefix_allowed_tokens_fn"}
 _MIN_LENGTHS = (processors.MinLengthLogitsProcessor, processors.MinNewTokensLengthLogitsProcessor)
 # How tokens are chosen where the model is only asked for the logits after the last one.

@@ -25,13 +25,13 @@ from bark_accel.stages.spec import SemanticSpec
 from bark_accel.transformer.weights import TransformerWeights
 
 from .resolve import resolve_sampling
-from .stage_patch import CausalHook
+from .stage_patch import CausalPatch
 
 # input_ids, attention_mask, and the history: one for all rows, or one (or None) for each.
 SemanticPrompt = tuple[Tensor, Tensor | None, Tensor | list[Tensor | None] | None]
 
 
-class SemanticHook(CausalHook):
+class SemanticPatch(CausalPatch):
     stage = "semantic"
 
     @torch.no_grad()

@@ -38,8 +38,8 @@ from bark_accel.streaming.streamer import POLICIES, AudioStreamer, check_argumen
 from bark_accel.transformer.weights import tensors_of
 from bark_accel.voices.preset import preset_digest
 
-from .model import SUBMODELS, ModelHook
-from .stage_patch import Hook
+from .model import SUBMODELS, ModelPatch
+from .stage_patch import StagePatch
 
 Voice = Mapping[str, np.ndarray]
 
@@ -166,7 +166,7 @@ class BarkSpeaker:
         if self._policy is not None:
             streamer = AudioStreamer(self._model, policy=self._policy)
             check_arguments(self._model, {**self._inputs(texts, voice), "streamer": streamer})
-        elif isinstance(source, ModelHook):
+        elif isinstance(source, ModelPatch):
             source.check(**self._inputs(texts, voice))
 
     def count_tokens(self, text: str) -> int:
@@ -197,7 +197,7 @@ class BarkSpeaker:
         preset = None
         if voice is not None:
             preset = {key: torch.from_numpy(part.astype(np.int64)).to(device) for key, part in voice.items()}
-        as_if_alone = len(texts) > 1 and owner_of(self._model.generate, ModelHook) is not None
+        as_if_alone = len(texts) > 1 and owner_of(self._model.generate, ModelPatch) is not None
         return {**inputs, "history_prompt": [preset] * len(texts) if as_if_alone else preset, **self._arguments}
 
     def _utterance(self, audio: Tensor, preset: dict[str, np.ndarray] | None) -> Utterance:
@@ -209,7 +209,7 @@ class BarkSpeaker:
 
 def model_digest(model: BarkModel) -> str:
     """The same for models that say the same: configs, what `accelerate_bark` was asked for, a sample of the weights."""
-    owner = owner_of(model.generate, ModelHook)
+    owner = owner_of(model.generate, ModelPatch)
     asked = None if owner is None else [owner.settings.precision, sorted(owner.settings.traps.fixed)]
     settings: Any = model.generation_config
     facts = [_facts(model.config.to_dict()), _facts(settings.to_dict()), asked]
@@ -224,7 +224,7 @@ def model_digest(model: BarkModel) -> str:
 
 def _float32_sums(model: BarkModel) -> str | None:
     """Name who computes float32 blocks of tokens: each adds in another order."""
-    owner = owner_of(model.generate, ModelHook)
+    owner = owner_of(model.generate, ModelPatch)
     chosen = None if owner is None else owner.float32_choice()
     return None if chosen is None else f"products {chosen.products}, attention {chosen.attention}"
 
@@ -239,9 +239,9 @@ def _facts(config: Any) -> Any:
 def _released(model: BarkModel) -> Iterator[Tensor]:
     """The weights of sub-models that gave up their own."""
     for name in SUBMODELS.values():
-        hook = owner_of(getattr(model, name).generate, Hook)
-        if hook is not None and hook.released is not None:
-            yield from tensors_of(hook.released)
+        patch = owner_of(getattr(model, name).generate, StagePatch)
+        if patch is not None and patch.released is not None:
+            yield from tensors_of(patch.released)
 
 
 def _batch_size(given: Any, *, one_by_one: bool) -> int:

@@ -1,6 +1,6 @@
-"""Base of the stages' hooks: a module and the weights read from it; `stock()` calls Transformers' own method.
+"""Base of the stages' patches: a module and the weights read from it; `stock()` calls Transformers' own method.
 
-A hook's `generate` is a bound method of a small object that owns one module, so that a patched module still pickles and
+A patch's `generate` is a bound method of a small object that owns one module: a patched module still pickles and
 deep-copies, and the copy is patched too. Names and signatures are those of the methods they replace.
 """
 
@@ -33,7 +33,7 @@ from .stock_bugs import Traps
 
 @dataclass
 class Settings:
-    """Shared by the hooks of one model."""
+    """Shared by the patches of one model."""
 
     backend: str
     log: FallbackLog
@@ -46,7 +46,7 @@ class Settings:
     pool: KVCachePool = field(default_factory=KVCachePool)
 
 
-class Hook:
+class StagePatch:
     """Owns a module, the weights read from it, and the way back to Transformers' own method."""
 
     stage: str
@@ -137,8 +137,8 @@ class Hook:
         return type(self.module).generate(self.module, *args, **kwargs)
 
 
-class CausalHook(Hook):
-    """Hook of a stage that generates token by token."""
+class CausalPatch(StagePatch):
+    """Patch of a stage that generates token by token."""
 
     def __init__(self, module: Any, settings: Settings):
         super().__init__(module, settings)

@@ -284,7 +284,7 @@ def test_the_codec_of_one_call_stays_its_own(small_model):
     """Where another thread replaces the model's codec meanwhile."""
     fast = accelerated_copy(small_model)
     old, hook = fast.codec_model, fast.generate.__self__
-    first = hook.codec_hook()
+    first = hook.codec_patch()
     fast.codec_model = copy.deepcopy(old)
-    assert hook.codec_hook().module is fast.codec_model
+    assert hook.codec_patch().module is fast.codec_model
     assert first.module is old

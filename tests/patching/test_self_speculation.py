@@ -15,7 +15,7 @@ from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stre
 from bark_accel.decoding.speculation import Draft
 from bark_accel.hf import extract
 from bark_accel.patches.model import stage_arguments
-from bark_accel.patches.stage_patch import CausalHook
+from bark_accel.patches.stage_patch import CausalPatch
 from bark_accel.report import DraftCounts
 from bark_accel.stages.coarse import CoarseStage
 from bark_accel.stages.semantic import SemanticStage
@@ -90,14 +90,14 @@ def drafts(request, monkeypatch, stranger):
     if request.param == "int8":
         return request.param
 
-    def draft(hook, weights, rows):
+    def draft(patch, weights, rows):
         if request.param == "another model":
-            name = {"semantic": "semantic", "coarse": "coarse_acoustics"}[hook.stage]
-            weights = extract.transformer_weights(hook.stage, getattr(stranger, name))
-        model = CausalModel(weights, extract.transformer_spec(hook.module), hook.ops(weights.device))
-        return Draft(model, hook.draft_counts)
+            name = {"semantic": "semantic", "coarse": "coarse_acoustics"}[patch.stage]
+            weights = extract.transformer_weights(patch.stage, getattr(stranger, name))
+        model = CausalModel(weights, extract.transformer_spec(patch.module), patch.ops(weights.device))
+        return Draft(model, patch.draft_counts)
 
-    monkeypatch.setattr(CausalHook, "draft", draft)
+    monkeypatch.setattr(CausalPatch, "draft", draft)
     return request.param
 
 

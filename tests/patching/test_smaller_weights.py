@@ -48,12 +48,12 @@ def same(a, b):
     return all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def hooks_of(model):
+def patches_of(model):
     return [getattr(model, name).generate.__self__ for name in STAGES]
 
 
 def kept(model):
-    return [len(hook.conversions.kept()) for hook in hooks_of(model)]
+    return [len(patch.conversions.kept()) for patch in patches_of(model)]
 
 
 @pytest.mark.parametrize("weights", PRECISIONS)
@@ -197,7 +197,7 @@ def test_sixteen_bit_models_are_converted_once(small_model, conversions, dtype, 
 
 
 def test_several_precisions_live_side_by_side(small_model, conversions):
-    weights, store = hooks_of(accelerated_copy(small_model))[0].weights(), ConvertedWeights()
+    weights, store = patches_of(accelerated_copy(small_model))[0].weights(), ConvertedWeights()
     first = {name: store.get(weights, name) for name in PRECISIONS}
     assert store.get(weights, "same") is weights and conversions == PRECISIONS
     for name in PRECISIONS:
