@@ -29,7 +29,7 @@ from .model import SUBMODELS, ModelPatch
 from .release import check_released, release
 from .semantic import SemanticPatch
 from .stage_patch import CausalPatch, Settings, StagePatch
-from .stock_bugs import STOCK_BUGS, Traps
+from .stock_bugs import STOCK_BUGS, StockBugs
 
 _PATCHES: dict[str, type[StagePatch]] = {"semantic": SemanticPatch, "coarse": CoarsePatch, "fine": FinePatch}
 _CLASSES = {
@@ -62,7 +62,7 @@ def apply(
         raise TypeError(f"speculate: expected None, True or False, got {speculate!r}")
     if weights not in WEIGHTS:
         raise ValueError(f"weights: expected one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}")
-    traps = Traps(fix_stock_bugs)
+    stock_bugs = StockBugs(fix_stock_bugs)
     _check_classes(model)
     _check_not_covered(model)
     check_not_meta(model)
@@ -76,7 +76,7 @@ def apply(
         raise ValueError("release_originals: expected weights='float16', 'bfloat16' or 'int8' with it, got 'same'")
     check_attention(attention, model.device, exact=weights == "same" and model.dtype == torch.float32)
     log = FallbackLog(strict or release_originals)
-    settings = Settings(backend, log, weights, speculate, release_originals, traps, cuda_graphs, attention)
+    settings = Settings(backend, log, weights, speculate, release_originals, stock_bugs, cuda_graphs, attention)
     patches = _make_patches(model, settings)
     for patch in (patches["model"].codec_patch(), *(patches[stage] for stage in SUBMODELS)):
         _check_extractable(patch, also_transient=release_originals)
@@ -132,7 +132,7 @@ def report(model: Any) -> AccelerationReport:
         isa=_isa() if native else None,
         threads=torch.get_num_threads(),
         kv_cache_bytes=settings.pool.nbytes,
-        stock_bugs={name: settings.traps.fixes(name) for name in STOCK_BUGS},
+        stock_bugs={name: settings.stock_bugs.fixes(name) for name in STOCK_BUGS},
         cuda_graphs=settings.cuda_graphs and model.device.type == "cuda",
         captured_graphs=sum(h.graphs.count for h in stage_patches if isinstance(h, CausalPatch)),
         native_fault=_native_fault(settings, model.device),

@@ -216,7 +216,9 @@ class AudioGeneration:
             return Preview(self._fine_spec, hops)
         fine = self._patches.fine.ready_stage(self._patches.fine.prepare(), self._fine_spec)
         history = self._preset_part("fine_prompt")
-        temperature = self._patches.fine.settings.traps.fine_temperature(self._request.configs[2], self._kwargs("fine"))
+        temperature = self._patches.fine.settings.stock_bugs.fine_temperature(
+            self._request.configs[2], self._kwargs("fine")
+        )
         sampling = FineSampling(temperature, before_pass=streamer.check)
         if streamer.policy == "exact":
             return Exact(fine, self._fine_spec, history, sampling, self._upcoming_generator())

@@ -122,7 +122,7 @@ class CoarsePatch(CausalPatch):
 
     @property
     def codes_only(self) -> bool:
-        return self.settings.traps.fixes("codes_beyond_codebook")
+        return self.settings.stock_bugs.fixes("codes_beyond_codebook")
 
     def spec(self, semantic: Any, coarse: Any, codebook_size: int, history_prompt: Any) -> CoarseSpec:
         spec = extract.coarse_spec(semantic, coarse, codebook_size)

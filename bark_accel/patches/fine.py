@@ -46,7 +46,7 @@ class FinePatch(StagePatch):
             return self.stock(coarse_output, semantic, coarse, fine, **kwargs)
         coarse_output = _flat_rows(coarse_output, coarse.n_coarse_codebooks)
         check_fine_codebooks(self.module, fine)
-        temperature = self.settings.traps.fine_temperature(fine, kwargs)
+        temperature = self.settings.stock_bugs.fine_temperature(fine, kwargs)
         rows, codebooks = coarse_output.shape[0], fine.n_fine_codebooks
         history = read_histories(history_prompt, "fine_prompt", rows, rows=codebooks, ids=codebook_size)
         if coarse_output.shape[1] == 0:

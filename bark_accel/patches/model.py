@@ -100,7 +100,7 @@ class ModelPatch(AudioSource):
     ) -> tuple[Tensor, list[int]]:
         """The waveform [B, S] and, if asked for, the samples of each row."""
         config = kwargs.get("generation_config")
-        if config is not None and self.settings.traps.fixes("ignored_generation_config"):
+        if config is not None and self.settings.stock_bugs.fixes("ignored_generation_config"):
             del kwargs["generation_config"]
             return self._with_config(config)._generate(input_ids, history_prompt, with_lengths, kwargs)
         streamer = kwargs.get("streamer")
@@ -181,13 +181,13 @@ class ModelPatch(AudioSource):
         preset = self._presets(history_prompt, rows, semantic, coarse, fine)
         check_fine_codebooks(self.module.fine_acoustics, fine)
         check_coarse_streamer(stage_arguments(kwargs, "coarse").get("streamer"), preset)
-        traps = self.settings.traps
-        kwargs = traps.with_min_eos_p(semantic, kwargs)
+        bugs = self.settings.stock_bugs
+        kwargs = bugs.with_min_eos_p(semantic, kwargs)
         if kwargs.get("generation_config") is not None:
-            traps.warn_once("BarkModel.generate ignores generation_config=; change model.generation_config instead")
-        if traps.fixes("cut_text"):
-            traps.check_text(input_ids, kwargs.get("attention_mask"), max_tokens)
-        traps.fine_temperature(fine, stage_arguments(kwargs, "fine"))
+            bugs.warn_once("BarkModel.generate ignores generation_config=; change model.generation_config instead")
+        if bugs.fixes("cut_text"):
+            bugs.check_text(input_ids, kwargs.get("attention_mask"), max_tokens)
+        bugs.fine_temperature(fine, stage_arguments(kwargs, "fine"))
         self._check_patched()
         if self.settings.log.strict:
             self._check_all_stages(semantic, coarse, rows, kwargs)
@@ -235,7 +235,7 @@ class ModelPatch(AudioSource):
                 kwargs = {**kwargs, "streamer": TokenTap(streamer.check)}
             self._generate_one_chunk(streamer, request, kwargs, emit)
             return
-        self.settings.traps.check_text(input_ids, mask, semantic.max_input_semantic_length)
+        self.settings.stock_bugs.check_text(input_ids, mask, semantic.max_input_semantic_length)
         generation.run()
         self.settings.traps.check_ended(semantic, generation.semantic_tokens, stage_kwargs["semantic"])
         streamer.presets = generation.presets()

@@ -55,7 +55,7 @@ class SemanticPatch(CausalPatch):
         self, input_ids: Tensor, config: Any, history_prompt: Any, attention_mask: Tensor | None, kwargs: dict[str, Any]
     ) -> Tensor:
         check_input_ids(input_ids, attention_mask, config.max_input_semantic_length)
-        self.settings.traps.check_text(input_ids, attention_mask, config.max_input_semantic_length)
+        self.settings.stock_bugs.check_text(input_ids, attention_mask, config.max_input_semantic_length)
         batch_size = input_ids.shape[0]
         history = read_histories(history_prompt, "semantic_prompt", batch_size, rows=0, ids=semantic_ids(config))
         prepared = attempt(lambda: self.prepare(config, batch_size, kwargs))

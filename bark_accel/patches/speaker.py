@@ -210,7 +210,7 @@ class BarkSpeaker:
 def model_digest(model: BarkModel) -> str:
     """The same for models that say the same: configs, what `accelerate_bark` was asked for, a sample of the weights."""
     owner = owner_of(model.generate, ModelPatch)
-    asked = None if owner is None else [owner.settings.precision, sorted(owner.settings.traps.fixed)]
+    asked = None if owner is None else [owner.settings.precision, sorted(owner.settings.stock_bugs.fixed)]
     settings: Any = model.generation_config
     facts = [_facts(model.config.to_dict()), _facts(settings.to_dict()), asked]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())

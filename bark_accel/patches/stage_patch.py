@@ -28,7 +28,7 @@ from bark_accel.transformer.weights import TransformerWeights, map_tensors, tens
 
 from .forked import avoid_lost_threads
 from .step_view import step_view
-from .stock_bugs import Traps
+from .stock_bugs import StockBugs
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Settings:
     precision: str = "same"
     speculate: bool | None = None
     release_originals: bool = False
-    traps: Traps = field(default_factory=Traps)
+    stock_bugs: StockBugs = field(default_factory=StockBugs)
     cuda_graphs: bool = True
     attention: str = "sdpa"
     pool: KVCachePool = field(default_factory=KVCachePool)
@@ -130,7 +130,7 @@ class StagePatch:
 
     def rows_end(self, history_prompt: Any) -> bool:
         """Tell whether each row of a batch is to end where it would alone."""
-        return by_row(history_prompt) or self.settings.traps.fixes("batch_tails")
+        return by_row(history_prompt) or self.settings.stock_bugs.fixes("batch_tails")
 
     def stock(self, *args: Any, **kwargs: Any) -> Any:
         """Transformers' own method."""

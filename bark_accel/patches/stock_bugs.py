@@ -27,7 +27,7 @@ STOCK_BUGS = {
 }
 
 
-class Traps:
+class StockBugs:
     """Which of `STOCK_BUGS` are fixed on one model, and what was said about the others.
 
     Parameters
