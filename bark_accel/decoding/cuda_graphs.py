@@ -93,7 +93,7 @@ class Replay:
 
 
 class StepGraphs:
-    """The graphs of one model, batch and cache, one for each range of ids and sampling config; a `Lookahead`.
+    """The graphs of one model, batch and cache, one for each range of ids and sampling config; a `TokenSource`.
 
     Serves one generation at a time (`start`). Holds no weights: matrices are read where they stand, LayerNorms and
     biases from copies that `start` refreshes. What a graph reads of its sampler is kept beside it. Tokens are drawn
@@ -139,7 +139,7 @@ class StepGraphs:
         allowed: Callable[[int], TokenRange],
         limit: int,
     ) -> Tensor:
-        """See `Lookahead`. Where there are stop tokens, it is given out on the host, which had to look at it anyway."""
+        """See `TokenSource`. Where there are stop tokens, it is given out on the host, which had to look at it."""
         source = sampler.generator or default_generator(self._ids.device)
         if not self._ahead:
             self._run_block(last, cache, sampler, allowed, limit, source)

@@ -35,7 +35,7 @@ class Draft:
 
 @dataclass
 class Speculation:
-    """A `Lookahead` for one row. The two models share the cache: verification overwrites what a draft wrote."""
+    """A `TokenSource` for one row. The two models share the cache: verification overwrites what a draft wrote."""
 
     model: CausalModel
     draft: Draft
@@ -51,7 +51,7 @@ class Speculation:
         allowed: Callable[[int], TokenRange],
         limit: int,
     ) -> Tensor:
-        """See `Lookahead`."""
+        """See `TokenSource`."""
         if not self._ahead:
             limit = min(limit, cache.capacity - cache.position)
             last = last.to(cache.length.device)

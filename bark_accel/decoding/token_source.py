@@ -12,7 +12,7 @@ from bark_accel.transformer.kv_cache import KVCache
 from .sampling import Sampler, TokenRange
 
 
-class Lookahead(Protocol):
+class TokenSource(Protocol):
     """A source of next tokens for one generation.
 
     Must return the same tokens, and leave the random generator in the same state, as step-by-step decoding.

@@ -160,8 +160,8 @@ class CoarsePatch(CausalPatch):
                 cache = held.enter_context(
                     self.settings.pool.borrow(model.spec, len(members), model.weights.cache_dtype, weights.device)
                 )
-                lookahead = held.enter_context(self.lookahead(model, weights, cache))
-                state = stage.start(len(members), part, sampling, cache, lookahead)
+                token_source = held.enter_context(self.token_source(model, weights, cache))
+                state = stage.start(len(members), part, sampling, cache, token_source)
                 if own_generator or len(groups) > 1:
                     state.sampler.generator = fork(weights.device, f"coarse {index}" if index else "coarse")
                 states.append((members, state))

@@ -145,6 +145,6 @@ class SemanticPatch(CausalPatch):
         rows = input_ids.shape[0]
         with (
             self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache,
-            self.lookahead(model, weights, cache) as lookahead,
+            self.token_source(model, weights, cache) as token_source,
         ):
-            yield stage, stage.start(input_ids, attention_mask, history, sampling, cache, lookahead)
+            yield stage, stage.start(input_ids, attention_mask, history, sampling, cache, token_source)

@@ -15,7 +15,7 @@ import torch
 
 from bark_accel.decoding.cuda_graphs import GraphStore
 from bark_accel.decoding.speculation import Draft, Speculation
-from bark_accel.decoding.token_source import Lookahead
+from bark_accel.decoding.token_source import TokenSource
 from bark_accel.hf import extract
 from bark_accel.hf.inputs import by_row, check_not_meta
 from bark_accel.ops.backend import Ops, get_ops, is_served, runs_natively
@@ -167,7 +167,9 @@ class CausalPatch(StagePatch):
             yield view
 
     @contextmanager
-    def lookahead(self, model: CausalModel, weights: TransformerWeights, cache: KVCache) -> Iterator[Lookahead | None]:
+    def token_source(
+        self, model: CausalModel, weights: TransformerWeights, cache: KVCache
+    ) -> Iterator[TokenSource | None]:
         """Yield the token source of one generation with `cache`: drafts where they are on, else graphs if possible."""
         rows = cache.keys.shape[1]
         draft = self.draft(weights, rows)

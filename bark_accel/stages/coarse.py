@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bark_accel.decoding.active_rows import ActiveRows
 from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange, drawing
-from bark_accel.decoding.token_source import Lookahead
+from bark_accel.decoding.token_source import TokenSource
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
 
@@ -44,7 +44,7 @@ class CoarseState:
     semantic_history: int
     coarse_history: int
     rows: ActiveRows
-    lookahead: Lookahead | None = None
+    token_source: TokenSource | None = None
     final: bool = False
     row_lengths: list[int] = field(default_factory=list)
     prompt: Prompt | None = None
@@ -84,7 +84,7 @@ class CoarseStage:
         history: CoarseHistory | list[CoarseHistory],
         sampling: SamplingConfig,
         cache: KVCache,
-        lookahead: Lookahead | None = None,
+        token_source: TokenSource | None = None,
     ) -> CoarseState:
         """Begin a generation.
 
@@ -98,7 +98,7 @@ class CoarseStage:
         trimmed = [_trim_history(self._spec, h, self._model.weights.device) for h in histories]
         semantic, coarse = (torch.cat(parts).expand(batch_size, -1) for parts in zip(*trimmed, strict=True))
         sampler, rows = Sampler.of(self._model, sampling), ActiveRows(cache, batch_size)
-        return CoarseState(cache, sampler, semantic, coarse, semantic.shape[1], coarse.shape[1], rows, lookahead)
+        return CoarseState(cache, sampler, semantic, coarse, semantic.shape[1], coarse.shape[1], rows, token_source)
 
     def push(self, state: CoarseState, semantic_tokens: Tensor, *, final: bool) -> None:
         """Add semantic tokens [B, T]; ended rows are filled with the spec's `semantic_pad_token`."""
@@ -137,8 +137,8 @@ class CoarseStage:
         if done == state.window_tokens:
             fed = self._open_window(state)
             done = 0
-        elif state.lookahead is not None:
-            return state.lookahead.next_token(
+        elif state.token_source is not None:
+            return state.token_source.next_token(
                 state.window[-1],
                 state.cache,
                 state.sampler,
@@ -147,7 +147,7 @@ class CoarseStage:
             )
         else:
             fed = state.window[-1][:, None]
-        if active is not None and state.lookahead is None:
+        if active is not None and state.token_source is None:
             state.rows.keep(active)
         logits = self._model.next_logits(state.rows.select(fed), state.cache, self._allowed[done % 2].head_rows)
         return state.sampler.draw(state.rows.expand(logits), self._allowed[done % 2])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bark_accel.decoding.active_rows import ActiveRows
 from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange, drawing
-from bark_accel.decoding.token_source import Lookahead
+from bark_accel.decoding.token_source import TokenSource
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
 
@@ -27,7 +27,7 @@ class SemanticState:
     prompt: Tensor | None
     unfinished: list[bool]
     rows: ActiveRows
-    lookahead: Lookahead | None = None
+    token_source: TokenSource | None = None
     tokens: list[Tensor] = field(default_factory=list)
 
     @property
@@ -56,7 +56,7 @@ class SemanticStage:
         history: Tensor | Sequence[Tensor | None] | None,
         sampling: SamplingConfig,
         cache: KVCache,
-        lookahead: Lookahead | None = None,
+        token_source: TokenSource | None = None,
     ) -> SemanticState:
         """Begin a generation.
 
@@ -73,7 +73,7 @@ class SemanticStage:
         prompt = self._prompt(input_ids, attention_mask, histories)
         rows = input_ids.shape[0]
         sampler = Sampler.of(self._model, sampling)
-        return SemanticState(cache, sampler, prompt, [True] * rows, ActiveRows(cache, rows), lookahead)
+        return SemanticState(cache, sampler, prompt, [True] * rows, ActiveRows(cache, rows), token_source)
 
     def step(self, state: SemanticState) -> Tensor:
         """Generate the next token [B] int64 of every row, on the host."""
@@ -98,9 +98,9 @@ class SemanticStage:
             prompt, state.prompt = state.prompt, None
             return state.sampler.draw(self._model.prefill_logits(prompt, state.cache, allowed.head_rows), allowed)
         last = state.tokens[-1]
-        if state.lookahead is not None:
+        if state.token_source is not None:
             ahead, limit = lambda i: allowed_after(done + i), config.max_new_tokens - done
-            return state.lookahead.next_token(last, state.cache, state.sampler, ahead, limit)
+            return state.token_source.next_token(last, state.cache, state.sampler, ahead, limit)
         state.rows.keep(state.unfinished)
         last = state.rows.select(last.to(self._model.weights.device))
         logits = self._model.next_logits(last[:, None], state.cache, allowed.head_rows)

@@ -248,7 +248,7 @@ def test_cancel_within_a_round(small_model, monkeypatch, stage):
 
     def cancelling(self, state):
         tokens = step(self, state)
-        left = 0 if state.lookahead is None else len(state.lookahead._ahead)
+        left = 0 if state.token_source is None else len(state.token_source._ahead)
         if left or ahead:
             ahead.append(left)
             streamer.cancel()
