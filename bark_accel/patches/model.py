@@ -125,7 +125,7 @@ class ModelPatch(AudioSource):
         """Raise what `generate` with these arguments would raise before any work."""
         _trim(kwargs)
         config = kwargs.get("generation_config")
-        if config is not None and self.settings.traps.fixes("ignored_generation_config"):
+        if config is not None and self.settings.stock_bugs.fixes("ignored_generation_config"):
             del kwargs["generation_config"]
             self._with_config(config).check(input_ids, history_prompt, **kwargs)
             return
@@ -237,7 +237,7 @@ class ModelPatch(AudioSource):
             return
         self.settings.stock_bugs.check_text(input_ids, mask, semantic.max_input_semantic_length)
         generation.run()
-        self.settings.traps.check_ended(semantic, generation.semantic_tokens, stage_kwargs["semantic"])
+        self.settings.stock_bugs.check_ended(semantic, generation.semantic_tokens, stage_kwargs["semantic"])
         streamer.presets = generation.presets()
 
     def _generate_one_chunk(

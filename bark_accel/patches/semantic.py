@@ -48,7 +48,7 @@ class SemanticPatch(CausalPatch):
         if config is None:
             return self.stock(input_ids, config, history_prompt, attention_mask, **kwargs)
         tokens = self._generate(input_ids, config, history_prompt, attention_mask, kwargs)
-        self.settings.traps.check_ended(config, tokens, kwargs)
+        self.settings.stock_bugs.check_ended(config, tokens, kwargs)
         return tokens
 
     def _generate(
