@@ -139,7 +139,7 @@ for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-assert len(registered) == len(set(registered)) == 7, registered
+assert registered and len(registered) == len(set(registered)), registered
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
