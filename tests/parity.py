@@ -11,7 +11,7 @@ from transformers import BarkModel
 
 from bark_accel import accelerate_bark
 from bark_accel.bench.ties import explaining_ties
-from bark_accel.hf.stage_trace import record_stages
+from bark_accel.hf.stage_trace import trace_stages
 
 TOKEN_STAGES = ("semantic", "coarse", "fine")
 Run = tuple[dict[str, torch.Tensor], Any, torch.Tensor]
@@ -26,9 +26,9 @@ def accelerated_copy(model: BarkModel, **options: Any) -> BarkModel:
 def run(model: BarkModel, seed: int, **kwargs: Any) -> Run:
     """(tokens of each stage and the waveform, what generate returned, the generator's end state)."""
     torch.manual_seed(seed)
-    with record_stages(model) as record:
+    with trace_stages(model) as trace:
         returned = model.generate(**_cloned(kwargs))
-    return record.outputs, returned, torch.get_rng_state()
+    return trace.outputs, returned, torch.get_rng_state()
 
 
 def _cloned(value: Any) -> Any:

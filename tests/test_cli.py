@@ -1,4 +1,4 @@
-"""The command line on a tiny checkpoint, the recorder and the loader."""
+"""The command line on a tiny checkpoint, the trace of the stages and the loader."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bark_accel.bench.models import fake_inputs, load_bark, semantic_tokens, twi
 from bark_accel.cli import bench as bench_module
 from bark_accel.cli import playback
 from bark_accel.cli.app import app
-from bark_accel.hf.stage_trace import STAGES, record_stages
+from bark_accel.hf.stage_trace import STAGES, trace_stages
 from bark_accel.stages.fine import FineStage
 
 OPTIONS = {"semantic_max_new_tokens": 8}
@@ -277,9 +277,9 @@ def test_stock_and_accelerated_are_warmed_up_alike(tiny, tmp_path, monkeypatch, 
 
     def spy(model, on_stage):
         ran.append("accelerated" if "generate" in vars(model) else "stock")
-        return record_stages(model, on_stage)
+        return trace_stages(model, on_stage)
 
-    monkeypatch.setattr("bark_accel.hf.stage_trace.record_stages", spy)
+    monkeypatch.setattr("bark_accel.hf.stage_trace.trace_stages", spy)
     monkeypatch.setattr(checkpoints, "random_bark", lambda shape: tiny)
     options = {"demo": ["--out", tmp_path], "bench": ["--repeats", 1]}[command]
     assert run(command, "--seconds", 0.1, *options).exit_code == 0
@@ -300,24 +300,24 @@ def test_recorder_leaves_no_trace(tiny, accelerated, fails):
     before = [dict(vars(owner)) for owner in owners]
     inputs = {} if fails else fake_inputs(tiny, "hello")
     try:
-        with record_stages(tiny) as record:
+        with trace_stages(tiny) as trace:
             tiny.generate(**inputs, **OPTIONS)
     except Exception:
         assert fails
     else:
-        assert not fails and set(record.outputs) == set(record.seconds) == set(STAGES)
+        assert not fails and set(trace.outputs) == set(trace.seconds) == set(STAGES)
     assert [dict(vars(owner)) for owner in owners] == before
     restore_bark(tiny)
 
 
 def test_recorder_copies_what_a_later_stage_overwrites(tiny):
     started: list[str] = []
-    with record_stages(tiny, started.append) as record:
+    with trace_stages(tiny, started.append) as trace:
         tiny.generate(**fake_inputs(tiny, "hello"), **OPTIONS, return_output_lengths=True)
     assert started == list(STAGES)
-    assert record.outputs["semantic"].shape == (1, 8)
-    assert record.outputs["coarse"].shape == (1, 24) and record.outputs["fine"].shape == (1, 8, 12)
-    assert [waveform.shape for waveform in record.outputs["codec"]] == [(12 * 320,)]
+    assert trace.outputs["semantic"].shape == (1, 8)
+    assert trace.outputs["coarse"].shape == (1, 24) and trace.outputs["fine"].shape == (1, 8, 12)
+    assert [waveform.shape for waveform in trace.outputs["codec"]] == [(12 * 320,)]
 
 
 def test_a_saved_model_loads_back(checkpoint):

@@ -65,17 +65,17 @@ def run_once(
 ) -> Run:
     """Generate once from a freshly seeded global generator."""
     from bark_accel.hf.configs import sample_rate
-    from bark_accel.hf.stage_trace import record_stages
+    from bark_accel.hf.stage_trace import trace_stages
 
     # Transformers changes some of its arguments in place.
     inputs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
     torch.manual_seed(seed)
-    with record_stages(model, on_stage) as record:
+    with trace_stages(model, on_stage) as trace:
         start = time.perf_counter()
         audio = model.generate(**inputs, **options)
         total_s = time.perf_counter() - start
     audio_s = audio.shape[-1] / sample_rate(model)
-    return Run(record.seconds, total_s, record.outputs, audio_s)
+    return Run(trace.seconds, total_s, trace.outputs, audio_s)
 
 
 def run_pairs(

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import BarkModel
 
 from bark_accel import restore_bark
-from bark_accel.hf.stage_trace import record_stages
+from bark_accel.hf.stage_trace import trace_stages
 
 from .models import twin
 
@@ -121,7 +121,7 @@ class _Choices(TorchFunctionMode):
 
     @contextmanager
     def watch(self, model: BarkModel) -> Iterator[Any]:
-        with record_stages(model, lambda stage: setattr(self, "stage", stage)), self:
+        with trace_stages(model, lambda stage: setattr(self, "stage", stage)), self:
             yield self
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

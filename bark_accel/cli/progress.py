@@ -34,7 +34,7 @@ def live_line() -> Iterator[Live]:
 
 
 class StageBars:
-    """Pass it as `streamer=` to `generate` and its `start` as `on_stage` to `record_stages`.
+    """Pass it as `streamer=` to `generate` and its `start` as `on_stage` to `trace_stages`.
 
     The semantic and coarse stages tell a streamer each of their prompts first, then every token. The other
     two tell nothing: their bars count one step.

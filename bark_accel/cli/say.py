@@ -65,16 +65,16 @@ def _write_at_once(model: BarkModel, inputs: dict[str, Any], request: Request) -
 
 def _generate(model: BarkModel, inputs: dict[str, Any]) -> tuple[torch.Tensor, PresetArrays]:
     from bark_accel.bench.models import coarse_per_semantic, max_semantic_tokens
-    from bark_accel.hf.presets import recorded_presets
-    from bark_accel.hf.stage_trace import record_stages
+    from bark_accel.hf.presets import traced_presets
+    from bark_accel.hf.stage_trace import trace_stages
 
     limit = inputs.get("semantic_max_new_tokens", max_semantic_tokens(model))
     with progress_bars() as progress:
         bars = StageBars(progress, "", limit, coarse_per_semantic(model))
-        with record_stages(model, bars.start) as record:
+        with trace_stages(model, bars.start) as trace:
             waveform = model.generate(**inputs, streamer=bars)
         bars.close()
-    (preset,) = recorded_presets(model, record, [waveform.shape[-1]])
+    (preset,) = traced_presets(model, trace, [waveform.shape[-1]])
     return waveform, preset
 
 

@@ -19,7 +19,7 @@ from transformers.models.bark.generation_configuration_bark import (
 from bark_accel.streaming.owner import owner_of
 from bark_accel.streaming.streamer import AudioSource, AudioStreamer
 
-from .stage_trace import StageRecord, record_stages
+from .stage_trace import StageTrace, trace_stages
 
 PresetArrays = dict[str, np.ndarray]
 
@@ -43,24 +43,24 @@ def generate_with_presets(model: Any, **kwargs: Any) -> tuple[Tensor, list[int],
     if not isinstance(model, BarkModel):
         raise TypeError(f"model: expected a transformers.BarkModel, got {type(model).__name__}")
     check_generate(model)
-    with recorded(model) as (view, record):
+    with traced(model) as (view, trace):
         # An accelerated model's method, which may be wrapped, drives the model that the view was made of.
         place = {VIEW: view} if owner_of(view.generate, AudioSource) else {}
         audio, lengths = view.generate(**kwargs, **place, return_output_lengths=True)
     streamer = kwargs.get("streamer")
-    made = streamer.presets if isinstance(streamer, AudioStreamer) else recorded_presets(view, record, lengths)
+    made = streamer.presets if isinstance(streamer, AudioStreamer) else traced_presets(view, trace, lengths)
     return audio, lengths, [None] * len(lengths) if made is None else [*made]
 
 
 @contextmanager
-def recorded(model: BarkModel) -> Iterator[tuple[Any, StageRecord]]:
-    """A view of the model whose stages are recorded; other threads may use the model itself meanwhile."""
+def traced(model: BarkModel) -> Iterator[tuple[Any, StageTrace]]:
+    """A view of the model whose stages are traced; other threads may use the model itself meanwhile."""
     view = copy.copy(model)
     view._modules = dict(model._modules)
     for name in ("semantic", "coarse_acoustics", "fine_acoustics"):
         setattr(view, name, copy.copy(getattr(model, name)))
-    with record_stages(view) as record:
-        yield view, record
+    with trace_stages(view) as trace:
+        yield view, trace
 
 
 def check_generate(model: BarkModel) -> None:
@@ -70,12 +70,12 @@ def check_generate(model: BarkModel) -> None:
         raise ValueError("model.generate: expected BarkModel's own or that of accelerate_bark, got another one")
 
 
-def recorded_presets(model: BarkModel, record: StageRecord, lengths: list[int]) -> list[PresetArrays]:
-    """The voice presets of the generation that was recorded."""
+def traced_presets(model: BarkModel, trace: StageTrace, lengths: list[int]) -> list[PresetArrays]:
+    """The voice presets of the generation that was traced."""
     settings: Any = model.generation_config
     pad = BarkSemanticGenerationConfig(**settings.semantic_config).semantic_pad_token
     codebooks = BarkCoarseGenerationConfig(**settings.coarse_acoustics_config).n_coarse_codebooks
-    return presets_of(record.outputs["semantic"], record.outputs["fine"], lengths, pad, codebooks)
+    return presets_of(trace.outputs["semantic"], trace.outputs["fine"], lengths, pad, codebooks)
 
 
 def presets_of(

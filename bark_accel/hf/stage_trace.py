@@ -1,4 +1,4 @@
-"""Records what each stage of a Bark model takes and returns while it generates, stock or accelerated."""
+"""Traces what each stage of a Bark model takes and returns while it generates, stock or accelerated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STAGES = ("semantic", "coarse", "fine", "codec")
 
 
 @dataclass
-class StageRecord:
+class StageTrace:
     """Seconds (summed over calls) and outputs (of the last call) of the stages that ran, by stage name.
 
     Outputs are detached copies: token tensors, and the waveform under `codec` (a list of waveforms where rows
@@ -29,8 +29,8 @@ class StageRecord:
 
 
 @contextmanager
-def record_stages(model: BarkModel, on_stage: Callable[[str], None] | None = None) -> Iterator[StageRecord]:
-    """Record the stages of every generation in the block.
+def trace_stages(model: BarkModel, on_stage: Callable[[str], None] | None = None) -> Iterator[StageTrace]:
+    """Trace the stages of every generation in the block.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def record_stages(model: BarkModel, on_stage: Callable[[str], None] | None = Non
     on_stage : callable, optional
         Called with the name of each stage as it starts.
     """
-    record = StageRecord()
+    trace = StageTrace()
     places = (
         ("semantic", model.semantic, "generate"),
         ("coarse", model.coarse_acoustics, "generate"),
@@ -49,15 +49,15 @@ def record_stages(model: BarkModel, on_stage: Callable[[str], None] | None = Non
     with ExitStack() as undo:
         for stage, owner, name in places:
             undo.callback(_put_back, owner, name, name in vars(owner), vars(owner).get(name))
-            setattr(owner, name, _recorded(stage, getattr(owner, name), model.device, record, on_stage))
-        yield record
+            setattr(owner, name, _traced(stage, getattr(owner, name), model.device, trace, on_stage))
+        yield trace
 
 
-def _recorded(
+def _traced(
     stage: str,
     method: Callable[..., Any],
     device: torch.device,
-    record: StageRecord,
+    trace: StageTrace,
     on_stage: Callable[[str], None] | None,
 ) -> Callable[..., Any]:
     @functools.wraps(method)
@@ -66,9 +66,9 @@ def _recorded(
             on_stage(stage)
         start = _now(device)
         result = method(*args, **kwargs)
-        record.seconds[stage] = record.seconds.get(stage, 0.0) + _now(device) - start
+        trace.seconds[stage] = trace.seconds.get(stage, 0.0) + _now(device) - start
         # With return_output_lengths the coarse stage returns (tokens, lengths).
-        record.outputs[stage] = _copy(result[0] if isinstance(result, tuple) else result)
+        trace.outputs[stage] = _copy(result[0] if isinstance(result, tuple) else result)
         return result
 
     return call

@@ -26,7 +26,7 @@ from bark_accel.hf.inputs import (
     read_histories,
     semantic_ids,
 )
-from bark_accel.hf.presets import VIEW, recorded, recorded_presets
+from bark_accel.hf.presets import VIEW, traced, traced_presets
 from bark_accel.ops.backend import runs_natively
 from bark_accel.ops.float32_choice import Float32Choice, choice
 from bark_accel.report import Fallback, FallbackKind, attempt
@@ -244,9 +244,9 @@ class ModelPatch(AudioSource):
         self, streamer: AudioStreamer, request: Request, kwargs: dict[str, Any], emit: Callable[[Tensor], None]
     ) -> None:
         """The whole waveform at once, where nothing can be given out early."""
-        with recorded(self.module) as (view, record):
+        with traced(self.module) as (view, trace):
             audio, lengths = _stock_generate(view, request.input_ids, request.preset, True, kwargs)
-        streamer.presets = recorded_presets(view, record, lengths)
+        streamer.presets = traced_presets(view, trace, lengths)
         streamer.row_lengths_samples = lengths
         streamer.check()
         if audio.shape[1] > 0:
@@ -365,5 +365,5 @@ def stage_arguments(kwargs: dict[str, Any], stage: str) -> dict[str, Any]:
 
 
 def _stage_patch(submodel: Any) -> Any:
-    """The patch behind a sub-model's `generate`, also under wrappers such as the recorder's; None for stock's."""
+    """The patch behind a sub-model's `generate`, also under wrappers such as a trace's; None for stock's."""
     return owner_of(submodel.generate, StagePatch)

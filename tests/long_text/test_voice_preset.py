@@ -18,7 +18,7 @@ from transformers import BarkModel
 
 from bark_accel import AudioStreamer, generate_with_preset, load_voice_preset, save_voice_preset, stream
 from bark_accel.hf.presets import generate_with_presets
-from bark_accel.hf.stage_trace import record_stages
+from bark_accel.hf.stage_trace import trace_stages
 from bark_accel.voices import npz
 
 INPUTS = texts(SMALL, [9])
@@ -35,7 +35,7 @@ def assert_same_preset(one: dict, other: dict) -> None:
 @pytest.mark.parametrize("accelerated", [False, True])
 def test_the_preset_is_what_the_stages_generated(small_model, accelerated):
     model = accelerated_copy(small_model) if accelerated else copy.deepcopy(small_model)
-    with record_stages(model) as record:
+    with trace_stages(model) as trace:
         torch.manual_seed(3)
         expected = model.generate(**INPUTS, **SAMPLED)
     before = [dict(vars(owner)) for owner in (model, *submodels(model))]
@@ -43,8 +43,8 @@ def test_the_preset_is_what_the_stages_generated(small_model, accelerated):
     audio, made = generate_with_preset(model, **INPUTS, **SAMPLED)
     assert [dict(vars(owner)) for owner in (model, *submodels(model))] == before
     torch.testing.assert_close(audio, expected, rtol=0, atol=0)
-    semantic, fine = record.outputs["semantic"][0].numpy(), record.outputs["fine"][0].numpy()
-    coarse = record.outputs["coarse"][0].reshape(-1, 2).T.numpy() - SMALL.semantic_vocab
+    semantic, fine = trace.outputs["semantic"][0].numpy(), trace.outputs["fine"][0].numpy()
+    coarse = trace.outputs["coarse"][0].reshape(-1, 2).T.numpy() - SMALL.semantic_vocab
     np.testing.assert_array_equal(made["semantic_prompt"], semantic[semantic != SMALL.semantic_vocab])
     np.testing.assert_array_equal(made["fine_prompt"], fine)
     np.testing.assert_array_equal(made["coarse_prompt"], coarse % SMALL.codebook_size)
@@ -74,7 +74,7 @@ def test_rows_are_trimmed_to_their_own_length(small_model):
 
 
 def test_other_threads_may_generate_meanwhile(small_model):
-    """The recording touches a view, never the model."""
+    """The trace touches a view, never the model."""
     fast = accelerated_copy(small_model)
     greedy = {"do_sample": False, "fine_temperature": None, "semantic_max_new_tokens": 40}
     _, expected = generate_with_preset(fast, **INPUTS, **greedy)

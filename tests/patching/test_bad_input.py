@@ -15,7 +15,7 @@ from transformers import BarkModel
 
 from bark_accel import FallbackKind, accelerate_bark, acceleration_report, restore_bark
 from bark_accel.hf import compat
-from bark_accel.hf.stage_trace import record_stages
+from bark_accel.hf.stage_trace import trace_stages
 
 INPUTS = texts(SMALL, [4, 9])
 EOS = SMALL.semantic_vocab
@@ -284,9 +284,9 @@ def test_transformers_own_checks_stay(small_model, fast, options):
 
 
 def test_a_fine_temperature_is_refused_before_any_work(fast):
-    with record_stages(fast) as record, pytest.raises(ValueError, match="fine temperature"):
+    with trace_stages(fast) as trace, pytest.raises(ValueError, match="fine temperature"):
         fast.generate(**INPUTS, temperature=0.0)
-    assert record.seconds == {}
+    assert trace.seconds == {}
 
 
 def test_an_overridden_codec_decode(small_model):

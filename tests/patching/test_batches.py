@@ -27,7 +27,7 @@ from bark_accel import (
     trim_rows,
 )
 from bark_accel.decoding import cuda_graphs as graphs
-from bark_accel.hf.stage_trace import record_stages
+from bark_accel.hf.stage_trace import trace_stages
 from bark_accel.stages.fine import FineStage
 from bark_accel.transformer.causal import CausalModel
 
@@ -494,9 +494,9 @@ def test_bad_input(fast):
 
 def test_presets_of_numpy_and_any_dtype(fast):
     options = {**INPUTS, "semantic_max_new_tokens": 20}
-    with record_stages(fast) as record:
+    with trace_stages(fast) as trace:
         fast.generate(**options, history_prompt=VOICES)
-        expected = record.outputs["fine"]
+        expected = trace.outputs["fine"]
         narrow = [v and {k: part.numpy().astype(np.uint16) for k, part in v.items()} for v in VOICES]
         fast.generate(**options, history_prompt=narrow)
-    assert torch.equal(record.outputs["fine"], expected)
+    assert torch.equal(trace.outputs["fine"], expected)

@@ -12,7 +12,7 @@ from parity import accelerated_copy, assert_equal_to_stock, run
 from stock_limits import skip_where_stock_fails
 
 from bark_accel import AccelerationError, FallbackKind, accelerate_bark, acceleration_report
-from bark_accel.hf.stage_trace import record_stages
+from bark_accel.hf.stage_trace import trace_stages
 
 INPUTS = texts(SMALL, [4, 9])
 SHORT = {"semantic_max_new_tokens": 12}
@@ -232,9 +232,9 @@ def test_a_patched_class(small_model, monkeypatch):
 @pytest.mark.parametrize("options", [{"coarse_eos_token_id": 150}, {"coarse_num_beams": 2, "coarse_use_cache": False}])
 def test_strict_refuses_before_any_work(small_model, options):
     fast = accelerated_copy(small_model)
-    with record_stages(fast) as record, pytest.raises(AccelerationError, match="coarse"):
+    with trace_stages(fast) as trace, pytest.raises(AccelerationError, match="coarse"):
         fast.generate(**INPUTS, **SHORT, **options)
-    assert record.seconds == {}
+    assert trace.seconds == {}
 
 
 def test_native_ops_and_another_device(small_model):

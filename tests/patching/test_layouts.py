@@ -11,7 +11,7 @@ from bark_models import SMALL, preset, stage_configs, texts
 from parity import accelerated_copy, assert_same_tokens
 
 from bark_accel import acceleration_report
-from bark_accel.hf.stage_trace import record_stages
+from bark_accel.hf.stage_trace import trace_stages
 
 TEXT = texts(SMALL, [3, 7])
 IDS, MASK = TEXT["input_ids"], TEXT["attention_mask"]
@@ -257,9 +257,9 @@ def test_another_number_of_codebooks(small_model, configs, tokens, codebooks):
         fast.fine_acoustics.generate(tokens[1], **other, codebook_size=SIZE)
     fast.generation_config = copy.deepcopy(fast.generation_config)
     fast.generation_config.fine_acoustics_config["n_fine_codebooks"] = codebooks
-    with record_stages(fast) as record, pytest.raises(ValueError, match=message):
+    with trace_stages(fast) as trace, pytest.raises(ValueError, match=message):
         fast.generate(**TEXT)
-    assert record.seconds == {}, "no work is done before the check"
+    assert trace.seconds == {}, "no work is done before the check"
 
 
 def test_the_hooked_pair_runs_stocks_code(hooked_pair):

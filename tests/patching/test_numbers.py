@@ -15,7 +15,7 @@ from bark_accel import AudioStreamer, long_form
 from bark_accel._arguments import whole_number
 from bark_accel.bench.models import WordProcessor
 from bark_accel.hf.configs import sample_rate
-from bark_accel.hf.stage_trace import record_stages
+from bark_accel.hf.stage_trace import trace_stages
 
 ONE, THREE = texts(SMALL, [5]), texts(SMALL, [3, 16, 7])
 SHORT = {"semantic_max_new_tokens": 9}
@@ -118,7 +118,7 @@ def test_end_tokens_of_the_config(small_model, eos, history):
     with pytest.raises(TypeError):
         model.generate(**ONE)
     fast = accelerated_copy(model)
-    with record_stages(fast) as record, pytest.raises(ValueError, match=r"eos_token_id of the semantic .*expected one"):
+    with trace_stages(fast) as record, pytest.raises(ValueError, match=r"eos_token_id of the semantic .*expected one"):
         fast.generate(**ONE, history_prompt=history)
     assert record.seconds == {}
 

@@ -11,7 +11,7 @@ from parity import accelerated_copy
 
 from bark_accel import AudioStreamer
 from bark_accel.hf.compat import prompt_argument
-from bark_accel.hf.stage_trace import record_stages
+from bark_accel.hf.stage_trace import trace_stages
 from bark_accel.report import Fallback
 
 INPUTS = texts(SMALL, [4])
@@ -59,9 +59,9 @@ def test_what_bark_sets_itself(pair, name, value):
     """A TypeError as stock's, and no work is lost on the stages before."""
     stock, fast = pair
     _skip_where_bark_does_not_set_it(stock, name)
-    with record_stages(fast) as record:
+    with trace_stages(fast) as trace:
         got = error_of(lambda: fast.generate(**INPUTS, **SHORT, **{name: value}))
-    assert record.seconds == {}
+    assert trace.seconds == {}
     repeated = name.removeprefix("semantic_").removeprefix("coarse_").removeprefix("fine_")
     with pytest.raises(TypeError, match=rf"got multiple values for (keyword )?argument '{repeated}'"):
         stock.generate(**INPUTS, **SHORT, **{name: value})

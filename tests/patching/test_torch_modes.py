@@ -11,7 +11,7 @@ from parity import TOKEN_STAGES, accelerated_copy, assert_equal_to_stock, assert
 
 from bark_accel import AudioStreamer, acceleration_report
 from bark_accel.hf.extract import coarse_spec
-from bark_accel.hf.stage_trace import record_stages
+from bark_accel.hf.stage_trace import trace_stages
 from bark_accel.stages.coarse import row_lengths
 
 SAMPLED = {"do_sample": True, "temperature": 0.7, "fine_temperature": 0.5}
@@ -151,6 +151,6 @@ def test_a_model_on_the_meta_device(stage):
     fast = accelerated_copy(build(SMALL), strict=False)
     (getattr(fast, stage) if stage else fast).to("meta")
     message = "expected a model with weights, got parameters on the meta device"
-    with record_stages(fast) as record, pytest.raises(ValueError, match=message):
+    with trace_stages(fast) as trace, pytest.raises(ValueError, match=message):
         fast.generate(**texts(SMALL, [5]), **SHORT)
-    assert record.seconds == {}
+    assert trace.seconds == {}

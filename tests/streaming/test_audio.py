@@ -19,7 +19,7 @@ from transformers.generation.logits_process import (
 from bark_accel import AccelerationError, AudioStreamer, FallbackKind, acceleration_report, stream
 from bark_accel.decoding.sampling import TokenRange
 from bark_accel.hf import compat
-from bark_accel.hf.stage_trace import record_stages
+from bark_accel.hf.stage_trace import trace_stages
 from bark_accel.patches.token_loop import BarkTokenRules
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.semantic import SemanticStage
@@ -65,9 +65,9 @@ def streamed(model, seed=3, streamer=None, **kwargs):
 
 def generated(model, seed=3, **kwargs):
     torch.manual_seed(seed)
-    with record_stages(model) as record:
+    with trace_stages(model) as trace:
         audio = model.generate(**kwargs)
-    return audio, record.outputs
+    return audio, trace.outputs
 
 
 @pytest.fixture

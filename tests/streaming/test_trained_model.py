@@ -11,7 +11,7 @@ from parity import accelerated_copy, assert_equal_to_stock
 from transformers import AutoProcessor
 
 from bark_accel import AudioStreamer, FallbackKind, acceleration_report, small_bark_path, stream
-from bark_accel.hf.stage_trace import record_stages
+from bark_accel.hf.stage_trace import trace_stages
 
 TEXTS = ["three five seven nine", "hello my dog is cute"]
 VOICE = small_bark_path() / "speaker_embeddings" / "rms.npz"
@@ -29,9 +29,9 @@ def inputs_of(rows, voice):
 def said(model, inputs, **options):
     """(waveform, output lengths, tokens of each stage)."""
     torch.manual_seed(3)
-    with record_stages(model) as record:
+    with trace_stages(model) as trace:
         audio, lengths = model.generate(**copy.deepcopy(inputs), return_output_lengths=True, **options)
-    return audio, lengths, record.outputs
+    return audio, lengths, trace.outputs
 
 
 def streamed(model, inputs, **settings):
