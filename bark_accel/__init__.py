@@ -127,7 +127,7 @@ def accelerate_bark(
         Bugs of Transformers' Bark to fix, all or by name; otherwise they are kept. `acceleration_report(model)` lists
         the names, `bark_accel.patches.stock_bugs.STOCK_BUGS` says what each one is.
     cuda_graphs : bool
-        On an NVIDIA GPU, replay the decode step of the two causal stages as a CUDA graph; recorded when a batch size,
+        On an NVIDIA GPU, replay the decode step of the two causal stages as a CUDA graph; captured when a batch size,
         sampling option or place of the weights is new, and kept. The tokens stay the same. Without effect on other
         devices, and where `speculate` drafts.
     attention : {"sdpa", "flash_attn"}

@@ -85,25 +85,25 @@ def ours(
 def captures_timed(plan: Plan) -> Iterator[list[float]]:
     """Seconds of each graph that is captured in the block."""
     captures: list[float] = []
-    make = graphs.make_recorder
+    make = graphs.make_capturer
 
     class Timed:
-        def __init__(self, recorder: Any):
-            self._recorder = recorder
+        def __init__(self, capturer: Any):
+            self._capturer = capturer
 
-        def record(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
+        def capture(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
             synchronize(plan)
             began = time.perf_counter()
-            replay = self._recorder.record(step, generator)
+            replay = self._capturer.capture(step, generator)
             synchronize(plan)
             captures.append(time.perf_counter() - began)
             return replay
 
     def make_timed(device: torch.device) -> Any:
-        recorder = make(device)
-        return None if recorder is None else Timed(recorder)
+        capturer = make(device)
+        return None if capturer is None else Timed(capturer)
 
-    with mock.patch.object(graphs, "make_recorder", make_timed):
+    with mock.patch.object(graphs, "make_capturer", make_timed):
         yield captures
 
 

@@ -70,18 +70,18 @@ def step(plan: Plan, module: Any, weights: Any, batch_size: int, bandwidth: floa
         for name, backend in BACKENDS.items():
             once, generator, model = one_step(plan, module, weights, cache, backend)
             row[f"{name}_eager_ms"] = timed_ms(plan, once, plan.repeats)
-            recorder = graphs.make_recorder(cache.keys.device)
-            if recorder is None:
+            capturer = graphs.make_capturer(cache.keys.device)
+            if capturer is None:
                 continue
             synchronize(plan)
             began = time.perf_counter()
-            replay = recorder.record(once, generator)
+            replay = capturer.capture(once, generator)
             synchronize(plan)
             row[f"{name}_capture_s"] = time.perf_counter() - began
             row[f"{name}_graph_ms"] = timed_ms(plan, replay, plan.repeats, 10)
             if name == "native" and launches_early(plan):
                 with launched_early():
-                    replay = recorder.record(once, generator)
+                    replay = capturer.capture(once, generator)
                     row["native_graph_dependent_launch_ms"] = timed_ms(plan, replay, plan.repeats, 10)
         row["bytes_read"] = bytes_read(plan, model, cache)
     for name in [key for key in row if key.endswith("_ms")]:
@@ -96,7 +96,7 @@ def launches_early(plan: Plan) -> bool:
 
 @contextmanager
 def launched_early() -> Iterator[None]:
-    """Programmatic dependent launch, for what is recorded inside."""
+    """Programmatic dependent launch, for what is captured inside."""
     load().set_dependent_launch(True)
     try:
         yield

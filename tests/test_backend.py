@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from bark_models import SMALL, texts
-from call_recorder import CallRecorder
+from call_capturer import CallCapturer
 from parity import accelerated_copy, assert_equal_to_stock
 
 from bark_accel import accelerate_bark, acceleration_report, restore_bark
@@ -109,16 +109,16 @@ def test_wrong_ops_that_were_asked_for_by_name_are_refused(
     assert acceleration_report(moved).native_fault is not None
 
 
-def test_ops_are_compared_before_a_graph_is_recorded(
+def test_ops_are_compared_before_a_graph_is_captured(
     small_model: Any, like_a_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known: list[dict] = []
 
-    def make_recorder(device: torch.device) -> CallRecorder:
+    def make_capturer(device: torch.device) -> CallCapturer:
         known.append(dict(device_check._faults))
-        return CallRecorder()
+        return CallCapturer()
 
-    monkeypatch.setattr(graphs, "make_recorder", make_recorder)
+    monkeypatch.setattr(graphs, "make_capturer", make_capturer)
     fast = accelerated_copy(small_model, speculate=False)
     device_check._faults.clear()
     fast.generate(**GENERATION)

@@ -39,25 +39,25 @@ MAX_GRAPHS = 8
 _capture_lock = threading.Lock()
 
 
-class Recorder(Protocol):
+class Capturer(Protocol):
     """Turns a step into something that can be repeated without it."""
 
-    def record(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
-        """Run `step` once, then record it; returns what repeats it, drawing from `generator`'s state of then."""
+    def capture(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
+        """Run `step` once, then capture it; returns what repeats it, drawing from `generator`'s state of then."""
         ...
 
 
-class CudaRecorder:
+class GraphCapturer:
     """Captures on one device. Its graphs share scratch memory: no two of them may run at the same time."""
 
     def __init__(self, device: torch.device):
         self._device = device
-        # A stream of its own, for cuBLAS keeps one workspace a stream: graphs of two recorders may run side by side.
+        # A stream of its own, for cuBLAS keeps one workspace a stream: graphs of two capturers may run side by side.
         self._stream = torch.cuda.Stream(device)
         self._warm_up_stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
+    def capture(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
         """Raises `RuntimeError` where the step cannot be captured."""
         with _capture_lock, torch.cuda.device(self._device):
             # Elsewhere than on the capturing stream, so that what is allocated once a stream is part of the pool.
@@ -79,14 +79,14 @@ class CudaRecorder:
         return graph.replay
 
 
-def make_recorder(device: torch.device) -> Recorder | None:
+def make_capturer(device: torch.device) -> Capturer | None:
     """Return an object that captures graphs on `device`, or None if the device has no graphs."""
-    return CudaRecorder(device) if device.type == "cuda" else None
+    return GraphCapturer(device) if device.type == "cuda" else None
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A recorded step, and what it reads that nobody else would keep."""
+    """A captured step, and what it reads that nobody else would keep."""
 
     run: Callable[[], None]
     rules: SampleRules
@@ -100,9 +100,9 @@ class StepGraphs:
     from `generator`.
     """
 
-    def __init__(self, recorder: Recorder, model: CausalModel, cache: KVCache, generator: Generator):
+    def __init__(self, capturer: Capturer, model: CausalModel, cache: KVCache, generator: Generator):
         rows, device = cache.keys.shape[1], cache.keys.device
-        self._recorder = recorder
+        self._capturer = capturer
         # Born in inference mode they could not be written outside of it by a later call.
         with torch.inference_mode(False):
             self._ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
@@ -187,7 +187,7 @@ class StepGraphs:
         if key not in self._replays:
             self._rewind(last, cache)
             self.usable = False
-            self._replays[key] = self._record(allowed, cache, sampler)
+            self._replays[key] = self._capture(allowed, cache, sampler)
             self.usable = True
         self._replays.move_to_end(key)
         # A window takes turns between two: never the ones in use.
@@ -195,7 +195,7 @@ class StepGraphs:
             self._replays.popitem(last=False)
         return self._replays[key]
 
-    def _record(self, allowed: TokenRange, cache: KVCache, sampler: Sampler) -> Replay:
+    def _capture(self, allowed: TokenRange, cache: KVCache, sampler: Sampler) -> Replay:
         rules = sampler.rules(allowed, self._ids.device)
         model, generator = self._model, self._generator if sampler.config.do_sample else None
         assert model is not None
@@ -209,7 +209,7 @@ class StepGraphs:
             cache.length.add_(1)
 
         try:
-            return Replay(self._recorder.record(step, generator), rules)
+            return Replay(self._capturer.capture(step, generator), rules)
         except RuntimeError as error:
             raise RuntimeError(
                 "bark_accel: the decode step could not be captured as a CUDA graph; "
@@ -251,11 +251,11 @@ class GraphStore:
         with self._lock:
             graphs = self._idle.pop(key, None)
         if graphs is None:
-            recorder = make_recorder(cache.keys.device)
-            if recorder is None:
+            capturer = make_capturer(cache.keys.device)
+            if capturer is None:
                 yield None
                 return
-            graphs = StepGraphs(recorder, model, cache, Generator(cache.keys.device))
+            graphs = StepGraphs(capturer, model, cache, Generator(cache.keys.device))
         graphs.start(model)
         try:
             yield graphs

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from call_recorder import CallRecorder
+from call_capturer import CallCapturer
 
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.ops import cuda as cuda_ops
@@ -55,7 +55,7 @@ def native() -> ModuleType:
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs on the CPU too, by a stand-in."""
     if not HAS_GPU:
-        monkeypatch.setattr(graphs, "make_recorder", lambda device: CallRecorder())
+        monkeypatch.setattr(graphs, "make_capturer", lambda device: CallCapturer())

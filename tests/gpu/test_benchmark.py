@@ -45,7 +45,7 @@ def jobs_of(*tables: str) -> list[gpu_plan.Job]:
     return gpu_plan.table_jobs(DRY, tables)
 
 
-def test_every_row_is_measured_and_written(recorded: None, report: gpu_report.Report) -> None:
+def test_every_row_is_measured_and_written(captured: None, report: gpu_report.Report) -> None:
     content = run(report, gpu_plan.machine_job(DRY), gpu_plan.smoke_job(DRY), *gpu_plan.table_jobs(DRY))
     assert not content["failed"] and not content["left_out_for_lack_of_time"]
     assert content["versions"]["torch"] == torch.__version__ and content["read_bandwidth_bytes_per_s"] > 0

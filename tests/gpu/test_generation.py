@@ -18,7 +18,7 @@ from bark_accel.decoding.rng import default_generator
 Outcome = tuple[dict[str, Any], torch.Tensor]
 TOKEN_STAGES = ("semantic", "coarse", "fine")
 LENGTHS = {1: [9], 3: [5, 9, 2]}
-pytestmark = pytest.mark.usefixtures("recorded")
+pytestmark = pytest.mark.usefixtures("captured")
 
 
 def inputs(rows: int, device: torch.device) -> dict[str, Any]:

@@ -150,18 +150,18 @@ def test_decode_step_equals_its_twin(
     assert error < (1e-5 if dtype is torch.float32 else 2e-2), error
 
 
-@pytest.mark.usefixtures("recorded")
+@pytest.mark.usefixtures("captured")
 def test_decode_step_in_a_graph_follows_ids_and_length(native: Any, device: torch.device) -> None:
     inputs = decode_inputs(device, torch.float32, 1)
     ids, length = inputs[0], inputs[-1]
     captured = torch.empty(1, 1, len(inputs[5]), device=device)
-    recorder = graphs.make_recorder(device)
-    assert recorder is not None
+    capturer = graphs.make_capturer(device)
+    assert capturer is not None
 
     def step() -> None:
         captured.copy_(native.decode_step(*inputs))
 
-    replay = recorder.record(step, None)
+    replay = capturer.capture(step, None)
     for position in (3, 600, 1023):
         ids.random_(0, 1024)
         length.fill_(position)

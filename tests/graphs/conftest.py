@@ -2,16 +2,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from call_recorder import CallRecorder
+from call_capturer import CallCapturer
 
 from bark_accel.decoding import cuda_graphs as graphs
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> CallRecorder:
-    """What every generation of the test records with, on the CPU."""
-    double = CallRecorder()
-    monkeypatch.setattr(graphs, "make_recorder", lambda device: double)
+def capturer(monkeypatch: pytest.MonkeyPatch) -> CallCapturer:
+    """What every generation of the test captures with, on the CPU."""
+    double = CallCapturer()
+    monkeypatch.setattr(graphs, "make_capturer", lambda device: double)
     return double
 
 

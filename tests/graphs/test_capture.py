@@ -81,16 +81,16 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return fake
 
 
-def record(cuda: FakeCuda, samples: bool) -> Any:
-    recorder = graphs.make_recorder(torch.device("cuda", 0))
-    assert isinstance(recorder, graphs.CudaRecorder)
+def capture(cuda: FakeCuda, samples: bool) -> Any:
+    capturer = graphs.make_capturer(torch.device("cuda", 0))
+    assert isinstance(capturer, graphs.GraphCapturer)
     generator = torch.Generator() if samples else None
-    return recorder.record(lambda: cuda.log.append(f"step on {cuda.current.name}"), generator)
+    return capturer.capture(lambda: cuda.log.append(f"step on {cuda.current.name}"), generator)
 
 
 @pytest.mark.parametrize("samples", (True, False))
 def test_a_capture_is_asked_for_as_torch_has_it(cuda: FakeCuda, samples: bool) -> None:
-    replay = record(cuda, samples)
+    replay = capture(cuda, samples)
     assert cuda.log == [
         "side waits for current",
         "step on side",
@@ -108,5 +108,5 @@ def test_a_capture_is_asked_for_as_torch_has_it(cuda: FakeCuda, samples: bool) -
 def test_a_capture_that_fails_leaves_the_thread_on_its_stream(cuda: FakeCuda, what: str) -> None:
     cuda.fails_to = what
     with pytest.raises(RuntimeError, match=f"could not {what}"):
-        record(cuda, True)
+        capture(cuda, True)
     assert cuda.current.name == "current" and not graphs._capture_lock.locked()

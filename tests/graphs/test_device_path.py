@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from bark_models import SMALL, build, preset, texts
-from call_recorder import CallRecorder
+from call_capturer import CallCapturer
 from parity import accelerated_copy
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -46,9 +46,9 @@ def test_a_step_over_torch_ops_needs_no_data(
     keys, values = (torch.empty(shape, dtype=model.weights.cache_dtype, device=META) for _ in range(2))
     cache = KVCache(keys, values, torch.zeros(3, dtype=torch.int64, device=META))
     # A meta device has no generator.
-    replays = graphs.StepGraphs(CallRecorder(), model, cache, generator=None)  # type: ignore[arg-type]
+    replays = graphs.StepGraphs(CallCapturer(), model, cache, generator=None)  # type: ignore[arg-type]
     replays.start(model)
-    replays._record(TokenRange(0, 100, eos=100), cache, Sampler.of(model, config)).run()
+    replays._capture(TokenRange(0, 100, eos=100), cache, Sampler.of(model, config)).run()
 
 
 @torch.no_grad()
@@ -193,7 +193,7 @@ STANDS_FOR = {
 
 @pytest.mark.usefixtures("like_a_device")
 @pytest.mark.parametrize("weights", ("same", "float16", "int8"))
-def test_every_op_of_every_stage_has_a_cuda_kernel(recorder: CallRecorder, small_model: Any, weights: str) -> None:
+def test_every_op_of_every_stage_has_a_cuda_kernel(capturer: CallCapturer, small_model: Any, weights: str) -> None:
     fast = accelerated_copy(small_model, backend="torch", weights=weights)
     listed = kernels()
     with OpNames() as ran:

@@ -1,4 +1,4 @@
-"""Whole generations over recorded steps: stock's tokens and random state, and recordings that are kept or renewed."""
+"""Whole generations over captured steps: stock's tokens and random state, and captures that are kept or renewed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from bark_models import SMALL, SUNO, preset, texts
-from call_recorder import CallRecorder
+from call_capturer import CallCapturer
 from parity import accelerated_copy, assert_equal_to_stock, run
 from torch import nn
 
@@ -35,47 +35,47 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("lengths", ([6], [4, 9, 2]), ids=("one row", "three rows"))
 def test_tokens_and_generator_are_stocks(
-    small_model: Any, recorder: CallRecorder, lengths: list[int], options: dict[str, Any]
+    small_model: Any, capturer: CallCapturer, lengths: list[int], options: dict[str, Any]
 ) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
     for seed in (0, 4, 7):
         assert_equal_to_stock(small_model, fast, seed, **texts(SMALL, lengths), **options)
-    assert recorder.replayed > 0 and acceleration_report(fast).captured_graphs > 0
+    assert capturer.replayed > 0 and acceleration_report(fast).captured_graphs > 0
 
 
 @pytest.mark.usefixtures("like_a_device")
 @pytest.mark.parametrize("lengths", ([6], [4, 9, 2]), ids=("one row", "three rows"))
 def test_over_plain_torch_ops_that_never_look_at_data(
-    small_model: Any, recorder: CallRecorder, lengths: list[int]
+    small_model: Any, capturer: CallCapturer, lengths: list[int]
 ) -> None:
     fast = accelerated_copy(small_model, backend="torch")
     assert_equal_to_stock(small_model, fast, **texts(SMALL, lengths), **SAMPLED)
-    assert recorder.replayed > 0
+    assert capturer.replayed > 0
 
 
-def test_windows_that_move_with_a_voice_preset(small_model: Any, recorder: CallRecorder) -> None:
+def test_windows_that_move_with_a_voice_preset(small_model: Any, capturer: CallCapturer) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
     history = preset(SMALL, 30, 60)
     assert_equal_to_stock(small_model, fast, **texts(SMALL, [5]), history_prompt=history, **SAMPLED)
-    assert recorder.replayed > 0
+    assert capturer.replayed > 0
 
 
-def test_sunos_layout(suno_model: Any, recorder: CallRecorder) -> None:
+def test_sunos_layout(suno_model: Any, capturer: CallCapturer) -> None:
     fast = accelerated_copy(suno_model, **GRAPHED)
     assert_equal_to_stock(suno_model, fast, **texts(SUNO, [7]), **SAMPLED)
-    assert recorder.replayed > 0
+    assert capturer.replayed > 0
 
 
-def test_what_is_drawn_beyond_the_end_leaves_no_trace(small_model: Any, recorder: CallRecorder) -> None:
+def test_what_is_drawn_beyond_the_end_leaves_no_trace(small_model: Any, capturer: CallCapturer) -> None:
     """Rows end inside of a block: the test of equality above would be none if they never did."""
     fast = accelerated_copy(small_model, **GRAPHED)
     wasted = 0
     for seed in (0, 4, 7):
-        recorder.replayed = 0
+        capturer.replayed = 0
         inputs = texts(SMALL, [6])
         semantic = assert_equal_to_stock(small_model, fast, seed, **inputs, **OPTIONS["ends early"])["semantic"]
         coarse_tokens = _coarse_tokens_replayed(fast, seed, inputs)
-        wasted += recorder.replayed - coarse_tokens - (semantic.shape[1] - 1)
+        wasted += capturer.replayed - coarse_tokens - (semantic.shape[1] - 1)
     assert wasted > 0
 
 
@@ -89,7 +89,7 @@ def _coarse_tokens_replayed(fast: Any, seed: int, inputs: dict[str, Any]) -> int
 
 
 def test_a_coarse_window_is_one_block(
-    small_model: Any, recorder: CallRecorder, monkeypatch: pytest.MonkeyPatch
+    small_model: Any, capturer: CallCapturer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks: list[tuple[bool, int]] = []
     run_block = graphs.StepGraphs._run_block
@@ -109,49 +109,49 @@ def test_a_coarse_window_is_one_block(
     assert set(looks[:-1]) == {graphs.EOS_CHECK_TOKENS} and looks[-1] <= graphs.EOS_CHECK_TOKENS
 
 
-def test_kept_for_the_next_call_and_renewed_for_what_is_new(small_model: Any, recorder: CallRecorder) -> None:
+def test_kept_for_the_next_call_and_renewed_for_what_is_new(small_model: Any, capturer: CallCapturer) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
 
-    def records(rows: int, **options: Any) -> int:
-        before = recorder.recorded
+    def captures(rows: int, **options: Any) -> int:
+        before = capturer.captured
         assert_equal_to_stock(small_model, fast, **texts(SMALL, [6, 3, 8][:rows]), **{**SAMPLED, **options})
-        return recorder.recorded - before
+        return capturer.captured - before
 
-    assert records(1) == 3  # semantic, and the two codebooks
-    assert records(1) == 0
-    assert records(1, semantic_max_new_tokens=21) == 0  # says nothing about a step
-    assert records(1, semantic_temperature=0.9) == 1
-    assert records(3) == 3  # and the cache grows
-    assert records(1) == 3  # so that one row is a slice of it
-    assert records(1) == 0 and records(3) == 0
+    assert captures(1) == 3  # semantic, and the two codebooks
+    assert captures(1) == 0
+    assert captures(1, semantic_max_new_tokens=21) == 0  # says nothing about a step
+    assert captures(1, semantic_temperature=0.9) == 1
+    assert captures(3) == 3  # and the cache grows
+    assert captures(1) == 3  # so that one row is a slice of it
+    assert captures(1) == 0 and captures(3) == 0
     assert acceleration_report(fast).captured_graphs == 3 * 3 + 1
 
 
-def test_a_replaced_parameter_is_noticed(recorder: CallRecorder, small_model: Any) -> None:
+def test_a_replaced_parameter_is_noticed(capturer: CallCapturer, small_model: Any) -> None:
     stock = copy.deepcopy(small_model)
     fast = accelerated_copy(stock, **GRAPHED)
     assert_equal_to_stock(stock, fast, **texts(SMALL, [6]), **SAMPLED)
-    before = recorder.recorded
+    before = capturer.captured
     for model in (stock, fast):
         layer = model.semantic.layers[1].mlp.in_proj
         layer.weight = nn.Parameter(layer.weight.detach() * 1.5)
     assert_equal_to_stock(stock, fast, **texts(SMALL, [6]), **SAMPLED)
-    assert recorder.recorded == before + 1
+    assert capturer.captured == before + 1
 
 
-def test_new_values_in_the_same_place_need_no_new_recording(recorder: CallRecorder, small_model: Any) -> None:
+def test_new_values_in_the_same_place_need_no_new_capture(capturer: CallCapturer, small_model: Any) -> None:
     stock = copy.deepcopy(small_model)
     fast = accelerated_copy(stock, **GRAPHED)
     before = run(fast, 0, **texts(SMALL, [6]), **SAMPLED)[0]["semantic"]
-    recorded = recorder.recorded
+    captured = capturer.captured
     for model in (stock, fast):
         for parameter in (*model.semantic.parameters(), *model.coarse_acoustics.parameters()):
             parameter.data.copy_(parameter.data.roll(1, 0))
     after = assert_equal_to_stock(stock, fast, **texts(SMALL, [6]), **SAMPLED)["semantic"]
-    assert recorder.recorded == recorded and not torch.equal(before, after)
+    assert capturer.captured == captured and not torch.equal(before, after)
 
 
-def test_layernorms_of_a_16_bit_model_are_read_anew(recorder: CallRecorder, small_model: Any) -> None:
+def test_layernorms_of_a_16_bit_model_are_read_anew(capturer: CallCapturer, small_model: Any) -> None:
     """They are copies, and `.data` writes leave no version behind."""
     plain = accelerated_copy(copy.deepcopy(small_model).half(), cuda_graphs=False, **GRAPHED)
     fast = accelerated_copy(copy.deepcopy(small_model).half(), **GRAPHED)
@@ -160,34 +160,34 @@ def test_layernorms_of_a_16_bit_model_are_read_anew(recorder: CallRecorder, smal
         return run(model, 0, **texts(SMALL, [6]), **SAMPLED)[0]["semantic"]
 
     before = tokens(fast)
-    recorded = recorder.recorded
+    captured = capturer.captured
     for model in (plain, fast):
         norm = model.semantic.layers[0].layernorm_1.weight
         norm.data.copy_(torch.linspace(-2, 2, len(norm)))
     assert torch.equal(tokens(fast), tokens(plain)) and not torch.equal(tokens(fast), before)
-    assert recorder.recorded == recorded
+    assert capturer.captured == captured
 
 
 @pytest.mark.parametrize("change", (lambda m: m.half(), lambda m: m.bfloat16()), ids=("half", "bfloat16"))
-def test_another_dtype_is_recorded_anew(recorder: CallRecorder, small_model: Any, change: Any) -> None:
+def test_another_dtype_is_captured_anew(capturer: CallCapturer, small_model: Any, change: Any) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
     plain = accelerated_copy(small_model, cuda_graphs=False, **GRAPHED)
     run(fast, 0, **texts(SMALL, [6]), **SAMPLED)
-    recorded = recorder.recorded
+    captured = capturer.captured
     expected, got = (run(change(m), 0, **texts(SMALL, [6]), **SAMPLED)[0] for m in (plain, fast))
     assert all(torch.equal(got[stage], expected[stage]) for stage in ("semantic", "coarse", "fine"))
-    assert recorder.recorded == recorded + 3
+    assert capturer.captured == captured + 3
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
-def test_smaller_weights_are_kept_too(recorder: CallRecorder, small_model: Any, dtype: torch.dtype) -> None:
+def test_smaller_weights_are_kept_too(capturer: CallCapturer, small_model: Any, dtype: torch.dtype) -> None:
     model = copy.deepcopy(small_model).to(dtype)
     fast = accelerated_copy(model, weights="int8")
     plain = accelerated_copy(model, weights="int8", cuda_graphs=False)
-    for recorded in (3, 3):
+    for captured in (3, 3):
         expected, got = (run(m, 1, **texts(SMALL, [6]), **SAMPLED)[0] for m in (plain, fast))
         assert torch.equal(got["coarse"], expected["coarse"])
-        assert recorder.recorded == recorded
+        assert capturer.captured == captured
 
 
 @torch.no_grad()
@@ -197,7 +197,7 @@ def test_what_a_graph_reads_of_its_sampler_lives_as_long_as_the_graph(
     """A real graph holds addresses, no tensors."""
 
     class Forgetful:
-        def record(self, step: Callable[[], None], generator: torch.Generator | None) -> Callable[[], None]:
+        def capture(self, step: Callable[[], None], generator: torch.Generator | None) -> Callable[[], None]:
             step()
             return lambda: None
 
@@ -210,7 +210,7 @@ def test_what_a_graph_reads_of_its_sampler_lives_as_long_as_the_graph(
         return rules
 
     monkeypatch.setattr(Sampler, "rules", spy)
-    monkeypatch.setattr(graphs, "make_recorder", lambda device: Forgetful())
+    monkeypatch.setattr(graphs, "make_capturer", lambda device: Forgetful())
     fast = accelerated_copy(small_model, **GRAPHED)
     run(fast, 0, **texts(SMALL, [6]), do_sample=True, semantic_max_new_tokens=3, temperature=0.7)
     gc.collect()
@@ -218,28 +218,28 @@ def test_what_a_graph_reads_of_its_sampler_lives_as_long_as_the_graph(
     assert len(alive) == acceleration_report(fast).captured_graphs == 3
 
 
-def test_many_sampling_options_do_not_pile_up(recorder: CallRecorder, small_model: Any) -> None:
+def test_many_sampling_options_do_not_pile_up(capturer: CallCapturer, small_model: Any) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
     for i in range(graphs.MAX_GRAPHS + 3):
         run(fast, 0, **texts(SMALL, [6]), do_sample=True, semantic_max_new_tokens=3, temperature=0.5 + i / 10)
     assert acceleration_report(fast).captured_graphs == 2 * graphs.MAX_GRAPHS
 
 
-def test_many_batch_sizes_do_not_pile_up(recorder: CallRecorder, small_model: Any) -> None:
+def test_many_batch_sizes_do_not_pile_up(capturer: CallCapturer, small_model: Any) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
     for rows in range(graphs.MAX_KEPT + 2, 0, -1):
         run(fast, 0, **texts(SMALL, [6] * rows), do_sample=False, semantic_max_new_tokens=3)
     assert acceleration_report(fast).captured_graphs == 3 * graphs.MAX_KEPT
 
 
-def test_a_wide_batch_is_recorded_as_well(recorder: CallRecorder, small_model: Any) -> None:
+def test_a_wide_batch_is_captured_as_well(capturer: CallCapturer, small_model: Any) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
     inputs = texts(SMALL, [3 + i % 4 for i in range(17)])
     assert_equal_to_stock(small_model, fast, **inputs, do_sample=True, semantic_max_new_tokens=4)
-    assert recorder.recorded == 3
+    assert capturer.captured == 3
 
 
-def test_two_threads_record_and_replay_their_own(recorder: CallRecorder, small_model: Any) -> None:
+def test_two_threads_capture_and_replay_their_own(capturer: CallCapturer, small_model: Any) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
     options: dict[str, Any] = {"do_sample": False, "semantic_max_new_tokens": 30}
     inputs = [texts(SMALL, [5], seed=i) for i in range(2)]
@@ -262,7 +262,7 @@ def test_two_threads_record_and_replay_their_own(recorder: CallRecorder, small_m
 
 
 @pytest.mark.parametrize("interleave", (False, True))
-def test_streams_say_the_same(recorder: CallRecorder, small_model: Any, interleave: bool) -> None:
+def test_streams_say_the_same(capturer: CallCapturer, small_model: Any, interleave: bool) -> None:
     options: dict[str, Any] = {"do_sample": True, "semantic_max_new_tokens": 40}
 
     def audio(**accelerated: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -273,32 +273,32 @@ def test_streams_say_the_same(recorder: CallRecorder, small_model: Any, interlea
         return waveform, torch.get_rng_state()
 
     expected, got = audio(cuda_graphs=False), audio()
-    assert recorder.replayed > 0
+    assert capturer.replayed > 0
     assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
 
 
-def test_a_listener_who_leaves_does_not_spoil_the_graphs(recorder: CallRecorder, small_model: Any) -> None:
+def test_a_listener_who_leaves_does_not_spoil_the_graphs(capturer: CallCapturer, small_model: Any) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
     options: dict[str, Any] = {"do_sample": True, "semantic_max_new_tokens": 60}
     streamer = AudioStreamer(fast, policy="preview", first_chunk_frames=5, max_queued_chunks=1)
     chunks = stream(fast, **texts(SMALL, [6]), **options, streamer=streamer)
     next(chunks)
     chunks.close()
-    recorded = recorder.recorded
+    captured = capturer.captured
     assert_equal_to_stock(small_model, fast, **texts(SMALL, [6]), **options)
-    assert recorder.recorded == recorded
+    assert capturer.captured == captured
 
 
-def test_too_many_tokens_fail_as_without_graphs(recorder: CallRecorder, small_model: Any) -> None:
+def test_too_many_tokens_fail_as_without_graphs(capturer: CallCapturer, small_model: Any) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
     options = {"do_sample": False, "semantic_max_new_tokens": SMALL.block_size}
     with pytest.raises(IndexError, match=f"expected at most {SMALL.block_size} positions"):
         fast.generate(**texts(SMALL, [6]), **options, semantic_eos_token_id=None)
-    assert recorder.replayed == 0 or acceleration_report(fast).captured_graphs > 0
+    assert capturer.replayed == 0 or acceleration_report(fast).captured_graphs > 0
 
 
 @pytest.mark.parametrize("backend", ("native", "torch"))
-def test_scores_that_are_not_numbers_are_refused(recorder: CallRecorder, small_model: Any, backend: str) -> None:
+def test_scores_that_are_not_numbers_are_refused(capturer: CallCapturer, small_model: Any, backend: str) -> None:
     fast = accelerated_copy(small_model, backend=backend, **GRAPHED)
     fast.coarse_acoustics.lm_head.weight.data[SMALL.semantic_vocab + SMALL.codebook_size + 3] = torch.nan
     with pytest.raises(ValueError, match=r"without NaN .* got one in row 0"):
@@ -306,46 +306,46 @@ def test_scores_that_are_not_numbers_are_refused(recorder: CallRecorder, small_m
 
 
 def test_a_step_that_cannot_be_captured_says_what_to_do(
-    small_model: Any, recorder: CallRecorder, monkeypatch: pytest.MonkeyPatch
+    small_model: Any, capturer: CallCapturer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
 
-    class Failing(CallRecorder):
-        def record(self, step: Any, generator: Any) -> Any:
+    class Failing(CallCapturer):
+        def capture(self, step: Any, generator: Any) -> Any:
             raise RuntimeError("operation not permitted when stream is capturing")
 
     with monkeypatch.context() as patch:
-        patch.setattr(graphs, "make_recorder", lambda device: Failing())
+        patch.setattr(graphs, "make_capturer", lambda device: Failing())
         with pytest.raises(RuntimeError, match=r"cuda_graphs=False\) works without.*not permitted"):
             fast.generate(**texts(SMALL, [6]), **SAMPLED)
     assert acceleration_report(fast).captured_graphs == 0
     assert_equal_to_stock(small_model, fast, **texts(SMALL, [6]), **SAMPLED)
 
 
-def test_switched_off(small_model: Any, recorder: CallRecorder) -> None:
+def test_switched_off(small_model: Any, capturer: CallCapturer) -> None:
     fast = accelerated_copy(small_model, cuda_graphs=False, **GRAPHED)
     assert_equal_to_stock(small_model, fast, **texts(SMALL, [6]), **SAMPLED)
-    assert recorder.recorded == 0
+    assert capturer.captured == 0
     with pytest.raises(TypeError, match="cuda_graphs: expected True or False, got 'yes'"):
         accelerate_bark(fast, cuda_graphs="yes")  # type: ignore[arg-type]
 
 
-def test_drafts_go_first(small_model: Any, recorder: CallRecorder) -> None:
+def test_drafts_go_first(small_model: Any, capturer: CallCapturer) -> None:
     fast = accelerated_copy(small_model, speculate=True)
     assert_equal_to_stock(small_model, fast, **texts(SMALL, [6]), **SAMPLED)
-    assert recorder.recorded == 0
+    assert capturer.captured == 0
 
 
 def test_no_effect_on_a_cpu_and_the_report_says_so(small_model: Any) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
     assert_equal_to_stock(small_model, fast, **texts(SMALL, [6]), **SAMPLED)
     report = acceleration_report(fast)
-    assert graphs.make_recorder(torch.device("cpu")) is None
+    assert graphs.make_capturer(torch.device("cpu")) is None
     assert not report.cuda_graphs and report.captured_graphs == 0
     assert "cuda graphs: no effect, the model is not on an NVIDIA GPU" in str(report)
 
 
-def test_copies_start_without(small_model: Any, recorder: CallRecorder) -> None:
+def test_copies_start_without(small_model: Any, capturer: CallCapturer) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
     run(fast, 0, **texts(SMALL, [6]), **SAMPLED)
     twin = copy.deepcopy(fast)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bark_models import SMALL, build, preset, stage_configs, texts
-from call_recorder import CallRecorder
+from call_capturer import CallCapturer
 from parity import (
     TOKEN_STAGES,
     accelerated_copy,
@@ -207,16 +207,16 @@ def test_half_precision_models():
         assert_row(row, generate_alone(quick, row, voice, semantic_max_new_tokens=30)[0], got)
 
 
-def test_over_recorded_steps(stock, monkeypatch):
+def test_over_captured_steps(stock, monkeypatch):
     """A graph keeps its batch whole; what ended rows give is dropped."""
-    recorder = CallRecorder()
-    monkeypatch.setattr(graphs, "make_recorder", lambda device: recorder)
+    capturer = CallCapturer()
+    monkeypatch.setattr(graphs, "make_capturer", lambda device: capturer)
     quick = accelerated_copy(stock, speculate=False, fix_stock_bugs=["batch_tails"])
     for history in (VOICES, SHARED):
         got, _, _ = run(quick, 0, **INPUTS, history_prompt=history)
         for row in range(4):
             assert_row_alone(stock, row, history[row] if history is VOICES else history, got)
-    assert recorder.replayed > 0
+    assert capturer.replayed > 0
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "last"])

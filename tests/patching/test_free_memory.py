@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from bark_models import SMALL, build, texts
-from call_recorder import CallRecorder
+from call_capturer import CallCapturer
 from parity import accelerated_copy, run
 
 from bark_accel import acceleration_report, free_memory
@@ -42,7 +42,7 @@ def test_caches_and_copies_are_freed_and_made_again(small_model, options):
 
 
 def test_graphs_are_freed(small_model, monkeypatch):
-    monkeypatch.setattr(graphs, "make_recorder", lambda device: CallRecorder())
+    monkeypatch.setattr(graphs, "make_capturer", lambda device: CallCapturer())
     fast = accelerated_copy(small_model, speculate=False)
     fast.generate(**INPUTS)
     assert acceleration_report(fast).captured_graphs > 0

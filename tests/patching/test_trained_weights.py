@@ -1,10 +1,10 @@
-"""The trained model in the package: rows of batches, drafts, recorded steps, smaller weights, long text."""
+"""The trained model in the package: rows of batches, drafts, captured steps, smaller weights, long text."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from call_recorder import CallRecorder
+from call_capturer import CallCapturer
 from parity import TOKEN_STAGES, accelerated_copy, assert_equal_to_stock, assert_same_tokens, assert_stock_gives, run
 from transformers import AutoProcessor
 
@@ -86,14 +86,14 @@ def test_smaller_weights_draw_the_same_with_and_without_drafts(speaking_model, p
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_over_recorded_steps(speaking_model, processor, monkeypatch, rows):
-    recorder = CallRecorder()
-    monkeypatch.setattr(graphs, "make_recorder", lambda device: recorder)
+def test_over_captured_steps(speaking_model, processor, monkeypatch, rows):
+    capturer = CallCapturer()
+    monkeypatch.setattr(graphs, "make_capturer", lambda device: capturer)
     fast = accelerated_copy(speaking_model, speculate=False)
     for seed in (0, 1):
         history = history_of(VOICES[2]) if seed else None
         assert_equal_to_stock(speaking_model, fast, seed, **processor(TEXTS[:rows]), history_prompt=history)
-    assert recorder.replayed > 50 and acceleration_report(fast).captured_graphs > 0
+    assert capturer.replayed > 50 and acceleration_report(fast).captured_graphs > 0
 
 
 def test_a_long_text_in_paragraphs(fast, speaking_model, processor):

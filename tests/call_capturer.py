@@ -1,4 +1,4 @@
-"""CUDA graphs without CUDA: what records is replaced, everything around it is the real thing."""
+"""CUDA graphs without CUDA: what captures is replaced, everything around it is the real thing."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable
 from torch import Generator
 
 
-class CallRecorder:
-    """Stands in for `graphs.CudaRecorder`: records by keeping the step, replays by calling it.
+class CallCapturer:
+    """Stands in for `graphs.GraphCapturer`: captures by keeping the step, replays by calling it.
 
     Like a graph it repeats the step of then, on the tensors of then, and like a capture it ran the step once before.
     """
 
     def __init__(self) -> None:
-        self.recorded = 0
+        self.captured = 0
         self.replayed = 0
 
-    def record(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
+    def capture(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
         step()
-        self.recorded += 1
+        self.captured += 1
 
         def replay() -> None:
             self.replayed += 1
