@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bark_accel import accelerate_bark
 from bark_accel.bench.measure import commit, machine_facts, versions
-from bark_accel.bench.models import fake_inputs, quiet_transformers, random_bark, semantic_tokens, twin
+from bark_accel.bench.models import fake_inputs, quiet_transformers, random_bark, semantic_tokens, shared_copy
 from bark_accel.cli.demo import TEXT
 from bark_accel.stages.semantic import SemanticStage, SemanticState
 
@@ -72,7 +72,9 @@ def main() -> None:
     tokens = [semantic_tokens(model, seconds) for seconds in SECONDS]
     models = {
         "to the longest row's end": accelerate_bark(model, weights=options.weights),
-        "to each row's own": accelerate_bark(twin(model), weights=options.weights, fix_stock_bugs=["batch_tails"]),
+        "to each row's own": accelerate_bark(
+            shared_copy(model), weights=options.weights, fix_stock_bugs=["batch_tails"]
+        ),
     }
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in models}
     for _ in range(options.repeats):

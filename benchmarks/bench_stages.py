@@ -17,7 +17,7 @@ from transformers.models.bark.generation_configuration_bark import (
 from transformers_steps import OurForward, stock_forward
 
 from bark_accel import accelerate_bark
-from bark_accel.bench.models import twin
+from bark_accel.bench.models import shared_copy
 
 SHAPE = "bark-small"
 PRECISIONS = pytest.mark.parametrize("precision", ["same", "float16", "int8"])
@@ -27,7 +27,7 @@ PRECISIONS = pytest.mark.parametrize("precision", ["same", "float16", "int8"])
 def pair(bark: Callable[[str], BarkModel], precision: str) -> tuple[BarkModel, BarkModel]:
     """(stock, accelerated) on the same weights."""
     stock = bark(SHAPE)
-    return stock, accelerate_bark(twin(stock), strict=True, weights=precision)
+    return stock, accelerate_bark(shared_copy(stock), strict=True, weights=precision)
 
 
 def configs(model: BarkModel) -> dict[str, Any]:

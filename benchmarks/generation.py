@@ -35,7 +35,7 @@ from bark_accel.bench.measure import (
     versions,
     warm_up,
 )
-from bark_accel.bench.models import fake_inputs, quiet_transformers, random_bark, semantic_tokens, twin
+from bark_accel.bench.models import fake_inputs, quiet_transformers, random_bark, semantic_tokens, shared_copy
 from bark_accel.cli.demo import TEXT
 
 # As arguments of accelerate_bark.
@@ -121,7 +121,7 @@ def measure(wanted: Measurement) -> dict[str, Any]:
     case, modes, repeats = wanted.case, wanted.modes, wanted.repeats
     quiet_transformers()
     stock = random_bark(case.shape)
-    models = {mode: accelerate_bark(twin(stock), strict=True, **MODES[mode]) for mode in modes}
+    models = {mode: accelerate_bark(shared_copy(stock), strict=True, **MODES[mode]) for mode in modes}
     arguments = arguments_of(case, stock)
     for model in (stock, *models.values()):
         warm_up(model, arguments)

@@ -12,7 +12,7 @@
 
 namespace bark_accel {
 
-// ValueError in Python, as the pure-torch twins raise.
+// ValueError in Python, as the pure-torch references raise.
 #define BARK_CHECK(condition, op, ...) TORCH_CHECK_VALUE(condition, op, ": ", __VA_ARGS__)
 
 inline DType checked_dtype(const char* op, const char* name, const at::Tensor& t) {

@@ -19,7 +19,7 @@ import bark_accel
 from bark_accel import accelerate_bark, restore_bark, small_bark_path
 from bark_accel.bench import measure
 from bark_accel.bench import models as checkpoints
-from bark_accel.bench.models import fake_inputs, load_bark, semantic_tokens, twin
+from bark_accel.bench.models import fake_inputs, load_bark, semantic_tokens, shared_copy
 from bark_accel.cli import bench as bench_module
 from bark_accel.cli import playback
 from bark_accel.cli.app import app
@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def tiny(suno_model):
-    return twin(suno_model)
+    return shared_copy(suno_model)
 
 
 def test_info_shows_the_build():
@@ -373,8 +373,8 @@ def test_fake_inputs_are_the_same_every_time(suno_model):
         fake_inputs(suno_model, " ")
 
 
-def test_a_twin_shares_weights_and_nothing_else(suno_model):
-    copy = twin(suno_model)
+def test_a_shared_copy_shares_weights_and_nothing_else(suno_model):
+    copy = shared_copy(suno_model)
     pairs = zip(suno_model.parameters(), copy.parameters(), strict=True)
     assert all(a is b for a, b in pairs)
     accelerate_bark(copy)

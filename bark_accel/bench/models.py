@@ -173,7 +173,7 @@ def generation_settings() -> GenerationConfig:
     )
 
 
-def twin(model: BarkModel) -> BarkModel:
+def shared_copy(model: BarkModel) -> BarkModel:
     """A second model object on the same weight tensors."""
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)

@@ -21,7 +21,7 @@ from transformers import BarkModel
 from bark_accel import restore_bark
 from bark_accel.hf.stage_trace import trace_stages
 
-from .models import twin
+from .models import shared_copy
 
 TIE = 1e-6
 """Scores less than this apart in float64 tie: logits, or log(probability / noise) where tokens are drawn.
@@ -72,7 +72,7 @@ def explaining_ties(
     list of Tie, or None
         In stock's order, empty where stock agrees as it is; None where a few ties do not explain the difference.
     """
-    stock = restore_bark(twin(model))
+    stock = restore_bark(shared_copy(model))
     double = copy.deepcopy(stock).double()
     runs = iter(range(_MOST_RUNS))
 

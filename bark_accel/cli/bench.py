@@ -77,13 +77,13 @@ def _measure(settings: Settings) -> tuple[list[tuple[Run, Run]], list[Verdict], 
         quiet_transformers,
         random_bark,
         semantic_tokens,
-        twin,
+        shared_copy,
     )
 
     quiet_transformers()
     with out.status("Building a model of random weights"), user_errors(ValueError):
         stock = random_bark(settings.shape).to(getattr(torch, settings.dtype))
-        accelerated = accelerate_bark(twin(stock))
+        accelerated = accelerate_bark(shared_copy(stock))
     inputs = fake_inputs(stock, TEXT)
     with user_errors(ValueError):
         options: dict[str, Any] = {"semantic_max_new_tokens": semantic_tokens(stock, settings.seconds)}

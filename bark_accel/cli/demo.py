@@ -36,7 +36,7 @@ FILES = ("stock.wav", "accelerated.wav", "spectrogram.png", "stage_times.png")
 
 
 def demo(name: str | None, seconds: float | None, seed: int, folder: Path) -> None:
-    from bark_accel.bench.models import coarse_per_semantic, max_semantic_tokens, semantic_tokens, twin
+    from bark_accel.bench.models import coarse_per_semantic, max_semantic_tokens, semantic_tokens, shared_copy
     from bark_accel.hf.configs import sample_rate
 
     check_folder("--out", folder, FILES)
@@ -49,7 +49,7 @@ def demo(name: str | None, seconds: float | None, seed: int, folder: Path) -> No
         tokens = max_semantic_tokens(model) if seconds is None else semantic_tokens(model, seconds)
     out.print(f"Text: {TEXT} At most {tokens} semantic tokens. Seed: {seed}.", markup=False)
     inputs, options = loaded.inputs(TEXT), {"semantic_max_new_tokens": tokens}
-    models = {"stock": model, "accelerated": accelerate_bark(twin(model))}
+    models = {"stock": model, "accelerated": accelerate_bark(shared_copy(model))}
     with out.status("Warming up"):
         for one in models.values():
             warm_up(one, inputs, seed)

@@ -1,8 +1,8 @@
 """Compares the compiled ops of a device with plain torch before the first of them is used there.
 
 Kernels that have not run on a kind of GPU before must not be trusted in silence. Each op runs on small inputs of every
-shape class and dtype that it takes, about a tenth of a second in all; the expected result is the torch twin's on the
-CPU, which no setting of the GPU (TF32, deterministic algorithms) changes. Inputs are always the same, drawn from a
+shape class and dtype that it takes, about a tenth of a second in all; the expected result is the torch reference's on
+the CPU, which no setting of the GPU (TF32, deterministic algorithms) changes. Inputs are always the same, drawn from a
 generator of their own. No kernel can hang here by waiting for other blocks: none does (csrc/cuda has no barrier beyond
 a block's own), so that no wait needs a bound.
 """
@@ -161,7 +161,7 @@ def _draw(ops: Any, case: Case, device: torch.device) -> list[Tensor]:
 
 
 def _expected_draw(ops: Any, case: Case, device: torch.device) -> list[Tensor]:
-    """The same by the twin's rule, with the device's own noise."""
+    """The same by the reference's rule, with the device's own noise."""
     logits, seed, vocab_size, *rules = case.arguments
     generator = torch.Generator(device).manual_seed(seed)
     noise = torch.empty(len(logits), vocab_size, dtype=torch.float32, device=device).exponential_(generator=generator)
@@ -180,7 +180,7 @@ def _copied(value: Any, device: torch.device) -> Any:
 
 
 def _widened(case: Case) -> Case:
-    """The matrices of a decode step in float32, exactly: the twin would round its activations to 16 bits."""
+    """The matrices of a decode step in float32, exactly: the reference would round its activations to 16 bits."""
     if case.op != "decode_step":
         return case
     arguments = list(case.arguments)

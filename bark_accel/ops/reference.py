@@ -50,7 +50,7 @@ def fused_sample(
     top_p: Tensor | None = None,
     renormalize: bool = True,
 ) -> Tensor:
-    """Plain-torch twin of :func:`bark_accel.ops.fused_sample`."""
+    """Plain-torch reference of :func:`bark_accel.ops.fused_sample`."""
     op = "fused_sample"
     rules = (min_eos_p, temperature, top_k, top_p)
     check_sample_inputs(op, logits, first_id, allowed, *rules)
@@ -71,7 +71,7 @@ def fused_multinomial(
     top_p: Tensor | None = None,
     renormalize: bool = True,
 ) -> Tensor:
-    """Plain-torch twin of :func:`bark_accel.ops.fused_multinomial`."""
+    """Plain-torch reference of :func:`bark_accel.ops.fused_multinomial`."""
     op = "fused_multinomial"
     rules = (min_eos_p, temperature, top_k, top_p)
     check_sample_inputs(op, logits, first_id, allowed, *rules)
@@ -82,7 +82,7 @@ def fused_multinomial(
 
 
 def codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
-    """Plain-torch twin of :func:`bark_accel.ops.codebook_embedding_sum`."""
+    """Plain-torch reference of :func:`bark_accel.ops.codebook_embedding_sum`."""
     check_embedding_inputs(codes, tables, positions)
     given = codes[..., : len(tables)].long()
     used = given.clamp(0, len(tables[0]) - 1)
@@ -96,7 +96,7 @@ def codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: T
 def static_cache_attention(
     query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor
 ) -> Tensor:
-    """Plain-torch twin of :func:`bark_accel.ops.static_cache_attention`."""
+    """Plain-torch reference of :func:`bark_accel.ops.static_cache_attention`."""
     check_attention_inputs(query, key, value, key_cache, value_cache, length)
     if not op_checks.on_host(query):
         places = Places(length, query.shape[1], key_cache.shape[2])
@@ -162,7 +162,7 @@ def _attend_behind_mask(
 def float32_linear(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, gelu: bool = False
 ) -> Tensor:
-    """Plain-torch twin of :func:`bark_accel.ops.float32_linear`."""
+    """Plain-torch reference of :func:`bark_accel.ops.float32_linear`."""
     float32_checks.check_linear_inputs(input, weight, bias, residual)
     if residual is None or gelu:
         product = F.linear(input, weight, bias)
@@ -174,7 +174,7 @@ def float32_linear(
 
 
 def float32_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
-    """Plain-torch twin of :func:`bark_accel.ops.float32_attention`."""
+    """Plain-torch reference of :func:`bark_accel.ops.float32_attention`."""
     float32_checks.check_attention_inputs(query, key, value, causal)
     return _attend(query.transpose(1, 2), key, value, causal).transpose(1, 2).flatten(2)
 
@@ -192,7 +192,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
 def int16_linear(
     input: Tensor, weight: Tensor, scales: Tensor | None = None, bias: Tensor | None = None, gelu: bool = False
 ) -> Tensor:
-    """Plain-torch twin of :func:`bark_accel.ops.int16_linear`: 16-bit weights take the device's own 16-bit product."""
+    """Plain-torch reference of :func:`bark_accel.ops.int16_linear`: 16-bit weights take the device's 16-bit product."""
     check_int16_linear_inputs(input, weight, scales, bias)
     if scales is not None:
         weight = weight.float() * scales.repeat_interleave(INT8_GROUP, dim=1)[:, : weight.shape[1]]
@@ -204,7 +204,7 @@ def int16_linear(
 
 
 def int16_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
-    """Plain-torch twin of :func:`bark_accel.ops.int16_attention`, in the keys' dtype; 16 bits beyond the CPU."""
+    """Plain-torch reference of :func:`bark_accel.ops.int16_attention`, in the keys' dtype; 16 bits beyond the CPU."""
     check_int16_attention_inputs(query, key, value, causal)
     if key.dtype == torch.float32 and not op_checks.on_host(key):
         key, value = key.half(), value.half()
@@ -225,7 +225,7 @@ def decode_step(
     value_cache: Tensor,
     length: Tensor,
 ) -> Tensor:
-    """Plain-torch twin of :func:`bark_accel.ops.decode_step`."""
+    """Plain-torch reference of :func:`bark_accel.ops.decode_step`."""
     check_decode_inputs(
         ids, token_table, positions, weights, eps, head, head_scales, num_heads, key_cache, value_cache, length
     )

@@ -153,16 +153,16 @@ class ModelPatch(AudioSource):
             raise ValueError("streamer: expected one for audio or those for tokens, got both")
 
     def _with_config(self, config: Any) -> ModelPatch:
-        """A throw-away twin for one call, on a view of the model with another generation config."""
+        """A throw-away copy of the patch for one call, on a view of the model with another generation config."""
         view = copy.copy(self.module)
         view.generation_config = config
         return self._on(view)
 
     def _on(self, view: Any) -> ModelPatch:
-        """A throw-away twin that drives a view of the model."""
-        twin = copy.copy(self)
-        twin.module = view
-        return twin
+        """A throw-away copy of the patch that drives a view of the model."""
+        patch = copy.copy(self)
+        patch.module = view
+        return patch
 
     def _check(
         self, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any], *, streamed: bool = False

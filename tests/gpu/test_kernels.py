@@ -1,4 +1,4 @@
-"""The compiled ops against their twins in plain torch, on the GPU (or the CPU: see conftest.py)."""
+"""The compiled ops against their references in plain torch, on the GPU (or the CPU: see conftest.py)."""
 
 from __future__ import annotations
 

@@ -225,4 +225,4 @@ OP_SAMPLES = {
 """Positional arguments for every registered op; a schema without samples fails test_registry.py."""
 
 APPROXIMATE = {"decode_step": 2e-2, "int16_linear": 5e-3, "int16_attention": 2e-3}
-"""Ops that differ from their twins by more than float32 rounding: absolute tolerance on the samples."""
+"""Ops that differ from their references by more than float32 rounding: absolute tolerance on the samples."""

@@ -1,4 +1,4 @@
-"""codebook_embedding_sum against its twin and the expression in BarkFineModel.forward."""
+"""codebook_embedding_sum against its reference and the expression in BarkFineModel.forward."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""decode_step against an fp64 reference and its twin: dtypes, shapes, batches, threads, NaN."""
+"""decode_step against fp64 and its reference in torch: dtypes, shapes, batches, threads, NaN."""
 
 from __future__ import annotations
 

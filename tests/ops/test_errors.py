@@ -311,7 +311,7 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("int16_attention", "value", lambda: torch.randn(2, 2, 9, 8), "value of .*"),
 ]  # fmt: skip
 
-# The compiled ops only: the twins take any stride.
+# The compiled ops only: the references take any stride.
 STRIDES: list[tuple[str, str, Callable[[], Any]]] = [
     ("fused_sample", "logits", lambda: torch.randn(8, 2).t()),
     ("fused_sample", "noise", lambda: exponential(12, 2).t()),

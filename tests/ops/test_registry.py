@@ -1,4 +1,4 @@
-"""What holds for every op: a sample exists, opcheck passes, the twins match, threads do not matter."""
+"""What holds for every op: a sample exists, opcheck passes, the references match, threads do not matter."""
 
 import inspect
 
