@@ -87,20 +87,25 @@ def by_row(history: Any) -> bool:
 
 
 def read_histories(
-    history: Any, key: str, batch_size: int, *, rows: int, ids: int
+    history: Any, key: str, batch_size: int, *, codebooks: int, vocab_size: int
 ) -> Tensor | list[Tensor | None] | None:
     """Call `read_history` for one voice preset, or for each of a list of `batch_size`, some of which may be None."""
     if not by_row(history):
-        return read_history(history, key, rows=rows, ids=ids)
+        return read_history(history, key, codebooks=codebooks, vocab_size=vocab_size)
     if len(history) != batch_size:
         raise ValueError(
             f"history_prompt: expected one voice preset, or a list with one (or None) for each of {batch_size} rows, "
             f"got a list of {len(history)}"
         )
-    return [read_history(p, key, rows=rows, ids=ids, name=f"history_prompt[{i}]") for i, p in enumerate(history)]
+    return [
+        read_history(p, key, codebooks=codebooks, vocab_size=vocab_size, name=f"history_prompt[{i}]")
+        for i, p in enumerate(history)
+    ]
 
 
-def read_history(history: Any, key: str, *, rows: int, ids: int, name: str = "history_prompt") -> Tensor | None:
+def read_history(
+    history: Any, key: str, *, codebooks: int, vocab_size: int, name: str = "history_prompt"
+) -> Tensor | None:
     """One part of a voice preset as an int64 tensor, checked.
 
     Parameters
@@ -108,9 +113,9 @@ def read_history(history: Any, key: str, *, rows: int, ids: int, name: str = "hi
     history : mapping or None
         A voice preset: arrays or tensors of any integer dtype (the preset `announcer` of suno's is uint16).
     key : {"semantic_prompt", "coarse_prompt", "fine_prompt"}
-    rows : int
-        Codebooks of a [rows, T] matrix, 0 for a [T] vector.
-    ids : int
+    codebooks : int
+        Rows of a [codebooks, T] matrix, 0 for a [T] vector.
+    vocab_size : int
         Exclusive upper bound of the values.
     name : str
         Of the voice preset, for errors.
@@ -133,12 +138,12 @@ def read_history(history: Any, key: str, *, rows: int, ids: int, name: str = "hi
     if key not in history:
         raise ValueError(f"{name}: expected the keys {', '.join(_PRESET_KEYS)}, got {', '.join(map(str, history))}")
     tensor = _as_int64(f"{name}[{key!r}]", history[key])
-    expected = f"[{rows}, T]" if rows else "[T]"
-    if tensor.ndim != (2 if rows else 1) or (rows and tensor.shape[0] != rows):
+    expected = f"[{codebooks}, T]" if codebooks else "[T]"
+    if tensor.ndim != (2 if codebooks else 1) or (codebooks and tensor.shape[0] != codebooks):
         raise ValueError(f"{name}[{key!r}]: expected shape {expected}, got {list(tensor.shape)}")
-    if tensor.numel() and not (int(tensor.min()) >= 0 and int(tensor.max()) < ids):
+    if tensor.numel() and not (int(tensor.min()) >= 0 and int(tensor.max()) < vocab_size):
         low, high = int(tensor.min()), int(tensor.max())
-        raise ValueError(f"{name}[{key!r}]: expected codes in 0..{ids - 1}, got {low}..{high}")
+        raise ValueError(f"{name}[{key!r}]: expected codes in 0..{vocab_size - 1}, got {low}..{high}")
     return tensor
 
 

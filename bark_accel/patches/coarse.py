@@ -196,8 +196,10 @@ def coarse_history(
 ) -> CoarseHistory | list[CoarseHistory]:
     """Read the coarse stage's history from a voice preset, or from each row's."""
     ids = semantic_ids(semantic)
-    first = read_histories(history, "semantic_prompt", batch_size, rows=0, ids=ids)
-    second = read_histories(history, "coarse_prompt", batch_size, rows=coarse.n_coarse_codebooks, ids=codebook_size)
+    first = read_histories(history, "semantic_prompt", batch_size, codebooks=0, vocab_size=ids)
+    second = read_histories(
+        history, "coarse_prompt", batch_size, codebooks=coarse.n_coarse_codebooks, vocab_size=codebook_size
+    )
     if isinstance(first, list) and isinstance(second, list):
         return [_both(*parts) for parts in zip(first, second, strict=True)]
     return _both(first, second)

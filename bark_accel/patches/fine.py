@@ -48,7 +48,7 @@ class FinePatch(StagePatch):
         check_fine_codebooks(self.module, fine)
         temperature = self.settings.stock_bugs.fine_temperature(fine, kwargs)
         rows, codebooks = coarse_output.shape[0], fine.n_fine_codebooks
-        history = read_histories(history_prompt, "fine_prompt", rows, rows=codebooks, ids=codebook_size)
+        history = read_histories(history_prompt, "fine_prompt", rows, codebooks=codebooks, vocab_size=codebook_size)
         if coarse_output.shape[1] == 0:
             return coarse_output.new_zeros(rows, codebooks, 0)
         spec = self.spec(semantic, coarse, fine, codebook_size, history_prompt)

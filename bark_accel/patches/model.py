@@ -321,9 +321,15 @@ class ModelPatch(AudioSource):
     ) -> VoicePreset | list[VoicePreset]:
         size = self.module.generation_config.codebook_size
         parts = {
-            "semantic_prompt": read_histories(history, "semantic_prompt", rows, rows=0, ids=semantic_ids(semantic)),
-            "coarse_prompt": read_histories(history, "coarse_prompt", rows, rows=coarse.n_coarse_codebooks, ids=size),
-            "fine_prompt": read_histories(history, "fine_prompt", rows, rows=fine.n_fine_codebooks, ids=size),
+            "semantic_prompt": read_histories(
+                history, "semantic_prompt", rows, codebooks=0, vocab_size=semantic_ids(semantic)
+            ),
+            "coarse_prompt": read_histories(
+                history, "coarse_prompt", rows, codebooks=coarse.n_coarse_codebooks, vocab_size=size
+            ),
+            "fine_prompt": read_histories(
+                history, "fine_prompt", rows, codebooks=fine.n_fine_codebooks, vocab_size=size
+            ),
         }
         if not by_row(history):
             return preset_on(self.module, **parts)

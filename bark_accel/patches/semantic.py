@@ -57,7 +57,9 @@ class SemanticPatch(CausalPatch):
         check_input_ids(input_ids, attention_mask, config.max_input_semantic_length)
         self.settings.stock_bugs.check_text(input_ids, attention_mask, config.max_input_semantic_length)
         batch_size = input_ids.shape[0]
-        history = read_histories(history_prompt, "semantic_prompt", batch_size, rows=0, ids=semantic_ids(config))
+        history = read_histories(
+            history_prompt, "semantic_prompt", batch_size, codebooks=0, vocab_size=semantic_ids(config)
+        )
         prepared = attempt(lambda: self.prepare(config, batch_size, kwargs))
         if isinstance(prepared, Fallback):
             with self.looped(prepared) as module:

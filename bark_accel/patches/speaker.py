@@ -266,12 +266,12 @@ def _check_codes(model: BarkModel, preset: Voice | None) -> None:
     coarse = BarkCoarseGenerationConfig(**settings.coarse_acoustics_config)
     fine = BarkFineGenerationConfig(**settings.fine_acoustics_config)
     size: int = settings.codebook_size
-    for key, rows, ids in (
+    for key, codebooks, vocab_size in (
         ("semantic_prompt", 0, semantic_ids(semantic)),
         ("coarse_prompt", coarse.n_coarse_codebooks, size),
         ("fine_prompt", fine.n_fine_codebooks, size),
     ):
-        read_history(preset, key, rows=rows, ids=ids, name="voice")
+        read_history(preset, key, codebooks=codebooks, vocab_size=vocab_size, name="voice")
 
 
 def _check_numbers(
