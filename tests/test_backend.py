@@ -14,8 +14,8 @@ from parity import accelerated_copy, assert_equal_to_stock
 from bark_accel import accelerate_bark, acceleration_report, restore_bark
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.ops import backend, device_check
+from bark_accel.ops import cpu as cpu_ops
 from bark_accel.ops import cuda as cuda_ops
-from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
 
 GPU = torch.device("cuda", 0)
@@ -54,8 +54,8 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spoil_decode_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode_step = ops.decode_step
-    monkeypatch.setattr(ops, "decode_step", lambda *arguments: decode_step(*arguments) + 1)
+    decode_step = cpu_ops.decode_step
+    monkeypatch.setattr(cpu_ops, "decode_step", lambda *arguments: decode_step(*arguments) + 1)
 
 
 GENERATION: dict[str, Any] = {**texts(SMALL, [6]), "do_sample": True, "semantic_max_new_tokens": 12}

@@ -87,12 +87,12 @@ class _ReplacedPart(Fallback):
 
 
 def class_name(kind: type) -> str:
-    """In full: several libraries have a Linear."""
+    """Name a class in full: several libraries have a Linear."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def way_out(part: Any) -> str:
-    """What to do about a part of another library."""
+    """Say what to do about a part of another library."""
     where = class_name(type(part)).lower()
     if hasattr(part, "base_layer") or where.startswith("peft."):
         return "; merge LoRA layers first: merge_and_unload()"
@@ -102,7 +102,7 @@ def way_out(part: Any) -> str:
 
 
 def _naming_parts(read: Callable[..., Any]) -> Callable[..., Any]:
-    """For a reader whose last argument is the whole module."""
+    """Decorate a reader whose last argument is the whole module."""
 
     @functools.wraps(read)
     def call(*args: Any) -> Any:

@@ -84,7 +84,7 @@ def _names(processor: Any) -> list[str]:
 
 
 def _is_missing(voice: Any) -> bool:
-    """None, and what an empty field of a table is read as."""
+    """Tell whether a voice is None, or what an empty field of a table is read as."""
     if voice is None or (isinstance(voice, str) and not voice.strip()):
         return True
     pandas = sys.modules.get("pandas")

@@ -248,7 +248,9 @@ def test_fixes_of_the_fine_stage_hold_in_stocks_own_code(small_model):
     options = {**INPUTS, **SHORT, "do_sample": False, "coarse_suppress_tokens": BEYOND}
     expected = run(stock, 0, **options, fine_temperature=None)[0]["fine"]
     assert_same_tokens("fine", expected, run(fast, 0, **options)[0]["fine"])
-    assert {reason.stage for reason in acceleration_report(fast).fallbacks} == {"coarse", "fine"}
+    report = acceleration_report(fast)
+    assert {reason.stage for reason in report.fallbacks} == {"fine"}
+    assert {reason.stage for reason in report.token_choices} == {"coarse"}
 
 
 @pytest.fixture(scope="module")
