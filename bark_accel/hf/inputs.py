@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Ends of the names, which may begin with a stage's.
+_NUMBERS = ("temperature", "top_k", "top_p", "min_p", "min_eos_p", "_tokens", "_length", "num_beams", "penalty")
 _PRESET_KEYS = ("semantic_prompt", "coarse_prompt", "fine_prompt")
 
 # What Bark passes to each stage, or the stage to `GenerationMixin.generate`: a second value is a TypeError there.
@@ -71,6 +73,13 @@ def check_not_meta(module: Any) -> None:
     """Raise `ValueError` for a module without weights."""
     if any(parameter.is_meta for parameter in module.parameters()):
         raise ValueError("expected a model with weights, got parameters on the meta device; load or move it first")
+
+
+def check_numbers(arguments: Mapping[str, Any]) -> None:
+    """Raise `TypeError` for a number of a generation, of all stages or one, that is given as a string."""
+    for name, value in arguments.items():
+        if isinstance(value, (str, bytes)) and name.endswith(_NUMBERS):
+            raise TypeError(f"{name}: expected a number, got {value!r}")
 
 
 def tokens_of_cut_text(input_ids: Tensor, attention_mask: Tensor | None, max_tokens: int) -> int | None:

@@ -22,6 +22,7 @@ from bark_accel.hf.inputs import (
     check_arguments,
     check_input_ids,
     check_not_meta,
+    check_numbers,
     preset_on,
     read_histories,
     semantic_ids,
@@ -177,6 +178,7 @@ class ModelPatch(AudioSource):
             # With audio streamed, token loops take the caller's processors after Bark's own.
             check_arguments(stage, stage_arguments(kwargs, stage), {"logits_processor"} if streamed else ())
         max_tokens = semantic.max_input_semantic_length
+        check_numbers(kwargs)
         rows = check_input_ids(input_ids, kwargs.get("attention_mask"), max_tokens)
         preset = self._presets(history_prompt, rows, semantic, coarse, fine)
         check_fine_codebooks(self.module.fine_acoustics, fine)

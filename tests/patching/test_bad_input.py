@@ -283,6 +283,16 @@ def test_transformers_own_checks_stay(small_model, fast, options):
     assert errors[0] == errors[1]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["temperature", "fine_temperature", "semantic_max_new_tokens", "coarse_top_k", "top_p", "min_eos_p", "num_beams"],
+)
+def test_numbers_that_are_strings(fast, name):
+    with record_stages(fast) as record, pytest.raises(TypeError, match=f"^{name}: expected a number, got '1'"):
+        fast.generate(**INPUTS, **{name: "1"})
+    assert record.seconds == {}
+
+
 def test_a_fine_temperature_is_refused_before_any_work(fast):
     with trace_stages(fast) as trace, pytest.raises(ValueError, match="fine temperature"):
         fast.generate(**INPUTS, temperature=0.0)
