@@ -288,7 +288,7 @@ def test_transformers_own_checks_stay(small_model, fast, options):
     ["temperature", "fine_temperature", "semantic_max_new_tokens", "coarse_top_k", "top_p", "min_eos_p", "num_beams"],
 )
 def test_numbers_that_are_strings(fast, name):
-    with record_stages(fast) as record, pytest.raises(TypeError, match=f"^{name}: expected a number, got '1'"):
+    with trace_stages(fast) as record, pytest.raises(TypeError, match=f"^{name}: expected a number, got '1'"):
         fast.generate(**INPUTS, **{name: "1"})
     assert record.seconds == {}
 
