@@ -16,8 +16,18 @@ _PRESET_KEYS = ("semantic_prompt", "coarse_prompt", "fine_prompt")
 
 # What Bark passes to each stage, or the stage to `GenerationMixin.generate`: a second value is a TypeError there.
 _SET_BY_BARK = {
-    "semantic": {"input_ids", "history_prompt", "inputs", "inputs_embeds", "logits_processor"},
+    "semantic": {
+        "input_ids",
+        "semantic_generation_config",
+        "history_prompt",
+        "inputs",
+        "inputs_embeds",
+        "logits_processor",
+    },
     "coarse": {
+        "semantic_output",
+        "semantic_generation_config",
+        "coarse_generation_config",
         "history_prompt",
         "codebook_size",
         "return_output_lengths",
@@ -25,7 +35,14 @@ _SET_BY_BARK = {
         "logits_processor",
         "max_new_tokens",
     },
-    "fine": {"coarse_output", "history_prompt", "codebook_size"},
+    "fine": {
+        "coarse_output",
+        "semantic_generation_config",
+        "coarse_generation_config",
+        "fine_generation_config",
+        "history_prompt",
+        "codebook_size",
+    },
 }
 _INSTEAD = {"max_new_tokens": "; pass semantic_max_new_tokens= to limit the length"}
 

@@ -41,7 +41,7 @@ def batch_inputs(processor: Any, texts: Iterable[str], voices: Any) -> BatchInpu
     for row, text in enumerate(said):
         if not isinstance(text, str):
             raise TypeError(f"texts: expected a list of str, got {type(text).__name__} in row {row}")
-    for_all = voices is None or isinstance(voices, (str, os.PathLike, Mapping))
+    for_all = _is_missing(voices) or isinstance(voices, (str, os.PathLike, Mapping))
     each = [voices] * len(said) if for_all else _listed("voices", voices)
     if not said or len(said) != len(each):
         raise ValueError(f"expected as many voices as texts, at least one, got {len(each)} and {len(said)}")

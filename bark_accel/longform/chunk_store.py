@@ -134,7 +134,7 @@ class ChunkStore:
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of UTF-8 too
+    except (ValueError, RecursionError) as error:  # of UTF-8 too
         raise ValueError(f"work_dir: {path} is damaged ({error}); name another folder, or delete this one") from error
     if not isinstance(there, dict):
         raise ValueError(f"work_dir: expected {path} of an earlier run, got one of something else")

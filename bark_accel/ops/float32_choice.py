@@ -65,6 +65,9 @@ _MEASURED = {
     }.items()
 }
 
+# A trial that cannot be kept might end otherwise in the next process.
+_UNKEPT = Float32Choice("torch", "torch", "no folder keeps a trial")
+
 _lock = threading.Lock()
 
 
@@ -97,15 +100,14 @@ def _decided(isa: str, threads: int) -> Float32Choice:
     try:
         path = _folder() / f"float32-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     except RuntimeError:  # nobody's home
-        return Float32Choice(*_trial(), "trial")
+        return _UNKEPT
     kept = _read(path, key)
     if kept is not None:
         return kept
-    tried = Float32Choice(*_trial(), "trial")
     try:
-        return _keep(path, key, tried)
-    except OSError:  # for this process alone
-        return tried
+        return _keep(path, key, Float32Choice(*_trial(), "trial"))
+    except OSError:
+        return _UNKEPT
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Patches one `BarkModel` instance: the only code that knows Transformers."""
+"""Patches one `BarkModel` instance, restores and reports on it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import transformers
 from transformers import BarkModel
 from transformers.models.bark import modeling_bark as hf
 
+from bark_accel._forked import avoid_lost_threads, watch
 from bark_accel._version import __version__
 from bark_accel.hf import extract
 from bark_accel.hf.compat import check_signatures
@@ -24,7 +25,6 @@ from bark_accel.transformer.precision import WEIGHTS
 
 from .coarse import CoarsePatch
 from .fine import FinePatch
-from .forked import avoid_lost_threads, watch
 from .model import SUBMODELS, ModelPatch
 from .release import check_released, release
 from .semantic import SemanticPatch
@@ -152,6 +152,7 @@ def _native_fault(settings: Settings, device: torch.device) -> str | None:
 
 def free_memory(model: Any) -> int:
     """See `bark_accel.free_memory`."""
+    avoid_lost_threads()
     patch = _patch_of_accelerated(model, "free_memory")
     freed = patch.settings.pool.clear() + sum(stage.free_memory() for stage in _stage_patches(model))
     return freed + (release_memory() if runs_natively(patch.settings.backend, model.device) else 0)

@@ -38,7 +38,7 @@ VoicePreset = dict[str, Tensor] | None
 
 @dataclass(frozen=True)
 class StagePatches:
-    """Hooks of the stages of one model."""
+    """Patches of the stages of one model."""
 
     semantic: SemanticPatch
     coarse: CoarsePatch

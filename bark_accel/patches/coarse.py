@@ -113,6 +113,7 @@ class CoarsePatch(CausalPatch):
             generation_config=coarse,
             token_rules=rules,
             kwargs=kwargs,
+            masks_pads=True,
             max_new_tokens=coarse.sliding_window_len,
         )
         if sampling.stop_tokens or sampling.pad_token is not None:

@@ -16,6 +16,7 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkSemanticGenerationConfig,
 )
 
+from bark_accel._forked import avoid_lost_threads
 from bark_accel.hf.configs import sample_rate
 from bark_accel.hf.inputs import (
     by_row,
@@ -38,7 +39,6 @@ from bark_accel.streaming.streamer import AudioSource, AudioStreamer
 from .audio_generation import AudioGeneration, Request, StagePatches, VoicePreset
 from .coarse import check_coarse_streamer
 from .fine import CodecPatch, check_fine_codebooks
-from .forked import avoid_lost_threads
 from .stage_patch import Settings, StagePatch
 from .token_loop import TokenTap
 
@@ -134,7 +134,7 @@ class ModelPatch(AudioSource):
         if isinstance(streamer, AudioStreamer):
             del kwargs["streamer"]
             self._check_streamer(streamer, kwargs)
-        _, kwargs = self._check(input_ids, history_prompt, kwargs)
+        _, kwargs = self._check(input_ids, history_prompt, kwargs, streamed=isinstance(streamer, AudioStreamer))
         with suppress(Fallback):
             self._prepare_causal_stages(len(input_ids), kwargs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from torch import nn
 from transformers.generation import logits_process as processors
 from transformers.generation import stopping_criteria as criteria
 from transformers.generation.configuration_utils import GenerationMode
@@ -15,6 +16,7 @@ from bark_accel.report import Fallback, FallbackKind, TokenChoice
 
 # Handled by the patches themselves, without effect on the tokens, or objects that become part of Transformers' lists.
 _KNOWN_ARGUMENTS = {"streamer", "min_eos_p", "tokenizer", "stopping_criteria", "prefix_allowed_tokens_fn"}
+_KNOWN_ARGUMENTS |= {"logits_processor"}
 _MIN_LENGTHS = (processors.MinLengthLogitsProcessor, processors.MinNewTokensLengthLogitsProcessor)
 # How tokens are chosen where the model is only asked for the logits after the last one.
 _MODES = {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE}
@@ -32,6 +34,7 @@ def resolve_sampling(
     generation_config: Any,
     token_rules: list[Any],
     kwargs: dict[str, Any],
+    masks_pads: bool = False,
     **fixed: Any,
 ) -> SamplingConfig:
     """Resolve what a call of `GenerationMixin.generate` would do.
@@ -44,6 +47,8 @@ def resolve_sampling(
         Bark's own processors, which the stage implements.
     kwargs : dict
         The caller's arguments.
+    masks_pads : bool
+        Whether the prompt holds ids that Transformers masks where they are the pad token.
     fixed
         Further arguments of that call that Bark sets itself.
 
@@ -55,7 +60,7 @@ def resolve_sampling(
         Transformers' own model has to run. Whatever Transformers raises for bad arguments passes through.
     """
     _check_arguments(stage, generation_config, kwargs, fixed)
-    passed = {k: v for k, v in kwargs.items() if k != "streamer"}
+    passed = {k: v for k, v in kwargs.items() if k not in ("streamer", "logits_processor")}
     prepared = prepare_generation(
         module,
         *prompt,
@@ -69,15 +74,20 @@ def resolve_sampling(
     if not config.use_cache and "input_embeds" in fixed:
         # Under its old name, the prompt is read only by generations that use a cache.
         raise Fallback(stage, FallbackKind.ARGUMENTS, "use_cache=False")
+    _check_lists(stage, prepared)
     try:
         _check_mode(stage, config)
+        if kwargs.get("logits_processor") is not None:
+            names = ", ".join(type(p).__name__ for p in kwargs["logits_processor"])
+            raise TokenChoice(stage, FallbackKind.LOGITS_PROCESSOR, names)
         found, min_new_tokens = _min_new_tokens(list(prepared["logits_processor"]), prepared["input_ids"].shape[1])
         warpers = _read_processors(stage, found, token_rules)
         max_length, stop_tokens = _read_criteria(stage, prepared["stopping_criteria"])
     except TokenChoice as choice:
-        if config.use_cache:
+        if config.use_cache and (config._pad_token_tensor is None or not masks_pads):
             raise
-        raise Fallback(stage, choice.reason.kind, f"{choice.reason.detail}, with use_cache=False") from None
+        why = "a pad token, which may mask a part of the prompt" if config.use_cache else "use_cache=False"
+        raise Fallback(stage, choice.reason.kind, f"{choice.reason.detail}, with {why}") from None
     pad = config._pad_token_tensor
     return SamplingConfig(
         do_sample=config.do_sample,
@@ -106,6 +116,14 @@ def _check_mode(stage: str, config: Any) -> None:
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) or config.num_return_sequences != 1:
         detail = f"{mode.value}, num_return_sequences={config.num_return_sequences}"
         raise TokenChoice(stage, FallbackKind.GENERATION_MODE, detail)
+
+
+def _check_lists(stage: str, prepared: dict[str, Any]) -> None:
+    """Raise `Fallback` for a processor or criterion that holds a model to call, as classifier-free guidance does."""
+    for kind in ("logits_processor", "stopping_criteria"):
+        for part in prepared[kind]:
+            if any(isinstance(value, nn.Module) for value in vars(part).values()):
+                raise Fallback(stage, FallbackKind[kind.upper()], f"{type(part).__name__} calls the model itself")
 
 
 def _check_steps(stage: str, config: Any, prepared: dict[str, Any], kwargs: dict[str, Any]) -> None:

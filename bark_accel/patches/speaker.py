@@ -22,6 +22,7 @@ from transformers.models.bark.generation_configuration_bark import (
 )
 
 from bark_accel._arguments import whole_number
+from bark_accel._forked import avoid_lost_threads
 from bark_accel.decoding.rng import seeded
 from bark_accel.hf.configs import sample_rate
 from bark_accel.hf.inputs import read_history, semantic_ids
@@ -76,6 +77,9 @@ def make_long_form(
         raise TypeError(f"model: expected a transformers.BarkModel, got {type(model).__name__}")
     if not isinstance(text, str):
         raise TypeError(f"text: expected a str, got {type(text).__name__}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("text: expected characters, got halves of surrogate pairs; read the file in its own encoding")
+    avoid_lost_threads()
     _check_flags(carry_voice=carry_voice, stream=stream)
     seed = whole_number("seed", seed, 0)
     batch_size = _batch_size(batch_size, one_by_one=carry_voice or stream)
@@ -126,7 +130,7 @@ def make_long_form(
 
 
 class BarkSpeaker:
-    """A `Speaker`: see `bark_accel.long_text`.
+    """A `Speaker`: see `bark_accel.longform.reader`.
 
     Parameters
     ----------

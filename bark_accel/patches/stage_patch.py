@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bark_accel._forked import avoid_lost_threads
 from bark_accel.decoding.cuda_graphs import GraphStore
 from bark_accel.decoding.speculation import Draft, Speculation
 from bark_accel.decoding.token_source import TokenSource
@@ -26,7 +27,6 @@ from bark_accel.transformer.kv_cache import KVCache, KVCachePool
 from bark_accel.transformer.precision import ConvertedWeights
 from bark_accel.transformer.weights import TransformerWeights, map_tensors, tensors_of
 
-from .forked import avoid_lost_threads
 from .step_view import step_view
 from .stock_bugs import StockBugs
 

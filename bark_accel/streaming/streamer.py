@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bark_accel._arguments import whole_number
+from bark_accel._forked import avoid_lost_threads
 
 from .owner import owner_of
 
@@ -316,6 +317,7 @@ def stream(model: BarkModel, **generate_kwargs: Any) -> Iterator[Tensor]:
     if not isinstance(streamer, AudioStreamer):
         raise TypeError(f"streamer: expected an AudioStreamer, got {type(streamer).__name__}")
     check_arguments(model, {**generate_kwargs, "streamer": streamer})
+    avoid_lost_threads()  # the generation has a thread of its own, what the caller does with the audio this one
     streamer.reserve()
     return _listen(model, streamer, generate_kwargs, _on_current_stream())
 

@@ -19,7 +19,7 @@ PROGRAM = """
 import json, logging, multiprocessing, signal, threading
 import torch
 from bark_models import SMALL, build, texts
-from bark_accel import accelerate_bark, stream
+from bark_accel import accelerate_bark, free_memory, stream
 
 torch.set_num_threads(2)
 warnings = []
@@ -54,6 +54,11 @@ def streamed():
     assert list(stream(same, **texts(SMALL, [6]), semantic_max_new_tokens=20))
     check(same)
 
+def listened():
+    for chunk in stream(same, **texts(SMALL, [6]), semantic_max_new_tokens=20):
+        large.exp().sum()
+    check(same)
+
 cases = {
     "native": lambda: check(same),
     "int8": lambda: check(int8),
@@ -61,6 +66,8 @@ cases = {
     "transformers": lambda: check(same, repetition_penalty=1.1),
     "accelerated in the child": lambda: (accelerate_bark(same), check(same)),
     "streamed": streamed,
+    "ops of the listener": listened,
+    "memory freed first": lambda: (free_memory(same), check(same)),
     "a thread of the child": in_a_thread,
 }
 expected = {(model, False): generate(model) for model in (same, int8, plain)}
@@ -81,6 +88,7 @@ for name, case in cases.items():
         print(json.dumps({**done, "exit": child.exitcode}), flush=True)
 """
 ON_ONE_THREAD = ["native", "int8", "torch", "transformers", "accelerated in the child", "streamed"]
+ON_ONE_THREAD += ["ops of the listener", "memory freed first"]
 
 
 @pytest.fixture(scope="module")

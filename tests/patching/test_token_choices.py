@@ -14,7 +14,7 @@ from stock_limits import skip_where_stock_fails
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteria, StoppingCriteriaList
 
-from bark_accel import FallbackKind, acceleration_report
+from bark_accel import AccelerationError, FallbackKind, acceleration_report, stream
 from bark_accel.transformer.causal import CausalModel
 
 INPUTS = texts(SMALL, [4, 9])
@@ -86,6 +86,35 @@ def test_with_voices(small_model, voice):
         return
     history = voices[0] if voice == "one" else None
     assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT, repetition_penalty=1.2, history_prompt=history)
+
+
+@pytest.mark.parametrize(
+    "options, stage, kind",
+    [
+        ({"semantic_guidance_scale": 1.5}, "semantic", KINDS.LOGITS_PROCESSOR),
+        ({"coarse_guidance_scale": 2.5}, "coarse", KINDS.LOGITS_PROCESSOR),
+        ({"coarse_pad_token_id": 75, "coarse_repetition_penalty": 1.2}, "coarse", KINDS.LOGITS_PROCESSOR),
+    ],
+    ids=["guidance", "coarse guidance", "a pad token in the prompt"],
+)
+def test_what_needs_more_than_a_step_runs_stocks_model(small_model, options, stage, kind):
+    """A processor that calls the model itself; a pad token that masks a part of the prompt."""
+    fast = accelerated_copy(small_model, strict=False)
+    assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT, **options)
+    report = acceleration_report(fast)
+    assert (stage, kind) in {(r.stage, r.kind) for r in report.fallbacks}
+    with pytest.raises(AccelerationError):
+        accelerated_copy(small_model).generate(**INPUTS, **SHORT, **options)
+
+
+@pytest.mark.parametrize("stage", ["semantic", "coarse"])
+def test_a_streams_processor_is_called_over_our_steps(small_model, stage):
+    """Transformers' `BarkModel.generate` itself cannot take one; strict: it is no fallback."""
+    fast, seen = accelerated_copy(small_model), Seen()
+    assert list(stream(fast, **INPUTS, **SHORT, **{f"{stage}_logits_processor": [seen]}))
+    vocabulary = getattr(fast, {"semantic": "semantic", "coarse": "coarse_acoustics"}[stage]).config.output_vocab_size
+    assert seen.calls and all(scores.shape == (2, vocabulary) for _, scores in seen.calls)
+    assert [(r.stage, r.kind) for r in acceleration_report(fast).token_choices] == [(stage, KINDS.LOGITS_PROCESSOR)]
 
 
 def test_prompts_feed_only_what_the_cache_lacks(small_model, monkeypatch):
@@ -208,6 +237,12 @@ NUMBERS = {
     "num_beams": st.integers(1, 3),
     "length_penalty": st.floats(0.5, 2.0),
     "early_stopping": st.booleans(),
+    "guidance_scale": st.floats(1.0, 2.0),
+    "bad_words_ids": st.just([[33], [75, 52]]),
+    "suppress_tokens": st.just([33, 41, 150]),
+    "exponential_decay_length_penalty": st.just((5, 1.1)),
+    "max_time": st.just(60.0),
+    "use_cache": st.booleans(),
 }
 
 
@@ -228,4 +263,5 @@ def test_options_at_random(small_model, data, do_sample, seed):
             run(fast, seed, **INPUTS, **options)
         return
     assert_equal_to_stock(small_model, fast, seed, **INPUTS, **options)
-    assert acceleration_report(fast).fallbacks == ()
+    if not {"guidance_scale", "use_cache"} & set(names):
+        assert acceleration_report(fast).fallbacks == ()

@@ -13,6 +13,7 @@ ROOMS = [
     "_version",
     "_arguments",
     "_caller",
+    "_forked",
     "report",
     "small_bark",
     "ops",
