@@ -97,5 +97,4 @@ def test_transformers_own_loop_gives_the_same(speaking_model):
     """What the compiled loop does not do."""
     fast = accelerated_copy(speaking_model, strict=False)
     assert_equal_to_stock(speaking_model, fast, **inputs_of(2, VOICE), repetition_penalty=1.2)
-    reasons = acceleration_report(fast).fallbacks
-    assert {reason.kind for reason in reasons} == {FallbackKind.LOGITS_PROCESSOR}
+    assert {reason.kind for reason in acceleration_report(fast).token_choices} == {FallbackKind.LOGITS_PROCESSOR}
