@@ -197,8 +197,8 @@ def _check_model(model: Any) -> None:
         raise TypeError(f"expected a transformers.BarkModel, got {got}{_model_inside(model)}")
 
 
-# Where pipelines, torch.compile, DataParallel and PEFT keep the model they are made of.
-_WRAPPED = ("model", "_orig_mod", "module", "base_model.model")
+# Where PEFT, pipelines, torch.compile and DataParallel keep the model they are made of; PEFT's has a `model` as well.
+_WRAPPED = ("base_model.model", "model", "_orig_mod", "module")
 
 
 def _model_inside(wrapper: Any) -> str:

@@ -180,8 +180,8 @@ class AudioGeneration:
         assert fallback is not None
         with self._patches.semantic.looped(fallback) as module:
             preset = preset_on(self._patches.semantic.module, semantic_prompt=self._preset_part("semantic_prompt"))
-            arguments = (request.input_ids, config, preset, request.attention_mask)
-            return _run_listened(module, rules, tap, *arguments, **kwargs)
+            named = self._patches.semantic.by_name(config, preset, request.attention_mask)
+            return _run_listened(module, rules, tap, request.input_ids, **named, **kwargs)
 
     def _loop_coarse(self, semantic_tokens: Tensor) -> None:
         semantic, coarse, _ = self._request.configs
@@ -199,10 +199,10 @@ class AudioGeneration:
         rules = BarkTokenRules(token_ranges(self._coarse_spec, module.config.output_vocab_size), tap=tap)
         past = self._coarse_history() or (None, None)
         preset = preset_on(module, semantic_prompt=past[0], coarse_prompt=past[1])
-        arguments = (semantic_tokens, semantic, coarse, self._request.codebook_size, preset)
+        named = self._patches.coarse.by_name(semantic, coarse, self._request.codebook_size, preset)
         assert self._coarse.fallback is not None
         with self._patches.coarse.looped(self._coarse.fallback) as view:
-            _run_listened(view, rules, tap, *arguments, **self._kwargs("coarse"))
+            _run_listened(view, rules, tap, semantic_tokens, **named, **self._kwargs("coarse"))
         self._decoder.end()
         self._tell_lengths()
 

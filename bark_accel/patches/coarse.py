@@ -83,11 +83,10 @@ class CoarsePatch(CausalPatch):
         self, module: Any, semantic_output: Tensor, configs: tuple[Any, Any, int], history: Any, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """Transformers' own method of `module`, with lengths; row by row where each has a voice preset of its own."""
-        generate = type(module).generate
         if not isinstance(history, list):
-            return generate(module, semantic_output, *configs, self._preset(history), True, **kwargs)
+            return self.stock(semantic_output, *configs, self._preset(history), True, module=module, **kwargs)
         results = [
-            generate(module, semantic_output[row : row + 1], *configs, self._preset(part), True, **kwargs)
+            self.stock(semantic_output[row : row + 1], *configs, self._preset(part), True, module=module, **kwargs)
             for row, part in enumerate(history)
         ]
         tokens, lengths = zip(*results, strict=True)

@@ -76,15 +76,14 @@ class SemanticPatch(CausalPatch):
         kwargs: dict[str, Any],
     ) -> Tensor:
         """Transformers' own method of `module`; row after row where each has a voice preset of its own."""
-        generate = type(module).generate
         if not isinstance(history, list):
             preset = preset_on(self.module, semantic_prompt=history)
-            return generate(module, input_ids, config, preset, attention_mask, **kwargs)
+            return self.stock(input_ids, config, preset, attention_mask, module=module, **kwargs)
         rows = []
         for row, part in enumerate(history):
             mask = None if attention_mask is None else attention_mask[row : row + 1]
             preset = preset_on(self.module, semantic_prompt=part)
-            rows.append(generate(module, input_ids[row : row + 1], config, preset, mask, **kwargs))
+            rows.append(self.stock(input_ids[row : row + 1], config, preset, mask, module=module, **kwargs))
         return join_rows(rows, config.semantic_pad_token)
 
     def prepare(

@@ -6,6 +6,7 @@ deep-copies, and the copy is patched too. Names and signatures are those of the 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -132,9 +133,15 @@ class StagePatch:
         """Tell whether each row of a batch is to end where it would alone."""
         return by_row(history_prompt) or self.settings.stock_bugs.fixes("batch_tails")
 
-    def stock(self, *args: Any, **kwargs: Any) -> Any:
-        """Transformers' own method."""
-        return type(self.module).generate(self.module, *args, **kwargs)
+    def stock(self, tokens: Any, *others: Any, module: Any = None, **kwargs: Any) -> Any:
+        """Call the class's own method, on a view of the module if given, as `BarkModel.generate` calls it."""
+        on = self.module if module is None else module
+        return type(on).generate(on, tokens, **self.by_name(*others), **kwargs)
+
+    def by_name(self, *others: Any) -> dict[str, Any]:
+        """Name the arguments of the stage's `generate` that follow its tokens: all that a replacement may take."""
+        parameters = inspect.signature(type(self).generate).parameters  # type: ignore[attr-defined]
+        return dict(zip(list(parameters)[2:], others, strict=False))
 
 
 class CausalPatch(StagePatch):

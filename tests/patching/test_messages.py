@@ -280,6 +280,41 @@ def test_a_replaced_generate_that_takes_keywords_alone(small_model, monkeypatch)
     assert len(calls) >= 3 and all("history_prompt" in call for call in calls[1:])
 
 
+@pytest.mark.parametrize("name, first", [("semantic", "input_ids"), ("coarse_acoustics", "semantic_output")])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_replaced_stage_that_takes_keywords_after_its_tokens(small_model, monkeypatch, name, first, streamed):
+    """As stock's `BarkModel.generate` calls it."""
+    kind, calls = type(getattr(small_model, name)), []
+    generate = kind.generate
+
+    def by_keywords(self, tokens, **kwargs):
+        calls.append(name)
+        return generate(self, **{first: tokens}, **kwargs)
+
+    fast = accelerated_copy(small_model, strict=False)
+    monkeypatch.setattr(kind, "generate", by_keywords)
+    options = {**INPUTS, **SHORT, "history_prompt": preset(SMALL, 20, 30)}
+    if streamed:
+        fast.generate(**options, streamer=AudioStreamer(fast))
+    else:
+        assert_equal_to_stock(small_model, fast, **options)
+    assert calls == [name] * (1 if streamed else 2)
+
+
+def test_the_fine_stage_replaced_likewise(small_model, monkeypatch):
+    kind, calls = type(small_model.fine_acoustics), []
+    generate = kind.generate
+
+    def by_keywords(self, tokens, **kwargs):
+        calls.append(kwargs)
+        return generate(self, tokens, **kwargs)
+
+    fast = accelerated_copy(small_model, strict=False)
+    monkeypatch.setattr(kind, "generate", by_keywords)
+    assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT, history_prompt=preset(SMALL, 20, 30))
+    assert len(calls) == 2
+
+
 def test_the_codec_of_one_call_stays_its_own(small_model):
     """Where another thread replaces the model's codec meanwhile."""
     fast = accelerated_copy(small_model)
