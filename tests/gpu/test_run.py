@@ -68,7 +68,8 @@ def test_a_crash_and_a_hang_cost_their_tables_only(tmp_path: Path) -> None:
     # The kernels' ended with the first failure, and ran again to the end with the others.
     assert (content["tests"]["kernel tests"]["passed"], content["tests"]["other tests"]["passed"]) == (1, 3)
     log = (tmp_path / "out" / "dry_cpu.log").read_text()
-    assert "Fatal Python error: Aborted" in log and "planted_run.py" in log and "test_c" in log
+    # The line of the crash may hold one of another process.
+    assert all(part in log for part in ("Fatal Python error", "Aborted", "planted_run.py", "test_c"))
     # No more than the machine sends back, and nobody left of those who hung.
     assert len(list((tmp_path / "out").iterdir())) <= 8
     assert not runs(str(tmp_path))

@@ -66,7 +66,7 @@ def test_streams(pair, tokens):
 
 
 def test_a_temperature_given_as_text(pair):
-    with pytest.raises(TypeError, match=r"fine temperature: expected None or a number > 0, got '0\.7'"):
+    with pytest.raises(TypeError, match=r"fine_temperature: expected a number, got '0\.7'"):
         pair[1].generate(**ONE, **SHORT, fine_temperature="0.7")
 
 
