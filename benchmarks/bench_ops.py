@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
 )
 
 from bark_accel.decoding.sampling import SampleRules, SamplingConfig, TokenRange
-from bark_accel.ops import cpu as cpu_ops
+from bark_accel.ops import float32_candidates
 from bark_accel.ops import native as ops
 
 CPU = torch.device("cpu")
@@ -150,7 +150,7 @@ def test_float32_linear(benchmark: Any, rows: int, outputs: int, inner: int) -> 
     weight = lambda: weights[next(turn) % len(weights)]  # noqa: E731
     baselines = {
         "torch": lambda: torch.nn.functional.linear(x, weight()),
-        "oneDNN": lambda: cpu_ops.onednn_linear(x, weight()),
+        "oneDNN": lambda: float32_candidates.onednn_linear(x, weight()),
     }
     group = f"linear, {rows} x {inner} to {outputs}, float32"
     native = lambda: ops.float32_linear(x, weight())  # noqa: E731

@@ -119,12 +119,18 @@ def report(folder: Path) -> str:
     # Memory is measured on Linux only, speech where pocketsphinx is installed.
     optional = ("memory", "speech_quality", "streaming_layout")
     read = {n: json.loads(file.read_text()) for n, file in files.items() if n not in optional or file.exists()}
+    zen5 = {name: json.loads((folder / f"zen5_{name}.json").read_text()) for name in ("generation", "steps")}
     text = (Path(__file__).parent / "report.md").read_text()
-    different = [_case(r) for r in read["generation"] if r["token_differences"].get("float32")]
+    records = [*read["generation"], *zen5["generation"]]
+    different = [_case(r) for r in records if r["token_differences"].get("float32")]
     if different:
         raise SystemExit(f"expected float32 runs with stock's tokens, got other ones in: {'; '.join(different)}")
     ties = [tie for record in read["generation"] for tie in record.get("ties", [])]
     parts = {
+        "zen5_machine": _measured_on(zen5["generation"][0]),
+        "zen5_generations": generations(zen5["generation"]),
+        "zen5_steps_machine": _measured_on(zen5["steps"]),
+        "zen5_steps": table(zen5["steps"]),
         "steps_machine": _measured_on(read["steps"]),
         "steps": table(read["steps"]),
         "generation_machine": _measured_on(read["generation"][0]),

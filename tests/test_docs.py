@@ -103,3 +103,15 @@ def test_links_lead_somewhere(document):
 def test_the_readme_is_short():
     """What is longer belongs into the guide."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 125
+
+
+def test_the_readme_has_the_measured_figures():
+    """Its table is the one result file that it speaks of, rounded."""
+    (record,) = json.loads((ROOT / "benchmarks/results/zen5_generation.json").read_text())
+    rows = [line.split("|")[2:-1] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ")]
+    table = [[cell.strip(" *x") for cell in row] for row in rows if len(row) == 6][1:]
+    stages = ("semantic", "coarse", "fine", "codec", "total")
+    expected = [[*(f"{its[stage]['median']:.1f}" for stage in stages), f"{its['times_faster']:.1f}"]
+                for its in record["modes"].values()]  # fmt: skip
+    expected[0][-1] = ""
+    assert table == expected
