@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import pickle
 import subprocess
 import sys
 
 import pytest
 from support.draw_house import PICTURE, draw
 from support.house import FACE, IMPORTS, MODULES, PACKAGE, ROOMS, ROOT, imports, room_of, rooms_above
+
+import bark_accel
 
 KNOW_TRANSFORMERS = {"hf", "patches", "bench"}
 CHANGE_MODELS = {"patches", FACE, "bench", "cli"}
@@ -65,8 +69,8 @@ def test_schemas_stand_in_one_place():
     assert found == ["ops.cpp"]
 
 
-def test_importing_the_package_imports_neither_transformers_nor_the_library():
-    code = "import sys, bark_accel; sys.exit(any(m in sys.modules for m in ('transformers', 'bark_accel._C')))"
+def test_importing_the_package_imports_neither_torch_nor_transformers():
+    code = "import sys, bark_accel; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -76,9 +80,21 @@ def test_the_package_can_be_imported_without_posix():
 
 
 def test_the_public_surface():
-    import bark_accel
+    relative = (n for n in ast.walk(ast.parse(MODULES[FACE].read_text())) if isinstance(n, ast.ImportFrom) and n.level)
+    homes = {alias.name: node.module for node in relative for alias in node.names if alias.name != "__version__"}
+    assert homes == bark_accel._HOME and sorted(homes) == bark_accel.__all__
 
-    assert all(getattr(bark_accel, name).__doc__ for name in bark_accel.__all__)
+
+@pytest.mark.parametrize("name", bark_accel.__all__)
+def test_a_public_name(name):
+    value = getattr(bark_accel, name)
+    assert value.__module__ == f"{FACE}.{bark_accel._HOME[name]}" and inspect.getdoc(value)
+    assert pickle.loads(pickle.dumps(value)) is value
+
+
+def test_what_is_not_public_is_no_attribute():
+    with pytest.raises(AttributeError, match="'bark_accel' has no attribute 'speed'"):
+        _ = bark_accel.speed
 
 
 def test_the_picture_shows_the_house():

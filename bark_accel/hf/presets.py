@@ -27,6 +27,40 @@ VIEW = "_bark_accel_view"
 """Argument of an accelerated model's `generate`: a view of the model to drive in its place."""
 
 
+def generate_with_preset(model: BarkModel, **generate_kwargs: Any) -> tuple[Tensor, dict[str, np.ndarray] | None]:
+    """Generate one utterance, and the voice preset that its own codes make.
+
+    Parameters
+    ----------
+    model : BarkModel
+        Accelerated or not.
+    generate_kwargs
+        What `model.generate` takes, for one row, but for `return_output_lengths` and `trim`.
+
+    Returns
+    -------
+    audio : Tensor
+        [1, S], as `model.generate` returns it.
+    preset : dict, optional
+        Arrays of int64 for `save_voice_preset` or as `history_prompt`; None with a streamer of policy "preview".
+
+    Raises
+    ------
+    TypeError
+        `model` is not a `BarkModel`.
+    ValueError
+        More than one row, or one of those arguments.
+    """
+    taken = generate_kwargs.keys() & {"return_output_lengths", "trim"}
+    if taken:
+        raise ValueError(f"{min(taken)}: expected no such argument, there is one row and it has no padding")
+    rows = len(generate_kwargs.get("input_ids", ()))
+    if rows != 1:
+        raise ValueError(f"input_ids: expected one row, got {rows}")
+    audio, _, (preset,) = generate_with_presets(model, **generate_kwargs)
+    return audio, preset
+
+
 def generate_with_presets(model: Any, **kwargs: Any) -> tuple[Tensor, list[int], list[PresetArrays | None]]:
     """`model.generate(**kwargs)`, stock or accelerated; thread-safe as that is.
 

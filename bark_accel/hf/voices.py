@@ -33,8 +33,31 @@ def _moved(preset: Any, device: torch.device) -> Any:
     return {key: part.to(device) if isinstance(part, Tensor) else part for key, part in preset.items()}
 
 
-def batch_inputs(processor: Any, texts: Iterable[str], voices: Any) -> BatchInputs:
-    """See `bark_accel.batch_inputs`."""
+def batch_inputs(processor: BarkProcessor, texts: Iterable[str], voices: Any) -> BatchFeature:
+    """Prepare texts with a voice each: `model.generate(**batch_inputs(processor, texts, voices))`.
+
+    Parameters
+    ----------
+    processor : BarkProcessor
+        Takes one voice a call itself.
+    texts : iterable of str
+        A list, an array, a column of a table, a generator.
+    voices : iterable of as many, or one for all rows
+        Each the name of one of the processor's voices, the path of an .npz file, a voice preset (a mapping of arrays
+        or tensors), or None for no voice; so are "" and NaN, as empty fields of a table are read.
+
+    Returns
+    -------
+    BatchFeature
+        `input_ids` and `attention_mask` [B, 256], and `history_prompt`, a list of B voice presets (those that were
+        loaded as int64 tensors). `to(device)` moves them, in place. An accelerated model moves them itself, but where
+        its semantic stage falls back to Transformers' code.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Name the argument, what was expected and what came.
+    """
     if not isinstance(processor, BarkProcessor):
         raise TypeError(f"processor: expected a BarkProcessor, got {type(processor).__name__}")
     said = _listed("texts", texts)

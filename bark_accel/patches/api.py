@@ -41,19 +41,79 @@ _CLASSES = {
 _TRANSIENT = {FallbackKind.TRAINING, FallbackKind.HOOKED_MODULE}
 
 
-def apply(
-    model: Any,
+def accelerate_bark(
+    model: BarkModel,
     *,
-    weights: str,
-    backend: str,
-    strict: bool,
-    speculate: bool | None,
-    release_originals: bool,
-    fix_stock_bugs: bool | Iterable[str],
-    cuda_graphs: bool,
-    attention: str,
+    weights: str = "same",
+    backend: str = "auto",
+    strict: bool = False,
+    speculate: bool | None = None,
+    release_originals: bool = False,
+    fix_stock_bugs: bool | Iterable[str] = False,
+    cuda_graphs: bool = True,
+    attention: str = "sdpa",
 ) -> BarkModel:
-    """See `bark_accel.accelerate_bark`. Everything is checked before anything is patched."""
+    """Make one `BarkModel` instance generate faster, in place.
+
+    `model.generate`, `model.codec_decode` and the `generate` of its sub-models keep their signatures and, in float32,
+    their results: the same tokens for the same seed. In float16 and bfloat16 the results are at least as close to
+    float32 as Transformers' own. `history_prompt` may also be a list with a voice preset (or None) for each row, which
+    is then as if generated alone, and `trim=True` returns a list of rows. Nothing but this instance changes. Calling it
+    again applies the new arguments.
+
+    Parameters
+    ----------
+    model : BarkModel
+        On any device; float32, float16 or bfloat16.
+    weights : {"same", "float16", "bfloat16", "int8"}
+        Precision of the matrices: the model's own, or a smaller one, which is faster and changes the result: the
+        smaller copies stand beside the model's own weights.
+    backend : {"auto", "native", "torch"}
+        `"native"` uses the compiled ops (CPU, or CUDA where they were built for it), `"torch"` plain torch on any
+        device, `"auto"` the compiled ops where they exist. At first use on a GPU they are compared with plain torch
+        (a fraction of a second); where they differ, `"auto"` runs plain torch there, with a warning and a line in the
+        report.
+    strict : bool
+        Raise `AccelerationError` where a call would otherwise fall back to Transformers' own code.
+    speculate : bool, optional
+        Draft tokens with an int8 copy of the model and verify several at once with the model itself, for batches of
+        one row. The tokens stay the same. None: where it pays, on a CPU with weights other than int8, unless
+        `release_originals` asks for little memory.
+    release_originals : bool
+        Free the transformers' own weights and keep only the smaller ones (16-bit embedding tables included). For good:
+        `restore_bark`, `state_dict` and Transformers' own code raise from then on, as with `strict`.
+    fix_stock_bugs : bool or iterable of str
+        Bugs of Transformers' Bark to fix, all or by name; otherwise they are kept. `acceleration_report(model)` lists
+        the names, `bark_accel.patches.stock_bugs.STOCK_BUGS` says what each one is.
+    cuda_graphs : bool
+        On an NVIDIA GPU, replay the decode step of the two causal stages as a CUDA graph; captured when a batch size,
+        sampling option or place of the weights is new, and kept. The tokens stay the same. Without effect on other
+        devices, and where `speculate` drafts.
+    attention : {"sdpa", "flash_attn"}
+        Of blocks of tokens (prompts, the fine stage) with weights of 16 bits or fewer on an NVIDIA GPU: torch's own,
+        or the `flash-attn` package's.
+
+    Returns
+    -------
+    BarkModel
+        The same object.
+
+    Raises
+    ------
+    TypeError
+        `model` is not a `BarkModel`, or a flag is not a bool.
+    ValueError
+        A model on the meta device, quantised by another library, of mixed or other dtypes, or already patched by
+        somebody else, or with released weights; an unknown `weights`, `backend` or `attention`, or an unknown name in
+        `fix_stock_bugs`; `speculate=True` with int8 weights; `release_originals` with weights "same", in training mode
+        or with hooked modules; weights of 16 bits or fewer with heads of more than 256 numbers; an `attention` that is
+        of no use for this model.
+    RuntimeError
+        `backend="native"` for a GPU on which the compiled ops differ from plain torch.
+    ImportError
+        The compiled library is missing or was built for another torch; this version of Transformers has other
+        signatures than the ones tested; or `flash-attn` was asked for and is missing.
+    """
     watch()
     avoid_lost_threads()
     _check_model(model)
@@ -83,15 +143,24 @@ def apply(
     if release_originals:
         release([patches[stage] for stage in SUBMODELS])
     _remove_patches(model)
-    model.generate = patches["model"].generate
-    model.codec_decode = patches["model"].codec_decode
+    vars(model).update(generate=patches["model"].generate, codec_decode=patches["model"].codec_decode)
     for stage, name in SUBMODELS.items():
         getattr(model, name).generate = patches[stage].generate
     return model
 
 
-def remove(model: Any) -> BarkModel:
-    """See `bark_accel.restore_bark`."""
+def restore_bark(model: BarkModel) -> BarkModel:
+    """Undo `accelerate_bark` exactly: afterwards the instance has no trace of it.
+
+    A model that is not accelerated is returned as it is.
+
+    Raises
+    ------
+    TypeError
+        `model` is not a `BarkModel`.
+    ValueError
+        Its weights were released, or somebody else patched it.
+    """
     _check_model(model)
     if model_patch(model) is None:
         return model
@@ -116,8 +185,16 @@ def _submodels(model: BarkModel) -> list[Any]:
     return now if patch is None else [*now, *(m for m in patch.patched_submodels if all(m is not n for n in now))]
 
 
-def report(model: Any) -> AccelerationReport:
-    """See `bark_accel.acceleration_report`."""
+def acceleration_report(model: BarkModel) -> AccelerationReport:
+    """Say what runs accelerated on this model, what fell back so far, and why.
+
+    Raises
+    ------
+    TypeError
+        `model` is not a `BarkModel`.
+    ValueError
+        `model` is not accelerated.
+    """
     patch = _patch_of_accelerated(model, "acceleration_report")
     settings, stage_patches = patch.settings, _stage_patches(model)
     stages = tuple(_stage_report(h) for h in (*stage_patches, patch.codec_patch()))
@@ -150,8 +227,31 @@ def _native_fault(settings: Settings, device: torch.device) -> str | None:
     return native_fault(device) if settings.backend != "torch" and is_served(device) else None
 
 
-def free_memory(model: Any) -> int:
-    """See `bark_accel.free_memory`."""
+def free_memory(model: BarkModel) -> int:
+    """Give up what an accelerated model keeps between calls and makes again when it needs it.
+
+    The key/value cache (of the largest batch so far), captured CUDA graphs, copies of the weights in other precisions
+    (drafts, and those of `weights=`; not what `release_originals` left), and the CPU ops' scratch memory. The next call
+    is slower by the time that the copies and graphs take; its result is the same. Generations that are running keep
+    what they have. On a GPU the memory goes back to torch's allocator: `torch.cuda.empty_cache()` gives it to others.
+
+    Parameters
+    ----------
+    model : BarkModel
+        Accelerated.
+
+    Returns
+    -------
+    int
+        Bytes that were freed, those of CUDA graphs not counted.
+
+    Raises
+    ------
+    TypeError
+        `model` is not a `BarkModel`.
+    ValueError
+        `model` is not accelerated.
+    """
     avoid_lost_threads()
     patch = _patch_of_accelerated(model, "free_memory")
     freed = patch.settings.pool.clear() + sum(stage.free_memory() for stage in _stage_patches(model))

@@ -1,4 +1,4 @@
-"""`bark_accel.long_form`: a `BarkModel` and its processor as the speaker of a long text."""
+"""Says texts of any length: a `BarkModel` and its processor as the speaker."""
 
 from __future__ import annotations
 
@@ -52,27 +52,91 @@ _TAKEN |= {"return_output_lengths", "trim"}
 _SAMPLED_VALUES = 64
 
 
-def make_long_form(
-    model: Any,
+def long_form(
+    model: BarkModel,
     processor: Any,
     text: str,
     *,
-    voice: Any,
-    carry_voice: bool,
-    seed: int,
-    batch_size: int | None,
-    stream: bool,
-    policy: str,
-    work_dir: Any,
-    language: str,
-    max_chunk_s: float,
-    characters_per_second: float | None,
-    paragraph_pause_s: float,
-    chunk_pause_s: float,
-    on_progress: Callable[[int, int], None] | None,
-    arguments: dict[str, Any],
+    voice: str | Path | Mapping[str, np.ndarray] | None = None,
+    carry_voice: bool = False,
+    seed: int = 0,
+    batch_size: int | None = None,
+    stream: bool = False,
+    policy: str = "low_latency",
+    work_dir: str | Path | None = None,
+    language: str = "en",
+    max_chunk_s: float = 13.0,
+    characters_per_second: float | None = None,
+    paragraph_pause_s: float = 0.75,
+    chunk_pause_s: float = 0.25,
+    on_progress: Callable[[int, int], None] | None = None,
+    **generate_kwargs: Any,
 ) -> LongForm:
-    """See `bark_accel.long_form`."""
+    """Say a text of any length: sentences packed into chunks that Bark can say, generated in order.
+
+    The chunks are planned here; iterating over the result generates them. Each draws from a seed of its own, so that
+    they do not depend on how often a run was interrupted.
+
+    Parameters
+    ----------
+    model : BarkModel
+        Accelerated or not; accelerated for `stream=True`.
+    processor : BarkProcessor
+        Of the same checkpoint.
+    text : str
+        Blank lines, form feeds and paragraph separators (U+2029) separate paragraphs. One without words ("* * *") is a
+        second pause. Words that the end of a line has cut ("mor-" and "ning") are joined.
+    voice : str, path or mapping, optional
+        A name that the processor knows, an .npz file or the arrays of a voice preset. None: the model's own choice,
+        another one for every chunk unless `carry_voice`.
+    carry_voice : bool
+        Say each chunk in the voice of the one before, its own codes as history; `voice` is that of the first. A chunk
+        of less than a second passes on the voice it had. Chunks are then generated one by one.
+    seed : int
+        Of the random numbers, which are drawn from torch's default generator: it is left as it was, but what other
+        threads draw from it meanwhile changes the audio.
+    batch_size : int, optional
+        Chunks generated at once; part of what decides the audio. Each needs another key-value cache (72 MiB with
+        bark-small in float32, 192 MiB with bark). None: 4, or 1 with `carry_voice` or `stream`.
+    stream : bool
+        Give each chunk's audio out while it is generated, as an `AudioStreamer` does. Until the chunk has ended,
+        torch's default generator is the generation's.
+    policy : {"low_latency", "exact", "preview"}
+        With `stream`: see `AudioStreamer`.
+    work_dir : path, optional
+        A folder that keeps each chunk as it is finished. A later run with the same arguments reads what is there and
+        goes on; its audio is that of a run that was never interrupted.
+    language : str
+        ISO 639-1 code, for the rules that find sentences and for how fast it is spoken. Bark speaks de, en, es, fr, hi,
+        it, ja, ko, pl, pt, ru, tr and zh.
+    max_chunk_s : float
+        A chunk is planned to last at most this long, estimated from its characters. Bark ends an utterance after 15.4 s
+        whatever is left of its text (`SpokenChunk.cut`, with a warning).
+    characters_per_second : float, optional
+        How fast the text is said, spaces counted. None: an estimate for the language, 14 (150 English words a minute)
+        where there is none. German, Italian, Polish and Portuguese 13, Hindi 11, Korean 5.5, Japanese 4.5, Chinese 3.5;
+        alphabets lie close together when read aloud, Chinese and Japanese are scaled by their share of English
+        (characters a minute in the International Reading Speed Texts, 2012), Korean and Hindi by the length of
+        translations.
+    paragraph_pause_s, chunk_pause_s : float
+        Silence after a paragraph, and between the chunks of one.
+    on_progress : callable, optional
+        Called with the number of chunks that are ready and of all, as each becomes ready.
+    generate_kwargs
+        Other arguments of `model.generate`, for every chunk.
+
+    Returns
+    -------
+    LongForm
+        Iterate over it for `SpokenChunk`s, or call `waveform()`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Name the argument, what was expected and what came; also a `work_dir` of another text, model or arguments.
+    ImportError
+        The package sentencex is missing: `pip install 'bark_accel[long]'`.
+    """
     if not isinstance(model, BarkModel):
         raise TypeError(f"model: expected a transformers.BarkModel, got {type(model).__name__}")
     if not isinstance(text, str):
@@ -95,15 +159,15 @@ def make_long_form(
         raise ValueError(f"policy: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
     if carry_voice and stream and policy == "preview":
         raise ValueError("carry_voice: expected another policy than 'preview' with it, which makes no fine codes")
-    taken = [name for name in arguments if name in _TAKEN]
+    taken = [name for name in generate_kwargs if name in _TAKEN]
     if taken:
         raise ValueError(f"{taken[0]}: expected no such argument, long_form makes the inputs of each generation")
     if work_dir is not None and not isinstance(work_dir, (str, os.PathLike)):
         raise TypeError(f"work_dir: expected a path or None, got {type(work_dir).__name__}")
     preset = resolve_voice(processor, voice)
     _check_codes(model, preset)
-    plain = None if work_dir is None else _plain(arguments)
-    speaker = BarkSpeaker(model, processor, arguments, policy if stream else None)
+    plain = None if work_dir is None else _plain(generate_kwargs)
+    speaker = BarkSpeaker(model, processor, generate_kwargs, policy if stream else None)
     chunks = plan_chunks(
         text,
         speaker.count_tokens,

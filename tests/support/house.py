@@ -42,11 +42,14 @@ def room_of(module: str) -> str:
 
 
 def imports(module: str, tree: ast.AST) -> set[str]:
-    """Modules that a module imports anywhere, type-checking blocks left out; of our own, the exact module."""
+    """Modules that a module imports anywhere; of our own, the exact module.
+
+    Type-checking blocks are left out, but for the face's: it names what is imported at first use.
+    """
     is_package = MODULES[module].name == "__init__.py"
     package = module.split(".") if is_package else module.split(".")[:-1]
     names: set[str] = set()
-    for node in _runtime_nodes(tree):
+    for node in ast.walk(tree) if module == FACE else _runtime_nodes(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
