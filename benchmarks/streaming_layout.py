@@ -90,10 +90,10 @@ class Anchored(LowLatency):
         super().__init__(stage(0), *settings)
 
     def _complete(self, tokens: Tensor, frames: int) -> Tensor:
-        before = self._history
+        (before,) = self._histories
         self._fine = self._stage(tokens.shape[1] // self._fine.spec.num_coarse_codebooks)
         codes = super()._complete(tokens, frames)
-        self._history = [codes[0] if before is None else torch.cat([before[0], codes[0]], dim=1)]
+        self._histories = [codes[0] if before is None else torch.cat([before, codes[0]], dim=1)]
         return codes
 
 
@@ -144,7 +144,7 @@ class Bench:
 
     def _streamed(self, layout: Layout, whole: Tensor) -> Tensor:
         hops = Hops(layout.first, layout.growth, layout.largest)
-        settings = (hops, layout.lookahead, None, FineSampling(1.0), Generator())
+        settings = (hops, layout.lookahead, [None], FineSampling(1.0), Generator())
         policy = Anchored(self._anchored_stage, *settings) if layout.anchored else LowLatency(self.stage, *settings)
         offsets = self.spec.semantic_vocab_size + self.spec.codebook_size * torch.arange(self.spec.num_coarse_codebooks)
         policy.plan([whole.shape[1]])

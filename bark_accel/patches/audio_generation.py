@@ -216,14 +216,15 @@ class AudioGeneration:
             return Preview(self._fine_spec, hops)
         fine = self._patches.fine.ready_stage(self._patches.fine.prepare(), self._fine_spec)
         history = self._preset_part("fine_prompt")
+        histories = history if isinstance(history, list) else [history]
         temperature = self._patches.fine.settings.stock_bugs.fine_temperature(
             self._request.configs[2], self._kwargs("fine")
         )
         sampling = FineSampling(temperature, before_pass=streamer.check)
         if streamer.policy == "exact":
-            return Exact(fine, self._fine_spec, history, sampling, self._upcoming_generator())
+            return Exact(fine, self._fine_spec, histories, sampling, self._upcoming_generator())
         generator = fork(self._device, "fine")
-        return LowLatency(fine, hops, streamer.lookahead_frames, history, sampling, generator)
+        return LowLatency(fine, hops, streamer.lookahead_frames, histories, sampling, generator)
 
     def _upcoming_generator(self) -> Callable[[int], Generator] | None:
         if self._coarse.fallback is not None or self._streamer.interleave or by_row(self._request.preset):

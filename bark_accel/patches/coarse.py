@@ -18,7 +18,7 @@ from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf import extract
 from bark_accel.hf.inputs import preset_on, read_histories, semantic_ids
 from bark_accel.report import Fallback, FallbackKind, attempt
-from bark_accel.stages.coarse import CoarseHistory, CoarseStage, history_lengths, row_lengths
+from bark_accel.stages.coarse import CoarseStage, history_lengths, row_lengths
 from bark_accel.stages.coarse_rows import CoarseRows
 from bark_accel.stages.ragged import join_rows
 from bark_accel.stages.spec import ENDED, CoarseSpec
@@ -27,6 +27,8 @@ from bark_accel.transformer.weights import TransformerWeights
 from .resolve import resolve_sampling
 from .stage_patch import CausalPatch
 from .token_loop import TokenTap
+
+CoarseHistory = tuple[Tensor, Tensor] | None
 
 
 class CoarsePatch(CausalPatch):
@@ -156,7 +158,7 @@ class CoarsePatch(CausalPatch):
         states = []
         with ExitStack() as held:
             for index, members in enumerate(groups):
-                part = [history[row] for row in members] if isinstance(history, list) else history
+                part = [history[row] for row in members] if isinstance(history, list) else [history]
                 cache = held.enter_context(
                     self.settings.pool.borrow(model.spec, len(members), model.weights.cache_dtype, weights.device)
                 )

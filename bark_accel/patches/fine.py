@@ -60,7 +60,8 @@ class FinePatch(StagePatch):
             codes = self._stock_rows(coarse_output, spec, configs, history, kwargs)
         else:
             stage = self.ready_stage(weights, spec)
-            codes = stage.run(coarse_output.to(weights.device), history, FineSampling(temperature))
+            histories = history if isinstance(history, list) else [history]
+            codes = stage.run(coarse_output.to(weights.device), histories, FineSampling(temperature))
         return codes.to(_dtype_of_codes(coarse_output, history_prompt))
 
     def spec(self, semantic: Any, coarse: Any, fine: Any, codebook_size: int, history_prompt: Any) -> FineSpec:

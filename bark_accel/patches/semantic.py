@@ -143,9 +143,10 @@ class SemanticPatch(CausalPatch):
         model = self.model(weights)
         stage = SemanticStage(model, spec)
         input_ids, attention_mask, history = (on_device(weights.device, part) for part in prompt)
+        histories = history if isinstance(history, list) else [history]
         rows = input_ids.shape[0]
         with (
             self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache,
             self.token_source(model, weights, cache) as token_source,
         ):
-            yield stage, stage.start(input_ids, attention_mask, history, sampling, cache, token_source)
+            yield stage, stage.start(input_ids, attention_mask, histories, sampling, cache, token_source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,9 +17,6 @@ from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
 
 from .spec import ENDED, CoarseSpec
-
-# `semantic_prompt` [T] int and `coarse_prompt` [n_codebooks, T'] int of a voice preset, if there is one.
-CoarseHistory = tuple[Tensor, Tensor] | None
 
 
 @dataclass
@@ -81,7 +79,7 @@ class CoarseStage:
     def start(
         self,
         batch_size: int,
-        history: CoarseHistory | list[CoarseHistory],
+        histories: Sequence[tuple[Tensor, Tensor] | None],
         sampling: SamplingConfig,
         cache: KVCache,
         token_source: TokenSource | None = None,
@@ -90,11 +88,10 @@ class CoarseStage:
 
         Parameters
         ----------
-        history : (Tensor [T] int, Tensor [n_codebooks, T'] int), or a list of `batch_size` of them, optional
-            `semantic_prompt` and `coarse_prompt` of a voice preset: one for all rows, or one (or None) for each, of
-            equal `history_lengths`.
+        histories : sequence of (Tensor [T] int, Tensor [n_codebooks, T'] int) or None
+            `semantic_prompt` and `coarse_prompt` of voice presets: `batch_size` of them, of equal `history_lengths`, or
+            one that all rows have.
         """
-        histories = history if isinstance(history, list) else [history]
         trimmed = [_trim_history(self._spec, h, self._model.weights.device) for h in histories]
         semantic, coarse = (torch.cat(parts).expand(batch_size, -1) for parts in zip(*trimmed, strict=True))
         sampler, rows = Sampler.of(self._model, sampling), ActiveRows(cache, batch_size)
@@ -205,13 +202,15 @@ def row_lengths(spec: CoarseSpec, semantic_tokens: Tensor) -> Tensor:
     return torch.round(frames * spec.num_codebooks).int()
 
 
-def history_lengths(spec: CoarseSpec, history: CoarseHistory) -> tuple[int, int]:
+def history_lengths(spec: CoarseSpec, history: tuple[Tensor, Tensor] | None) -> tuple[int, int]:
     """Semantic and coarse tokens that are used of a voice preset: rows that differ cannot be one batch."""
     semantic, coarse = _trim_history(spec, history, torch.device("cpu"))
     return semantic.shape[1], coarse.shape[1]
 
 
-def _trim_history(spec: CoarseSpec, history: CoarseHistory, device: torch.device) -> tuple[Tensor, Tensor]:
+def _trim_history(
+    spec: CoarseSpec, history: tuple[Tensor, Tensor] | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Semantic [1, T] and interleaved, offset coarse [1, T'] history: `BarkCoarseModel.preprocess_histories`."""
     if history is None:
         empty = torch.empty((1, 0), dtype=torch.int64, device=device)

@@ -19,9 +19,6 @@ from bark_accel.transformer.weights import TransformerWeights
 
 from .spec import ENDED, FineSpec
 
-# [num_codebooks, T] int, what was said before: for all rows, or for each (or None).
-FineHistory = Tensor | Sequence[Tensor | None] | None
-
 
 @dataclass
 class FineSampling:
@@ -98,16 +95,16 @@ class FineStage:
     def spec(self) -> FineSpec:
         return self._spec
 
-    def run(self, coarse_tokens: Tensor, history: FineHistory, sampling: FineSampling) -> Tensor:
+    def run(self, coarse_tokens: Tensor, histories: Sequence[Tensor | None], sampling: FineSampling) -> Tensor:
         """Fill in the remaining codebooks.
 
         Parameters
         ----------
         coarse_tokens : Tensor [B, num_coarse_codebooks * T] int64
             As the coarse stage returns them.
-        history : Tensor [num_codebooks, T'] int or a sequence of B of them, optional
-            What was said before: `fine_prompt` of a voice preset, or earlier codes; for all rows, or for each (or
-            None).
+        histories : sequence of Tensor [num_codebooks, T'] int or None
+            What was said before: `fine_prompt` of voice presets, or earlier codes; B of them, or one that all rows
+            have.
 
         Returns
         -------
@@ -115,20 +112,20 @@ class FineStage:
             0 after a row's end.
         """
         codes = coarse_codes(self._spec, coarse_tokens)
-        state = self.start(row_frames(self._spec, coarse_tokens), history, sampling)
+        state = self.start(row_frames(self._spec, coarse_tokens), histories, sampling)
         self.push(state, codes)
         while self.ready(state):
             self.step(state)
         return state.result(end=codes.shape[1])
 
-    def start(self, frames: Sequence[int], history: FineHistory, sampling: FineSampling) -> FineState:
-        """Begin an utterance of `frames` frames in all for each row."""
+    def start(self, frames: Sequence[int], histories: Sequence[Tensor | None], sampling: FineSampling) -> FineState:
+        """Begin an utterance of `frames` frames in all for each row; `histories` as in `run`."""
         groups: dict[tuple[int, int], list[int]] = {}
-        histories = row_histories(self._spec, history, len(frames), self._weights.device)
+        pasts = row_histories(self._spec, histories, len(frames), self._weights.device)
         for row, length in enumerate(frames):
-            groups.setdefault((length, histories[row].shape[1]), []).append(row)
+            groups.setdefault((length, pasts[row].shape[1]), []).append(row)
         return FineState(
-            [self._group(rows, key[0], torch.stack([histories[r] for r in rows])) for key, rows in groups.items()],
+            [self._group(rows, key[0], torch.stack([pasts[r] for r in rows])) for key, rows in groups.items()],
             sampling,
         )
 
@@ -234,8 +231,11 @@ def row_frames(spec: FineSpec, tokens: Tensor) -> list[int]:
     return ((tokens != ENDED).sum(1) // spec.num_coarse_codebooks).tolist()
 
 
-def row_histories(spec: FineSpec, history: FineHistory, rows: int, device: torch.device) -> list[Tensor]:
-    """Cut each row's history to what the windows use: `rows` tensors [num_codebooks, T] int64."""
+def row_histories(spec: FineSpec, histories: Sequence[Tensor | None], rows: int, device: torch.device) -> list[Tensor]:
+    """Cut each row's history to what the windows use: `rows` tensors [num_codebooks, T] int64.
+
+    One history is that of all rows.
+    """
     none = torch.empty(spec.num_codebooks, 0, dtype=torch.int64, device=device)
-    each = history if isinstance(history, Sequence) else [history] * rows
-    return [none if h is None else h.to(none)[:, -spec.max_history_frames :] for h in each]
+    cut = [none if h is None else h.to(none)[:, -spec.max_history_frames :] for h in histories]
+    return cut * rows if len(cut) == 1 else cut

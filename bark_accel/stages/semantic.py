@@ -53,7 +53,7 @@ class SemanticStage:
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        history: Tensor | Sequence[Tensor | None] | None,
+        histories: Sequence[Tensor | None],
         sampling: SamplingConfig,
         cache: KVCache,
         token_source: TokenSource | None = None,
@@ -66,10 +66,9 @@ class SemanticStage:
             Text ids as the tokenizer gives them; longer rows are cut, as Transformers does.
         attention_mask : Tensor [B, max_input_tokens], optional
             0 marks padding.
-        history : Tensor [T] int, or a sequence of B of them, optional
-            `semantic_prompt` of a voice preset: one for all rows, or one (or None) for each.
+        histories : sequence of Tensor [T] int or None
+            `semantic_prompt` of voice presets: B of them, or one that all rows have.
         """
-        histories = history if isinstance(history, Sequence) else [history]
         prompt = self._prompt(input_ids, attention_mask, histories)
         rows = input_ids.shape[0]
         sampler = Sampler.of(self._model, sampling)

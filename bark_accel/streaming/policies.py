@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from bark_accel.decoding.rng import default_generator
-from bark_accel.stages.fine import FineHistory, FineSampling, FineStage, FineState, coarse_codes, row_histories
+from bark_accel.stages.fine import FineSampling, FineStage, FineState, coarse_codes, row_histories
 from bark_accel.stages.spec import FineSpec
 
 
@@ -108,23 +108,23 @@ class LowLatency(_Hopping):
         fine: FineStage,
         hops: Hops,
         lookahead_frames: int,
-        history: FineHistory,
+        histories: Sequence[Tensor | None],
         sampling: FineSampling,
         generator: Generator,
     ):
         super().__init__(hops, lookahead_frames)
         self._fine = fine
-        self._history = history
+        self._histories = histories
         self._sampling = sampling
         self._generator = generator
 
     def _complete(self, tokens: Tensor, frames: int) -> Tensor:
         whole = self._emitted_frames == 0 and frames == self._total_frames
         self._sampling.generator = None if whole else self._generator
-        codes = self._fine.run(tokens, self._history, self._sampling)[:, :, :frames]
+        codes = self._fine.run(tokens, self._histories, self._sampling)[:, :, :frames]
         spec = self._fine.spec
-        past = row_histories(spec, self._history, codes.shape[0], codes.device)
-        self._history = [torch.cat(row, 1)[:, -spec.max_history_frames :] for row in zip(past, codes, strict=True)]
+        past = row_histories(spec, self._histories, codes.shape[0], codes.device)
+        self._histories = [torch.cat(row, 1)[:, -spec.max_history_frames :] for row in zip(past, codes, strict=True)]
         return codes
 
 
@@ -139,13 +139,13 @@ class Exact:
         self,
         fine: FineStage,
         spec: FineSpec,
-        history: FineHistory,
+        histories: Sequence[Tensor | None],
         sampling: FineSampling,
         upcoming_generator: Callable[[int], Generator] | None,
     ):
         self._fine = fine
         self._spec = spec
-        self._history = history
+        self._histories = histories
         self._sampling = sampling
         self._upcoming_generator = upcoming_generator
         self._pending: list[Tensor] = []
@@ -160,8 +160,8 @@ class Exact:
     def plan(self, row_frames: Sequence[int]) -> None:
         self._row_frames, total_frames = row_frames, max(row_frames)
         self._total_frames = total_frames
-        each = self._history if isinstance(self._history, Sequence) else [self._history]
-        past = min(max(0 if h is None else h.shape[-1] for h in each), self._spec.max_history_frames)
+        longest = max(0 if h is None else h.shape[-1] for h in self._histories)
+        past = min(longest, self._spec.max_history_frames)
         several_windows = past + total_frames > self._spec.max_input_frames
         if several_windows and self._upcoming_generator is not None:
             self._sampling.generator = self._upcoming_generator(total_frames)
@@ -189,7 +189,7 @@ class Exact:
 
     def _fed_state(self) -> FineState:
         if self._state is None:
-            self._state = self._fine.start(self._row_frames, self._history, self._sampling)
+            self._state = self._fine.start(self._row_frames, self._histories, self._sampling)
         if self._pending:
             self._fine.push(self._state, coarse_codes(self._spec, torch.cat(self._pending, dim=1)))
             self._pending = []

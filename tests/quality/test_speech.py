@@ -190,9 +190,9 @@ class _Window:
     def __init__(self, spec, shown):
         self.spec, self._shown = spec, shown
 
-    def run(self, tokens, history, sampling):
+    def run(self, tokens, histories, sampling):
         frames = tokens.shape[1] // self.spec.num_coarse_codebooks
-        (past,) = row_histories(self.spec, history, 1, tokens.device)
+        (past,) = row_histories(self.spec, histories, 1, tokens.device)
         self._shown.append((past.shape[1], frames))
         return torch.zeros(1, self.spec.num_codebooks, frames, dtype=torch.int64)
 

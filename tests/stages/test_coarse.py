@@ -34,7 +34,7 @@ def generate(model, layout, semantic, parts, history=None):
     torch.manual_seed(0)
     early = []
     with KVCachePool().borrow(causal.spec, semantic.shape[0], causal.weights.dtype, CPU) as cache:
-        state = stage.start(semantic.shape[0], history, SAMPLING, cache)
+        state = stage.start(semantic.shape[0], [history], SAMPLING, cache)
         chunks = semantic.split(parts, dim=1)
         for i, chunk in enumerate(chunks):
             stage.push(state, chunk, final=i == len(chunks) - 1)
@@ -92,7 +92,7 @@ def test_early_start_needs_what_the_design_says(suno_model):
         stage, causal = make_stage(suno_model, SUNO)
         parts = history and (history["semantic_prompt"], history["coarse_prompt"])
         with KVCachePool().borrow(causal.spec, 1, causal.weights.dtype, CPU) as cache:
-            state = stage.start(1, parts, SAMPLING, cache)
+            state = stage.start(1, [parts], SAMPLING, cache)
             base = 0 if history is None else 209
             assert state.semantic_history == base
             stage.push(state, torch.zeros(1, 256 - base - 1, dtype=torch.int64), final=False)
@@ -106,7 +106,7 @@ def test_no_semantic_tokens_give_no_coarse_tokens():
     model = build(SMALL)
     stage, causal = make_stage(model, SMALL)
     with KVCachePool().borrow(causal.spec, 2, causal.weights.dtype, CPU) as cache:
-        state = stage.start(2, None, SAMPLING, cache)
+        state = stage.start(2, [None], SAMPLING, cache)
         pad = SMALL.semantic_vocab + 2 * SMALL.codebook_size
         stage.push(state, torch.full((2, 3), pad), final=True)
         assert not stage.ready(state) and state.result().shape == (2, 0)

@@ -85,7 +85,7 @@ def run_semantic(model, sampling, seed, draft=None, max_new_tokens=60, *, inputs
     torch.manual_seed(seed)
     stage, token_source = SemanticStage(causal, spec), None if draft is None else Speculation(causal, draft)
     with torch.no_grad(), KVCachePool().borrow(causal.spec, len(inputs["input_ids"]), torch.float32, CPU) as cache:
-        state = stage.start(*inputs.values(), None, config, cache, token_source)
+        state = stage.start(*inputs.values(), [None], config, cache, token_source)
         while not state.done:
             stage.step(state)
         assert cache.position == int(cache.length) == spec.prompt_tokens + len(state.tokens) - 1
@@ -108,7 +108,7 @@ def run_coarse(model, sampling, seed, draft=None, history=None, semantic_tokens=
     torch.manual_seed(seed)
     stage, token_source = CoarseStage(causal, spec), None if draft is None else Speculation(causal, draft)
     with torch.no_grad(), KVCachePool().borrow(causal.spec, 1, torch.float32, CPU) as cache:
-        state = stage.start(1, history, config, cache, token_source)
+        state = stage.start(1, [history], config, cache, token_source)
         if draft is not None and isinstance(draft.model, ScriptedDraft):
             draft.model.index_of = lambda cache: (
                 cache.position - SMALL.max_input + state.prompt.coarse_start - state.coarse_history

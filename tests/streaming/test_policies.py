@@ -34,15 +34,19 @@ class FakeFine:
     def __init__(self):
         self.calls = []
 
-    def run(self, tokens, history, sampling):
+    def run(self, tokens, histories, sampling):
         frames = tokens.shape[1] // 2
-        self.calls.append((frames, 0 if history is None else history[0].shape[1], sampling.generator is not None))
+        self.calls.append(
+            (frames, 0 if histories[0] is None else histories[0].shape[1], sampling.generator is not None)
+        )
         return tokens.view(1, frames, 2).transpose(1, 2).repeat(1, 4, 1)
 
 
 def low_latency(first, growth, largest, lookahead):
     fine = FakeFine()
-    return LowLatency(fine, Hops(first, growth, largest), lookahead, None, FineSampling(None), fork(CPU, "fine")), fine
+    return LowLatency(
+        fine, Hops(first, growth, largest), lookahead, [None], FineSampling(None), fork(CPU, "fine")
+    ), fine
 
 
 def run(policy, total, planned_at):
