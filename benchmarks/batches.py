@@ -24,6 +24,7 @@ from bark_accel import accelerate_bark
 from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import fake_inputs, quiet_transformers, random_bark, semantic_tokens, shared_copy
 from bark_accel.cli.demo import TEXT
+from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.stages.semantic import SemanticStage, SemanticState
 
 SECONDS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 2.0)
@@ -47,8 +48,8 @@ def rows_of(tokens: Sequence[int], end: int) -> Iterator[None]:
 
 def seconds_of(model: Any, tokens: Sequence[int], *, ending: bool) -> dict[str, float]:
     """Measure the seconds of each causal stage; without `ending`, the semantic stage is as long in every row."""
-    patch = model.generate.__self__
-    semantic, coarse, _ = patch.generation_configs()
+    configs = GenerationConfigs.of(model)
+    semantic, coarse = configs.semantic, configs.coarse
     inputs = {k: v.repeat(len(tokens), 1) for k, v in fake_inputs(model, TEXT).items()}
     options = {"semantic_generation_config": semantic, "max_new_tokens": max(tokens), **inputs}
     start = time.perf_counter()

@@ -9,15 +9,12 @@ import pytest
 import torch
 from interleaved import GemmProbe, compare
 from transformers import BarkModel
-from transformers.models.bark.generation_configuration_bark import (
-    BarkCoarseGenerationConfig,
-    BarkFineGenerationConfig,
-    BarkSemanticGenerationConfig,
-)
 from transformers_steps import OurForward, stock_forward
 
 from bark_accel import accelerate_bark
 from bark_accel.bench.models import shared_copy
+from bark_accel.hf.configs import GenerationConfigs
+from bark_accel.stages.spec import TOKEN_STAGES
 
 SHAPE = "bark-small"
 PRECISIONS = pytest.mark.parametrize("precision", ["same", "float16", "int8"])
@@ -31,12 +28,8 @@ def pair(bark: Callable[[str], BarkModel], precision: str) -> tuple[BarkModel, B
 
 
 def configs(model: BarkModel) -> dict[str, Any]:
-    settings: Any = model.generation_config
-    return {
-        "semantic_generation_config": BarkSemanticGenerationConfig(**settings.semantic_config),
-        "coarse_generation_config": BarkCoarseGenerationConfig(**settings.coarse_acoustics_config),
-        "fine_generation_config": BarkFineGenerationConfig(**settings.fine_acoustics_config),
-    }
+    parsed = GenerationConfigs.of(model)
+    return {f"{stage}_generation_config": getattr(parsed, stage) for stage in TOKEN_STAGES}
 
 
 def label(precision: str) -> str:

@@ -19,6 +19,7 @@ from transformers import LogitsProcessor
 from bark_accel import accelerate_bark
 from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import random_bark
+from bark_accel.hf.configs import GenerationConfigs
 
 
 class Lift(LogitsProcessor):
@@ -49,8 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def measure(weights: str, rows: int, tokens: int, repeats: int) -> list[dict[str, Any]]:
     """Seconds of each option, and of stock once, for `rows` texts and `tokens` tokens."""
     model = random_bark("bark-small")
-    config = model.generation_config.semantic_config
-    config = transformers.models.bark.generation_configuration_bark.BarkSemanticGenerationConfig(**config)
+    config = GenerationConfigs.of(model).semantic
     ids = torch.randint(0, 1000, (rows, 256), generator=torch.Generator().manual_seed(0))
     base = {"do_sample": True, "max_new_tokens": tokens, "semantic_generation_config": config}
     # Random weights seldom end by themselves; a text that ends would shorten one of the two.

@@ -20,16 +20,12 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 from transformers import AutoProcessor, BarkModel
-from transformers.models.bark.generation_configuration_bark import (
-    BarkCoarseGenerationConfig,
-    BarkFineGenerationConfig,
-    BarkSemanticGenerationConfig,
-)
 
 from bark_accel import accelerate_bark, small_bark_path
 from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import quiet_transformers
 from bark_accel.hf import extract
+from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.presets import generate_with_presets
 from bark_accel.stages.fine import FineSampling, FineStage
 from bark_accel.stages.spec import FineSpec
@@ -164,13 +160,8 @@ class Bench:
 
 
 def _fine_spec(model: BarkModel) -> FineSpec:
-    config: Any = model.generation_config
-    return extract.fine_spec(
-        BarkSemanticGenerationConfig(**config.semantic_config),
-        BarkCoarseGenerationConfig(**config.coarse_acoustics_config),
-        BarkFineGenerationConfig(**config.fine_acoustics_config),
-        config.codebook_size,
-    )
+    configs = GenerationConfigs.of(model)
+    return extract.fine_spec(configs.semantic, configs.coarse, configs.fine, configs.codebook_size)
 
 
 def _pairs(one: dict[Kind, list[Any]], other: dict[Kind, list[Any]]) -> Iterator[tuple[Any, Any]]:

@@ -12,8 +12,8 @@ from transformers import BarkModel
 from bark_accel import accelerate_bark
 from bark_accel.bench.ties import explaining_ties
 from bark_accel.hf.stage_trace import trace_stages
+from bark_accel.stages.spec import TOKEN_STAGES
 
-TOKEN_STAGES = ("semantic", "coarse", "fine")
 Run = tuple[dict[str, torch.Tensor], Any, torch.Tensor]
 """See `run`."""
 

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 import bark_accel
+from bark_accel.stages.spec import STAGES, TOKEN_STAGES
 
 if TYPE_CHECKING:
     from transformers import BarkModel
 
-STAGES = ("semantic", "coarse", "fine", "codec")
-TOKEN_STAGES = STAGES[:3]
 WARM_UP_TOKENS = 4
 
 

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from bark_accel.decoding.rng import seeded
 from bark_accel.hf.compat import no_init_weights
+from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.small_bark import small_bark_path
 
 SHAPES = {
@@ -187,7 +188,7 @@ def fake_inputs(model: BarkModel, text: str) -> dict[str, Tensor]:
     ValueError
         The text has no words.
     """
-    settings = _semantic_settings(model)
+    settings = GenerationConfigs.of(model).semantic
     words = text.split()[: settings.max_input_semantic_length]
     if not words:
         raise ValueError("text: expected at least one word, got none")
@@ -214,7 +215,7 @@ class WordProcessor:
 
 def text_tokens(loaded: LoadedBark, text: str) -> tuple[int, int]:
     """(tokens in the text, tokens that the model reads)."""
-    limit = _semantic_settings(loaded.model).max_input_semantic_length
+    limit = GenerationConfigs.of(loaded.model).semantic.max_input_semantic_length
     if loaded.processor is None:
         return len(text.split()), limit
     return len(loaded.processor.tokenizer(text, add_special_tokens=False)["input_ids"]), limit
@@ -228,7 +229,7 @@ def semantic_tokens(model: BarkModel, seconds: float) -> int:
     ValueError
         More than the model can generate for one utterance.
     """
-    settings = _semantic_settings(model)
+    settings = GenerationConfigs.of(model).semantic
     tokens = max(1, math.ceil(seconds * settings.semantic_rate_hz))
     if tokens > settings.max_new_tokens:
         limit = settings.max_new_tokens / settings.semantic_rate_hz
@@ -238,19 +239,13 @@ def semantic_tokens(model: BarkModel, seconds: float) -> int:
 
 def max_semantic_tokens(model: BarkModel) -> int:
     """The model's own limit for one utterance."""
-    return _semantic_settings(model).max_new_tokens
+    return GenerationConfigs.of(model).semantic.max_new_tokens
 
 
 def coarse_per_semantic(model: BarkModel) -> float:
     """Coarse tokens that a semantic token becomes, on average."""
-    settings: Any = model.generation_config
-    coarse = BarkCoarseGenerationConfig(**settings.coarse_acoustics_config)
-    return coarse.coarse_rate_hz / _semantic_settings(model).semantic_rate_hz * coarse.n_coarse_codebooks
-
-
-def _semantic_settings(model: BarkModel) -> BarkSemanticGenerationConfig:
-    settings: Any = model.generation_config
-    return BarkSemanticGenerationConfig(**settings.semantic_config)
+    configs = GenerationConfigs.of(model)
+    return configs.coarse.coarse_rate_hz / configs.semantic.semantic_rate_hz * configs.coarse.n_coarse_codebooks
 
 
 def _from_pretrained(name: str, *, local_files_only: bool) -> LoadedBark:

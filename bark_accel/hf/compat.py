@@ -10,13 +10,15 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers import BarkModel, GenerationMixin
+from transformers import GenerationMixin
 from transformers.models.bark import modeling_bark as hf
 
 try:
     from transformers.initialization import no_init_weights
 except ImportError:  # Transformers 4
     from transformers.modeling_utils import no_init_weights  # type: ignore[attr-defined, no-redef]
+
+from .points import POINTS
 
 __all__ = [
     "TESTED_VERSIONS",
@@ -30,46 +32,6 @@ __all__ = [
 ]
 
 TESTED_VERSIONS = ("4.46.3", "4.49.0", "4.52.4", "4.57.6", "5.0.0", "5.17.0", "5.23.0")
-
-# What the patches replace or call, with the leading parameters they rely on. A tail of other parameters is allowed only
-# where the patch passes it on untouched.
-SIGNATURES: dict[str, tuple[Callable, tuple[str, ...]]] = {
-    "BarkModel.generate": (
-        BarkModel.generate,
-        ("self", "input_ids", "history_prompt", "return_output_lengths", "kwargs"),
-    ),
-    "BarkModel.codec_decode": (BarkModel.codec_decode, ("self", "fine_output", "output_lengths")),
-    "BarkSemanticModel.generate": (
-        hf.BarkSemanticModel.generate,
-        ("self", "input_ids", "semantic_generation_config", "history_prompt", "attention_mask", "kwargs"),
-    ),
-    "BarkCoarseModel.generate": (
-        hf.BarkCoarseModel.generate,
-        (
-            "self",
-            "semantic_output",
-            "semantic_generation_config",
-            "coarse_generation_config",
-            "codebook_size",
-            "history_prompt",
-            "return_output_lengths",
-            "kwargs",
-        ),
-    ),
-    "BarkFineModel.generate": (
-        hf.BarkFineModel.generate,
-        (
-            "self",
-            "coarse_output",
-            "semantic_generation_config",
-            "coarse_generation_config",
-            "fine_generation_config",
-            "codebook_size",
-            "history_prompt",
-            "kwargs",
-        ),
-    ),
-}
 
 
 def check_signatures() -> None:
@@ -91,10 +53,11 @@ def check_signatures() -> None:
 
 def _differences() -> list[str]:
     differences = []
-    for name, (function, expected) in SIGNATURES.items():
-        got = tuple(inspect.signature(function).parameters)
-        if got != expected:
-            differences.append(f"{name} takes ({', '.join(got)}), expected ({', '.join(expected)})")
+    for point in POINTS.values():
+        got = tuple(inspect.signature(getattr(point.kind, point.method)).parameters)
+        if got != point.parameters:
+            name = f"{point.kind.__name__}.{point.method}"
+            differences.append(f"{name} takes ({', '.join(got)}), expected ({', '.join(point.parameters)})")
     if not (_takes_custom_loop() or _runs_its_own_loop()):
         differences.append("GenerationMixin.generate takes no callable custom_generate, nor calls self._sample")
     return differences

@@ -2,9 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from transformers import BarkModel
+from transformers.models.bark.generation_configuration_bark import (
+    BarkCoarseGenerationConfig,
+    BarkFineGenerationConfig,
+    BarkSemanticGenerationConfig,
+)
+
+from .points import SUBMODELS, PatchPoint
+
+
+@dataclass(frozen=True)
+class GenerationConfigs:
+    """The generation config of a `BarkModel`, its nested ones parsed as `BarkModel.generate` does."""
+
+    semantic: BarkSemanticGenerationConfig
+    coarse: BarkCoarseGenerationConfig
+    fine: BarkFineGenerationConfig
+    codebook_size: int
+    sample_rate: int
+
+    @classmethod
+    def of(cls, model: BarkModel) -> GenerationConfigs:
+        """Parse a model's; raises `ValueError` where one that `BarkModel.generate` needs is missing."""
+        config = model.generation_config
+        nested = {stage: _nested(config, point) for stage, point in SUBMODELS.items()}
+        codebook_size = getattr(config, "codebook_size", None)
+        if not isinstance(codebook_size, Integral):
+            raise ValueError(f"generation_config.codebook_size: expected an int, got {codebook_size!r}")
+        return cls(**nested, codebook_size=int(codebook_size), sample_rate=sample_rate(model))
+
+
+def _nested(config: object, point: PatchPoint) -> Any:
+    nested = getattr(config, point.config_name, None)
+    if not isinstance(nested, Mapping):
+        raise ValueError(
+            f"generation_config.{point.config_name}: expected a dict (BarkModel.generate needs the nested configs as "
+            f"dicts, as from_pretrained gives them), got {type(nested).__name__}"
+        )
+    assert point.config is not None
+    return point.config(**nested)
 
 
 def sample_rate(model: BarkModel) -> int:

@@ -26,11 +26,10 @@ from bark_accel.transformer.spec import TransformerSpec
 from bark_accel.transformer.weights import Layer, Linear, Norm, TransformerWeights
 
 from .compat import layer_norm_eps
+from .points import SUBMODELS
 
-# Where the patched methods of a sub-model live.
-_PATCHED_METHODS = {"generate"}
+_PATCHED_METHODS = {point.method for point in SUBMODELS.values()}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_STAGE_CLASSES = {"semantic": hf.BarkSemanticModel, "coarse": hf.BarkCoarseModel, "fine": hf.BarkFineModel}
 
 
 def check_modules(stage: str, module: nn.Module) -> None:
@@ -137,7 +136,7 @@ def transformer_spec(module: Any) -> TransformerSpec:
 @_naming_parts
 def transformer_weights(stage: str, module: Any) -> TransformerWeights:
     """Read one of the three transformers. Only LayerNorms of 16-bit models are copied (to float32)."""
-    _exact(stage, module, _STAGE_CLASSES[stage])
+    _exact(stage, module, SUBMODELS[stage].kind)
     check_tensors(stage, module.parameters())
     if len(module.layers) != module.config.num_layers:
         detail = f"expected {module.config.num_layers} layers (num_layers), got {len(module.layers)}"

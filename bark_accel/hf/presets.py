@@ -11,14 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import BarkModel
-from transformers.models.bark.generation_configuration_bark import (
-    BarkCoarseGenerationConfig,
-    BarkSemanticGenerationConfig,
-)
 
 from bark_accel.streaming.owner import owner_of
 from bark_accel.streaming.streamer import AudioSource, AudioStreamer
 
+from .configs import GenerationConfigs
+from .points import SUBMODELS, submodels
 from .stage_trace import StageTrace, trace_stages
 
 PresetArrays = dict[str, np.ndarray]
@@ -91,8 +89,8 @@ def traced(model: BarkModel) -> Iterator[tuple[Any, StageTrace]]:
     """A view of the model whose stages are traced; other threads may use the model itself meanwhile."""
     view = copy.copy(model)
     view._modules = dict(model._modules)
-    for name in ("semantic", "coarse_acoustics", "fine_acoustics"):
-        setattr(view, name, copy.copy(getattr(model, name)))
+    for stage, submodel in submodels(model).items():
+        setattr(view, SUBMODELS[stage].attribute, copy.copy(submodel))
     with trace_stages(view) as trace:
         yield view, trace
 
@@ -106,9 +104,8 @@ def check_generate(model: BarkModel) -> None:
 
 def traced_presets(model: BarkModel, trace: StageTrace, lengths: list[int]) -> list[PresetArrays]:
     """The voice presets of the generation that was traced."""
-    settings: Any = model.generation_config
-    pad = BarkSemanticGenerationConfig(**settings.semantic_config).semantic_pad_token
-    codebooks = BarkCoarseGenerationConfig(**settings.coarse_acoustics_config).n_coarse_codebooks
+    configs = GenerationConfigs.of(model)
+    pad, codebooks = configs.semantic.semantic_pad_token, configs.coarse.n_coarse_codebooks
     return presets_of(trace.outputs["semantic"], trace.outputs["fine"], lengths, pad, codebooks)
 
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from transformers import BarkModel
 
-STAGES = ("semantic", "coarse", "fine", "codec")
+from bark_accel.stages.spec import STAGES
+
+from .points import POINTS
 
 
 @dataclass
@@ -40,14 +42,9 @@ def trace_stages(model: BarkModel, on_stage: Callable[[str], None] | None = None
         Called with the name of each stage as it starts.
     """
     trace = StageTrace()
-    places = (
-        ("semantic", model.semantic, "generate"),
-        ("coarse", model.coarse_acoustics, "generate"),
-        ("fine", model.fine_acoustics, "generate"),
-        ("codec", model, "codec_decode"),
-    )
     with ExitStack() as undo:
-        for stage, owner, name in places:
+        for stage in STAGES:
+            owner, name = POINTS[stage].owner(model), POINTS[stage].method
             undo.callback(_put_back, owner, name, name in vars(owner), vars(owner).get(name))
             setattr(owner, name, _traced(stage, getattr(owner, name), model.device, trace, on_stage))
         yield trace

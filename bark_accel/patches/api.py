@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import transformers
 from transformers import BarkModel
-from transformers.models.bark import modeling_bark as hf
 
 from bark_accel._forked import avoid_lost_threads, watch
 from bark_accel._version import __version__
 from bark_accel.hf import extract
 from bark_accel.hf.compat import check_signatures
 from bark_accel.hf.inputs import check_not_meta
+from bark_accel.hf.points import POINTS, SUBMODELS, submodels
 from bark_accel.ops._library import release_memory
 from bark_accel.ops.backend import check_backend, is_served, native_fault, runs_natively
 from bark_accel.ops.flash_attention import check_attention
@@ -23,20 +23,13 @@ from bark_accel.report import AccelerationReport, Fallback, FallbackKind, Fallba
 from bark_accel.streaming.owner import owner_of
 from bark_accel.transformer.precision import WEIGHTS
 
-from .coarse import CoarsePatch
-from .fine import FinePatch
-from .model import SUBMODELS, ModelPatch
+from .model import ModelPatch
+from .points import PATCHES, stage_patch
 from .release import check_released, release
-from .semantic import SemanticPatch
 from .stage_patch import CausalPatch, Settings, StagePatch
 from .stock_bugs import STOCK_BUGS, StockBugs
 
-_PATCHES: dict[str, type[StagePatch]] = {"semantic": SemanticPatch, "coarse": CoarsePatch, "fine": FinePatch}
-_CLASSES = {
-    "semantic": hf.BarkSemanticModel,
-    "coarse_acoustics": hf.BarkCoarseModel,
-    "fine_acoustics": hf.BarkFineModel,
-}
+_METHODS = tuple(dict.fromkeys(point.method for point in POINTS.values()))
 # Kinds that a later call may lose again (model.eval(), hooks removed); the others are refused at once.
 _TRANSIENT = {FallbackKind.TRAINING, FallbackKind.HOOKED_MODULE}
 
@@ -137,15 +130,16 @@ def accelerate_bark(
     check_attention(attention, model.device, exact=weights == "same" and model.dtype == torch.float32)
     log = FallbackLog(strict or release_originals)
     settings = Settings(backend, log, weights, speculate, release_originals, stock_bugs, cuda_graphs, attention)
-    patches = _make_patches(model, settings)
-    for patch in (patches["model"].codec_patch(), *(patches[stage] for stage in SUBMODELS)):
+    whole = ModelPatch(model, settings)
+    patches = {stage: PATCHES[stage](submodel, settings) for stage, submodel in submodels(model).items()}
+    for patch in (whole.codec_patch(), *patches.values()):
         _check_extractable(patch, also_transient=release_originals)
     if release_originals:
-        release([patches[stage] for stage in SUBMODELS])
+        release([*patches.values()])
     _remove_patches(model)
-    vars(model).update(generate=patches["model"].generate, codec_decode=patches["model"].codec_decode)
-    for stage, name in SUBMODELS.items():
-        getattr(model, name).generate = patches[stage].generate
+    by_stage = {"model": whole, "codec": whole, **patches}
+    for stage, point in POINTS.items():
+        vars(point.owner(model))[point.method] = getattr(by_stage[stage], point.method)
     return model
 
 
@@ -173,7 +167,7 @@ def restore_bark(model: BarkModel) -> BarkModel:
 
 def _remove_patches(model: BarkModel) -> None:
     for owner in (model, *_submodels(model)):
-        for name in ("generate", "codec_decode"):
+        for name in _METHODS:
             if _is_ours(vars(owner).get(name)):
                 delattr(owner, name)
 
@@ -181,7 +175,7 @@ def _remove_patches(model: BarkModel) -> None:
 def _submodels(model: BarkModel) -> list[Any]:
     """The sub-models a model has now, and those it had when it was accelerated."""
     patch = model_patch(model)
-    now = [getattr(model, name) for name in SUBMODELS.values()]
+    now = [*submodels(model).values()]
     return now if patch is None else [*now, *(m for m in patch.patched_submodels if all(m is not n for n in now))]
 
 
@@ -268,22 +262,16 @@ def _patch_of_accelerated(model: Any, name: str) -> ModelPatch:
 
 def _stage_patches(model: BarkModel) -> list[StagePatch]:
     """Return our patches of the sub-models that the model has now."""
-    submodels = (getattr(model, name) for name in SUBMODELS.values())
-    return [patch for m in submodels if (patch := owner_of(m.generate, StagePatch)) is not None]
+    return [patch for m in submodels(model).values() if (patch := stage_patch(m)) is not None]
 
 
 def model_patch(model: BarkModel) -> ModelPatch | None:
     """The patch that owns an accelerated model, or None."""
-    for name in ("generate", "codec_decode"):
+    for name in _METHODS:
         owner = owner_of(vars(model).get(name), ModelPatch)
         if owner is not None:
             return owner
     return None
-
-
-def _make_patches(model: BarkModel, settings: Settings) -> dict[str, Any]:
-    patches: dict[str, Any] = {s: _PATCHES[s](getattr(model, name), settings) for s, name in SUBMODELS.items()}
-    return {**patches, "model": ModelPatch(model, settings)}
 
 
 def _is_ours(method: Any) -> bool:
@@ -320,11 +308,11 @@ def _check_flags(**flags: bool) -> None:
 
 
 def _check_classes(model: BarkModel) -> None:
-    for name, kind in _CLASSES.items():
-        submodel = getattr(model, name)
-        if type(submodel) is not kind:
+    for point in SUBMODELS.values():
+        submodel = point.owner(model)
+        if type(submodel) is not point.kind:
             got = f"{extract.class_name(type(submodel))}{extract.way_out(submodel)}"
-            raise ValueError(f"model.{name}: expected a {kind.__name__}, got a {got}")
+            raise ValueError(f"model.{point.attribute}: expected a {point.kind.__name__}, got a {got}")
     if type(model).codec_decode is not BarkModel.codec_decode:
         raise ValueError(f"{type(model).__name__}.codec_decode: expected BarkModel's own, got an override")
 
@@ -332,7 +320,7 @@ def _check_classes(model: BarkModel) -> None:
 def _check_not_covered(model: BarkModel) -> None:
     """Refuse methods that somebody else set on the instance."""
     for owner in (model, *_submodels(model)):
-        for name in ("generate", "codec_decode"):
+        for name in _METHODS:
             if name in vars(owner) and not _is_ours(vars(owner)[name]):
                 kind = type(owner).__name__
                 raise ValueError(f"{kind}.{name}: expected the class's own or ours, got one set on the instance")

@@ -14,6 +14,7 @@ from bark_accel.decoding.rng import after_noise, fork
 from bark_accel.decoding.sampling import TokenRange
 from bark_accel.hf import extract
 from bark_accel.hf.compat import run_with_loop
+from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.inputs import by_row, preset_on
 from bark_accel.hf.presets import PresetArrays, presets_of
 from bark_accel.report import Fallback, FallbackKind
@@ -24,9 +25,8 @@ from bark_accel.streaming.pipeline import BarkPipeline, ChunkDecoder
 from bark_accel.streaming.policies import Exact, Hops, LowLatency, Policy, Preview, hop_growth
 from bark_accel.streaming.streamer import AudioStreamer
 
-from .coarse import CoarsePatch, coarse_history
-from .fine import CodecPatch, FinePatch
-from .semantic import SemanticPatch
+from .coarse import coarse_history
+from .points import StagePatches
 from .token_loop import BarkTokenRules, TokenLoop, TokenTap
 
 # Fallback kinds for which Transformers calls no streamer.
@@ -37,18 +37,8 @@ VoicePreset = dict[str, Tensor] | None
 
 
 @dataclass(frozen=True)
-class StagePatches:
-    """Patches of the stages of one model."""
-
-    semantic: SemanticPatch
-    coarse: CoarsePatch
-    fine: FinePatch
-    codec: CodecPatch
-
-
-@dataclass(frozen=True)
 class Request:
-    """Checked arguments of `BarkModel.generate`: the three generation configs, and the arguments of each stage.
+    """Checked arguments of `BarkModel.generate`, and those of each stage.
 
     `preset` is one for all rows, or a list with one for each.
     """
@@ -56,8 +46,7 @@ class Request:
     input_ids: Tensor
     attention_mask: Tensor | None
     preset: VoicePreset | list[VoicePreset]
-    configs: tuple[Any, Any, Any]
-    codebook_size: int
+    configs: GenerationConfigs
     stage_kwargs: dict[str, dict[str, Any]]
 
     @property
@@ -79,13 +68,15 @@ class AudioGeneration:
         self._request = request
         self._streamer = streamer
         self._device = patches.fine.module.device
-        semantic, coarse, fine = request.configs
-        size, rows = request.codebook_size, request.rows
+        configs, rows = request.configs, request.rows
+        semantic, coarse, size = configs.semantic, configs.coarse, configs.codebook_size
         self._semantic_spec = extract.semantic_spec(semantic)
         self._coarse_spec = patches.coarse.spec(semantic, coarse, size, request.preset)
-        self._fine_spec = patches.fine.spec(semantic, coarse, fine, size, request.preset)
+        self._fine_spec = patches.fine.spec(semantic, coarse, configs.fine, size, request.preset)
         self._semantic = _Prepared(lambda: patches.semantic.prepare(semantic, rows, self._kwargs("semantic")))
-        self._coarse = _Prepared(lambda: patches.coarse.prepare(semantic, coarse, size, rows, self._kwargs("coarse")))
+        self._coarse = _Prepared(
+            lambda: patches.coarse.prepare(self._coarse_spec, coarse, rows, self._kwargs("coarse"))
+        )
         self._fallbacks = [p.fallback for p in (self._semantic, self._coarse) if p.fallback is not None]
         for fallback in self._fallbacks:
             if fallback.reason.kind in _NO_TOKENS or by_row(request.preset):
@@ -121,7 +112,7 @@ class AudioGeneration:
         if self._streamer.policy == "preview" or tokens is None or lengths is None:
             return None
         if codes is None:
-            codes = tokens.new_zeros(len(tokens), self._request.configs[2].n_fine_codebooks, 0)
+            codes = tokens.new_zeros(len(tokens), self._request.configs.fine.n_fine_codebooks, 0)
         return presets_of(tokens, codes, lengths, self._semantic_spec.pad_token, self._coarse_spec.num_codebooks)
 
     def _kwargs(self, stage: str) -> dict[str, Any]:
@@ -135,8 +126,8 @@ class AudioGeneration:
         return None if preset is None else preset[name]
 
     def _coarse_history(self) -> Any:
-        request, (semantic, coarse, _) = self._request, self._request.configs
-        return coarse_history(request.preset, request.rows, semantic, coarse, request.codebook_size)
+        request, configs = self._request, self._request.configs
+        return coarse_history(request.preset, request.rows, configs.semantic, configs.coarse, configs.codebook_size)
 
     # The compiled loops.
 
@@ -168,7 +159,7 @@ class AudioGeneration:
     # Transformers' own loops.
 
     def _loop_semantic(self) -> Tensor:
-        config, spec, kwargs = self._request.configs[0], self._semantic_spec, self._kwargs("semantic")
+        config, spec, kwargs = self._request.configs.semantic, self._semantic_spec, self._kwargs("semantic")
         tap = TokenTap(self._streamer.check)
         rules = BarkTokenRules(
             [TokenRange(0, min(spec.vocab_size, spec.pad_token), eos=spec.pad_token)],
@@ -184,7 +175,7 @@ class AudioGeneration:
             return _run_listened(module, rules, tap, request.input_ids, **named, **kwargs)
 
     def _loop_coarse(self, semantic_tokens: Tensor) -> None:
-        semantic, coarse, _ = self._request.configs
+        configs = self._request.configs
         module = self._patches.coarse.module
         lengths = row_lengths(self._coarse_spec, semantic_tokens)
         count = itertools.count()
@@ -199,7 +190,7 @@ class AudioGeneration:
         rules = BarkTokenRules(token_ranges(self._coarse_spec, module.config.output_vocab_size), tap=tap)
         past = self._coarse_history() or (None, None)
         preset = preset_on(module, semantic_prompt=past[0], coarse_prompt=past[1])
-        named = self._patches.coarse.by_name(semantic, coarse, self._request.codebook_size, preset)
+        named = self._patches.coarse.by_name(configs.semantic, configs.coarse, configs.codebook_size, preset)
         assert self._coarse.fallback is not None
         with self._patches.coarse.looped(self._coarse.fallback) as view:
             _run_listened(view, rules, tap, semantic_tokens, **named, **self._kwargs("coarse"))
@@ -218,7 +209,7 @@ class AudioGeneration:
         history = self._preset_part("fine_prompt")
         histories = history if isinstance(history, list) else [history]
         temperature = self._patches.fine.settings.stock_bugs.fine_temperature(
-            self._request.configs[2], self._kwargs("fine")
+            self._request.configs.fine, self._kwargs("fine")
         )
         sampling = FineSampling(temperature, before_pass=streamer.check)
         if streamer.policy == "exact":

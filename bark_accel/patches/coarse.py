@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation.logits_process import (
-    AlternatingCodebooksLogitsProcessor,
+from transformers.generation.logits_process import AlternatingCodebooksLogitsProcessor
+from transformers.models.bark.generation_configuration_bark import (
+    BarkCoarseGenerationConfig,
 )
 
 from bark_accel.decoding.rng import fork
@@ -59,10 +60,10 @@ class CoarsePatch(CausalPatch):
         history = coarse_history(history_prompt, rows, semantic, coarse, codebook_size)
         check_coarse_streamer(streamer, history)
         spec = self.spec(semantic, coarse, codebook_size, history_prompt)
-        prepared = attempt(lambda: self.prepare(semantic, coarse, codebook_size, rows, kwargs))
+        prepared = attempt(lambda: self.prepare(spec, coarse, rows, kwargs))
         if isinstance(prepared, Fallback):
             if self.codes_only:
-                kwargs = {**kwargs, "suppress_tokens": self._suppressed(semantic, coarse, codebook_size, kwargs)}
+                kwargs = {**kwargs, "suppress_tokens": self._suppressed(spec, coarse, kwargs)}
             configs = (semantic, coarse, codebook_size)
             with self.looped(prepared) as module:
                 tokens, lengths = self._stock_rows(module, semantic_output, configs, history, kwargs)
@@ -99,23 +100,23 @@ class CoarsePatch(CausalPatch):
         return preset_on(self.module, semantic_prompt=semantic, coarse_prompt=coarse)
 
     def prepare(
-        self, semantic: Any, coarse: Any, codebook_size: int, rows: int, kwargs: dict[str, Any]
+        self, spec: CoarseSpec, config: BarkCoarseGenerationConfig, rows: int, kwargs: dict[str, Any]
     ) -> tuple[TransformerWeights, SamplingConfig]:
         """Prepare a generation of `rows`; raises `Fallback` where Transformers has to run it."""
         weights = self._ready_weights()
         # The prompt's length and ids decide nothing that the loop can do: what depends on them (a padding mask)
         # shows in the config.
-        prompt = torch.full((rows, 1), coarse.coarse_infer_token, dtype=torch.int64, device=weights.device)
-        rules = [AlternatingCodebooksLogitsProcessor(1, semantic.semantic_vocab_size, codebook_size)]
+        prompt = torch.full((rows, 1), spec.infer_token, dtype=torch.int64, device=weights.device)
+        rules = [AlternatingCodebooksLogitsProcessor(1, spec.semantic_vocab_size, spec.codebook_size)]
         sampling = resolve_sampling(
             self.stage,
             self.module,
             prompt,
-            generation_config=coarse,
+            generation_config=config,
             token_rules=rules,
             kwargs=kwargs,
             masks_pads=True,
-            max_new_tokens=coarse.sliding_window_len,
+            max_new_tokens=spec.window_tokens,
         )
         if sampling.stop_tokens or sampling.pad_token is not None:
             detail = f"eos_token_id={sampling.stop_tokens}, pad_token_id={sampling.pad_token}, expected none"
@@ -130,10 +131,10 @@ class CoarsePatch(CausalPatch):
         spec = extract.coarse_spec(semantic, coarse, codebook_size)
         return replace(spec, codes_only=self.codes_only, rows_end=self.rows_end(history_prompt))
 
-    def _suppressed(self, semantic: Any, coarse: Any, codebook_size: int, kwargs: dict[str, Any]) -> list[int]:
+    def _suppressed(self, spec: CoarseSpec, config: BarkCoarseGenerationConfig, kwargs: dict[str, Any]) -> list[int]:
         """The caller's suppressed tokens and the ids beyond the last codebook, for Transformers' own loop."""
-        end = semantic.semantic_vocab_size + coarse.n_coarse_codebooks * codebook_size
-        given = kwargs.get("suppress_tokens", coarse.suppress_tokens)
+        end = spec.semantic_vocab_size + spec.num_codebooks * spec.codebook_size
+        given = kwargs.get("suppress_tokens", config.suppress_tokens)
         return [*(given or []), *range(end, self.module.config.output_vocab_size)]
 
     @contextmanager

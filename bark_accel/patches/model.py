@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.bark.generation_configuration_bark import (
-    BarkCoarseGenerationConfig,
-    BarkFineGenerationConfig,
-    BarkSemanticGenerationConfig,
-)
+from transformers import BarkModel
 
 from bark_accel._forked import avoid_lost_threads
-from bark_accel.hf.configs import sample_rate
+from bark_accel.hf.configs import GenerationConfigs, sample_rate
 from bark_accel.hf.inputs import (
     by_row,
     check_arguments,
@@ -28,27 +23,20 @@ from bark_accel.hf.inputs import (
     read_histories,
     semantic_ids,
 )
+from bark_accel.hf.points import SUBMODELS, submodels
 from bark_accel.hf.presets import VIEW, traced, traced_presets
 from bark_accel.ops.backend import runs_natively
 from bark_accel.ops.float32_choice import Float32Choice, choice
-from bark_accel.report import Fallback, FallbackKind, attempt
+from bark_accel.report import Fallback, attempt
 from bark_accel.stages.ragged import trim_rows
-from bark_accel.streaming.owner import owner_of
 from bark_accel.streaming.streamer import AudioSource, AudioStreamer
 
-from .audio_generation import AudioGeneration, Request, StagePatches, VoicePreset
+from .audio_generation import AudioGeneration, Request, VoicePreset
 from .coarse import check_coarse_streamer
 from .fine import CodecPatch, check_fine_codebooks
-from .stage_patch import Settings, StagePatch
+from .points import StagePatches, not_patched, stage_patch
+from .stage_patch import Settings
 from .token_loop import TokenTap
-
-SUBMODELS = {"semantic": "semantic", "coarse": "coarse_acoustics", "fine": "fine_acoustics"}
-
-_NESTED = {
-    "semantic_config": BarkSemanticGenerationConfig,
-    "coarse_acoustics_config": BarkCoarseGenerationConfig,
-    "fine_acoustics_config": BarkFineGenerationConfig,
-}
 
 
 class ModelPatch(AudioSource):
@@ -57,10 +45,10 @@ class ModelPatch(AudioSource):
     The data flow between the stages stays Transformers' own `generate`, which calls the sub-models' patches.
     """
 
-    def __init__(self, module: Any, settings: Settings):
+    def __init__(self, module: BarkModel, settings: Settings):
         self.module = module
         self.settings = settings
-        self.patched_submodels = [getattr(module, name) for name in SUBMODELS.values()]
+        self.patched_submodels = [*submodels(module).values()]
 
     @property
     def sampling_rate(self) -> int:
@@ -136,15 +124,19 @@ class ModelPatch(AudioSource):
             self._check_streamer(streamer, kwargs)
         _, kwargs = self._check(input_ids, history_prompt, kwargs, streamed=isinstance(streamer, AudioStreamer))
         with suppress(Fallback):
-            self._prepare_causal_stages(len(input_ids), kwargs)
+            for prepare in self._preparations(len(input_ids), kwargs)[:2]:
+                prepare()
 
-    def _prepare_causal_stages(self, rows: int, kwargs: dict[str, Any]) -> None:
-        patches, (semantic, coarse, _) = self._stage_patches(), self.generation_configs()
-        size = self.module.generation_config.codebook_size
-        patches.semantic.prepare(
-            semantic, rows, {"min_eos_p": kwargs.get("min_eos_p"), **stage_arguments(kwargs, "semantic")}
-        )
-        patches.coarse.prepare(semantic, coarse, size, rows, stage_arguments(kwargs, "coarse"))
+    def _preparations(self, rows: int, kwargs: dict[str, Any]) -> list[Callable[[], object]]:
+        """What each stage does before any work, in order; raises `Fallback` where a sub-model is not ours."""
+        patches, configs, stage_kwargs = self._stage_patches(), self.generation_configs(), arguments_by_stage(kwargs)
+        spec = patches.coarse.spec(configs.semantic, configs.coarse, configs.codebook_size, None)
+        return [
+            lambda: patches.semantic.prepare(configs.semantic, rows, stage_kwargs["semantic"]),
+            lambda: patches.coarse.prepare(spec, configs.coarse, rows, stage_kwargs["coarse"]),
+            patches.fine.prepare,
+            patches.codec.ready_stage,
+        ]
 
     def _check_streamer(self, streamer: AudioStreamer, kwargs: dict[str, Any]) -> None:
         if streamer.sampling_rate != self.sampling_rate:
@@ -173,26 +165,26 @@ class ModelPatch(AudioSource):
         Returns the voice preset, or one for each row, on the model's device, and the arguments with what is fixed of
         Transformers' bugs.
         """
-        semantic, coarse, fine = self.generation_configs()
-        for stage in SUBMODELS:
+        configs, stage_kwargs = self.generation_configs(), arguments_by_stage(kwargs)
+        for stage, arguments in stage_kwargs.items():
             # With audio streamed, token loops take the caller's processors after Bark's own.
-            check_arguments(stage, stage_arguments(kwargs, stage), {"logits_processor"} if streamed else ())
-        max_tokens = semantic.max_input_semantic_length
+            check_arguments(stage, arguments, {"logits_processor"} if streamed else ())
+        max_tokens = configs.semantic.max_input_semantic_length
         check_numbers(kwargs)
         rows = check_input_ids(input_ids, kwargs.get("attention_mask"), max_tokens)
-        preset = self._presets(history_prompt, rows, semantic, coarse, fine)
-        check_fine_codebooks(self.module.fine_acoustics, fine)
-        check_coarse_streamer(stage_arguments(kwargs, "coarse").get("streamer"), preset)
+        preset = self._presets(history_prompt, rows, configs)
+        check_fine_codebooks(self.module.fine_acoustics, configs.fine)
+        check_coarse_streamer(stage_kwargs["coarse"].get("streamer"), preset)
         bugs = self.settings.stock_bugs
-        kwargs = bugs.with_min_eos_p(semantic, kwargs)
+        kwargs = bugs.with_min_eos_p(configs.semantic, kwargs)
         if kwargs.get("generation_config") is not None:
             bugs.warn_once("BarkModel.generate ignores generation_config=; change model.generation_config instead")
         if bugs.fixes("cut_text"):
             bugs.check_text(input_ids, kwargs.get("attention_mask"), max_tokens)
-        bugs.fine_temperature(fine, stage_arguments(kwargs, "fine"))
+        bugs.fine_temperature(configs.fine, stage_kwargs["fine"])
         self._check_patched()
         if self.settings.log.strict:
-            self._check_all_stages(semantic, coarse, rows, kwargs)
+            self._check_all_stages(rows, kwargs)
         check_not_meta(self.module)
         return preset, kwargs
 
@@ -223,12 +215,9 @@ class ModelPatch(AudioSource):
         kwargs: dict[str, Any],
         emit: Callable[[Tensor], None],
     ) -> None:
-        semantic, coarse, fine = self.generation_configs()
-        stage_kwargs = {stage: stage_arguments(kwargs, stage) for stage in SUBMODELS}
-        stage_kwargs["semantic"] = {"min_eos_p": kwargs.get("min_eos_p"), **stage_kwargs["semantic"]}
+        configs, stage_kwargs = self.generation_configs(), arguments_by_stage(kwargs)
         mask = kwargs.get("attention_mask")
-        size = self.module.generation_config.codebook_size
-        request = Request(input_ids, mask, preset, (semantic, coarse, fine), size, stage_kwargs)
+        request = Request(input_ids, mask, preset, configs, stage_kwargs)
         generation = attempt(lambda: AudioGeneration(self._stage_patches(), request, streamer, emit))
         if isinstance(generation, Fallback):
             self.settings.log.note(generation)
@@ -237,9 +226,9 @@ class ModelPatch(AudioSource):
                 kwargs = {**kwargs, "streamer": TokenTap(streamer.check)}
             self._generate_one_chunk(streamer, request, kwargs, emit)
             return
-        self.settings.stock_bugs.check_text(input_ids, mask, semantic.max_input_semantic_length)
+        self.settings.stock_bugs.check_text(input_ids, mask, configs.semantic.max_input_semantic_length)
         generation.run()
-        self.settings.stock_bugs.check_ended(semantic, generation.semantic_tokens, stage_kwargs["semantic"])
+        self.settings.stock_bugs.check_ended(configs.semantic, generation.semantic_tokens, stage_kwargs["semantic"])
         streamer.presets = generation.presets()
 
     def _generate_one_chunk(
@@ -256,11 +245,7 @@ class ModelPatch(AudioSource):
 
     def _stage_patches(self) -> StagePatches:
         """Raises `Fallback` where a sub-model is not ours."""
-        patches = {stage: _stage_patch(getattr(self.module, name)) for stage, name in SUBMODELS.items()}
-        missing = [stage for stage, patch in patches.items() if patch is None]
-        if missing:
-            raise _not_patched(missing[0])
-        return StagePatches(**patches, codec=self.codec_patch())
+        return StagePatches.of(self.module, self.settings)
 
     def codec_decode(self, fine_output: Tensor, output_lengths: Tensor | None = None) -> Tensor | list[Tensor]:
         """See `BarkModel.codec_decode`. No frames give no samples, where Transformers fails."""
@@ -286,51 +271,27 @@ class ModelPatch(AudioSource):
         """Make a patch of the codec that the model has now."""
         return CodecPatch(self.module.codec_model, self.settings)
 
-    def _check_all_stages(self, semantic: Any, coarse: Any, rows: int, kwargs: dict[str, Any]) -> None:
+    def _check_all_stages(self, rows: int, kwargs: dict[str, Any]) -> None:
         """Raise `AccelerationError` for what a later stage could not do, before any work is done."""
-        patches = {stage: _stage_patch(getattr(self.module, name)) for stage, name in SUBMODELS.items()}
-        codebook_size = self.module.generation_config.codebook_size
-        semantic_kwargs = {"min_eos_p": kwargs.get("min_eos_p"), **stage_arguments(kwargs, "semantic")}
-        coarse_kwargs = stage_arguments(kwargs, "coarse")
-        for prepare in (
-            lambda: patches["semantic"].prepare(semantic, rows, semantic_kwargs),
-            lambda: patches["coarse"].prepare(semantic, coarse, codebook_size, rows, coarse_kwargs),
-            patches["fine"].prepare,
-            self.codec_patch().ready_stage,
-        ):
+        for prepare in self._preparations(rows, kwargs):
             prepared = attempt(prepare)
             if isinstance(prepared, Fallback):
                 self.settings.log.note(prepared)
 
-    def generation_configs(self) -> list[Any]:
-        config = self.module.generation_config
-        built = []
-        for name, kind in _NESTED.items():
-            nested = getattr(config, name, None)
-            if not isinstance(nested, Mapping):
-                raise ValueError(
-                    f"generation_config.{name}: expected a dict (BarkModel.generate needs the nested configs as "
-                    f"dicts, as from_pretrained gives them), got {type(nested).__name__}"
-                )
-            built.append(kind(**nested))
-        if not isinstance(getattr(config, "codebook_size", None), Integral):
-            got = getattr(config, "codebook_size", None)
-            raise ValueError(f"generation_config.codebook_size: expected an int, got {got!r}")
-        return built
+    def generation_configs(self) -> GenerationConfigs:
+        return GenerationConfigs.of(self.module)
 
-    def _presets(
-        self, history: Any, rows: int, semantic: Any, coarse: Any, fine: Any
-    ) -> VoicePreset | list[VoicePreset]:
-        size = self.module.generation_config.codebook_size
+    def _presets(self, history: Any, rows: int, configs: GenerationConfigs) -> VoicePreset | list[VoicePreset]:
+        size = configs.codebook_size
         parts = {
             "semantic_prompt": read_histories(
-                history, "semantic_prompt", rows, codebooks=0, vocab_size=semantic_ids(semantic)
+                history, "semantic_prompt", rows, codebooks=0, vocab_size=semantic_ids(configs.semantic)
             ),
             "coarse_prompt": read_histories(
-                history, "coarse_prompt", rows, codebooks=coarse.n_coarse_codebooks, vocab_size=size
+                history, "coarse_prompt", rows, codebooks=configs.coarse.n_coarse_codebooks, vocab_size=size
             ),
             "fine_prompt": read_histories(
-                history, "fine_prompt", rows, codebooks=fine.n_fine_codebooks, vocab_size=size
+                history, "fine_prompt", rows, codebooks=configs.fine.n_fine_codebooks, vocab_size=size
             ),
         }
         if not by_row(history):
@@ -339,9 +300,9 @@ class ModelPatch(AudioSource):
         return [preset_on(self.module, **row) for row in each]
 
     def _check_patched(self) -> None:
-        for stage, name in SUBMODELS.items():
-            if _stage_patch(getattr(self.module, name)) is None:
-                self.settings.log.record(_not_patched(stage).reason)
+        for stage, submodel in submodels(self.module).items():
+            if stage_patch(submodel) is None:
+                self.settings.log.record(not_patched(stage).reason)
 
 
 def _trim(kwargs: dict[str, Any]) -> bool:
@@ -358,11 +319,6 @@ def _stock_generate(module: Any, input_ids: Any, preset: Any, with_lengths: bool
     return type(module).generate(module, **named, **kwargs)
 
 
-def _not_patched(stage: str) -> Fallback:
-    detail = f"model.{SUBMODELS[stage]} was replaced or restored after accelerate_bark; call it again"
-    return Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
-
-
 def stage_arguments(kwargs: dict[str, Any], stage: str) -> dict[str, Any]:
     """The arguments of one stage, as `BarkModel.generate` hands them out: prefixed ones come first."""
     prefixes = tuple(f"{name}_" for name in SUBMODELS)
@@ -372,6 +328,7 @@ def stage_arguments(kwargs: dict[str, Any], stage: str) -> dict[str, Any]:
     return {**shared, **own}
 
 
-def _stage_patch(submodel: Any) -> Any:
-    """The patch behind a sub-model's `generate`, also under wrappers such as a trace's; None for stock's."""
-    return owner_of(submodel.generate, StagePatch)
+def arguments_by_stage(kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The arguments of each stage; the semantic one gets `min_eos_p` in any case, as in Transformers."""
+    by_stage = {stage: stage_arguments(kwargs, stage) for stage in SUBMODELS}
+    return {**by_stage, "semantic": {"min_eos_p": kwargs.get("min_eos_p"), **by_stage["semantic"]}}

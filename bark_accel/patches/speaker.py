@@ -15,17 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import BarkModel
-from transformers.models.bark.generation_configuration_bark import (
-    BarkCoarseGenerationConfig,
-    BarkFineGenerationConfig,
-    BarkSemanticGenerationConfig,
-)
 
 from bark_accel._arguments import whole_number
 from bark_accel._forked import avoid_lost_threads
 from bark_accel.decoding.rng import seeded
-from bark_accel.hf.configs import sample_rate
+from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.inputs import read_history, semantic_ids
+from bark_accel.hf.points import submodels
 from bark_accel.hf.presets import check_generate, generate_with_presets
 from bark_accel.hf.voices import resolve_voice
 from bark_accel.longform.chunk_store import ChunkStore
@@ -39,7 +35,7 @@ from bark_accel.streaming.streamer import POLICIES, AudioStreamer, check_argumen
 from bark_accel.transformer.weights import tensors_of
 from bark_accel.voices.preset import preset_digest
 
-from .model import SUBMODELS, ModelPatch
+from .model import ModelPatch
 from .stage_patch import StagePatch
 
 Voice = Mapping[str, np.ndarray]
@@ -211,12 +207,11 @@ class BarkSpeaker:
         self._processor = processor
         self._arguments = arguments
         self._policy = policy
-        settings: Any = model.generation_config
-        semantic = BarkSemanticGenerationConfig(**settings.semantic_config)
-        coarse = BarkCoarseGenerationConfig(**settings.coarse_acoustics_config)
+        configs = GenerationConfigs.of(model)
+        semantic = configs.semantic
         self.max_tokens = semantic.max_input_semantic_length
-        self.sampling_rate = sample_rate(model)
-        self.frame_rate_hz: float = coarse.coarse_rate_hz
+        self.sampling_rate = configs.sample_rate
+        self.frame_rate_hz: float = configs.coarse.coarse_rate_hz
         limits = [arguments.get(name) for name in ("semantic_max_new_tokens", "max_new_tokens")]
         given = next((limit for limit in limits if limit is not None), None)
         self._longest_s = (given or semantic.max_new_tokens) / semantic.semantic_rate_hz
@@ -306,8 +301,8 @@ def _facts(config: Any) -> Any:
 
 def _released(model: BarkModel) -> Iterator[Tensor]:
     """The weights of sub-models that gave up their own."""
-    for name in SUBMODELS.values():
-        patch = owner_of(getattr(model, name).generate, StagePatch)
+    for submodel in submodels(model).values():
+        patch = owner_of(submodel.generate, StagePatch)
         if patch is not None and patch.released is not None:
             yield from tensors_of(patch.released)
 
@@ -329,15 +324,12 @@ def _check_flags(**flags: Any) -> None:
 
 def _check_codes(model: BarkModel, preset: Voice | None) -> None:
     """Raise `ValueError` for a voice with codes that the model does not have."""
-    settings: Any = model.generation_config
-    semantic = BarkSemanticGenerationConfig(**settings.semantic_config)
-    coarse = BarkCoarseGenerationConfig(**settings.coarse_acoustics_config)
-    fine = BarkFineGenerationConfig(**settings.fine_acoustics_config)
-    size: int = settings.codebook_size
+    configs = GenerationConfigs.of(model)
+    size = configs.codebook_size
     for key, codebooks, vocab_size in (
-        ("semantic_prompt", 0, semantic_ids(semantic)),
-        ("coarse_prompt", coarse.n_coarse_codebooks, size),
-        ("fine_prompt", fine.n_fine_codebooks, size),
+        ("semantic_prompt", 0, semantic_ids(configs.semantic)),
+        ("coarse_prompt", configs.coarse.n_coarse_codebooks, size),
+        ("fine_prompt", configs.fine.n_fine_codebooks, size),
     ):
         read_history(preset, key, codebooks=codebooks, vocab_size=vocab_size, name="voice")
 

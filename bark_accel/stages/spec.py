@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+STAGES = ("semantic", "coarse", "fine", "codec")
+TOKEN_STAGES = STAGES[:3]
 # Filler after the end of a finished row. 0 is a semantic id, so it cannot be taken for a codec token.
 ENDED = 0
 

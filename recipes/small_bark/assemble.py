@@ -10,6 +10,8 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BarkConfig, BarkModel, EncodecModel, PreTrainedModel
 
+from bark_accel.hf.points import SUBMODELS
+
 from . import layout
 from .data import Corpus
 from .tokens import Tokens
@@ -21,7 +23,7 @@ _PRESET = 60
 
 def model(transformers: dict[str, PreTrainedModel], codec: EncodecModel) -> BarkModel:
     """One BarkModel of the stages semantic, coarse and fine, and the codec."""
-    parts = {"semantic": "semantic", "coarse": "coarse_acoustics", "fine": "fine_acoustics"}
+    parts = {stage: point.attribute for stage, point in SUBMODELS.items()}
     configs: dict[str, Any] = {
         f"{attribute}_config": transformers[stage].config.to_dict() for stage, attribute in parts.items()
     }

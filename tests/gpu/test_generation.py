@@ -14,9 +14,9 @@ from parity import accelerated_copy, assert_same_tokens, run
 from bark_accel import AudioStreamer, FallbackKind, accelerate_bark, acceleration_report, stream
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.decoding.rng import default_generator
+from bark_accel.stages.spec import TOKEN_STAGES
 
 Outcome = tuple[dict[str, Any], torch.Tensor]
-TOKEN_STAGES = ("semantic", "coarse", "fine")
 LENGTHS = {1: [9], 3: [5, 9, 2]}
 pytestmark = pytest.mark.usefixtures("captured")
 
