@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from bark_accel.ops import backend, device_check
 from bark_accel.ops import cpu as cpu_ops
 from bark_accel.ops import cuda as cuda_ops
 from bark_accel.ops import reference as torch_ops
+from bark_accel.ops.interface import Ops
 
 GPU = torch.device("cuda", 0)
 
@@ -37,7 +39,7 @@ def test_a_gpu_is_served_by_code_that_it_can_run(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(backend, "native_fault", lambda device: None)
     assert backend.runs_natively("auto", GPU) == native
-    assert backend.get_ops("auto", GPU) == backend.Ops.of(cuda_ops if native else torch_ops)
+    assert backend.get_ops("auto", GPU) == (cuda_ops.OPS if native else Ops.of(torch_ops))
     assert not backend.runs_natively("torch", GPU)
     if not native:
         with pytest.raises(
@@ -54,8 +56,9 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spoil_decode_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode_step = cpu_ops.decode_step
-    monkeypatch.setattr(cpu_ops, "decode_step", lambda *arguments: decode_step(*arguments) + 1)
+    right = cpu_ops.OPS
+    wrong = replace(right, decode_step=lambda *arguments: right.decode_step(*arguments) + 1)
+    monkeypatch.setattr(cpu_ops, "OPS", wrong)
 
 
 GENERATION: dict[str, Any] = {**texts(SMALL, [6]), "do_sample": True, "semantic_max_new_tokens": 12}
@@ -78,7 +81,7 @@ def test_ops_that_are_wrong_give_way_to_torch(
         for seed in range(2):
             assert_equal_to_stock(small_model, fast, seed, **GENERATION)
         accelerated_copy(small_model)
-    assert backend.get_ops("auto", torch.device("cpu")) == backend.Ops.of(torch_ops)
+    assert backend.get_ops("auto", torch.device("cpu")) == Ops.of(torch_ops)
     report = acceleration_report(fast)
     assert [stage.ops for stage in report.stages] == ["torch"] * 4 and report.isa is None
     fault = report.native_fault
@@ -132,5 +135,5 @@ def test_native_is_refused_where_there_is_none() -> None:
 
 def test_the_ops_of_a_gpu_are_those_that_are_compared_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_check, "fault", lambda *given: given)
-    assert backend.native_fault(GPU) == (cuda_ops, torch_ops, GPU)
+    assert backend.native_fault(GPU) == (cuda_ops.OPS, torch_ops, GPU)
     assert backend.native_fault(torch.device("cpu")) is None

@@ -16,7 +16,8 @@ from bark_accel import accelerate_bark, acceleration_report
 from bark_accel.ops import cpu as cpu_ops
 from bark_accel.ops import flash_attention
 from bark_accel.ops import reference as torch_ops
-from bark_accel.ops.backend import Ops, get_ops
+from bark_accel.ops.backend import get_ops
+from bark_accel.ops.interface import Ops
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -54,7 +55,7 @@ def test_equals_torchs_own(package: list[torch.dtype], dtype: torch.dtype, causa
 
 @pytest.mark.usefixtures("package")
 def test_chosen_for_gpus_only_and_for_nothing_else() -> None:
-    assert get_ops("native", CPU, "flash_attn") == Ops.of(cpu_ops)
+    assert get_ops("native", CPU, "flash_attn") == cpu_ops.OPS
     assert get_ops("torch", CUDA, "sdpa") == Ops.of(torch_ops)
     chosen = get_ops("torch", CUDA, "flash_attn")
     assert chosen.int16_attention is flash_attention.int16_attention

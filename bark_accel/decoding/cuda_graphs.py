@@ -270,8 +270,5 @@ class GraphStore:
 
 def fingerprint(model: CausalModel, cache: KVCache) -> tuple[Any, ...]:
     """Equal for models and caches whose graphs are interchangeable."""
-    places = [
-        (t.data_ptr(), t.dtype, t.device, t.shape, t.stride())
-        for t in (*model.matrices, cache.keys, cache.values, cache.length)
-    ]
+    places = [(t.data_ptr(), t.dtype, t.device, t.shape, t.stride()) for t in (*model.matrices, *cache.tensors)]
     return (*places, *((t.dtype, t.shape) for t in model.vectors))

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from types import ModuleType
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from . import device_check, reference
 from ._library import cuda_archs
+from .interface import Ops
 
 BACKENDS = ("auto", "native", "torch")
 # Of GPUs: sm_80 is the oldest code in the library (setup.py); later ones compile what they lack from PTX.
 FIRST_CAPABILITY = (8, 0)
-
-
-@dataclass(frozen=True)
-class Ops:
-    """The ops that a generation uses; `bark_accel.ops.native` has their signatures, shapes and errors."""
-
-    fused_sample: Callable[..., Tensor]
-    fused_multinomial: Callable[..., Tensor]
-    codebook_embedding_sum: Callable[..., Tensor]
-    static_cache_attention: Callable[..., Tensor]
-    decode_step: Callable[..., Tensor]
-    float32_linear: Callable[..., Tensor]
-    float32_attention: Callable[..., Tensor]
-    int16_linear: Callable[..., Tensor]
-    int16_attention: Callable[..., Tensor]
-
-    @classmethod
-    def of(cls, module: ModuleType) -> Ops:
-        """Take the ops that a module has under these names."""
-        return cls(*(getattr(module, field.name) for field in fields(cls)))
 
 
 def runs_natively(backend: str, device: torch.device) -> bool:
@@ -54,7 +32,7 @@ def native_fault(device: torch.device) -> str | None:
     """
     if _is_tested(device):
         return None
-    return device_check.fault(_compiled_module(device), reference, device)
+    return device_check.fault(_compiled_ops(device), reference, device)
 
 
 def _is_tested(device: torch.device) -> bool:
@@ -112,7 +90,7 @@ def get_ops(backend: str, device: torch.device, attention: str = "sdpa") -> Ops:
     """
     if backend == "native":
         _require_native(device)
-    ops = Ops.of(_compiled_module(device) if runs_natively(backend, device) else reference)
+    ops = _compiled_ops(device) if runs_natively(backend, device) else Ops.of(reference)
     if attention == "sdpa" or device.type != "cuda":
         return ops
     from . import flash_attention
@@ -120,7 +98,7 @@ def get_ops(backend: str, device: torch.device, attention: str = "sdpa") -> Ops:
     return replace(ops, int16_attention=flash_attention.int16_attention)
 
 
-def _compiled_module(device: torch.device) -> ModuleType:
+def _compiled_ops(device: torch.device) -> Ops:
     from . import cpu, cuda
 
-    return cuda if device.type == "cuda" else cpu
+    return cuda.OPS if device.type == "cuda" else cpu.OPS

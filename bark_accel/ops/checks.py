@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .interface import StepCache, StepWeights
+
 # Weights along a row of an int8 matrix that share one scale.
 INT8_GROUP = 64
 
@@ -44,7 +46,7 @@ def require_one_device(op: str, *tensors: Tensor | None) -> None:
     require(len(devices) == 1, op, f"expected all tensors on one device, got {' and '.join(devices)}")
 
 
-def _require_float(op: str, name: str, tensor: Tensor) -> None:
+def require_float(op: str, name: str, tensor: Tensor) -> None:
     accepted = (torch.float32, torch.float16, torch.bfloat16)
     require(
         tensor.dtype in accepted,
@@ -61,25 +63,15 @@ def require_no_grad(op: str, *tensors: Tensor) -> None:
     )
 
 
-def check_decode_inputs(
-    ids: Tensor,
-    token_table: Tensor,
-    positions: Tensor,
-    weights: Sequence[Tensor | None],
-    eps: Sequence[float],
-    head: Tensor,
-    head_scales: Tensor | None,
-    num_heads: int,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    length: Tensor,
-) -> None:
+def check_decode_inputs(ids: Tensor, weights: StepWeights, cache: StepCache) -> None:
+    token_table, positions, layer_weights, eps, head, head_scales, num_heads = weights
+    key_cache, value_cache, length = cache
     op = "decode_step"
-    tensors = (token_table, positions, *weights, head, head_scales, key_cache, value_cache)
+    tensors = (token_table, positions, *layer_weights, head, head_scales, key_cache, value_cache)
     require_one_device(op, ids, *tensors, length)
     require_no_grad(op, *(t for t in tensors if t is not None))
     require(positions.dim() == 2, op, f"expected positions of shape [P, C], got {list(positions.shape)}")
-    _require_float(op, "positions", positions)
+    require_float(op, "positions", positions)
     width = positions.shape[1]
     require(token_table.dim() == 2, op, f"expected token_table of shape [V, C], got {list(token_table.shape)}")
     require_shape(op, "token_table", token_table, (len(token_table), width), positions.dtype)
@@ -90,16 +82,16 @@ def check_decode_inputs(
     _check_lengths(op, length, len(ids), ids.shape[1], min(key_cache.shape[3], len(positions)))
     _check_id_values(op, ids, length, len(token_table))
     layers = len(key_cache)
-    wanted = f"expected 16 weights for each of {layers} layers and 2 more, got {len(weights)}"
-    require(len(weights) == 16 * layers + 2 and layers > 0, op, wanted)
+    wanted = f"expected 16 weights for each of {layers} layers and 2 more, got {len(layer_weights)}"
+    require(len(layer_weights) == 16 * layers + 2 and layers > 0, op, wanted)
     require(len(eps) == 2 * layers + 1, op, f"expected {2 * layers + 1} eps, got {len(eps)}")
-    mlp_in = weights[10]
+    mlp_in = layer_weights[10]
     given = "None" if mlp_in is None else list(mlp_in.shape)
     require(mlp_in is not None and mlp_in.dim() == 2, op, f"expected mlp_in of shape [N, {width}], got {given}")
     assert mlp_in is not None
     for i in range(layers):
-        _check_layer(op, weights[16 * i : 16 * i + 16], width, len(mlp_in))
-    _check_norm(op, weights[-2:], width)
+        _check_layer(op, layer_weights[16 * i : 16 * i + 16], width, len(mlp_in))
+    _check_norm(op, layer_weights[-2:], width)
     require(head.dim() == 2, op, f"expected head of shape [N, C], got {list(head.shape)}")
     _check_product(op, (head, None, head_scales), (len(head), width))
 
@@ -119,7 +111,7 @@ def _check_id_values(op: str, ids: Tensor, length: Tensor, vocabulary: int) -> N
 def _check_caches(op: str, key_cache: Tensor, value_cache: Tensor, sizes: tuple[int, int, int]) -> None:
     shape = f"[layers, B, H, capacity, D], got {list(key_cache.shape)}"
     require(key_cache.dim() == 5, op, f"expected key_cache of shape {shape}")
-    _require_float(op, "key_cache", key_cache)
+    require_float(op, "key_cache", key_cache)
     (batch, heads, head_size), (layers, capacity) = sizes, (key_cache.shape[0], key_cache.shape[3])
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
         require_shape(op, name, cache, (layers, batch, heads, capacity, head_size), key_cache.dtype)
@@ -161,7 +153,7 @@ def _check_product(op: str, product: Sequence[Tensor | None], shape: tuple[int, 
         assert scales is not None
         require_shape(op, "scales", scales, (shape[0], -(-shape[1] // INT8_GROUP)), torch.float32)
     else:
-        _require_float(op, "a weight (or int8 with scales)", weight)
+        require_float(op, "a weight (or int8 with scales)", weight)
         require(scales is None, op, f"expected scales with int8 weights only, got them with {weight.dtype}")
     require_shape(op, "a weight", weight, shape, weight.dtype)
     if bias is not None:
@@ -191,7 +183,7 @@ def check_sample_inputs(
     top_p: Tensor | None,
 ) -> None:
     require(logits.dim() == 2, op, f"expected logits of shape [N, L], got {list(logits.shape)}")
-    _require_float(op, "logits", logits)
+    require_float(op, "logits", logits)
     require_no_grad(op, logits)
     require(first_id >= 0, op, f"expected first_id >= 0, got {first_id}")
     require_one_device(op, logits, allowed, min_eos_p, temperature, top_k, top_p)
@@ -291,7 +283,7 @@ def check_embedding_inputs(codes: Tensor, tables: Sequence[Tensor], positions: T
         f"expected 1 to {codes.shape[2]} tables (one per codebook), got {len(tables)}",
     )
     first = tables[0]
-    _require_float(op, "tables", first)
+    require_float(op, "tables", first)
     for table in tables:
         require(table.dim() == 2, op, f"expected every table of shape [V, C], got {list(table.shape)}")
         require(
@@ -336,7 +328,7 @@ def check_attention_inputs(
     op = "static_cache_attention"
     require_one_device(op, query, key, value, key_cache, value_cache, length)
     require(query.dim() == 4, op, f"expected query of shape [B, T, H, D], got {list(query.shape)}")
-    _require_float(op, "query", query)
+    require_float(op, "query", query)
     batch, tokens, heads, head_dim = query.shape
     capacity = key_cache.shape[2] if key_cache.dim() == 4 else -1
     cache_shape = (batch, heads, capacity, head_dim)
@@ -363,54 +355,3 @@ def require_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dt
         op,
         f"expected {name} of shape {list(shape)} and dtype {dtype}, got {list(tensor.shape)} and {tensor.dtype}",
     )
-
-
-def check_int16_linear_inputs(input: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None) -> None:
-    op = "int16_linear"
-    require_one_device(op, input, weight, scales, bias)
-    require(input.dim() == 2, op, f"expected input of shape [M, K], got {list(input.shape)}")
-    require(input.dtype == torch.float32, op, f"expected input of dtype float32, got {input.dtype}")
-    require(weight.dim() == 2, op, f"expected weight of shape [N, K], got {list(weight.shape)}")
-    outputs, inner = weight.shape
-    require(
-        inner == input.shape[1],
-        op,
-        f"expected weight of shape {[outputs, input.shape[1]]}, got {list(weight.shape)}",
-    )
-    require(inner > 0, op, f"expected input of shape [M, K] with K > 0, got {list(input.shape)}")
-    is_int8 = weight.dtype == torch.int8
-    given = "none" if scales is None else "scales"
-    require(
-        is_int8 == (scales is not None),
-        op,
-        f"expected scales with an int8 weight and only then, got {given} with a weight of dtype {weight.dtype}",
-    )
-    if scales is None:
-        _require_float(op, "weight", weight)
-    else:
-        require_shape(op, "scales", scales, (outputs, -(-inner // INT8_GROUP)), torch.float32)
-    if bias is not None:
-        require_shape(op, "bias", bias, (outputs,), torch.float32)
-    require_no_grad(op, *(t for t in (input, weight, scales, bias) if t is not None))
-
-
-def check_int16_attention_inputs(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> None:
-    op = "int16_attention"
-    require_one_device(op, query, key, value)
-    require(query.dim() == 4, op, f"expected query of shape [B, T, H, D], got {list(query.shape)}")
-    require(query.dtype == torch.float32, op, f"expected query of dtype float32, got {query.dtype}")
-    batch, tokens, heads, head_dim = query.shape
-    limits = f"expected a head size of 1 to {MAX_HEAD_SIZE}, got {head_dim}"
-    require(1 <= head_dim <= MAX_HEAD_SIZE, op, limits)
-    require(key.dim() == 4, op, f"expected key of shape [B, H, S, D], got {list(key.shape)}")
-    _require_float(op, "key", key)
-    shape = (batch, heads, key.shape[2], head_dim)
-    require_shape(op, "key", key, shape, key.dtype)
-    require_shape(op, "value", value, shape, key.dtype)
-    require(key.shape[2] >= 1, op, f"expected at least one key, got {key.shape[2]}")
-    require(
-        not causal or key.shape[2] >= tokens,
-        op,
-        f"expected at least as many keys as queries ({tokens}) with causal=True, got {key.shape[2]}",
-    )
-    require_no_grad(op, query, key, value)

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
+from . import native
 from .float32_candidates import ATTENTION, PRODUCTS
 from .float32_choice import choice
-from .native import (
-    codebook_embedding_sum,
-    decode_step,
-    fused_multinomial,
-    fused_sample,
-    int16_attention,
-    int16_linear,
-    static_cache_attention,
-)
-
-__all__ = [
-    "codebook_embedding_sum",
-    "decode_step",
-    "float32_attention",
-    "float32_linear",
-    "fused_multinomial",
-    "fused_sample",
-    "int16_attention",
-    "int16_linear",
-    "static_cache_attention",
-]
+from .interface import Ops
 
 
 def float32_linear(
@@ -39,3 +22,6 @@ def float32_linear(
 def float32_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
     """See :func:`bark_accel.ops.native.float32_attention`."""
     return ATTENTION[choice().attention](query, key, value, causal)
+
+
+OPS = replace(Ops.of(native), float32_linear=float32_linear, float32_attention=float32_attention)

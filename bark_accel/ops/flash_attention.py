@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from .checks import check_int16_attention_inputs
+from .block_checks import check_int16_attention_inputs
 
 ATTENTIONS = ("sdpa", "flash_attn")
 

@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _library
+from ._compiled import fake, op, require_one_device
+from .interface import StepCache, StepWeights
+from .native_blocks import float32_attention as float32_attention
+from .native_blocks import float32_linear as float32_linear
+from .native_blocks import int16_attention as int16_attention
+from .native_blocks import int16_linear as int16_linear
 
 
 def fused_sample(
@@ -68,7 +71,16 @@ def fused_sample(
         On shapes, dtypes, devices, strides or rules that do not fit; on NaN or +inf among the allowed
         logits; on a row whose allowed logits are all -inf.
     """
-    return _op("fused_sample")(logits, noise, first_id, allowed, min_eos_p, temperature, top_k, top_p, renormalize)
+    return op("fused_sample")(logits, noise, first_id, allowed, min_eos_p, temperature, top_k, top_p, renormalize)
+
+
+@fake("fused_sample")
+def _fake_fused_sample(
+    logits: Tensor, noise: Tensor | None, first_id: int, allowed: Tensor, *rules: Any, **more: Any
+) -> Tensor:
+    tensors = [t for t in (*rules, *more.values()) if isinstance(t, Tensor)]
+    require_one_device("fused_sample", logits, noise, allowed, *tensors)
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
 
 def fused_multinomial(
@@ -112,9 +124,16 @@ def fused_multinomial(
     ValueError
         As :func:`fused_sample` does, on a ``vocab_size`` that is too small, and on a generator of another device.
     """
-    return _op("fused_multinomial")(
+    return op("fused_multinomial")(
         logits, generator, vocab_size, first_id, allowed, min_eos_p, temperature, top_k, top_p, renormalize
     )
+
+
+@fake("fused_multinomial")
+def _fake_fused_multinomial(logits: Tensor, *rules: Any, **more: Any) -> Tensor:
+    tensors = [t for t in (*rules, *more.values()) if isinstance(t, Tensor)]
+    require_one_device("fused_multinomial", logits, *tensors)
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
 
 def codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
@@ -141,7 +160,13 @@ def codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: T
     ValueError
         On shapes, dtypes, devices or strides that do not fit, and on a code outside ``[0, V)``.
     """
-    return _op("codebook_embedding_sum")(codes, tables, positions)
+    return op("codebook_embedding_sum")(codes, tables, positions)
+
+
+@fake("codebook_embedding_sum")
+def _fake_codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
+    require_one_device("codebook_embedding_sum", codes, *tables, positions)
+    return positions.new_empty(codes.shape[0], codes.shape[1], positions.shape[1], dtype=torch.float32)
 
 
 def static_cache_attention(
@@ -173,146 +198,19 @@ def static_cache_attention(
     ValueError
         On shapes, dtypes, devices or strides that do not fit, and when ``length + T`` exceeds the capacity.
     """
-    return _op("static_cache_attention")(query, key, value, key_cache, value_cache, length)
+    return op("static_cache_attention")(query, key, value, key_cache, value_cache, length)
 
 
-def float32_linear(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, gelu: bool = False
+@fake("static_cache_attention")
+def _fake_static_cache_attention(
+    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor
 ) -> Tensor:
-    """``F.linear`` in float32, with what follows it.
-
-    The relative error is about 3e-7 for normal data, that of torch's own products. Sums go over groups of 256 along K,
-    each in the order of K, so no element depends on the number of threads or on the other rows of the call. The weight
-    is packed anew in every call; no copy of it stays. A NaN or infinite input shows in its own row alone.
-
-    Parameters
-    ----------
-    input : Tensor [M, K], float32
-        Unit stride in K, any row stride.
-    weight : Tensor [N, K], float32
-        Unit stride in K, any row stride.
-    bias : Tensor [N], float32, optional
-    residual : Tensor [M, N], float32, optional
-        Added last; unit stride in N, any row stride.
-    gelu : bool
-        Exact (erf) GELU of the product plus bias.
-
-    Returns
-    -------
-    Tensor [M, N], float32
-
-    Raises
-    ------
-    ValueError
-        On shapes, dtypes, devices or strides that do not fit, and K = 0.
-    """
-    return _op("float32_linear")(input, weight, bias, residual, gelu)
+    require_one_device("static_cache_attention", query, key, value, key_cache, value_cache, length)
+    batch, tokens, heads, head_dim = query.shape
+    return query.new_empty(batch, tokens, heads * head_dim)
 
 
-def float32_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
-    """Softmax attention in float32, online over tiles of 96 keys.
-
-    Equals ``scaled_dot_product_attention``; no query depends on the number of threads or on the other queries of the
-    call, but a NaN or infinite value may reach causal queries before it in their block of 64.
-
-    Parameters
-    ----------
-    query : Tensor [B, T, H, D], float32
-        Unit stride in D, other strides are free.
-    key, value : Tensor [B, H, S, D], float32
-        Unit stride in D, other strides are free (a filled part of a cache does).
-    causal : bool
-        Query t sees keys ``0 .. S - T + t`` (the last query sees all), so ``S >= T``; else every key.
-
-    Returns
-    -------
-    Tensor [B, T, H * D], float32
-
-    Raises
-    ------
-    ValueError
-        On shapes, dtypes, devices or strides that do not fit, on no keys, and on more causal queries than keys.
-    """
-    return _op("float32_attention")(query, key, value, causal)
-
-
-def int16_linear(
-    input: Tensor, weight: Tensor, scales: Tensor | None = None, bias: Tensor | None = None, gelu: bool = False
-) -> Tensor:
-    """``F.linear`` for weights of 16 bits or fewer, in integer arithmetic.
-
-    Input and weight are scaled to int16 per row and group of 256 along K, multiplied and added in int32, and rescaled
-    to float32. A group's scale bounds the Euclidean norm of its integers, so no sum can overflow (Cauchy-Schwarz).
-    The relative error is about 1.4e-4 for normal data (rounding both sides to float16 gives 3.6e-4). The weight is
-    converted while it is packed for the cache; no copy of it stays. Meant for many rows: the weight is read once per
-    1024 rows, and packed again in every call. A NaN or infinite input makes its row NaN.
-
-    Parameters
-    ----------
-    input : Tensor [M, K], float32
-        Unit stride in K, any row stride.
-    weight : Tensor [N, K], float32, float16, bfloat16 or int8
-        Unit stride in K, any row stride.
-    scales : Tensor [N, ceil(K / 64)], float32
-        For an int8 weight only: ``weight[n, k] * scales[n, k // 64]`` is meant.
-    bias : Tensor [N], float32, optional
-    gelu : bool
-        Exact (erf) GELU of the result.
-
-    Returns
-    -------
-    Tensor [M, N], float32
-
-    Raises
-    ------
-    ValueError
-        On shapes, dtypes, devices or strides that do not fit, K = 0, and on scales without an int8 weight or the
-        other way round.
-    """
-    return _op("int16_linear")(input, weight, scales, bias, gelu)
-
-
-def int16_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
-    """Softmax attention whose two products run in integer arithmetic, as in :func:`int16_linear`.
-
-    Equals ``scaled_dot_product_attention`` with an error of about 2.5e-4 relative to the result's norm. Softmax is
-    float32, online over groups of 256 keys. A NaN or infinite key makes every query that sees it NaN, a value every
-    query that sees one of its group of 256 in that head dimension.
-
-    Parameters
-    ----------
-    query : Tensor [B, T, H, D], float32
-        Unit stride in D, other strides are free; D up to 256.
-    key, value : Tensor [B, H, S, D], float32, float16 or bfloat16
-        Of one dtype; unit stride in D, other strides are free (a filled part of a cache does).
-    causal : bool
-        Query t sees keys ``0 .. S - T + t`` (the last query sees all), so ``S >= T``; else every key.
-
-    Returns
-    -------
-    Tensor [B, T, H * D], float32
-
-    Raises
-    ------
-    ValueError
-        On shapes, dtypes, devices or strides that do not fit, on no keys, and on more causal queries than keys.
-    """
-    return _op("int16_attention")(query, key, value, causal)
-
-
-def decode_step(
-    ids: Tensor,
-    token_table: Tensor,
-    positions: Tensor,
-    weights: Sequence[Tensor | None],
-    eps: Sequence[float],
-    head: Tensor,
-    head_scales: Tensor | None,
-    num_heads: int,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    length: Tensor,
-) -> Tensor:
+def decode_step(ids: Tensor, weights: StepWeights, cache: StepCache) -> Tensor:
     """Feed a few tokens to a whole causal transformer, and score what follows each of them.
 
     Equals Transformers' ``BarkCausalModel.forward`` on a cache: embedding plus position, and per layer LayerNorm, QKV,
@@ -325,23 +223,9 @@ def decode_step(
     ----------
     ids : Tensor [B, T], int64
         For many tokens of one row, a prompt, matrix products are faster.
-    token_table, positions : Tensor [V, C] and [P, C], float32, float16 or bfloat16
-        Token t of row b takes position ``length[b] + t``.
-    weights : list of 16 tensors or None for each layer, then 2
-        Layer: norm_1 (weight [C], bias), qkv (weight [3C, C], bias, scales), attention_out (weight [C, C], bias,
-        scales), norm_2 (weight, bias), mlp_in (weight [N, C], bias, scales), mlp_out (weight [C, N], bias, scales);
-        then the final norm (weight, bias). LayerNorms and biases are float32; weights float32, float16, bfloat16, or
-        int8 with scales [out, ceil(in / 64)] float32 (``weight[n, k] * scales[n, k // 64]`` is meant).
-    eps : list of 2 * layers + 1 floats
-        Of norm_1 and norm_2 of each layer and of the final norm.
-    head, head_scales : Tensor [N', C] as the weights, and its scales or None
-        May be some rows of the model's head.
-    num_heads : int
-    key_cache, value_cache : Tensor [layers, B, H, capacity, D], float32, float16 or bfloat16
-        Unit stride in D. Positions ``length .. length + T - 1`` of a row are overwritten.
-    length : Tensor [B], int64
-        Valid entries of each row before this call; it is not changed. -1: an idle row, which costs nothing; nothing of
-        it is read or written, and its result is NaN.
+    weights : StepWeights
+    cache : StepCache
+        Positions ``length .. length + T - 1`` of a row are overwritten; the lengths are not changed.
 
     Returns
     -------
@@ -353,86 +237,10 @@ def decode_step(
         On shapes, dtypes, devices or strides that do not fit, ids outside the table, and when ``length + T`` exceeds
         the capacity or the positions.
     """
-    return _op("decode_step")(
-        ids,
-        token_table,
-        positions,
-        weights,
-        eps,
-        head,
-        head_scales,
-        num_heads,
-        key_cache,
-        value_cache,
-        length,
-    )
+    return op("decode_step")(ids, *weights, *cache)
 
 
-# functools.cache lets in two threads that come first together, and some versions of torch refuse a second fake.
-_registering = threading.Lock()
-
-
-@functools.cache
-def _op(name: str) -> Callable[..., Any]:
-    with _registering:
-        _library.load()
-        _register_fakes()
-    return getattr(torch.ops.bark_accel, name).default
-
-
-def _require_one_device(op: str, *tensors: Tensor | None) -> None:
-    devices = sorted({str(t.device) for t in tensors if t is not None})
-    if len(devices) > 1:
-        raise ValueError(f"{op}: expected all tensors on one device, got {' and '.join(devices)}")
-
-
-def _fake_fused_sample(
-    logits: Tensor, noise: Tensor | None, first_id: int, allowed: Tensor, *rules: Any, **more: Any
-) -> Tensor:
-    tensors = [t for t in (*rules, *more.values()) if isinstance(t, Tensor)]
-    _require_one_device("fused_sample", logits, noise, allowed, *tensors)
-    return logits.new_empty(logits.shape[0], dtype=torch.int64)
-
-
-def _fake_fused_multinomial(logits: Tensor, *rules: Any, **more: Any) -> Tensor:
-    tensors = [t for t in (*rules, *more.values()) if isinstance(t, Tensor)]
-    _require_one_device("fused_multinomial", logits, *tensors)
-    return logits.new_empty(logits.shape[0], dtype=torch.int64)
-
-
-def _fake_codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: Tensor) -> Tensor:
-    _require_one_device("codebook_embedding_sum", codes, *tables, positions)
-    return positions.new_empty(codes.shape[0], codes.shape[1], positions.shape[1], dtype=torch.float32)
-
-
-def _fake_static_cache_attention(
-    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor
-) -> Tensor:
-    _require_one_device("static_cache_attention", query, key, value, key_cache, value_cache, length)
-    batch, tokens, heads, head_dim = query.shape
-    return query.new_empty(batch, tokens, heads * head_dim)
-
-
-def _fake_float32_linear(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, gelu: bool = False
-) -> Tensor:
-    _require_one_device("float32_linear", input, weight, bias, residual)
-    return input.new_empty(input.shape[0], weight.shape[0])
-
-
-def _fake_int16_linear(
-    input: Tensor, weight: Tensor, scales: Tensor | None = None, bias: Tensor | None = None, gelu: bool = False
-) -> Tensor:
-    _require_one_device("int16_linear", input, weight, scales, bias)
-    return input.new_empty(input.shape[0], weight.shape[0])
-
-
-def _fake_block_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
-    _require_one_device("attention", query, key, value)
-    batch, tokens, heads, head_dim = query.shape
-    return query.new_empty(batch, tokens, heads * head_dim)
-
-
+@fake("decode_step")
 def _fake_decode_step(
     ids: Tensor,
     token_table: Tensor,
@@ -446,20 +254,7 @@ def _fake_decode_step(
     value_cache: Tensor,
     length: Tensor,
 ) -> Tensor:
-    _require_one_device(
+    require_one_device(
         "decode_step", ids, token_table, positions, *weights, head, head_scales, key_cache, value_cache, length
     )
     return positions.new_empty(*ids.shape, head.shape[0], dtype=torch.float32)
-
-
-@functools.cache
-def _register_fakes() -> None:
-    torch.library.register_fake("bark_accel::decode_step", _fake_decode_step)
-    torch.library.register_fake("bark_accel::fused_sample", _fake_fused_sample)
-    torch.library.register_fake("bark_accel::fused_multinomial", _fake_fused_multinomial)
-    torch.library.register_fake("bark_accel::codebook_embedding_sum", _fake_codebook_embedding_sum)
-    torch.library.register_fake("bark_accel::static_cache_attention", _fake_static_cache_attention)
-    torch.library.register_fake("bark_accel::float32_linear", _fake_float32_linear)
-    torch.library.register_fake("bark_accel::float32_attention", _fake_block_attention)
-    torch.library.register_fake("bark_accel::int16_linear", _fake_int16_linear)
-    torch.library.register_fake("bark_accel::int16_attention", _fake_block_attention)

@@ -20,7 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks as op_checks
-from . import float32_checks
+from .block_checks import (
+    check_float32_attention_inputs,
+    check_float32_linear_inputs,
+    check_int16_attention_inputs,
+    check_int16_linear_inputs,
+)
 from .checks import (
     ALL_MASKED,
     BAD_NOISE,
@@ -30,13 +35,12 @@ from .checks import (
     check_attention_inputs,
     check_decode_inputs,
     check_embedding_inputs,
-    check_int16_attention_inputs,
-    check_int16_linear_inputs,
     check_noise,
     check_sample_inputs,
     check_source,
     raise_bad_rows,
 )
+from .interface import StepCache, StepWeights
 
 
 def fused_sample(
@@ -163,7 +167,7 @@ def float32_linear(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, gelu: bool = False
 ) -> Tensor:
     """Plain-torch reference of :func:`bark_accel.ops.float32_linear`."""
-    float32_checks.check_linear_inputs(input, weight, bias, residual)
+    check_float32_linear_inputs(input, weight, bias, residual)
     if residual is None or gelu:
         product = F.linear(input, weight, bias)
         product = torch.ops.aten.gelu_(product) if gelu else product
@@ -175,7 +179,7 @@ def float32_linear(
 
 def float32_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
     """Plain-torch reference of :func:`bark_accel.ops.float32_attention`."""
-    float32_checks.check_attention_inputs(query, key, value, causal)
+    check_float32_attention_inputs(query, key, value, causal)
     return _attend(query.transpose(1, 2), key, value, causal).transpose(1, 2).flatten(2)
 
 
@@ -212,23 +216,11 @@ def int16_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = Fa
     return attended.transpose(1, 2).flatten(2).float()
 
 
-def decode_step(
-    ids: Tensor,
-    token_table: Tensor,
-    positions: Tensor,
-    weights: Sequence[Tensor | None],
-    eps: Sequence[float],
-    head: Tensor,
-    head_scales: Tensor | None,
-    num_heads: int,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    length: Tensor,
-) -> Tensor:
+def decode_step(ids: Tensor, weights: StepWeights, cache: StepCache) -> Tensor:
     """Plain-torch reference of :func:`bark_accel.ops.decode_step`."""
-    check_decode_inputs(
-        ids, token_table, positions, weights, eps, head, head_scales, num_heads, key_cache, value_cache, length
-    )
+    check_decode_inputs(ids, weights, cache)
+    token_table, positions, layers, eps, head, head_scales, num_heads = weights
+    key_cache, value_cache, length = cache
     (batch, tokens), cache_dtype = ids.shape, key_cache.dtype
     places = Places(length, tokens, key_cache.shape[3])
     where = places.where
@@ -237,7 +229,7 @@ def decode_step(
     hidden = hidden + F.embedding(where.clamp(0, len(positions) - 1), positions).float()
     hidden = hidden.masked_fill(~fits[..., None], math.nan).flatten(0, 1)
     for i in range(len(key_cache)):
-        layer = weights[16 * i : 16 * i + 16]
+        layer = layers[16 * i : 16 * i + 16]
         packed = _product(_layer_norm(hidden, layer[0:2], eps[2 * i]), layer[2:5]).to(cache_dtype)
         query, key, value = packed.view(batch, tokens, 3, num_heads, key_cache.shape[4]).unbind(2)
         if op_checks.on_host(ids):
@@ -247,7 +239,7 @@ def decode_step(
         hidden = hidden + _product(attended.flatten(0, 1).float(), layer[5:8])
         inner = _product(_layer_norm(hidden, layer[8:10], eps[2 * i + 1]), layer[10:13], gelu=True)
         hidden = hidden + _product(inner, layer[13:16])
-    logits = _product(_layer_norm(hidden, weights[-2:], eps[-1]), (head, None, head_scales))
+    logits = _product(_layer_norm(hidden, layers[-2:], eps[-1]), (head, None, head_scales))
     return logits.view(batch, tokens, len(head))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from bark_accel.ops.backend import Ops
+from bark_accel.ops.interface import Ops, StepWeights
 
 from .kv_cache import KVCache
 from .layers import linear, output_rows
@@ -31,9 +31,17 @@ class CausalModel:
         self.weights = weights
         self.spec = spec
         self.ops = ops
-        self._flat = flat_weights(weights)
         norms = [norm for layer in weights.layers for norm in (layer.norm_1, layer.norm_2)]
-        self._eps = [norm.eps for norm in (*norms, weights.norm_final)]
+        head = weights.heads[0]
+        self._step = StepWeights(
+            token_table=weights.token_tables[0],
+            positions=weights.positions,
+            layers=flat_layers(weights),
+            eps=[norm.eps for norm in (*norms, weights.norm_final)],
+            head=head.weight,
+            head_scales=head.scales,
+            num_heads=spec.num_heads,
+        )
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings [..., C] float32 of ids [...] (an exact conversion)."""
@@ -82,41 +90,31 @@ class CausalModel:
     def step_logits(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:
         """Run `decode` by the cache's length on the device alone; the caller checks the capacity and keeps count."""
         head = output_rows(self.weights.heads[0], rows.start, rows.stop)
-        return self.ops.decode_step(
-            ids,
-            self.weights.token_tables[0],
-            self.weights.positions,
-            self._flat,
-            self._eps,
-            head.weight,
-            head.scales,
-            self.spec.num_heads,
-            cache.keys,
-            cache.values,
-            cache.length,
-        )
+        step = self._step._replace(head=head.weight, head_scales=head.scales)
+        return self.ops.decode_step(ids, step, cache.tensors)
 
     @property
     def matrices(self) -> list[Tensor]:
         """Tables, matrices and scales, which a captured step reads by address. If one moves, its graphs are invalid."""
-        head = self.weights.heads[0]
-        tensors = [self.weights.token_tables[0], self.weights.positions, head.weight, head.scales, *self._flat]
+        step = self._step
+        tensors = [step.token_table, step.positions, step.head, step.head_scales, *step.layers]
         return [t for t in tensors if t is not None and t.dim() > 1]
 
     @property
     def vectors(self) -> list[Tensor]:
         """1-D float32 parameters; of 16-bit models new copies on every call, so graphs read buffers of their own."""
-        return [t for t in self._flat if t is not None and t.dim() == 1]
+        return [t for t in self._step.layers if t is not None and t.dim() == 1]
 
     def with_vectors(self, vectors: Sequence[Tensor]) -> CausalModel:
         """The same model, whose steps read `vectors` instead of its own."""
         model, replacement = copy.copy(self), iter(vectors)
-        model._flat = [next(replacement) if t is not None and t.dim() == 1 else t for t in self._flat]
+        layers = [next(replacement) if t is not None and t.dim() == 1 else t for t in self._step.layers]
+        model._step = self._step._replace(layers=layers)
         return model
 
 
-def flat_weights(weights: TransformerWeights) -> list[Tensor | None]:
-    """The list that `decode_step` takes: 16 entries a layer, then the final LayerNorm."""
+def flat_layers(weights: TransformerWeights) -> list[Tensor | None]:
+    """`StepWeights.layers`: 16 entries a layer, then the final LayerNorm."""
     return [t for layer in weights.layers for t in _flat_layer(layer)] + _flat_norm(weights.norm_final)
 
 

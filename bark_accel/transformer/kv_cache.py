@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bark_accel.ops import checks as op_checks
+from bark_accel.ops.interface import StepCache
 
 from .spec import TransformerSpec
 
@@ -27,6 +28,11 @@ class KVCache:
     values: Tensor
     length: Tensor
     position: int = 0
+
+    @property
+    def tensors(self) -> StepCache:
+        """The cache as the ops take it."""
+        return StepCache(self.keys, self.values, self.length)
 
     @property
     def capacity(self) -> int:

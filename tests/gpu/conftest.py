@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from call_capturer import CallCapturer
 
 from bark_accel.decoding import cuda_graphs as graphs
-from bark_accel.ops import cuda as cuda_ops
-from bark_accel.ops import native as ops
+from bark_accel.ops import native as cpu_ops
 from bark_accel.ops._library import cuda_archs
+from bark_accel.ops.cuda import OPS as CUDA_OPS
 
 HAS_GPU = torch.cuda.is_available() and cuda_archs() is not None
 
@@ -50,8 +50,8 @@ def device() -> torch.device:
 
 
 @pytest.fixture
-def native() -> ModuleType:
-    return cuda_ops if HAS_GPU else ops
+def native() -> Any:
+    return CUDA_OPS if HAS_GPU else cpu_ops
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from bark_accel.decoding.sampling import SampleRules, SamplingConfig, TokenRange
 from bark_accel.ops import backend, device_check
 from bark_accel.ops import reference as torch_ops
 from bark_accel.ops._library import load
+from bark_accel.ops.interface import StepCache, StepWeights
 
 # Fewer for a sanitizer, under which a kernel takes a hundred times as long.
 SEEDS = range(int(os.environ.get("BARK_ACCEL_TEST_SEEDS", "20")))
@@ -111,7 +112,7 @@ def test_attention_equals_its_twin(
 
 def decode_inputs(
     device: torch.device, dtype: torch.dtype, batch: int, tokens: int = 1, layers: int = 2, width: int = 768
-) -> list[Any]:
+) -> tuple[Tensor, StepWeights, StepCache]:
     """Arguments of decode_step with bark's head size and a context of 600."""
 
     def matrix(out: int, depth: int) -> list[Tensor | None]:
@@ -135,7 +136,9 @@ def decode_inputs(
     ids = torch.randint(0, 1024, (batch, tokens), device=device)
     length = torch.tensor([600 - 7 * i for i in range(batch)], device=device)
     eps = [1e-5] * (2 * layers + 1)
-    return [ids, table, positions, weights + norm(), eps, head, scales, width // 64, *caches, length]
+    assert head is not None
+    step = StepWeights(table, positions, weights + norm(), eps, head, scales, width // 64)
+    return ids, step, StepCache(caches[0], caches[1], length)
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.int8))
@@ -143,18 +146,17 @@ def decode_inputs(
 def test_decode_step_equals_its_twin(
     native: Any, device: torch.device, dtype: torch.dtype, batch: int, tokens: int
 ) -> None:
-    inputs = decode_inputs(device, dtype, batch, tokens)
-    twin_inputs = [t.clone() if isinstance(t, Tensor) else t for t in inputs]
-    got, expected = native.decode_step(*inputs), torch_ops.decode_step(*twin_inputs)
+    ids, step, cache = decode_inputs(device, dtype, batch, tokens)
+    expected = torch_ops.decode_step(ids, step, StepCache(*(t.clone() for t in cache)))
+    got = native.decode_step(ids, step, cache)
     error = float((got - expected).norm() / expected.norm())
     assert error < (1e-5 if dtype is torch.float32 else 2e-2), error
 
 
 @pytest.mark.usefixtures("captured")
 def test_decode_step_in_a_graph_follows_ids_and_length(native: Any, device: torch.device) -> None:
-    inputs = decode_inputs(device, torch.float32, 1)
-    ids, length = inputs[0], inputs[-1]
-    captured = torch.empty(1, 1, len(inputs[5]), device=device)
+    inputs = ids, step_weights, cache = decode_inputs(device, torch.float32, 1)
+    captured = torch.empty(1, 1, len(step_weights.head), device=device)
     capturer = graphs.make_capturer(device)
     assert capturer is not None
 
@@ -164,20 +166,20 @@ def test_decode_step_in_a_graph_follows_ids_and_length(native: Any, device: torc
     replay = capturer.capture(step, None)
     for position in (3, 600, 1023):
         ids.random_(0, 1024)
-        length.fill_(position)
+        cache.length.fill_(position)
         replay()
         torch.testing.assert_close(captured, native.decode_step(*inputs))
 
 
 @pytest.mark.needs_gpu  # on the CPU it is an error at once
-@pytest.mark.parametrize("index, bad", [(0, 1024), (0, -1), (-1, 1024), (-1, -1)])
-def test_an_id_or_length_that_does_not_fit_gives_nan(native: Any, device: torch.device, index: int, bad: int) -> None:
-    inputs = decode_inputs(device, torch.float32, 1)
-    inputs[index].fill_(bad)
-    keys, values = inputs[8].clone(), inputs[9].clone()
-    assert native.decode_step(*inputs).isnan().all()
-    if index == -1:
-        assert torch.equal(inputs[8], keys) and torch.equal(inputs[9], values)
+@pytest.mark.parametrize("what, bad", [("id", 1024), ("id", -1), ("length", 1024), ("length", -1)])
+def test_an_id_or_length_that_does_not_fit_gives_nan(native: Any, device: torch.device, what: str, bad: int) -> None:
+    ids, step, cache = decode_inputs(device, torch.float32, 1)
+    (ids if what == "id" else cache.length).fill_(bad)
+    keys, values = cache.keys.clone(), cache.values.clone()
+    assert native.decode_step(ids, step, cache).isnan().all()
+    if what == "length":
+        assert torch.equal(cache.keys, keys) and torch.equal(cache.values, values)
 
 
 @pytest.mark.needs_gpu

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bark_accel.ops import _library
+from bark_accel.ops.interface import StepCache, StepWeights
 from bark_accel.transformer.precision import quantize
 from bark_accel.transformer.weights import Linear
 
@@ -223,6 +224,19 @@ OP_SAMPLES = {
     ],
 }
 """Positional arguments for every registered op; a schema without samples fails test_registry.py."""
+
+
+def call(module: Any, name: str, *arguments: Any) -> Tensor:
+    """An op of a module, by the loose arguments of its schema."""
+    return getattr(module, name)(*bundled(name, arguments))
+
+
+def bundled(name: str, arguments: Sequence[Any]) -> Sequence[Any]:
+    """The arguments of a schema as the function of that name takes them."""
+    if name != "decode_step":
+        return arguments
+    return arguments[0], StepWeights(*arguments[1:8]), StepCache(*arguments[8:])
+
 
 APPROXIMATE = {"decode_step": 2e-2, "int16_linear": 5e-3, "int16_attention": 2e-3}
 """Ops that differ from their references by more than float32 rounding: absolute tolerance on the samples."""

@@ -17,7 +17,7 @@ from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
 from bark_accel.ops.checks import INT8_GROUP
 
-from .conftest import decode_inputs
+from .conftest import call, decode_inputs
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 WEIGHTS = [*FLOATS, torch.int8]
@@ -90,7 +90,7 @@ def check(inputs: tuple[Any, ...]) -> None:
     weights_dtype, before, tokens = inputs[5].dtype, length.clone(), inputs[0].shape[1]
     expected, *caches = reference(*inputs)
     tolerance = WEIGHT_ERROR[weights_dtype] + CACHE_ERROR[keys.dtype]
-    got = ops.decode_step(*inputs)
+    got = call(ops, "decode_step", *inputs)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=0, equal_nan=True)
     place = torch.arange(keys.shape[3]) - length[:, None]
@@ -157,7 +157,7 @@ def test_a_row_in_a_batch_is_the_same_row_alone(
     whole, *caches = results((ids, *model, keys, values, length.repeat_interleave(2)[::2]))
     for b, start in enumerate(lengths):
         row = slice(b, b + 1)
-        alone = ops.decode_step(ids[row], *model, keys[:, row], values[:, row], length[row])
+        alone = call(ops, "decode_step", ids[row], *model, keys[:, row], values[:, row], length[row])
         same = torch.equal(alone[0], whole[b])
         assert same or (start < 0 and alone.isnan().all() and whole[b].isnan().all()), f"row {b} at {start} differs"
     assert torch.equal(keys, caches[0]) and torch.equal(values, caches[1])
@@ -168,21 +168,21 @@ def test_nothing_of_an_idle_row_is_looked_at() -> None:
     inputs[0][1] = 99
     inputs[8][:, 1], inputs[9][:, 1] = math.nan, math.nan
     for module in (ops, torch_ops):
-        assert module.decode_step(*inputs).isnan().all(-1).tolist() == [[False] * 2, [True] * 2, [False] * 2]
+        assert call(module, "decode_step", *inputs).isnan().all(-1).tolist() == [[False] * 2, [True] * 2, [False] * 2]
     assert inputs[8][:, 1].isnan().all() and inputs[9][:, 1].isnan().all()
 
 
 def test_all_rows_idle() -> None:
     inputs = decode_inputs(2, 1, 24, 2, [-1, -1])
     for module in (ops, torch_ops):
-        assert module.decode_step(*inputs).isnan().all()
+        assert call(module, "decode_step", *inputs).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 def test_twin_equals_fp64(dtype: torch.dtype) -> None:
     inputs = decode_inputs(3, 2, 72, 3, [5, 0, 9], dtype, bias=True)
     expected, keys, values = reference(*inputs)
-    torch.testing.assert_close(torch_ops.decode_step(*inputs).double(), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(call(torch_ops, "decode_step", *inputs).double(), expected, atol=2e-5, rtol=0)
     torch.testing.assert_close(inputs[8], keys, atol=2e-5, rtol=0)
     torch.testing.assert_close(inputs[9], values, atol=2e-5, rtol=0)
 
@@ -197,8 +197,8 @@ def test_the_first_and_the_last_place_of_the_cache(isa: str, dtype: torch.dtype)
 def test_one_token_at_a_time_equals_all_at_once(isa: str, dtype: torch.dtype) -> None:
     inputs = decode_inputs(2, 6, 72, 3, 4, dtype, bias=True)
     ids, *model, keys, values, length = inputs
-    whole = ops.decode_step(ids, *model, keys.clone(), values.clone(), length)
-    parts = [ops.decode_step(ids[:, t : t + 1], *model, keys, values, length + t) for t in range(6)]
+    whole = call(ops, "decode_step", ids, *model, keys.clone(), values.clone(), length)
+    parts = [call(ops, "decode_step", ids[:, t : t + 1], *model, keys, values, length + t) for t in range(6)]
     tolerance = 2e-3 if dtype == torch.int8 else 2e-5
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=tolerance, rtol=0)
 
@@ -206,10 +206,10 @@ def test_one_token_at_a_time_equals_all_at_once(isa: str, dtype: torch.dtype) ->
 @pytest.mark.parametrize("dtype", WEIGHTS)
 def test_rows_of_a_batch_do_not_mix(isa: str, dtype: torch.dtype) -> None:
     ids, *model, keys, values, length = decode_inputs(5, 1, 72, 3, 4, dtype)
-    whole = ops.decode_step(ids, *model, keys.clone(), values.clone(), length)
+    whole = call(ops, "decode_step", ids, *model, keys.clone(), values.clone(), length)
     for row in range(5):
         one = slice(row, row + 1)
-        alone = ops.decode_step(ids[one], *model, keys[:, one], values[:, one], length[one])
+        alone = call(ops, "decode_step", ids[one], *model, keys[:, one], values[:, one], length[one])
         torch.testing.assert_close(alone[0], whole[row], atol=2e-3 if dtype == torch.int8 else 2e-5, rtol=0)
 
 
@@ -225,7 +225,9 @@ def test_neither_tokens_nor_rows_change_a_bit(isa: str, dtype: torch.dtype, cach
             for i in range(count):
                 rows = slice(None) if dim else slice(i, i + 1)
                 row_keys, row_values = keys[:, rows], values[:, rows]
-                alone = ops.decode_step(ids.narrow(dim, i, 1), *model, row_keys, row_values, length[rows] + i * dim)
+                alone = call(
+                    ops, "decode_step", ids.narrow(dim, i, 1), *model, row_keys, row_values, length[rows] + i * dim
+                )
                 assert torch.equal(alone, whole.narrow(dim, i, 1)), f"{shape} rows and tokens: {i} differs"
             assert torch.equal(keys, caches[0]) and torch.equal(values, caches[1])
 
@@ -256,7 +258,7 @@ def test_memory_around_the_caches_is_untouched(isa: str) -> None:
         ids, *model, _, _, length = decode_inputs(2, 3, 20, 2, 4, dtype)
         buffers = torch.randn(2, 4, 4, 2, 14, 10)
         before = buffers.clone()
-        ops.decode_step(ids, *model, buffers[0, 1:3, 1:3, :, 2:12], buffers[1, 1:3, 1:3, :, 2:12], length)
+        call(ops, "decode_step", ids, *model, buffers[0, 1:3, 1:3, :, 2:12], buffers[1, 1:3, 1:3, :, 2:12], length)
         changed = torch.zeros_like(buffers, dtype=torch.bool)
         changed[:, 1:3, 1:3, :, 6:9] = True
         assert torch.equal(buffers.masked_fill(changed, 0), before.masked_fill(changed, 0))
@@ -266,14 +268,15 @@ def test_memory_around_the_caches_is_untouched(isa: str) -> None:
 def test_garbage_beyond_the_valid_part_is_not_read(isa: str) -> None:
     inputs = decode_inputs(2, 2, 20, 2, 9)
     inputs[8][..., 9:, :], inputs[9][..., 9:, :] = math.nan, math.nan
-    assert ops.decode_step(*inputs).isfinite().all()
+    assert call(ops, "decode_step", *inputs).isfinite().all()
 
 
 def test_no_rows() -> None:
     for batch, tokens in ((0, 1), (2, 0)):
         inputs = decode_inputs(batch, tokens, 24, 2, 4)
         before = inputs[8].clone()
-        assert ops.decode_step(*inputs).shape == torch_ops.decode_step(*inputs).shape == (batch, tokens, 19)
+        for module in (ops, torch_ops):
+            assert call(module, "decode_step", *inputs).shape == (batch, tokens, 19)
         assert torch.equal(inputs[8], before)
 
 
@@ -291,7 +294,7 @@ def results(inputs: tuple[Any, ...]) -> list[Tensor]:
     """Logits, keys and values of a step on copies of the caches."""
     *model, keys, values, length = inputs
     keys, values = keys.clone(), values.clone()
-    return [ops.decode_step(*model, keys, values, length), keys, values]
+    return [call(ops, "decode_step", *model, keys, values, length), keys, values]
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS)
@@ -354,7 +357,7 @@ def test_a_bad_embedding_shows_in_its_row_only(isa: str, dtype: torch.dtype, val
     else:
         positions[5, 70] = value
         bad = torch.tensor([[False, True]] * 3)
-    finite = ops.decode_step(ids, table, positions, *rest).isfinite()
+    finite = call(ops, "decode_step", ids, table, positions, *rest).isfinite()
     assert torch.equal(finite.all(-1), ~bad) and torch.equal(finite.any(-1), ~bad)
 
 
@@ -367,7 +370,7 @@ def test_a_nan_weight_reaches_every_row(isa: str, dtype: torch.dtype, index: int
     weight = layer[index] if layer[index].dim() == 1 else layer[index + 2 if dtype == torch.int8 else index]
     # Of qkv: a value's row, so that no softmax can give it no weight.
     weight[(..., -1) if weight.dim() == 1 else (-1, -1)] = math.nan
-    assert ops.decode_step(*inputs).isnan().all()
+    assert call(ops, "decode_step", *inputs).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS)
@@ -375,7 +378,7 @@ def test_a_nan_in_the_head_shows_in_its_column_only(isa: str, dtype: torch.dtype
     inputs = decode_inputs(3, 1, 72, 3, 4, dtype)
     head = inputs[6] if dtype == torch.int8 else inputs[5]
     head[7, -1] = math.nan
-    nan = ops.decode_step(*inputs).isnan()
+    nan = call(ops, "decode_step", *inputs).isnan()
     assert nan[..., 7].all() and int(nan.sum()) == 3
 
 
@@ -385,5 +388,5 @@ def test_a_nan_in_a_cache_shows_in_its_row_only(isa: str, dtype: torch.dtype, ca
     """One number of one head: NaN among finite activations, where a largest magnitude may lose it."""
     inputs = decode_inputs(3, 1, 72, 3, 4, dtype)
     inputs[8 if cache == "keys" else 9][0, 1, 2, 2, 11] = math.nan
-    nan = ops.decode_step(*inputs).isnan().all(-1)
+    nan = call(ops, "decode_step", *inputs).isnan().all(-1)
     assert nan.flatten().tolist() == [False, True, False]

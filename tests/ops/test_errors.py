@@ -12,7 +12,7 @@ import torch
 from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
 
-from .conftest import attention_inputs, decode_inputs, embedding_inputs, exponential, rules
+from .conftest import attention_inputs, call, decode_inputs, embedding_inputs, exponential, rules
 
 
 def numbers(last: float) -> torch.Tensor:
@@ -346,13 +346,18 @@ STRIDES: list[tuple[str, str, Callable[[], Any]]] = [
 ]
 
 
-def call(backend: Any, op: str, name: str, value: Any) -> None:
+def run(backend: Any, op: str, arguments: dict[str, Any]) -> torch.Tensor:
+    named = op != "decode_step"  # takes its arguments bundled
+    return getattr(backend, op)(**arguments) if named else call(backend, op, *arguments.values())
+
+
+def call_with(backend: Any, op: str, name: str, value: Any) -> None:
     arguments = {key: make() for key, make in VALID[op].items()}
     arguments[name] = value
     written = {key: arguments[key] for key in ("key_cache", "value_cache") if key in arguments}
     before = {key: cache.clone() for key, cache in written.items()}
     try:
-        getattr(backend, op)(**arguments)
+        run(backend, op, arguments)
     finally:
         assert all(cache.is_meta or torch.equal(cache, before[key]) for key, cache in written.items())
 
@@ -362,7 +367,7 @@ def call(backend: Any, op: str, name: str, value: Any) -> None:
 def test_refusal(backend: Any, case: tuple[str, str, Any, str]) -> None:
     op, name, make, message = case
     with torch.set_grad_enabled(message == NEEDS_GRAD), pytest.raises(ValueError, match=message) as error:
-        call(backend, op, name, make())
+        call_with(backend, op, name, make())
     text = str(error.value).splitlines()[0]
     assert text.startswith(f"{op}: expected ") and ", got " in text
 
@@ -371,13 +376,13 @@ def test_refusal(backend: Any, case: tuple[str, str, Any, str]) -> None:
 def test_refused_strides(case: tuple[str, str, Callable[[], Any]]) -> None:
     op, name, make = case
     with pytest.raises(ValueError, match=f"{op}: expected .*unit stride in its last dimension, got strides"):
-        call(ops, op, name, make())
+        call_with(ops, op, name, make())
 
 
 @pytest.mark.parametrize("name", ["key_cache", "value_cache"])
 def test_refused_overlaps(name: str) -> None:
     with pytest.raises(ValueError, match=f"expected {name} without elements that share memory, got strides"):
-        call(ops, "static_cache_attention", name, ATTENTION[name]()[:1].expand(2, -1, -1, -1))
+        call_with(ops, "static_cache_attention", name, ATTENTION[name]()[:1].expand(2, -1, -1, -1))
 
 
 @pytest.mark.parametrize("backend", [ops, torch_ops], ids=["native", "torch"])
@@ -389,7 +394,7 @@ def test_refused_caches_that_are_one(backend: Any, op: str, dense: bool) -> None
     arguments["key_cache"], arguments["value_cache"] = cache, cache.view(cache.shape)
     before = cache.clone()
     with pytest.raises(ValueError, match="expected key_cache and value_cache in separate memory, got overlapping"):
-        getattr(backend, op)(**arguments)
+        run(backend, op, arguments)
     assert torch.equal(cache, before)
 
 
@@ -428,8 +433,8 @@ def test_parameters_are_accepted_without_grad_mode(backend: Any, op: str, name: 
         arguments[name] = change(arguments[name])
         if any(tensor.requires_grad for tensor in tensors_of(arguments[name])):
             with torch.enable_grad(), pytest.raises(ValueError, match=NEEDS_GRAD):
-                getattr(backend, op)(**arguments)
-        results.append(getattr(backend, op)(**arguments))
+                run(backend, op, arguments)
+        results.append(run(backend, op, arguments))
     assert torch.equal(*results) and not results[0].requires_grad
 
 

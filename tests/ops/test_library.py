@@ -119,7 +119,8 @@ def test_two_threads_that_come_first_together() -> None:
     """Fakes are registered once: some versions of torch refuse a second one."""
     script = """
 import threading, time, torch
-from bark_accel.ops import native as ops
+from bark_accel.ops import native
+from bark_accel.ops._compiled import op
 
 register, barrier, registered = torch.library.register_fake, threading.Barrier(4), []
 
@@ -130,7 +131,7 @@ def slowly(name, fake):
 
 def first(name):
     barrier.wait()
-    ops._op(name)
+    op(name)
 
 torch.library.register_fake = slowly
 names = ("fused_sample", "decode_step", "fused_sample", "int16_linear")

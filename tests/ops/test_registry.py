@@ -8,11 +8,13 @@ import torch
 from bark_accel.ops import _library
 from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
+from bark_accel.ops._compiled import op
 
 from .conftest import (
     APPROXIMATE,
     OP_SAMPLES,
     attention_inputs,
+    call,
     decode_inputs,
     embedding_inputs,
     exponential,
@@ -37,7 +39,7 @@ def test_every_registered_op_has_a_sample() -> None:
 
 @pytest.mark.parametrize("name", OP_SAMPLES)
 def test_opcheck(name: str) -> None:
-    ops._op(name)
+    op(name)
     for arguments in OP_SAMPLES[name]():
         torch.library.opcheck(getattr(torch.ops.bark_accel, name).default, arguments)
 
@@ -45,8 +47,8 @@ def test_opcheck(name: str) -> None:
 @pytest.mark.parametrize("name", OP_SAMPLES)
 def test_samples_equal_the_torch_twin(name: str, isa: str) -> None:
     for arguments in OP_SAMPLES[name]():
-        expected = getattr(torch_ops, name)(*arguments)
-        got = getattr(ops, name)(*arguments)
+        expected = call(torch_ops, name, *arguments)
+        got = call(ops, name, *arguments)
         assert got.dtype == expected.dtype
         tolerance = {"atol": APPROXIMATE[name], "rtol": 0} if name in APPROXIMATE else {}
         torch.testing.assert_close(got, expected, **tolerance)
@@ -85,7 +87,7 @@ def test_thread_count_does_not_change_results(name: str, isa: str) -> None:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             torch.manual_seed(0)
-            results.append(getattr(ops, name)(*arguments()))
+            results.append(call(ops, name, *arguments()))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
