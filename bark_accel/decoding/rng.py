@@ -34,21 +34,26 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         generator.set_state(state)
 
 
-def fork(device: torch.device, purpose: str) -> Generator:
-    """A new generator that follows from the state of the device's own, and from `purpose`; that state stays as it is.
+def fork(device: torch.device, purpose: str, source: Generator | None = None) -> Generator:
+    """A new generator that follows from the state of the source, and from `purpose`; that state stays as it is.
 
-    Its numbers are unrelated to those that the device's own generator draws next.
+    Its numbers are unrelated to those that the source, by default the device's own generator, draws next.
     """
-    state = default_generator(device).get_state().numpy().tobytes()
+    state = (source or default_generator(device)).get_state().numpy().tobytes()
     digest = hashlib.blake2b(state, digest_size=8, person=purpose.encode()[:16]).digest()
     generator = Generator(device)
     return generator.manual_seed(int.from_bytes(digest, "little"))
 
 
-def after_noise(device: torch.device, rows: int, columns: int, draws: int) -> Generator:
-    """A generator in the state that the device's own will have after `draws` draws of [rows, columns] exponentials."""
+def after_noise(
+    device: torch.device, rows: int, columns: int, draws: int, source: Generator | None = None
+) -> Generator:
+    """A generator in the state that the source will have after `draws` draws of [rows, columns] exponentials.
+
+    The source is by default the device's own generator.
+    """
     generator = Generator(device)
-    generator.set_state(default_generator(device).get_state())
+    generator.set_state((source or default_generator(device)).get_state())
     noise = torch.empty(rows, columns, dtype=torch.float32, device=device)
     for _ in range(draws):
         noise.exponential_(generator=generator)

@@ -13,7 +13,7 @@ from torch import Tensor
 from bark_accel.decoding.active_rows import ActiveRows
 from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange, drawing
 from bark_accel.decoding.token_source import TokenSource
-from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.causal import CausalModel, Feed
 from bark_accel.transformer.kv_cache import KVCache
 
 from .spec import ENDED, CoarseSpec
@@ -76,6 +76,10 @@ class CoarseStage:
         self._spec = spec
         self._allowed = token_ranges(spec, model.spec.output_vocab_size)
 
+    @property
+    def model(self) -> CausalModel:
+        return self._model
+
     def start(
         self,
         batch_size: int,
@@ -119,35 +123,47 @@ class CoarseStage:
 
     def step(self, state: CoarseState) -> Tensor:
         """Generate the next token [B] int64 of every row; `ENDED` in those that have, where the spec ends them."""
-        active = [state.generated_tokens < length for length in state.row_lengths]
-        whole = not self._spec.rows_end or all(active)
-        with drawing("coarse", self._model.weights.cache_dtype):
-            tokens = self._next_token(state, None if whole else active)
-        if not whole:
-            keep = torch.tensor(active, dtype=torch.bool, device=tokens.device)
-            tokens = torch.where(keep, tokens, ENDED)
-        state.window.append(tokens)
-        return tokens
-
-    def _next_token(self, state: CoarseState, active: list[bool] | None) -> Tensor:
         done = len(state.window)
-        if done == state.window_tokens:
-            fed = self._open_window(state)
-            done = 0
-        elif state.token_source is not None:
-            return state.token_source.next_token(
+        if state.token_source is None or done == state.window_tokens:
+            return self.take(state, self._model.logits(self.feed(state), state.cache))
+        with drawing("coarse", self._model.weights.cache_dtype):
+            tokens = state.token_source.next_token(
                 state.window[-1],
                 state.cache,
                 state.sampler,
                 lambda i: self._allowed[(done + i) % 2],
                 state.window_tokens - done,
             )
-        else:
-            fed = state.window[-1][:, None]
+        return self._ended(state, tokens)
+
+    def feed(self, state: CoarseState) -> Feed:
+        """Say what the model is to be fed, as a part of a step; `take` is the other one. May open a window."""
+        opens = len(state.window) == state.window_tokens
+        fed = self._open_window(state) if opens else state.window[-1][:, None]
+        active = self._active_rows(state)
         if active is not None and state.token_source is None:
             state.rows.keep(active)
-        logits = self._model.next_logits(state.rows.select(fed), state.cache, self._allowed[done % 2].head_rows)
-        return state.sampler.draw(state.rows.expand(logits), self._allowed[done % 2])
+        return Feed(state.rows.select(fed), self._allowed[len(state.window) % 2].head_rows)
+
+    def take(self, state: CoarseState, logits: Tensor) -> Tensor:
+        """Draw the next token [B] int64 of every row from the logits of what was fed."""
+        with drawing("coarse", self._model.weights.cache_dtype):
+            tokens = state.sampler.draw(state.rows.expand(logits), self._allowed[len(state.window) % 2])
+        return self._ended(state, tokens)
+
+    def _ended(self, state: CoarseState, tokens: Tensor) -> Tensor:
+        """Add the tokens to the window, `ENDED` in rows that have."""
+        active = self._active_rows(state)
+        if active is not None:
+            keep = torch.tensor(active, dtype=torch.bool, device=tokens.device)
+            tokens = torch.where(keep, tokens, ENDED)
+        state.window.append(tokens)
+        return tokens
+
+    def _active_rows(self, state: CoarseState) -> list[bool] | None:
+        """Which rows go on; None where all do, or rows do not end."""
+        active = [state.generated_tokens < length for length in state.row_lengths]
+        return None if not self._spec.rows_end or all(active) else active
 
     def _semantic_start(self, state: CoarseState) -> int:
         spec = self._spec

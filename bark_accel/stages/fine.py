@@ -25,12 +25,14 @@ class FineSampling:
     """Settings by which codes are chosen.
 
     `temperature` None or 1.0 takes the most likely code, anything else draws one (as in Transformers), from
-    `generator` or, without one, from the device's own. `before_pass` is called before each pass over a window.
+    `generator` or, without one, from `source`: the generation's, by default the device's own. `before_pass` is called
+    before each pass over a window.
     """
 
     temperature: float | None
     generator: Generator | None = None
     before_pass: Callable[[], None] | None = None
+    source: Generator | None = None
 
 
 @dataclass
@@ -215,7 +217,7 @@ class FineStage:
         rules = SampleRules.of([(config, TokenRange(0, ids))], logits.device).arguments
         if not draws:
             return self._ops.fused_sample(logits, None, *rules)
-        return self._ops.fused_multinomial(logits, sampling.generator, ids, *rules)
+        return self._ops.fused_multinomial(logits, sampling.generator or sampling.source, ids, *rules)
 
 
 def coarse_codes(spec: FineSpec, tokens: Tensor) -> Tensor:

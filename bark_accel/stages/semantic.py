@@ -12,7 +12,7 @@ from torch import Tensor
 from bark_accel.decoding.active_rows import ActiveRows
 from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange, drawing
 from bark_accel.decoding.token_source import TokenSource
-from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.causal import CausalModel, Feed
 from bark_accel.transformer.kv_cache import KVCache
 
 from .spec import SemanticSpec
@@ -49,6 +49,10 @@ class SemanticStage:
         self._allowed = TokenRange(0, min(spec.vocab_size, pad), eos=pad)
         self._allowed_before_end = replace(self._allowed, eos=-1)
 
+    @property
+    def model(self) -> CausalModel:
+        return self._model
+
     def start(
         self,
         input_ids: Tensor,
@@ -76,8 +80,32 @@ class SemanticStage:
 
     def step(self, state: SemanticState) -> Tensor:
         """Generate the next token [B] int64 of every row, on the host."""
+        if state.token_source is None or state.prompt is not None:
+            return self.take(state, self._model.logits(self.feed(state), state.cache))
+        config, done = state.sampler.config, len(state.tokens)
+        ahead, limit = lambda i: self._allowed_after(state, done + i), config.max_new_tokens - done
         with drawing("semantic", self._model.weights.cache_dtype):
-            tokens = self._next_token(state).cpu()
+            tokens = state.token_source.next_token(state.tokens[-1], state.cache, state.sampler, ahead, limit)
+        return self._ended(state, tokens.cpu())
+
+    def feed(self, state: SemanticState) -> Feed:
+        """Say what the model is to be fed, as a part of a step; `take` is the other one."""
+        rows = self._allowed_after(state, len(state.tokens)).head_rows
+        if state.prompt is not None:
+            prompt, state.prompt = state.prompt, None
+            return Feed(prompt, rows)
+        state.rows.keep(state.unfinished)
+        last = state.rows.select(state.tokens[-1].to(self._model.weights.device))
+        return Feed(last[:, None], rows)
+
+    def take(self, state: SemanticState, logits: Tensor) -> Tensor:
+        """Draw the next token [B] int64 of every row, on the host, from the logits of what was fed."""
+        with drawing("semantic", self._model.weights.cache_dtype):
+            allowed = self._allowed_after(state, len(state.tokens))
+            return self._ended(state, state.sampler.draw(state.rows.expand(logits), allowed).cpu())
+
+    def _ended(self, state: SemanticState, tokens: Tensor) -> Tensor:
+        """Note which rows have ended, and pad those that had before."""
         config = state.sampler.config
         if config.stop_tokens:
             tokens = _pad_finished(tokens, state.unfinished, config.pad_token)
@@ -86,24 +114,8 @@ class SemanticStage:
         state.tokens.append(tokens)
         return tokens
 
-    def _next_token(self, state: SemanticState) -> Tensor:
-        config, done = state.sampler.config, len(state.tokens)
-
-        def allowed_after(tokens: int) -> TokenRange:
-            return self._allowed_before_end if tokens < config.min_new_tokens else self._allowed
-
-        allowed = allowed_after(done)
-        if state.prompt is not None:
-            prompt, state.prompt = state.prompt, None
-            return state.sampler.draw(self._model.prefill_logits(prompt, state.cache, allowed.head_rows), allowed)
-        last = state.tokens[-1]
-        if state.token_source is not None:
-            ahead, limit = lambda i: allowed_after(done + i), config.max_new_tokens - done
-            return state.token_source.next_token(last, state.cache, state.sampler, ahead, limit)
-        state.rows.keep(state.unfinished)
-        last = state.rows.select(last.to(self._model.weights.device))
-        logits = self._model.next_logits(last[:, None], state.cache, allowed.head_rows)
-        return state.sampler.draw(state.rows.expand(logits), allowed)
+    def _allowed_after(self, state: SemanticState, tokens: int) -> TokenRange:
+        return self._allowed_before_end if tokens < state.sampler.config.min_new_tokens else self._allowed
 
     def _prompt(self, input_ids: Tensor, attention_mask: Tensor | None, histories: Sequence[Tensor | None]) -> Tensor:
         spec = self._spec

@@ -59,12 +59,32 @@ class ChunkDecoder:
 
     def push(self, tokens: Tensor) -> None:
         """Add the next coarse token [B] of every row; may emit chunks."""
+        self.feed(tokens)
+        self._drain()
+
+    def feed(self, tokens: Tensor) -> None:
+        """Add the next coarse token [B] of every row, for `advance` to work on."""
         self._frame.append(tokens)
         if len(self._frame) == self._spec.num_codebooks:
             self._policy.push(torch.stack(self._frame, dim=1))
             self._frame = []
             self._seen_frames += 1
-            self._drain()
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether `advance` has work to do."""
+        return self._policy.ready()
+
+    @property
+    def done(self) -> bool:
+        """Tell whether every frame was decoded."""
+        return self._state.frames == self._total_frames
+
+    def advance(self) -> None:
+        """Do the work of a chunk, or of a window on the way to one; may emit it."""
+        codes = self._policy.take()
+        if codes is not None:
+            self._decode(codes, final=self._state.frames + codes.shape[2] == self._total_frames)
 
     def end(self) -> None:
         """No more tokens will come, even if the semantic tokens ask for more (a stopping criterion cut them short)."""
@@ -86,8 +106,8 @@ class ChunkDecoder:
         self._policy.plan(rows if self._spec.rows_end else [total_frames] * len(rows))
 
     def _drain(self) -> None:
-        while (codes := self._policy.take()) is not None:
-            self._decode(codes, final=self._state.frames + codes.shape[2] == self._total_frames)
+        while self.ready:
+            self.advance()
 
     def _decode(self, codes: Tensor, *, final: bool) -> None:
         if codes.shape[2] > 0:
@@ -96,6 +116,12 @@ class ChunkDecoder:
         waveform = self._codec.push(self._state, codes, final=final, row_frames=self._row_frames if several else None)
         if waveform.shape[1] > 0:
             self._emit(waveform.float().cpu())
+
+
+def repad(semantic: SemanticSpec, coarse: CoarseSpec, semantic_tokens: Tensor) -> Tensor:
+    """Replace the semantic padding by the coarse stage's, as `BarkCoarseModel.generate` does."""
+    padding = semantic_tokens == semantic.pad_token
+    return semantic_tokens.to(torch.int64).masked_fill(padding, coarse.semantic_pad_token)
 
 
 class BarkPipeline:
@@ -140,8 +166,7 @@ class BarkPipeline:
 
     def repad(self, semantic_tokens: Tensor) -> Tensor:
         """Replace the semantic padding by the coarse stage's, as `BarkCoarseModel.generate` does."""
-        padding = semantic_tokens == self._semantic_spec.pad_token
-        return semantic_tokens.to(torch.int64).masked_fill(padding, self._coarse_spec.semantic_pad_token)
+        return repad(self._semantic_spec, self._coarse_spec, semantic_tokens)
 
     def _run_ready(self, coarse: CoarseRows) -> None:
         while coarse.ready:

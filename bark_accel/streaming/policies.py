@@ -27,8 +27,11 @@ class Policy(Protocol):
     def plan(self, row_frames: Sequence[int]) -> None:
         """Learn how long each row is: once, at the latest when the last frame is there."""
 
+    def ready(self) -> bool:
+        """Tell whether `take` has work to do."""
+
     def take(self) -> Tensor | None:
-        """The next codes [B, K, T], or None where more frames have to come first (or none are left)."""
+        """The next codes [B, K, T], or None where more frames or windows have to come first (or none are left)."""
 
 
 @dataclass
@@ -61,6 +64,9 @@ class _Hopping:
 
     def plan(self, row_frames: Sequence[int]) -> None:
         self._total_frames = max(row_frames)
+
+    def ready(self) -> bool:
+        return self._due() > 0
 
     def take(self) -> Tensor | None:
         frames = self._due()
@@ -100,7 +106,7 @@ class LowLatency(_Hopping):
     """Transformers' own fine pass on [codes given out | new frames | padding], the last `lookahead_frames` dropped.
 
     Six passes over a full window for every hop, whatever its length. One hop over the whole utterance is exactly
-    what Transformers does, drawn from the device's own generator; otherwise codes are drawn from `generator`.
+    what Transformers does, drawn from the generation's own generator; otherwise codes are drawn from `generator`.
     """
 
     def __init__(
@@ -131,7 +137,7 @@ class LowLatency(_Hopping):
 class Exact:
     """Transformers' own windows, each as soon as it can be computed: a frame waits until no later window writes it.
 
-    `upcoming_generator` gives, for the number of frames in all, a generator in the state that the device's own will
+    `upcoming_generator` gives, for the number of frames in all, a generator in the state that the generation's own will
     have when all coarse frames are drawn. None: windows wait for that moment.
     """
 
@@ -166,21 +172,25 @@ class Exact:
         if several_windows and self._upcoming_generator is not None:
             self._sampling.generator = self._upcoming_generator(total_frames)
 
-    def take(self) -> Tensor | None:
+    def ready(self) -> bool:
         total, known = self._total_frames, self._known_frames()
         if total is None or known == 0 or self._emitted_frames == total:
-            return None
+            return False
         early = self._sampling.generator is not None
-        if not early and known < total:
-            return None
-        state = self._fed_state()
-        while self._fine.ready(state):
+        return (early or known == total) and self._fine.ready(self._fed_state())
+
+    def take(self) -> Tensor | None:
+        while self.ready():
+            state = self._fed_state()
             self._fine.step(state)
-        if state.settled_frames == self._emitted_frames:
-            return None
+            if state.settled_frames > self._emitted_frames:
+                return self._settled(state)
+        return None
+
+    def _settled(self, state: FineState) -> Tensor:
         codes = state.result(self._emitted_frames, state.settled_frames)
         self._emitted_frames = state.settled_frames
-        if early and self._emitted_frames == total:
+        if self._sampling.generator is not None and self._emitted_frames == self._total_frames:
             self._leave_as_transformers_does(codes.device)
         return codes
 
@@ -198,7 +208,30 @@ class Exact:
     def _leave_as_transformers_does(self, device: torch.device) -> None:
         generator = self._sampling.generator
         if generator is not None:
-            default_generator(device).set_state(generator.get_state())
+            (self._sampling.source or default_generator(device)).set_state(generator.get_state())
+
+
+class Whole(Exact):
+    """Transformers' own windows, one at a time, and all codes at once."""
+
+    def __init__(self, fine: FineStage, spec: FineSpec, history: FineHistory, sampling: FineSampling):
+        super().__init__(fine, spec, history, sampling, None)
+
+    def take(self) -> Tensor | None:
+        if not self.ready():
+            return None
+        state = self._fed_state()
+        self._fine.step(state)
+        return self._settled(state) if state.settled_frames == self._total_frames else None
+
+
+class Chunking(Protocol):
+    """How a waveform is cut; see `AudioStreamer`."""
+
+    policy: str
+    first_chunk_frames: int
+    max_chunk_frames: int
+    lookahead_frames: int
 
 
 def hop_growth(policy: str, device: torch.device) -> float:

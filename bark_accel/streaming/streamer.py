@@ -217,6 +217,10 @@ class AudioStreamer:
         else:
             self._end(None)
 
+    def finish(self) -> None:
+        """End: no more chunks will come."""
+        self._end(None)
+
     def fail(self, error: BaseException) -> None:
         """End with an error, which the listener gets after the chunks that are still queued."""
         if isinstance(error, (StopIteration, StopAsyncIteration)):
@@ -319,7 +323,7 @@ def stream(model: BarkModel, **generate_kwargs: Any) -> Iterator[Tensor]:
     check_arguments(model, {**generate_kwargs, "streamer": streamer})
     avoid_lost_threads()  # the generation has a thread of its own, what the caller does with the audio this one
     streamer.reserve()
-    return _listen(model, streamer, generate_kwargs, _on_current_stream())
+    return _listen(model, streamer, generate_kwargs, on_current_stream())
 
 
 def check_arguments(model: Any, generate_kwargs: dict[str, Any]) -> None:
@@ -327,7 +331,7 @@ def check_arguments(model: Any, generate_kwargs: dict[str, Any]) -> None:
     source = _source(model)
     if getattr(model.generate, "__self__", None) is not source:
         return
-    place = _on_current_stream()
+    place = on_current_stream()
 
     def check() -> None:
         with place:
@@ -338,7 +342,7 @@ def check_arguments(model: Any, generate_kwargs: dict[str, Any]) -> None:
         thread.submit(check).result()
 
 
-def _on_current_stream() -> AbstractContextManager:
+def on_current_stream() -> AbstractContextManager:
     """Return a context that puts another thread on this thread's CUDA stream and device."""
     return torch.cuda.stream(torch.cuda.current_stream()) if torch.cuda.is_initialized() else nullcontext()
 

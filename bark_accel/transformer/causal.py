@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +23,22 @@ from .weights import Layer, Norm, TransformerWeights
 
 # Longest prompt, in tokens of all rows, for `decode_step`; for longer ones matrix products are faster.
 MAX_DECODE_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What a model is fed before a token is drawn, and the rows of the head that score it.
+
+    Token ids [B, T], or a prompt: token plus position embeddings [B, T, C] float32, which are overwritten.
+    """
+
+    tokens: Tensor
+    rows: slice
+
+    @property
+    def is_step(self) -> bool:
+        """Tell whether it is one token of one row, which rows of other generations may share a step with."""
+        return self.tokens.shape == (1, 1)
 
 
 class CausalModel:
@@ -66,6 +83,12 @@ class CausalModel:
                 f"bark_accel: expected at most {limit} positions (block_size), got {start} in the cache plus "
                 f"{tokens} new; ask for fewer new tokens"
             )
+
+    def logits(self, feed: Feed, cache: KVCache) -> Tensor:
+        """Append what is fed to the cache; scores [B, rows] float32 of what follows the last token."""
+        if feed.tokens.is_floating_point():
+            return self.prefill_logits(feed.tokens, cache, feed.rows)
+        return self.next_logits(feed.tokens, cache, feed.rows)
 
     def next_logits(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:
         """Append tokens [B, T] to the cache; scores [B, rows] float32 of what follows the last one."""

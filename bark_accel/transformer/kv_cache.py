@@ -38,6 +38,28 @@ class KVCache:
     def capacity(self) -> int:
         return self.keys.shape[3]
 
+    @classmethod
+    def empty(cls, spec: TransformerSpec, rows: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        """Make one of capacity `spec.block_size`, without entries."""
+        shape = (spec.num_layers, rows, spec.num_heads, spec.block_size, spec.head_size)
+        # Buffers born in inference mode could not be written outside of it by a later call.
+        with torch.inference_mode(False):
+            # Attention over the whole cache, on a GPU, multiplies what is not valid yet by zero: NaN would stay.
+            make = torch.empty if device.type == "cpu" else torch.zeros
+            keys, values = (make(shape, dtype=dtype, device=device) for _ in range(2))
+            return cls(keys, values, torch.zeros(rows, dtype=torch.int64, device=device))
+
+    def row(self, row: int) -> KVCache:
+        """One row as an empty cache of its own, on the same memory."""
+        part = slice(row, row + 1)
+        cache = KVCache(self.keys[:, part], self.values[:, part], self.length[part])
+        cache.truncate(0)
+        return cache
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
     def truncate(self, position: int) -> None:
         """Forget everything from `position` on."""
         self.position = position
@@ -98,13 +120,8 @@ class KVCachePool:
             idle, self._idle = self._idle, None
         shape = (spec.num_layers, batch_size, spec.num_heads, spec.block_size, spec.head_size)
         if idle is None or not _fits(idle[0], shape, dtype, device):
-            # Buffers born in inference mode could not be written outside of it by a later call.
-            with torch.inference_mode(False):
-                idle = (
-                    torch.empty(shape, dtype=dtype, device=device),
-                    torch.empty(shape, dtype=dtype, device=device),
-                    torch.zeros(batch_size, dtype=torch.int64, device=device),
-                )
+            made = KVCache.empty(spec, batch_size, dtype, device)
+            idle = made.keys, made.values, made.length
         keys, values, length = idle
         length.zero_()
         if not op_checks.on_host(length):
