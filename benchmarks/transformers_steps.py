@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from bark_accel.hf import extract
+from bark_accel.hf.compat import cache_argument
 from bark_accel.ops.backend import get_ops
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCachePool
@@ -26,11 +27,11 @@ def stock_forward(submodel: Any, ids: Tensor, context: int) -> Forward:
     cache = DynamicCache(config=submodel.config)
     if context:
         past = torch.zeros(ids.shape[0], context, dtype=torch.int64)
-        submodel(past, past_key_values=cache, use_cache=True)
+        submodel(past, **{cache_argument(): cache}, use_cache=True)
 
     def forward() -> Tensor:
         past = cache if context else DynamicCache(config=submodel.config)
-        logits = submodel(ids, past_key_values=past, use_cache=True).logits[:, -1]
+        logits = submodel(ids, **{cache_argument(): past}, use_cache=True).logits[:, -1]
         past.crop(-ids.shape[1])
         return logits
 
@@ -40,11 +41,11 @@ def stock_forward(submodel: Any, ids: Tensor, context: int) -> Forward:
 def stock_static_forward(submodel: Any, ids: Tensor, context: int) -> Forward:
     """The same on a `StaticCache`, as `cache_implementation="static"` makes it."""
     cache = StaticCache(config=submodel.config, max_cache_len=CAPACITY)
-    submodel(torch.zeros(ids.shape[0], context, dtype=torch.int64), past_key_values=cache, use_cache=True)
+    submodel(torch.zeros(ids.shape[0], context, dtype=torch.int64), **{cache_argument(): cache}, use_cache=True)
     lengths = [layer.cumulative_length.clone() for layer in cache.layers if hasattr(layer, "cumulative_length")]
 
     def forward() -> Tensor:
-        logits = submodel(ids, past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = submodel(ids, **{cache_argument(): cache}, use_cache=True).logits[:, -1]
         for layer, length in zip(cache.layers, lengths, strict=False):
             layer.cumulative_length.copy_(length)
         return logits

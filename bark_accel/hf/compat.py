@@ -8,10 +8,14 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+import torch
 import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import GenerationMixin
 from transformers.models.bark import modeling_bark as hf
+
+from bark_accel._caller import warn_caller
 
 try:
     from transformers.initialization import no_init_weights
@@ -21,7 +25,9 @@ except ImportError:  # Transformers 4
 from .points import POINTS
 
 __all__ = [
+    "TESTED_TORCH",
     "TESTED_VERSIONS",
+    "cache_argument",
     "check_signatures",
     "layer_norm_eps",
     "no_init_weights",
@@ -29,9 +35,11 @@ __all__ = [
     "prompt_argument",
     "run_with_loop",
     "takes_return_dict",
+    "warn_of_untested",
 ]
 
 TESTED_VERSIONS = ("4.46.3", "4.49.0", "4.52.4", "4.57.6", "5.0.0", "5.17.0", "5.23.0")
+TESTED_TORCH = ("2.13.0",)
 
 
 def check_signatures() -> None:
@@ -49,6 +57,22 @@ def check_signatures() -> None:
             f"{transformers.__version__}, where {'; '.join(differences)}. Install a tested version: "
             f"pip install transformers=={TESTED_VERSIONS[-1]}"
         )
+
+
+@cache
+def warn_of_untested() -> None:
+    """Warn, once in a process, where Transformers or torch is newer (a minor version) than the newest tested one."""
+    pairs = (("Transformers", transformers.__version__, TESTED_VERSIONS), ("torch", torch.__version__, TESTED_TORCH))
+    newer = [f"{name} {got} (newest tested: {tested[-1]})" for name, got, tested in pairs if _is_newer(got, tested[-1])]
+    if newer:
+        warn_caller(
+            f"bark_accel was not tested with {' and '.join(newer)}. `bark-accel demo` tells whether its tokens are "
+            "stock's there"
+        )
+
+
+def _is_newer(version: str, tested: str) -> bool:
+    return Version(version).release[:2] > Version(tested).release[:2]
 
 
 def _differences() -> list[str]:
@@ -88,6 +112,12 @@ def takes_return_dict() -> bool:
 def prompt_argument(module: Any) -> str:
     """The name under which the model takes embeddings; older versions of Transformers miss an s."""
     return "inputs_embeds" if "inputs_embeds" in inspect.signature(type(module).forward).parameters else "input_embeds"
+
+
+@cache
+def cache_argument() -> str:
+    """The name under which causal models take their key-value cache and give it back: `cache` since 5.24."""
+    return "cache" if "cache" in inspect.signature(hf.BarkCausalModel.forward).parameters else "past_key_values"
 
 
 def layer_norm_eps(module: nn.Module) -> float | None:

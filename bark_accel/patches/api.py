@@ -13,7 +13,7 @@ from transformers import BarkModel
 from bark_accel._forked import avoid_lost_threads, watch
 from bark_accel._version import __version__
 from bark_accel.hf import extract
-from bark_accel.hf.compat import check_signatures
+from bark_accel.hf.compat import check_signatures, warn_of_untested
 from bark_accel.hf.inputs import check_not_meta
 from bark_accel.hf.points import POINTS, SUBMODELS, submodels
 from bark_accel.ops._library import release_memory
@@ -136,6 +136,7 @@ def accelerate_bark(
         _check_extractable(patch, also_transient=release_originals)
     if release_originals:
         release([*patches.values()])
+    warn_of_untested()
     _remove_patches(model)
     by_stage = {"model": whole, "codec": whole, **patches}
     for stage, point in POINTS.items():

@@ -10,12 +10,13 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from bark_accel.hf.compat import cache_argument
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
 
@@ -96,12 +97,11 @@ class StepForward:
         # Transformers asks the signature which arguments a model takes.
         self.__signature__ = inspect.Signature(list(inspect.signature(forward).parameters.values())[1:])
 
-    def __call__(
-        self, input_ids: Tensor | None = None, past_key_values: Any = None, **inputs: Any
-    ) -> CausalLMOutputWithPast:
+    def __call__(self, input_ids: Tensor | None = None, **inputs: Any) -> CausalLMOutputWithPast:
         """Logits [B, 1, V] float32 after the last token. Masks and positions say nothing new about whole prompts."""
         embeds = inputs.get("inputs_embeds", inputs.get("input_embeds"))
-        if past_key_values is not None and past_key_values is self._cache and input_ids is not None:
+        past = inputs.get(cache_argument())
+        if past is not None and past is self._cache and input_ids is not None:
             logits = self._feed(self._cache, input_ids)
         elif embeds is not None:
             logits = self._prefill(embeds)
@@ -110,7 +110,8 @@ class StepForward:
             logits = self._feed(cache, input_ids[:, cache.own.position :])
         else:
             raise ValueError("forward: expected input_ids or embeddings, got neither")
-        return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cast(Any, self._cache))
+        outputs: dict[str, Any] = {cache_argument(): self._cache}
+        return CausalLMOutputWithPast(logits=logits[:, None], **outputs)
 
     @property
     def _head(self) -> slice:

@@ -214,8 +214,8 @@ class Exact:
 class Whole(Exact):
     """Transformers' own windows, one at a time, and all codes at once."""
 
-    def __init__(self, fine: FineStage, spec: FineSpec, history: FineHistory, sampling: FineSampling):
-        super().__init__(fine, spec, history, sampling, None)
+    def __init__(self, fine: FineStage, spec: FineSpec, histories: Sequence[Tensor | None], sampling: FineSampling):
+        super().__init__(fine, spec, histories, sampling, None)
 
     def take(self) -> Tensor | None:
         if not self.ready():
