@@ -11,6 +11,18 @@ from pathlib import Path
 import setuptools
 from setuptools import setup
 
+ROOT = Path(__file__).parent
+
+if platform.system() == "Windows":
+    raise SystemExit(
+        "bark_accel: expected Linux, got Windows; install it in WSL2 (`wsl --install`), as docs/windows.md says"
+    )
+if (ROOT / "patches").is_file():
+    raise SystemExit(
+        "bark_accel: expected `patches` to be a link to bark_accel/patches, got a text file, as git writes it where "
+        "symbolic links are off: `git config core.symlinks true`, then `git checkout -- patches` (docs/windows.md)"
+    )
+
 try:
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
@@ -20,7 +32,6 @@ except ImportError as error:
         "and the build must see it: `pip install --no-build-isolation .`"
     ) from error
 
-ROOT = Path(__file__).parent
 OPTIMISE = ["-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall"]
 # at::parallel_for is a header template and stays serial without -fopenmp. Not on the link line: GOMP_* must
 # come from the OpenMP runtime torch brought along, never from a second one.

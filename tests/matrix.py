@@ -100,14 +100,19 @@ def _python(version: str) -> Path:
     python, ready = home / "bin" / "python", home / "ready"
     if not ready.exists():
         print(f"== installing Transformers {version}", flush=True)
-        venv.create(home, clear=True, symlinks=True)
-        # Found after what is installed here.
-        here = subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True)
-        (Path(here.strip()) / "shared.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+        make_environment(home)
         pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
         subprocess.run([*pip, f"transformers=={version}"], check=True)
         ready.touch()
     return python
+
+
+def make_environment(home: Path) -> None:
+    """An environment in which the packages of this one are found after its own."""
+    venv.create(home, clear=True, symlinks=True)
+    python = home / "bin" / "python"
+    here = subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True)
+    (Path(here.strip()) / "shared.pth").write_text("\n".join(site.getsitepackages()) + "\n")
 
 
 def _versions(python: Path) -> dict[str, str]:

@@ -20,9 +20,10 @@ def stub(path, script):
 
 @pytest.fixture
 def clone(tmp_path):
-    """A folder in which `make` says SKIPPED as it is told, and Python does nothing."""
+    """A folder in which `make` says SKIPPED as it is told, and Python only copies itself, as an environment."""
     shutil.copytree(CI, tmp_path / ".ci")
-    stub(tmp_path / ".venv/bin/python", "cat > /dev/null")
+    copy = 'case $2 in *make_environment*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python";; esac'
+    stub(tmp_path / ".venv/bin/python", f"{copy}; cat > /dev/null")
     return tmp_path
 
 

@@ -15,6 +15,7 @@ import torch
 from bark_accel.voices.npz import DRAFT_SUFFIX, read_npz, write_atomically, write_npz
 from bark_accel.voices.preset import PRESET_DIMENSIONS
 
+from .file_lock import try_lock
 from .utterance import Utterance
 
 _FORMAT = 1
@@ -84,17 +85,12 @@ class ChunkStore:
     def locked(self) -> Iterator[None]:
         """Keep other runs out; the lock goes with the process.
 
-        Raises `ValueError` where another has it, or where the folder has become another run's meanwhile, and
-        `ImportError` on systems without POSIX file locks.
+        Raises `ValueError` where another has it, or where the folder has become another run's meanwhile.
         """
-        import fcntl  # not on Windows, where the package can be imported all the same
-
         self._check_and_make()
         with self._open_lock() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"work_dir: another run is using {self._folder}") from None
+            if not try_lock(file):
+                raise ValueError(f"work_dir: another run is using {self._folder}")
             for draft in filter(_is_draft, self._folder.iterdir()):
                 draft.unlink()
             self._check()

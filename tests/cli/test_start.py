@@ -59,7 +59,7 @@ def test_the_project_lists_what_is_needed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extra = [entry.partition(">")[0] for entry in project["optional-dependencies"]["cli"]]
     assert sorted(extra) == sorted(EXTRA)
-    assert [entry.partition(">")[0] for entry in project["dependencies"]] == ["transformers", "numpy"]
+    assert [entry.partition(">")[0] for entry in project["dependencies"]] == ["transformers", "numpy", "packaging"]
 
 
 def fail(monkeypatch, error: Exception) -> None:
