@@ -15,7 +15,7 @@ from support.house import FACE, IMPORTS, MODULES, PACKAGE, ROOMS, ROOT, imports,
 import bark_accel
 
 KNOW_TRANSFORMERS = {"hf", "patches", "bench"}
-CHANGE_MODELS = {"patches", FACE, "bench", "cli"}
+CHANGE_MODELS = {"patches", FACE, "suno", "bench", "cli"}
 
 
 @pytest.mark.parametrize("module", MODULES)

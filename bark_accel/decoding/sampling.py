@@ -34,6 +34,10 @@ class SamplingConfig:
     stop_tokens: tuple[int, ...] = ()
     pad_token: int | None = None
 
+    def sampler(self, vocab_size: int, ops: Ops) -> Sampler:
+        """Make a sampler of these options."""
+        return Sampler(self, vocab_size, ops)
+
 
 @dataclass(frozen=True)
 class TokenRange:
@@ -140,8 +144,8 @@ class Sampler:
 
     @classmethod
     def of(cls, model: CausalModel, config: SamplingConfig) -> Sampler:
-        """Make one that draws from a model's logits."""
-        return cls(config, model.spec.output_vocab_size, model.ops)
+        """Make the config's own sampler, which draws from a model's logits."""
+        return config.sampler(model.spec.output_vocab_size, model.ops)
 
     def draw(self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None = None) -> Tensor:
         """Token ids [B] int64 from `logits` [B, head rows of `allowed`]; `generator` replaces the sampler's own."""

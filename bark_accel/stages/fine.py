@@ -25,14 +25,15 @@ class FineSampling:
     """Settings by which codes are chosen.
 
     `temperature` None or 1.0 takes the most likely code, anything else draws one (as in Transformers), from
-    `generator` or, without one, from `source`: the generation's, by default the device's own. `before_pass` is called
-    before each pass over a window.
+    `generator` or, without one, from `source`: the generation's, by default the device's own. `draw`, if given, takes
+    codes [N] int64 from logits [N, ids] instead. `before_pass` is called before each pass over a window.
     """
 
     temperature: float | None
     generator: Generator | None = None
     before_pass: Callable[[], None] | None = None
     source: Generator | None = None
+    draw: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass
@@ -209,6 +210,8 @@ class FineStage:
             window[:, predicted, codebook] = drawn[:, : logits.shape[1]]
 
     def _draw(self, logits: Tensor, sampling: FineSampling) -> Tensor:
+        if sampling.draw is not None:
+            return sampling.draw(logits)
         ids, temperature = logits.shape[1], sampling.temperature or 1.0
         draws = temperature != 1.0
         if math.isinf(temperature):  # the op takes none, since it divides what is masked too: nothing is here
