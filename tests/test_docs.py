@@ -16,7 +16,7 @@ from stock_limits import skip_where_stock_fails
 from transformers import BertTokenizer
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "docs/guide.md"]
+DOCUMENTS = ["README.md", "docs/guide.md", "docs/suno.md"]
 # What the README's reader is expected to have.
 GIVEN = """
 from threading import Thread

@@ -71,3 +71,9 @@ def test_example_tts_pipeline(run, tmp_path):
     skip_where_stock_fails("text-to-speech pipeline")
     run("tts_pipeline.py", "spoken.wav")
     assert seconds(tmp_path / "spoken.wav") > 0.3
+
+
+def test_example_suno_script(run, tmp_path):
+    run("suno_script.py", "said.wav", "one two three", "slt")
+    run("suno_script.py", "again.wav", "four", "said.wav.npz")
+    assert seconds(tmp_path / "said.wav") > 0.3 and seconds(tmp_path / "again.wav") > 0.1

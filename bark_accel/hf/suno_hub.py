@@ -1,4 +1,4 @@
-"""What suno's package downloads, from the Hub in Transformers' format: models, codec, tokenizer, and the configs."""
+"""Loads models, codec and tokenizer of suno's from the Hub in Transformers' format, and knows their configs."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def generate_text_semantic(
     sampling = SunoSampling(True, most, **options, **(ends if allow_early_stop else {"min_new_tokens": most}))
     with (
         stage.on_duty() as patch,
-        patch.started(patch.weights(), spec, sampling, (ids, mask, semantic)) as (loop, state),
+        patch.started(patch.weights(), spec, sampling, (ids, mask, [semantic])) as (loop, state),
         tqdm(total=most, unit="token", disable=silent) as bar,
     ):
         while not state.done:
@@ -182,7 +182,7 @@ def generate_coarse(
     windows = math.ceil(arguments.coarse_tokens(spec, len(tokens)) / spec.window_tokens)
     with (
         stage.on_duty() as patch,
-        patch.started(patch.weights(), spec, sampling, 1, history) as run,
+        patch.started(patch.weights(), spec, sampling, 1, [history]) as run,
         tqdm(total=windows, unit="window", disable=silent) as bar,
     ):
         run.push(tokens[None], final=True)
@@ -231,7 +231,7 @@ def generate_fine(
     with stage.on_duty() as patch:
         weights = patch.weights()
         loop = patch.ready_stage(weights, replace(spec, num_coarse_codebooks=len(codes)))
-        state = loop.start([codes.shape[1]], history, sampling)
+        state = loop.start([codes.shape[1]], [history], sampling)
         loop.push(state, codes.T[None].to(weights.device))
         with tqdm(total=len(state.groups[0].windows), unit="window", disable=silent) as bar:
             while loop.ready(state):

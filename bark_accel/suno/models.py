@@ -16,7 +16,6 @@ from bark_accel.hf.configs import sample_rate
 from bark_accel.hf.inputs import check_not_meta
 from bark_accel.patches.coarse import CoarsePatch
 from bark_accel.patches.fine import CodecPatch, FinePatch
-from bark_accel.patches.model import ModelPatch
 from bark_accel.patches.semantic import SemanticPatch
 from bark_accel.patches.stage_patch import Settings, StagePatch
 from bark_accel.report import AccelerationError, Fallback, FallbackLog
@@ -92,8 +91,7 @@ def use_model(model: Any, processor: Any) -> int:
     if not hasattr(processor, "tokenizer"):
         raise TypeError(f"processor: expected a BarkProcessor, got {type(processor).__name__}")
     check_not_meta(model)
-    configs = ModelPatch(model, _settings("same")).generation_configs()
-    specs = Specs.of(configs, model.generation_config.codebook_size)
+    specs = Specs.of_model(model)
     stages = {key: Stage(_patch_of(model, key), specs, model.device) for key in PARTS}
     stages["text"].tokenizer, stages["text"].processor = processor.tokenizer, processor
     LOADED.update(stages)

@@ -64,7 +64,7 @@ def load_history_prompt(history_prompt: Any, processor: Any = None) -> dict[str,
 
 
 def _folders(name: str) -> list[Path]:
-    """Where the file of a voice may lie."""
+    """Folders in which the file of a voice may lie."""
     given = os.environ.get("BARK_ACCEL_PROMPTS")
     folders = [Path(given)] if given else []
     package = find_spec("bark") if name in SUNO_VOICES else None

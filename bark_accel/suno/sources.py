@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 from bark_accel.hf import extract, suno_hub
 from bark_accel.hf.suno_checkpoint import load_suno_stage
+from bark_accel.patches.model import ModelPatch
+from bark_accel.patches.stage_patch import Settings
+from bark_accel.report import FallbackLog
 from bark_accel.stages.spec import CoarseSpec, FineSpec, SemanticSpec
 
 T = TypeVar("T")
@@ -28,8 +31,14 @@ class Specs:
     max_tokens: int
 
     @classmethod
+    def of_model(cls, model: Any) -> Specs:
+        """Read a model's generation config; raises `ValueError` where it is not Bark's."""
+        configs = ModelPatch(model, Settings("auto", FallbackLog(strict=True))).generation_configs()
+        return cls.of(configs, model.generation_config.codebook_size)
+
+    @classmethod
     def of(cls, configs: list[Any], codebook_size: int) -> Specs:
-        """Read the three generation configs. The second codebook's ids end with its codes, as in suno's code."""
+        """Read the three generation configs."""
         semantic, coarse, fine = configs
         return cls(
             extract.semantic_spec(semantic),
@@ -75,19 +84,20 @@ class Sources:
         return Found(module, _suno_specs(), tokenizer)
 
     def _codec(self) -> Found:
-        """That of a model which is here already, else one of its own."""
+        """The codec of a model that is here already, else EnCodec's own."""
         for model in self._models.values():
-            return Found(model.codec_model, _suno_specs())
+            return Found(model.codec_model, Specs.of_model(model))
         return Found(_had("codec", suno_hub.load_codec, suno_hub.CODEC), _suno_specs())
 
     def _from_hub(self, stage: str, name: str, path: Path) -> Found:
         if name not in self._models:
             self._models[name] = _had(f"{stage} stage", lambda: suno_hub.load_model(name), name, path)
-        module = getattr(self._models[name], PARTS[stage])
+        model = self._models[name]
+        module, specs = getattr(model, PARTS[stage]), Specs.of_model(model)
         if stage != "text":
-            return Found(module, _suno_specs())
+            return Found(module, specs)
         processor = _had("processor", lambda: suno_hub.load_processor(name), name)
-        return Found(module, _suno_specs(), processor.tokenizer, processor)
+        return Found(module, specs, processor.tokenizer, processor)
 
 
 def checkpoint_path(stage: str, small: bool) -> Path:
@@ -101,7 +111,7 @@ def _suno_specs() -> Specs:
 
 
 def _had(what: str, load: Callable[[], T], name: str, path: Path | None = None) -> T:
-    """What `load` returns; raises `FileNotFoundError` that names both places where it could have been."""
+    """Call `load`; where it fails, raise `FileNotFoundError` with both places where this could have been."""
     try:
         return load()
     except OSError as error:

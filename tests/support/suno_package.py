@@ -69,11 +69,11 @@ def random_models(bias: bool = False) -> dict[str, Any]:
     return {**loaded, "text": {"model": text.eval(), "tokenizer": Letters()}}
 
 
-def save(path: Path, model: Any, **changes: Any) -> None:
+def save(path: Path, module: Any, **changes: Any) -> None:
     """Write a checkpoint as suno's are: with the options, a prefix of torch.compile, and numbers of an old numpy."""
     checkpoint = {
-        "model": {f"_orig_mod.{name}": tensor for name, tensor in model.state_dict().items()},
-        "model_args": dict(vars(model.config)),
+        "model": {f"_orig_mod.{name}": tensor for name, tensor in module.state_dict().items()},
+        "model_args": dict(vars(module.config)),
         "best_val_loss": torch.tensor(2.5),
         "iter_num": np.int64(7),
         "lr": np.float64(1e-4),
