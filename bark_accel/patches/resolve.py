@@ -71,6 +71,9 @@ def resolve_sampling(
     )
     config = prepared["generation_config"]
     _check_steps(stage, config, prepared, kwargs)
+    if getattr(config, "prefill_chunk_size", None) and {"inputs_embeds", "input_embeds"} & set(fixed):
+        # Transformers feeds the ids that stand for the text, or fails.
+        raise Fallback(stage, FallbackKind.ARGUMENTS, f"prefill_chunk_size={config.prefill_chunk_size}")
     if not config.use_cache and "input_embeds" in fixed:
         # Under its old name, the prompt is read only by generations that use a cache.
         raise Fallback(stage, FallbackKind.ARGUMENTS, "use_cache=False")
