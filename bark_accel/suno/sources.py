@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bark_accel.hf import extract, suno_hub
+from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.suno_checkpoint import load_suno_stage
-from bark_accel.patches.model import ModelPatch
-from bark_accel.patches.stage_patch import Settings
-from bark_accel.report import FallbackLog
 from bark_accel.stages.spec import CoarseSpec, FineSpec, SemanticSpec
 
 T = TypeVar("T")
@@ -33,8 +31,8 @@ class Specs:
     @classmethod
     def of_model(cls, model: Any) -> Specs:
         """Read a model's generation config; raises `ValueError` where it is not Bark's."""
-        configs = ModelPatch(model, Settings("auto", FallbackLog(strict=True))).generation_configs()
-        return cls.of(configs, model.generation_config.codebook_size)
+        configs = GenerationConfigs.of(model)
+        return cls.of([configs.semantic, configs.coarse, configs.fine], configs.codebook_size)
 
     @classmethod
     def of(cls, configs: list[Any], codebook_size: int) -> Specs:
