@@ -23,7 +23,8 @@ GPU_DIRECTORY ?= $(or $(OUT),benchmarks/results)
 GPU_TABLES ?=
 # Not empty: the library in bark_accel/ is used if it loads there.
 GPU_PREBUILT ?=
-GPU := $(GPU_PYTHON) benchmarks/gpu.py
+BENCH := $(BIN)/python -m benchmarks
+GPU := $(GPU_PYTHON) -m benchmarks gpu
 GPU_OPTIONS = --seconds $(GPU_SECONDS) --directory $(GPU_DIRECTORY) $(if $(GPU_PREBUILT),--prebuilt) \
 	$(if $(GPU_TABLES),--tables $(GPU_TABLES))
 
@@ -83,14 +84,14 @@ matrix: setup $(TEST_DATA_STAMP)
 bench: setup
 	mkdir -p build
 	$(BIN)/python -m pytest benchmarks -q --benchmark-only --benchmark-json=build/bench.json
-	$(BIN)/python benchmarks/summarise.py build/bench.json benchmarks/results/cpu_steps.json
-	$(BIN)/python benchmarks/quality.py --json benchmarks/results/cpu_quality.json
-	$(BIN)/python benchmarks/memory.py --json benchmarks/results/cpu_memory.json
-	$(BIN)/python benchmarks/generation.py --suite --json benchmarks/results/cpu_generation.json --plots docs
-	PYTHONPATH=. $(BIN)/python benchmarks/speech_quality.py --json benchmarks/results/cpu_speech_quality.json \
+	$(BENCH) summarise build/bench.json benchmarks/results/cpu_steps.json
+	$(BENCH) quality --json benchmarks/results/cpu_quality.json
+	$(BENCH) memory --json benchmarks/results/cpu_memory.json
+	$(BENCH) generation --suite --json benchmarks/results/cpu_generation.json --plots docs
+	$(BENCH) speech --json benchmarks/results/cpu_speech_quality.json \
 		--plot docs/speech_quality.png
-	PYTHONPATH=. $(BIN)/python benchmarks/streaming_layout.py --json benchmarks/results/cpu_streaming_layout.json
-	$(BIN)/python benchmarks/report.py benchmarks/results docs/benchmarks.md
+	$(BENCH) layouts --json benchmarks/results/cpu_streaming_layout.json
+	$(BENCH) report benchmarks/results docs/benchmarks.md
 
 picture: setup
 	PYTHONPATH=tests $(BIN)/python -m support.draw_house

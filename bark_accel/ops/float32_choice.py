@@ -52,7 +52,7 @@ _FORCED = {
     for name in ("torch", "native", "onednn")
 }
 
-# Products, attention. Zen 5 with two cores, torch 2.13: benchmarks/bench_ops.py.
+# Products, attention. Zen 5 with two cores, torch 2.13: benchmarks/ops/bench_ops.py.
 _ZEN_5 = "AuthenticAMD family 26 model 2"
 _MEASURED = {
     f"{_ZEN_5}, {isa}, torch 2.13, {threads} threads": answer

@@ -1,6 +1,6 @@
-"""A dry run of `benchmarks/gpu.py` in which one table crashes and another hangs: `test_run.py` looks at what is left.
+"""A dry run of `benchmarks gpu` in which one table crashes and another hangs: `test_run.py` looks at what is left.
 
-Usage: planted_run.py ARGUMENTS OF gpu.py
+Usage, with the root of the repository on PYTHONPATH: planted_run.py ARGUMENTS
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import gpu
-from gpu_plan import DRY, Job, table_jobs
+from benchmarks.gpu import run
+from benchmarks.gpu.plan import DRY, Job, table_jobs
 
 
 def crash(plan: Any, rows: Any, job: Job) -> None:
@@ -45,4 +42,4 @@ def planted_jobs() -> list[Job]:
 
 
 if __name__ == "__main__":
-    sys.exit(gpu.main(jobs=planted_jobs()))
+    sys.exit(run.main(jobs=planted_jobs()))

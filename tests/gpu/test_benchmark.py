@@ -1,9 +1,8 @@
-"""What `benchmarks/gpu.py` measures, on the CPU with the small Bark: every line runs."""
+"""What `benchmarks/gpu` measures, on the CPU with the small Bark: every line runs."""
 
 from __future__ import annotations
 
 import json
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,12 @@ import torch
 from bark_models import SMALL, build
 
 from bark_accel.bench import measure
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import gpu_generate
-import gpu_plan
-import gpu_plots
-import gpu_profile
-import gpu_report
-import gpu_rows
+from benchmarks.gpu import generate as gpu_generate
+from benchmarks.gpu import plan as gpu_plan
+from benchmarks.gpu import plots as gpu_plots
+from benchmarks.gpu import profile as gpu_profile
+from benchmarks.gpu import report as gpu_report
+from benchmarks.gpu import rows as gpu_rows
 
 DRY = gpu_plan.DRY
 STEPS = {f"{ops}_{how}" for ops in ("native", "torch") for how in ("eager_ms", "graph_ms", "capture_s")}
@@ -103,7 +99,7 @@ def test_what_there_is_no_time_for_is_named(report: gpu_report.Report) -> None:
 
 
 def test_what_is_not_installed_is_named(report: gpu_report.Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpu_variants.find_spec", lambda name: None)
+    monkeypatch.setattr("benchmarks.gpu.variants.find_spec", lambda name: None)
     content = run(report, *jobs_of("variants"))
     named = "generate: small_bark, float16, 1, stock, flash_attention_2: flash-attn is not installed"
     assert content["left_out"][0] == named and not content["failed"]

@@ -1,4 +1,4 @@
-"""A run of `benchmarks/gpu.py` is over in time and says what failed, whatever crashes, hangs or is missing."""
+"""A run of `python -m benchmarks gpu` is over in time and says what failed, whatever crashes, hangs or is missing."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from benchmarks.gpu import limits as gpu_limits
+from benchmarks.gpu import run as gpu
+from benchmarks.gpu import stages as gpu_stages
+from benchmarks.gpu.plan import DRY, ROUNDS, Plan, table_jobs
+from benchmarks.gpu.report import Report
 
-import gpu
-import gpu_limits
-import gpu_stages
-from gpu_plan import DRY, ROUNDS, Plan, table_jobs
-from gpu_report import Report
-
-BENCHMARKS = Path(gpu.__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 ONE_PASSES = "def test_a():\n    pass\n"
 ONE_FAILS = "def test_b():\n    pass\n\ndef test_c():\n    assert False\n\ndef test_d():\n    pass\n"
 
@@ -37,7 +35,7 @@ def test_a_crash_and_a_hang_cost_their_tables_only(tmp_path: Path) -> None:
     (tmp_path / "test_other.py").write_text(ONE_PASSES)
     command = [sys.executable, str(Path(__file__).with_name("planted_run.py")), "run", "--device", "cpu", "--prebuilt"]
     command += ["--seconds", "200", "--tests-seconds", "20", "--kernel-tests", str(tmp_path / "test_kernel.py")]
-    environment = {**os.environ, "OUT": str(tmp_path / "out"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OUT": str(tmp_path / "out"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, "--other-tests", str(tmp_path / "test_other.py")],
         env=environment,
@@ -90,14 +88,15 @@ def test_a_command_ends_in_time_with_all_that_it_started(tmp_path: Path) -> None
 def test_nothing_outlives_the_end(tmp_path: Path, name: str, status: int) -> None:
     """A wait that no limit knows of, and a run that is told to stop, end with a whole file and without children."""
     script = (
-        "import sys, time, gpu, gpu_limits, gpu_stages\n"
+        "import sys\n"
+        "from benchmarks.gpu import limits, run, stages\n"
         "wait = [sys.executable, '-c', 'import time; time.sleep(600)', sys.argv[-1]]\n"
-        "gpu_stages.Stages.build = lambda self: gpu_limits.run_command(wait, 600) == 'ok'\n"
-        "sys.exit(gpu.main(sys.argv[1:]))\n"
+        "stages.Stages.build = lambda self: limits.run_command(wait, 600) == 'ok'\n"
+        "sys.exit(run.main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", script, "build", "--device", "cpu"]
     command += ["--seconds", "3" if name == "SIGALRM" else "300", "--directory", str(tmp_path)]
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(BENCHMARKS)}) as process:
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
         if name == "SIGTERM":
             time.sleep(2)
             process.send_signal(signal.SIGTERM)
@@ -164,11 +163,10 @@ def test_what_is_imported_before_a_fork_touches_no_device() -> None:
         "def touch(*_): raise AssertionError('touched')\n"
         "for name in ('is_available', 'device_count', 'get_device_capability', '_lazy_init'):\n"
         "    setattr(torch.cuda, name, touch)\n"
-        "import gpu_limits\n"
-        "for name in gpu_limits.PRELOADED: __import__(name)\n"
+        "from benchmarks.gpu import limits\n"
+        "for name in limits.PRELOADED: __import__(name)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{BENCHMARKS}{os.pathsep}{BENCHMARKS.parent}"}
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def test_the_sanitizer_looks_for_races_in_our_kernels_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,14 +190,14 @@ def test_every_table_has_a_process_and_stock_is_compiled_early() -> None:
 
 def test_the_part_that_keeps_the_time_does_not_import_torch() -> None:
     """It could hang there before any limit holds, and would be there twice in memory."""
-    script = "import sys, gpu; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(BENCHMARKS)})
+    script = "import sys, benchmarks.__main__, benchmarks.gpu.run; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def test_results_lie_where_out_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUT", "/some/where")
     assert gpu.parse(["run"]).directory == Path("/some/where")
     monkeypatch.delenv("OUT")
-    assert gpu.parse(["run"]).directory == BENCHMARKS / "results"
+    assert gpu.parse(["run"]).directory == ROOT / "benchmarks" / "results"
     names = {gpu.file_name(gpu.parse([c, *t]), "H100 80GB") for c in gpu.COMMANDS for t in ([], ["--tables", "docs"])}
     assert len(names) == 2 * len(gpu.COMMANDS) and "cuda_h100_80gb" in names

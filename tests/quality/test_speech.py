@@ -1,4 +1,4 @@
-"""The small Bark is understood whichever way it is made to speak: few texts; benchmarks/speech_quality.py has many."""
+"""The small Bark is understood whichever way it is made to speak: few texts; `python -m benchmarks speech` has many."""
 
 from __future__ import annotations
 
@@ -141,9 +141,8 @@ def test_more_phrases_than_a_split_has_are_refused():
 
 
 @pytest.fixture
-def measurement(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    return importlib.import_module("speech_quality")
+def measurement():
+    return importlib.import_module("benchmarks.speech.quality")
 
 
 def test_the_measurement_finds_what_is_not_stocks(measurement, tmp_path):
@@ -162,7 +161,7 @@ def test_the_measurement_finds_what_is_not_stocks(measurement, tmp_path):
 
 
 def test_a_way_that_there_is_not_is_refused(measurement, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["speech_quality.py", "--only", "flot16"])
+    monkeypatch.setattr(sys, "argv", ["python -m benchmarks speech", "--only", "flot16"])
     with pytest.raises(SystemExit):
         measurement.main()
     assert "invalid choice: 'flot16'" in capsys.readouterr().err
@@ -177,7 +176,7 @@ def test_the_record_counts_what_was_said(measurement, monkeypatch, tmp_path, spl
     monkeypatch.setattr(measurement, "listen", lambda audio, said, kind: [Heard(its, its, 1.0, True) for its in said])
     record = tmp_path / "record.json"
     arguments = ["--only", "stock", "--split", split, "--work", str(tmp_path / "work"), "--json", str(record)]
-    monkeypatch.setattr(sys, "argv", ["speech_quality.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["python -m benchmarks speech", *arguments])
     measurement.main()
     read = json.loads(record.read_text())
     assert read["texts"] == {"digits": 400, "phrases": phrases}
@@ -197,9 +196,8 @@ class _Window:
         return torch.zeros(1, self.spec.num_codebooks, frames, dtype=torch.int64)
 
 
-def test_anchored_layouts_show_all_there_is_room_for(monkeypatch, speaking_model):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    layouts = importlib.import_module("streaming_layout")
+def test_anchored_layouts_show_all_there_is_room_for(speaking_model):
+    layouts = importlib.import_module("benchmarks.speech.layouts")
     bench = object.__new__(layouts.Bench)
     bench.spec = layouts._fine_spec(speaking_model)
 

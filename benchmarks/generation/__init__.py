@@ -1,0 +1,1 @@
+"""Whole generations: seconds by stage, first sound, batches, options, memory."""

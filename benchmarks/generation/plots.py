@@ -1,0 +1,66 @@
+"""Pictures of the records that `utterances.py` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from benchmarks.generation.timeline import Chunk, Timeline
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+STREAM_COLOURS = {"exact": "#9467bd", "low_latency": "#1f77b4", "preview": "#2ca02c"}
+STAGE_COLOURS = {"semantic": "#1f77b4", "coarse": "#ff7f0e", "fine": "#2ca02c", "codec": "#9467bd"}
+
+
+def save_stages(path: Path, record: dict[str, Any]) -> None:
+    """One bar a mode, its stages one after another, and how many times faster than stock it is."""
+    modes = record["modes"]
+    figure, axes = pyplot.subplots(figsize=(9, 1.3 + 0.5 * len(modes)), layout="constrained")
+    for line, mode in enumerate(modes.values()):
+        start = 0.0
+        for stage, colour in STAGE_COLOURS.items():
+            seconds = mode[stage]["median"]
+            axes.barh(line, seconds, left=start, color=colour, height=0.6, label=stage if line == 0 else None)
+            start += seconds
+        axes.annotate(f"{start:.1f} s, {mode['times_faster']:.1f}x", (start, line), (4, -3), textcoords="offset points")
+    axes.set_yticks(range(len(modes)), list(modes))
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    preset = "a full voice preset" if record["preset"] else "no voice preset"
+    axes.set_title(
+        f"{record['shape']}, {record['seconds']:g} s of speech, {preset}, {record['machine']['cpu']}", fontsize=10
+    )
+    axes.set_xlabel("seconds (less is better)")
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def save_timeline(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """One line a stream: when each chunk was ready (ticks), when it plays (bars), and stock's whole time (dot)."""
+    lines = [(record, name, its) for record in records for name, its in record["streams"].items()]
+    figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.32 * len(lines)), layout="constrained")
+    for line, (record, name, its) in enumerate(lines):
+        timeline = Timeline(tuple(Chunk(**chunk) for chunk in its["chunks"]), its["total_s"])
+        bars = [(start, c.audio_s) for start, c in zip(timeline.plays_at_s, timeline.chunks, strict=True)]
+        colour = next(colour for policy, colour in STREAM_COLOURS.items() if policy in name)
+        axes.broken_barh(bars, (line - 0.3, 0.45), color=colour, edgecolor="white", linewidth=0.5)
+        axes.plot([c.ready_s for c in timeline.chunks], [line + 0.3] * len(bars), "|", color="#333333", markersize=6)
+        axes.plot(record["modes"]["stock"]["total"]["median"], line, "o", color="#9aa5b1")
+    axes.set_yticks(range(len(lines)), [_label(record, name) for record, name, _ in lines], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("seconds after the call (bars: sound; ticks: a chunk is ready; grey: stock has its whole waveform)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _label(record: dict[str, Any], name: str) -> str:
+    return f"{record['seconds']:g} s{', preset' if record['preset'] else ''}: {name}"

@@ -1,0 +1,119 @@
+"""Launches of a step and of a generation on a GPU, by torch's profiler, which slows what is measured after it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile
+
+from bark_accel.bench.measure import run_once
+from bark_accel.hf import extract
+from bark_accel.transformer.precision import convert
+from benchmarks.gpu.generate import OURS, batch_of, case_of, tokens_of_a_row
+from benchmarks.gpu.plan import Job, Plan
+from benchmarks.gpu.rows import Rows, accelerated, build_model, synchronize
+from benchmarks.gpu.steps import filled_cache, one_step
+
+KERNELS_SHOWN = 20
+COUNTED = ("bark_accel, graphs", "bark_accel, eager")
+
+
+def measure_kernels(plan: Plan, rows: Rows, job: Job) -> None:
+    model = build_model(plan, job)
+    case = case_of(job, 1)
+    rows.add("launches", {**case, "name": "stock"}, lambda: launches(plan, model))
+    weights = convert(extract.transformer_weights("semantic", model.semantic), "float16")
+    for size in plan.batch_sizes:
+        step_case = {"shape": job.shape, "weights": "float16", "batch_size": size}
+        rows.add("kernels", step_case, lambda b=size: kernels(plan, model.semantic, weights, b))
+    for name in COUNTED:
+
+        def measure(name: str = name) -> dict[str, Any]:
+            with accelerated(model, **OURS[name]) as fast:
+                return launches(plan, fast)
+
+        rows.add("launches", {**case, "name": name}, measure)
+
+
+def launches(plan: Plan, model: Any) -> dict[str, Any]:
+    """Kernels and copies of each stage of a short generation, prompts included (on a CPU: ops)."""
+    inputs, tokens = batch_of(plan, model, 1), plan.profiled_semantic_tokens
+    run_once(model, inputs, 0, semantic_max_new_tokens=tokens)  # graphs are captured here
+    counts: dict[str, dict[str, int]] = {}
+    running: list[tuple[str, profile]] = []
+
+    def end_stage() -> None:
+        if running:
+            stage, seen = running.pop()
+            synchronize(plan)
+            seen.stop()
+            counts[stage] = counted(device_events(plan, seen))
+
+    def begin_stage(stage: str) -> None:
+        end_stage()
+        running.append((stage, profile(activities=[activity(plan)])))
+        running[0][1].start()
+
+    run = run_once(model, inputs, 0, begin_stage, semantic_max_new_tokens=tokens)
+    end_stage()
+    if not any(stage["kernels"] for stage in counts.values()):
+        raise RuntimeError("the profiler saw no kernel")
+    steps = tokens_of_a_row(run, 1)
+    return {
+        "stages": counts,
+        "tokens_of_a_row": steps,
+        "kernels_per_token": {stage: counts[stage]["kernels"] / steps[stage] for stage in steps},
+    }
+
+
+def kernels(plan: Plan, module: Any, weights: Any, batch_size: int) -> dict[str, Any]:
+    """Microseconds that each kernel of an eager step runs for (on a CPU: each op)."""
+    with filled_cache(plan, module, weights, batch_size) as cache:
+        once, _, _ = one_step(plan, module, weights, cache, "auto")
+        for _ in range(3):
+            once()
+        synchronize(plan)
+        with profile(activities=[activity(plan)]) as seen:
+            for _ in range(plan.repeats):
+                once()
+            synchronize(plan)
+    rows = []
+    for name, count, microseconds in device_events(plan, seen):
+        row = {"kernel": short_name(name), "calls": count / plan.repeats, "us_per_step": microseconds / plan.repeats}
+        rows.append(row)
+    if not rows:
+        raise RuntimeError("the profiler saw no kernel")
+    rows.sort(key=lambda row: -row["us_per_step"])
+    return {
+        "us_per_step": sum(row["us_per_step"] for row in rows),
+        "launches_per_step": sum(row["calls"] for row in rows),
+        "kernels": rows[:KERNELS_SHOWN],
+    }
+
+
+def activity(plan: Plan) -> ProfilerActivity:
+    return ProfilerActivity.CUDA if plan.on_gpu else ProfilerActivity.CPU
+
+
+def device_events(plan: Plan, seen: profile) -> list[tuple[str, int, float]]:
+    """(name, how often, microseconds) of what ran on the device."""
+    events = []
+    for event in seen.key_averages():
+        microseconds = event.self_device_time_total if plan.on_gpu else event.self_cpu_time_total
+        if microseconds > 0:
+            events.append((event.key, event.count, microseconds))
+    return events
+
+
+def counted(events: list[tuple[str, int, float]]) -> dict[str, int]:
+    copies = sum(count for name, count, _ in events if name.startswith(("Memcpy", "Memset")))
+    return {"kernels": sum(count for _, count, _ in events) - copies, "copies": copies}
+
+
+def short_name(kernel: str) -> str:
+    """Without return type, namespaces and arguments; of ours, the body that runs."""
+    name = kernel.replace("(anonymous namespace)::", "").removeprefix("void ")
+    ours = re.match(r"bark_accel::cuda::entry<(.*)>\(", name)
+    name = ours[1] if ours else name.partition("(")[0]
+    return re.sub(r"\b\w+::", "", name)[:80]

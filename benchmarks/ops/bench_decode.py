@@ -1,0 +1,66 @@
+"""One decode step after 600 cached tokens, in every precision, against Transformers and the memory's read speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import BarkModel
+
+from benchmarks.ops.interleaved import ReadProbe, compare
+from benchmarks.ops.transformers_steps import OurForward, stock_forward, stock_static_forward
+
+CONTEXT = 600
+WIDE_CONTEXT = 300
+SEMANTIC_ROWS = slice(0, 10_001)
+ROUNDS = {"bark-small": 25, "bark": 12}
+
+
+PRECISIONS = ["same", "float16", "bfloat16", "int8"]
+CASES = [("bark-small", precision, batch) for precision in PRECISIONS for batch in (1, 4, 8)]
+CASES += [("bark", precision, 1) for precision in PRECISIONS]
+
+
+@pytest.mark.parametrize(("shape", "precision", "batch"), CASES)
+def test_semantic_step(
+    benchmark: Any, bark: Callable[[str], BarkModel], shape: str, precision: str, batch: int
+) -> None:
+    semantic, ids = bark(shape).semantic, torch.full((batch, 1), 17)
+    ours = OurForward("semantic", semantic, ids, CONTEXT, precision, SEMANTIC_ROWS)
+    baselines = {
+        "stock": stock_forward(semantic, ids, CONTEXT),
+        "stock, static cache": stock_static_forward(semantic, ids, CONTEXT),
+        "read probe": ReadProbe(),
+    }
+    name = "float32" if precision == "same" else precision
+    group = f"decode step, {shape}, {name}, batch {batch}"
+    compare(benchmark, group, ours, baselines, rounds=ROUNDS[shape], bytes_read=ours.bytes_read())
+
+
+@pytest.mark.parametrize("batch", [1, 8, 16, 17, 24, 32])
+@pytest.mark.parametrize("precision", ["same", "float16", "int8"])
+def test_wide_batches(benchmark: Any, bark: Callable[[str], BarkModel], precision: str, batch: int) -> None:
+    """Also more rows than share one reading of the weights: a row of 32 is to cost no more than a row of 16."""
+    semantic = bark("bark-small").semantic
+    ours, sixteen = (
+        OurForward("semantic", semantic, torch.full((rows, 1), 17), WIDE_CONTEXT, precision, SEMANTIC_ROWS)
+        for rows in (batch, 16)
+    )
+    stock = stock_forward(semantic, torch.full((batch, 1), 17), WIDE_CONTEXT)
+    name = "float32" if precision == "same" else precision
+    group = f"decode step after {WIDE_CONTEXT}, bark-small, {name}, batch {batch}"
+    baselines = {"stock": stock, "16 rows of ours": sixteen, "read probe": ReadProbe()}
+    compare(benchmark, group, ours, baselines, rounds=9, bytes_read=ours.bytes_read())
+
+
+@pytest.mark.parametrize("tokens", [4, 8])
+@pytest.mark.parametrize("precision", ["same", "float16"])
+def test_verification(benchmark: Any, bark: Callable[[str], BarkModel], precision: str, tokens: int) -> None:
+    """Several tokens of one row at once, as self-speculation verifies them; scores of the last one only."""
+    semantic, ids = bark("bark-small").semantic, torch.full((1, tokens), 17)
+    ours = OurForward("semantic", semantic, ids, CONTEXT, precision, SEMANTIC_ROWS)
+    baselines = {"stock": stock_forward(semantic, ids, CONTEXT), "read probe": ReadProbe()}
+    name = "float32" if precision == "same" else precision
+    compare(benchmark, f"verification of {tokens} tokens, bark-small, {name}", ours, baselines, rounds=15)

@@ -1,0 +1,154 @@
+"""Writes docs/benchmarks.md from the result files that `make bench` leaves in benchmarks/results.
+
+python -m benchmarks report benchmarks/results docs/benchmarks.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report.summarise import table
+from benchmarks.speech import figures
+
+STAGES = ("semantic", "coarse", "fine", "codec", "total")
+_NOT_MEASURED = "Not measured in this state."
+
+
+def generations(records: list[dict[str, Any]]) -> str:
+    """Seconds by stage of every case and mode."""
+    lines = [
+        "| speech | mode | semantic | coarse | fine | codec | all | times faster |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        for mode, its in record["modes"].items():
+            cells = [_seconds(its[stage]) for stage in STAGES]
+            faster = "" if mode == "stock" else f"{its['times_faster']:.2f}x"
+            lines.append(f"| {_case(record)} | {mode} | {' | '.join(cells)} | {faster} |")
+    return "\n".join(lines)
+
+
+def streams(records: list[dict[str, Any]]) -> str:
+    """First sound, and whether playing stalls."""
+    lines = [
+        "| speech | mode, policy | first sound | of stock's time | all | of stock's time | gap p50 / p95 | silences |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        for name, its in record["streams"].items():
+            gaps = " / ".join("-" if its[key] is None else f"{its[key]:.1f} s" for key in ("gap_p50_s", "gap_p95_s"))
+            first = f"{its['first_sound_s']:.2f} s | {its['first_sound_of_stock']:.1%}"
+            total = f"{its['total_s']:.1f} s | {its['total_of_stock']:.0%}"
+            silences = f"{its['underruns']} ({its['stalled_s']:.1f} s)"
+            lines.append(f"| {_case(record)} | {name} | {first} | {total} | {gaps} | {silences} |")
+    return "\n".join(lines)
+
+
+def memory(record: dict[str, Any]) -> str:
+    lines = [
+        "| shape | mode | after loading, MiB | while generating, MiB | of stock's |",
+        "|---|---|---|---|---|",
+    ]
+    for shape, modes in record["shapes"].items():
+        for mode, its in modes.items():
+            numbers = f"{its['after_loading_mib']:.0f} | {its['while_generating_mib']:.0f}"
+            lines.append(f"| {shape} | {mode} | {numbers} | {its['of_stock_while_generating']:.2f} |")
+    return "\n".join(lines)
+
+
+def quality(record: dict[str, Any]) -> str:
+    lines = ["| scores | weights | relative error | KL, nats | same most likely token |", "|---|---|---|---|---|"]
+    for name, precisions in record["against_float32"].items():
+        for precision, its in precisions.items():
+            numbers = f"{its['relative_error']:.1e} | {its['kl_nats']:.1e} | {its['top_1_agreement']:.1%}"
+            lines.append(f"| {name} | {precision} | {numbers} |")
+    return "\n".join(lines)
+
+
+def speech(record: dict[str, Any]) -> str:
+    texts = " and ".join(f"{count} of {kind}" for kind, count in record["texts"].items())
+    facts = f"{texts}, split {record['split']}, seed {record['seed']}, in batches of {record['batch']}."
+    return f"{facts} {_measured_on(record)}\n\n{figures.table(record['ways'])}"
+
+
+def layouts(record: dict[str, Any]) -> str:
+    """Write the table of `python -m benchmarks layouts`."""
+    rate, (low, high) = record["whole"]["word_error_rate"], record["whole"]["interval"]
+    count = record["texts_of_each_kind"]
+    lines = [
+        f"{count} digits, {count} phrases, split {record['split']}, seed {record['seed']}; said as a whole, {rate:.1%} "
+        f"({low:.1%} to {high:.1%}) of {record['whole']['words']} words are wrong. {_measured_on(record)}",
+        "",
+        "| chunks, frames | same fine codes | log-spectral distance | above the whole, points |",
+        "|---|---|---|---|",
+    ]
+    for name, its in record["layouts"].items():
+        low, high = (100 * bound for bound in its["above_whole"]["interval"])
+        points = f"{100 * its['above_whole']['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+        lines.append(f"| {name} | {its['same_fine_codes']:.0%} | {its['log_spectral_distance_db']:.2f} dB | {points} |")
+    return "\n".join(lines)
+
+
+def _case(record: dict[str, Any]) -> str:
+    extras = [record["shape"]] if record["shape"] != "bark-small" else []
+    extras += [f"batch of {record['batch']}"] if record["batch"] > 1 else []
+    extras += ["full preset"] if record["preset"] else []
+    return ", ".join([f"{record['seconds']:g} s", *extras])
+
+
+def _seconds(spread: dict[str, float]) -> str:
+    same = spread["p20"] == spread["p80"]
+    return f"{spread['median']:.2f}" + ("" if same else f" ({spread['p20']:.2f} to {spread['p80']:.2f})")
+
+
+def _measured_on(record: dict[str, Any]) -> str:
+    machine, versions = record["machine"], record["versions"]
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads; torch {versions['torch']}, Transformers "
+        f"{versions['transformers']}, commit {(record['commit'] or 'unknown')[:10]}."
+    )
+
+
+def report(folder: Path) -> str:
+    """The whole page."""
+    names = ("steps", "generation", "memory", "quality", "speech_quality", "streaming_layout")
+    files = {name: folder / f"cpu_{name}.json" for name in names}
+    # Memory is measured on Linux only, speech where pocketsphinx is installed.
+    optional = ("memory", "speech_quality", "streaming_layout")
+    read = {n: json.loads(file.read_text()) for n, file in files.items() if n not in optional or file.exists()}
+    zen5 = {name: json.loads((folder / f"zen5_{name}.json").read_text()) for name in ("generation", "steps")}
+    text = (Path(__file__).parent / "page.md").read_text()
+    records = [*read["generation"], *zen5["generation"]]
+    different = [_case(r) for r in records if r["token_differences"].get("float32")]
+    if different:
+        raise SystemExit(f"expected float32 runs with stock's tokens, got other ones in: {'; '.join(different)}")
+    ties = [tie for record in read["generation"] for tie in record.get("ties", [])]
+    parts = {
+        "zen5_machine": _measured_on(zen5["generation"][0]),
+        "zen5_generations": generations(zen5["generation"]),
+        "zen5_steps_machine": _measured_on(zen5["steps"]),
+        "zen5_steps": table(zen5["steps"]),
+        "steps_machine": _measured_on(read["steps"]),
+        "steps": table(read["steps"]),
+        "generation_machine": _measured_on(read["generation"][0]),
+        "generations": generations(read["generation"]),
+        "ties": f"; but for {len(ties)} that rounding decides" if ties else "",
+        "streams": streams(read["generation"]),
+        "memory_machine": _measured_on(read["memory"]) if "memory" in read else "",
+        "memory": memory(read["memory"]) if "memory" in read else _NOT_MEASURED,
+        "quality": quality(read["quality"]),
+        "speech": speech(read["speech_quality"]) if "speech_quality" in read else _NOT_MEASURED,
+        "layouts": layouts(read["streaming_layout"]) if "streaming_layout" in read else _NOT_MEASURED,
+    }
+    for name, part in parts.items():
+        assert f"[[{name}]]" in text, name
+        text = text.replace(f"[[{name}]]", part)
+    return text
+
+
+def main() -> None:
+    source, target = map(Path, sys.argv[1:])
+    target.write_text(report(source))

@@ -1,0 +1,1 @@
+"""Intelligibility of the small Bark's speech, each way it is made to speak."""

@@ -1,0 +1,1 @@
+"""Speed of whole stages, and what smaller weights cost in accuracy."""
