@@ -23,7 +23,7 @@ ROOMS = [
     "streaming",
     "voices",
 ]
-ROOMS += ["longform", "hf", "patches", FACE, "suno", "bench", "cli", "__main__"]
+ROOMS += ["longform", "hf", "patches", FACE, "suno", "notebook", "bench", "cli", "__main__"]
 
 
 def module_name(path: Path) -> str:

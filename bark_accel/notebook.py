@@ -1,0 +1,163 @@
+"""Sound and progress in a notebook: chunks are heard while the rest is generated.
+
+from bark_accel.notebook import play, progress
+
+play(stream(model, **inputs), model.generation_config.sample_rate)
+audio = model.generate(**inputs, **progress(model))
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+# Run by the browser for each chunk. Chunks are scheduled on the clock of one AudioContext, so that none waits for an
+# event of the one before; sound that comes too late starts at once.
+_SCRIPT = """
+(() => {
+  const players = (globalThis.barkAccelPlayers ??= {});
+  const player = (players[%(player)s] ??= {context: new AudioContext(), end: 0});
+  const bytes = Uint8Array.from(atob(%(samples)s), (character) => character.charCodeAt(0));
+  const samples = Float32Array.from(new Int16Array(bytes.buffer), (sample) => sample / 32768);
+  const buffer = player.context.createBuffer(1, samples.length, %(rate)d);
+  buffer.getChannelData(0).set(samples);
+  const source = player.context.createBufferSource();
+  source.buffer = buffer;
+  source.connect(player.context.destination);
+  const start = Math.max(player.end, player.context.currentTime);
+  source.start(start);
+  player.end = start + buffer.duration;
+})();
+"""
+_STOP = """
+(() => {
+  globalThis.barkAccelPlayers?.[%(player)s]?.context.close();
+  delete globalThis.barkAccelPlayers?.[%(player)s];
+})();
+"""
+
+
+def play(chunks: Iterable[Any], rate: int = 24_000) -> Tensor:
+    """Play chunks in the notebook's browser as they come, then show a player of all of them.
+
+    Stopping the cell stops the generation and the sound. Browsers play only in pages that were clicked in.
+
+    Parameters
+    ----------
+    chunks : iterable of Tensor [1, S] or [S], or of SpokenChunk
+        Those of `stream`, or of `long_form`.
+    rate : int
+        Samples per second: `model.generation_config.sample_rate`.
+
+    Returns
+    -------
+    Tensor [S] float32
+        Everything that was played.
+
+    Raises
+    ------
+    ValueError
+        A chunk of several rows.
+    ImportError
+        There is no IPython.
+    """
+    from IPython.display import HTML, Audio, display
+
+    player = json.dumps(uuid.uuid4().hex)
+    # One place, written anew for each chunk: the notebook keeps the player of the whole and no chunks.
+    place = display(HTML(""), display_id=True)
+    played: list[Tensor] = []
+    try:
+        for chunk in chunks:
+            played.append(_waveform(chunk))
+            if len(played[-1]):
+                place.update(HTML(f"<script>{_script(player, played[-1], rate)}</script>"))
+    except BaseException:
+        place.update(HTML(f"<script>{_STOP % {'player': player}}</script>"))
+        raise
+    finally:
+        with suppress(AttributeError):
+            chunks.close()  # type: ignore[attr-defined]
+    audio = torch.cat(played) if played else torch.zeros(0)
+    place.update(Audio(audio.numpy(), rate=rate) if len(audio) else HTML("nothing was said"))
+    return audio
+
+
+def progress(model: Any) -> dict[str, Any]:
+    """Make arguments of `model.generate` that show a bar for the semantic and one for the coarse tokens.
+
+    They are token streamers, so that they go with neither `streamer=AudioStreamer(...)` nor beams, nor with a list of
+    voice presets.
+
+    Parameters
+    ----------
+    model : BarkModel
+        Accelerated or not.
+
+    Returns
+    -------
+    dict
+        `semantic_streamer` and `coarse_streamer`, for one call.
+    """
+    config = model.generation_config
+    semantic, coarse = config.semantic_config, config.coarse_acoustics_config
+    ratio = coarse["coarse_rate_hz"] / semantic["semantic_rate_hz"] * coarse["n_coarse_codebooks"]
+    first = TokenBar("semantic", semantic["max_new_tokens"])
+    second = TokenBar("coarse", lambda: round(first.tokens * ratio))
+    return {"semantic_streamer": first, "coarse_streamer": second}
+
+
+class TokenBar:
+    """Token streamer that shows a bar.
+
+    Parameters
+    ----------
+    name : str
+    most : int, or a function that returns it when the first token comes
+        Tokens that come at most.
+    """
+
+    def __init__(self, name: str, most: Any):
+        self.tokens = 0
+        self._name = name
+        self._most = most
+        self._bar: Any = None
+
+    def put(self, value: Tensor) -> None:
+        """Count a token [B]; a prompt [B, T] is none."""
+        if value.ndim > 1:
+            return
+        if self._bar is None:
+            most = self._most() if callable(self._most) else self._most
+            self._bar = tqdm(total=most, desc=self._name, unit="token")
+        self.tokens += 1
+        self._bar.update()
+        if self.tokens == self._bar.total:
+            self._bar.close()
+
+    def end(self) -> None:
+        """Draw the bar as it stands: a window, or the utterance, has ended."""
+        if self._bar is not None:
+            self._bar.refresh()
+
+
+def _waveform(chunk: Any) -> Tensor:
+    samples = torch.as_tensor(getattr(chunk, "audio_and_pause", chunk)).detach().float().cpu()
+    if samples.ndim == 2 and samples.shape[0] == 1:
+        samples = samples[0]
+    if samples.ndim != 1:
+        raise ValueError(f"chunks: expected one waveform, [S] or [1, S], got {list(samples.shape)}")
+    return samples
+
+
+def _script(player: str, samples: Tensor, rate: int) -> str:
+    pcm = (samples.clamp(-1, 1) * 32767).round().numpy().astype("<i2").tobytes()
+    return _SCRIPT % {"player": player, "samples": json.dumps(base64.b64encode(pcm).decode()), "rate": rate}

@@ -1,0 +1,159 @@
+"""`bark_accel.notebook` without a browser: what is displayed, and its script run by node where there is one."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stderr
+from types import ModuleType
+
+import pytest
+import torch
+from bark_models import SMALL, texts
+from parity import accelerated_copy
+
+from bark_accel import stream
+from bark_accel.notebook import play, progress
+
+RATE = 24_000
+# Of what a browser has: a clock that moves on, and a record of what is to sound when.
+BROWSER = """
+const scheduled = [];
+let clock = 0.5, closed = 0;
+globalThis.AudioContext = class {
+  get currentTime() { return clock; }
+  createBuffer(channels, length, rate) {
+    const data = new Float32Array(length);
+    return {duration: length / rate, getChannelData: () => data};
+  }
+  createBufferSource() {
+    return {connect() {}, start(at) { scheduled.push([at, [...this.buffer.getChannelData(0)]]); }};
+  }
+  close() { closed += 1; }
+};
+"""
+
+
+class Place:
+    """A place in the output of a cell, and all that it has shown."""
+
+    def __init__(self, first):
+        self.shown = [first]
+
+    def update(self, shown) -> None:
+        self.shown.append(shown)
+
+    @property
+    def scripts(self) -> list[str]:
+        return re.findall(r"<script>(.*?)</script>", "".join(s for s in self.shown if isinstance(s, str)), re.DOTALL)
+
+
+@pytest.fixture
+def places(monkeypatch):
+    """What `display` was given, with HTML as a str and Audio as a tuple."""
+    places: list[Place] = []
+
+    def display(shown, *, display_id: bool) -> Place:
+        assert display_id
+        places.append(Place(shown))
+        return places[-1]
+
+    module = ModuleType("IPython.display")
+    vars(module).update(display=display, HTML=str, Audio=lambda data, *, rate: (data, rate))
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    return places
+
+
+def run_by_node(scripts: list[str], between: str = "") -> tuple[list, int]:
+    """What the scripts schedule, and how many contexts they close."""
+    node = shutil.which("node") or shutil.which("nodejs")
+    if node is None:
+        pytest.skip("there is no node")
+    program = f"{BROWSER}{between.join(scripts)}\nconsole.log(JSON.stringify([scheduled, closed]));"
+    done = subprocess.run([node, "-e", program], capture_output=True, text=True, check=True)
+    scheduled, closed = json.loads(done.stdout)
+    return scheduled, closed
+
+
+def test_chunks_follow_each_other(places):
+    chunks = [torch.rand(1, 2400) - 0.5, torch.rand(4800) - 0.5, torch.zeros(1, 0), torch.tensor([1.5, -1.5])]
+    audio = play(iter(chunks), RATE)
+    torch.testing.assert_close(audio, torch.cat([c.flatten() for c in chunks]))
+    (place,) = places
+    data, rate = place.shown[-1]
+    assert rate == RATE and len(data) == len(audio)
+    scheduled, closed = run_by_node(place.scripts)
+    assert [round(at, 6) for at, _ in scheduled] == [0.5, 0.6, 0.8] and closed == 0
+    heard = torch.tensor([sample for _, samples in scheduled for sample in samples])
+    torch.testing.assert_close(heard, audio.clamp(-1, 1), rtol=0, atol=1e-4)
+
+
+def test_sound_that_comes_too_late_starts_at_once(places):
+    play([torch.zeros(2400), torch.zeros(2400)], RATE)
+    scheduled, _ = run_by_node(places[0].scripts, "clock = 9;")
+    assert [at for at, _ in scheduled] == [0.5, 9]
+
+
+def test_two_players_do_not_wait_for_each_other(places):
+    for _ in range(2):
+        play([torch.zeros(2400)], RATE)
+    scheduled, _ = run_by_node([*places[0].scripts, *places[1].scripts])
+    assert [at for at, _ in scheduled] == [0.5, 0.5]
+
+
+def test_each_chunk_is_shown_before_the_next_is_asked_for(places):
+    def chunks():
+        for heard in range(3):
+            assert not places or len(places[0].scripts) == heard
+            yield torch.zeros(240)
+
+    play(chunks(), RATE)
+    assert len(places[0].scripts) == 3
+
+
+def test_a_cell_that_is_stopped_stops_the_sound_and_the_generation(places):
+    left = []
+
+    def chunks():
+        try:
+            yield torch.zeros(240)
+            raise KeyboardInterrupt
+        finally:
+            left.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        play(chunks(), RATE)
+    assert left and run_by_node(places[0].scripts)[1] == 1
+
+
+def test_rows_of_a_batch_are_refused(places):
+    with pytest.raises(ValueError, match=r"expected one waveform, \[S\] or \[1, S\], got \[2, 5\]"):
+        play([torch.zeros(2, 5)])
+
+
+def test_a_stream_is_played_whole(places, small_model):
+    fast = accelerated_copy(small_model)
+    torch.manual_seed(0)
+    expected = torch.cat([*stream(fast, **texts(SMALL, [9]))], 1)[0]
+    torch.manual_seed(0)
+    torch.testing.assert_close(play(stream(fast, **texts(SMALL, [9])), RATE), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_progress(small_model, accelerated):
+    model = accelerated_copy(small_model) if accelerated else copy.deepcopy(small_model)
+    expected = model.generate(**texts(SMALL, [9]), do_sample=False)
+    shown, bars = io.StringIO(), progress(model)
+    with redirect_stderr(shown):
+        got = model.generate(**texts(SMALL, [9]), do_sample=False, **bars)
+    torch.testing.assert_close(got, expected)
+    assert "semantic" in shown.getvalue() and "coarse" in shown.getvalue()
+    semantic, coarse = bars["semantic_streamer"], bars["coarse_streamer"]
+    assert 0 < semantic.tokens <= SMALL.max_new_tokens
+    assert coarse.tokens == expected.shape[1] // 320 * 2
