@@ -24,7 +24,7 @@ from .text_input import read_text
 
 if TYPE_CHECKING:
     from bark_accel.bench.models import LoadedBark
-    from bark_accel.hf.presets import PresetArrays
+    from bark_accel.voices.preset import VoicePreset
 
 # The small Bark has learnt to say short utterances.
 _SMALL_CHUNK_S = 3.0
@@ -42,7 +42,7 @@ def read(file: Path, encoding: str, request: Request, options: ReadOptions) -> N
         save_voice(heard, request.save_voice)
 
 
-def _read(loaded: LoadedBark, text: str, request: Request, options: ReadOptions) -> PresetArrays | None:
+def _read(loaded: LoadedBark, text: str, request: Request, options: ReadOptions) -> VoicePreset | None:
     """Returns the voice of the first chunk that was heard, or None."""
     with progress_bars() as progress:
         task = progress.add_task("chunks", total=None)
@@ -86,7 +86,7 @@ def _plan(
         )
 
 
-def _write(speech: LongForm, path: Path) -> tuple[list[SpokenChunk], int, PresetArrays | None]:
+def _write(speech: LongForm, path: Path) -> tuple[list[SpokenChunk], int, VoicePreset | None]:
     """The ends of the chunks that were written (audio and voice left out), samples in all, and the first voice."""
     chunks = iter(speech)
     # Only with the first sound is a file replaced: what fails earlier leaves it alone.

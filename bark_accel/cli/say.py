@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import BarkModel
 
     from bark_accel.bench.models import LoadedBark
-    from bark_accel.hf.presets import PresetArrays
+    from bark_accel.voices.preset import VoicePreset
 
 
 def say(text: str, request: Request) -> None:
@@ -40,13 +40,13 @@ def say(text: str, request: Request) -> None:
         save_voice(preset, request.save_voice)
 
 
-def _write_stream(model: BarkModel, inputs: dict[str, Any], request: Request) -> PresetArrays | None:
+def _write_stream(model: BarkModel, inputs: dict[str, Any], request: Request) -> VoicePreset | None:
     streamer = AudioStreamer(model, policy=request.policy or "low_latency")
     write_stream(streamer, model, inputs, request.out)
     return streamer.presets[0] if streamer.presets else None
 
 
-def _write_at_once(model: BarkModel, inputs: dict[str, Any], request: Request) -> PresetArrays:
+def _write_at_once(model: BarkModel, inputs: dict[str, Any], request: Request) -> VoicePreset:
     from bark_accel.hf.configs import sample_rate
 
     start = time.perf_counter()
@@ -63,7 +63,7 @@ def _write_at_once(model: BarkModel, inputs: dict[str, Any], request: Request) -
     return preset
 
 
-def _generate(model: BarkModel, inputs: dict[str, Any]) -> tuple[torch.Tensor, PresetArrays]:
+def _generate(model: BarkModel, inputs: dict[str, Any]) -> tuple[torch.Tensor, VoicePreset]:
     from bark_accel.bench.models import coarse_per_semantic, max_semantic_tokens
     from bark_accel.hf.presets import traced_presets
     from bark_accel.hf.stage_trace import trace_stages

@@ -15,7 +15,7 @@ from .request import ModelChoice, Request
 
 if TYPE_CHECKING:
     from bark_accel.bench.models import LoadedBark
-    from bark_accel.hf.presets import PresetArrays
+    from bark_accel.voices.preset import VoicePreset
 
 
 def load_speaker(choice: ModelChoice, text: str) -> LoadedBark:
@@ -33,7 +33,7 @@ def accelerate(loaded: LoadedBark, choice: ModelChoice) -> None:
         accelerate_bark(loaded.model, weights=choice.weights)
 
 
-def find_voice(loaded: LoadedBark, voice: str | None) -> PresetArrays | None:
+def find_voice(loaded: LoadedBark, voice: str | None) -> VoicePreset | None:
     """Read a voice preset from a file or from the checkpoint; raise `UserError` where there is none."""
     from bark_accel.hf.voices import resolve_voice
 
@@ -51,7 +51,7 @@ def limits(loaded: LoadedBark, request: Request) -> dict[str, Any]:
         return {"semantic_max_new_tokens": semantic_tokens(loaded.model, request.max_seconds)}
 
 
-def save_voice(preset: PresetArrays | None, path: Path | None) -> None:
+def save_voice(preset: VoicePreset | None, path: Path | None) -> None:
     """Write the voice that was heard, if that was asked for; fail where nothing was heard."""
     if path is None:
         return

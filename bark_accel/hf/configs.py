@@ -14,6 +14,8 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkSemanticGenerationConfig,
 )
 
+from bark_accel.voices.preset import CodeLimits
+
 from .points import SUBMODELS, PatchPoint
 
 
@@ -36,6 +38,37 @@ class GenerationConfigs:
         if not isinstance(codebook_size, Integral):
             raise ValueError(f"generation_config.codebook_size: expected an int, got {codebook_size!r}")
         return cls(**nested, codebook_size=int(codebook_size), sample_rate=sample_rate(model))
+
+    @property
+    def code_limits(self) -> dict[str, CodeLimits]:
+        """The codes of a voice preset for this model."""
+        coarse = coarse_limits(self.semantic, self.coarse, self.codebook_size)
+        return {**coarse, **fine_limits(self.fine, self.codebook_size)}
+
+
+def semantic_limits(semantic: BarkSemanticGenerationConfig) -> dict[str, CodeLimits]:
+    """The codes that the semantic stage takes of a voice preset: one of generated tokens may end in padding.
+
+    Raises `ValueError` where the config has no one end token, which is what Bark pads with.
+    """
+    if not isinstance(semantic.semantic_pad_token, Integral):
+        raise ValueError(
+            "eos_token_id of the semantic generation config: expected one id, which Bark also pads with, got "
+            f"{semantic.semantic_pad_token!r}"
+        )
+    return {"semantic_prompt": CodeLimits(max(semantic.semantic_vocab_size, semantic.semantic_pad_token + 1))}
+
+
+def coarse_limits(
+    semantic: BarkSemanticGenerationConfig, coarse: BarkCoarseGenerationConfig, codebook_size: int
+) -> dict[str, CodeLimits]:
+    """The codes that the coarse stage takes of a voice preset."""
+    return {**semantic_limits(semantic), "coarse_prompt": CodeLimits(codebook_size, coarse.n_coarse_codebooks)}
+
+
+def fine_limits(fine: BarkFineGenerationConfig, codebook_size: int) -> dict[str, CodeLimits]:
+    """The codes that the fine stage takes of a voice preset."""
+    return {"fine_prompt": CodeLimits(codebook_size, fine.n_fine_codebooks)}
 
 
 def _nested(config: object, point: PatchPoint) -> Any:

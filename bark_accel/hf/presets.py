@@ -7,25 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import BarkModel
 
 from bark_accel.streaming.owner import owner_of
 from bark_accel.streaming.streamer import AudioSource, AudioStreamer
+from bark_accel.voices.preset import VoicePreset
 
 from .configs import GenerationConfigs
 from .points import SUBMODELS, submodels
 from .stage_trace import StageTrace, trace_stages
 
-PresetArrays = dict[str, np.ndarray]
-
 VIEW = "_bark_accel_view"
 """Argument of an accelerated model's `generate`: a view of the model to drive in its place."""
 
 
-def generate_with_preset(model: BarkModel, **generate_kwargs: Any) -> tuple[Tensor, dict[str, np.ndarray] | None]:
+def generate_with_preset(model: BarkModel, **generate_kwargs: Any) -> tuple[Tensor, VoicePreset | None]:
     """Generate one utterance, and the voice preset that its own codes make.
 
     Parameters
@@ -59,7 +57,7 @@ def generate_with_preset(model: BarkModel, **generate_kwargs: Any) -> tuple[Tens
     return audio, preset
 
 
-def generate_with_presets(model: Any, **kwargs: Any) -> tuple[Tensor, list[int], list[PresetArrays | None]]:
+def generate_with_presets(model: Any, **kwargs: Any) -> tuple[Tensor, list[int], list[VoicePreset | None]]:
     """`model.generate(**kwargs)`, stock or accelerated; thread-safe as that is.
 
     Returns
@@ -102,7 +100,7 @@ def check_generate(model: BarkModel) -> None:
         raise ValueError("model.generate: expected BarkModel's own or that of accelerate_bark, got another one")
 
 
-def traced_presets(model: BarkModel, trace: StageTrace, lengths: list[int]) -> list[PresetArrays]:
+def traced_presets(model: BarkModel, trace: StageTrace, lengths: list[int]) -> list[VoicePreset]:
     """The voice presets of the generation that was traced."""
     configs = GenerationConfigs.of(model)
     pad, codebooks = configs.semantic.semantic_pad_token, configs.coarse.n_coarse_codebooks
@@ -111,7 +109,7 @@ def traced_presets(model: BarkModel, trace: StageTrace, lengths: list[int]) -> l
 
 def presets_of(
     semantic: Tensor, codes: Tensor, lengths: list[int], semantic_pad_token: int, num_coarse_codebooks: int
-) -> list[PresetArrays]:
+) -> list[VoicePreset]:
     """The voice preset of each row, arrays of int64.
 
     Parameters

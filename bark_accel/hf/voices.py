@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import BarkProcessor, BatchFeature
 
-from bark_accel.voices.preset import checked_preset, load_voice_preset
+from bark_accel.voices.preset import VoicePreset, checked_preset, load_voice_preset
 
 
 class BatchInputs(BatchFeature):
@@ -79,7 +79,7 @@ def _listed(name: str, values: Any) -> list[Any]:
     return list(values)
 
 
-def resolve_voice(processor: Any, voice: Any) -> dict[str, np.ndarray] | None:
+def resolve_voice(processor: Any, voice: Any) -> VoicePreset | None:
     """A voice preset: given as one, by a name that the processor knows, or as an .npz file (suffix or not).
 
     A name comes first, as in Transformers.

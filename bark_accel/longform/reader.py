@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bark_accel._caller import warn_caller
+from bark_accel.voices.preset import VoicePreset
 
 from .chunk_store import ChunkStore
 from .text import TextChunk
@@ -29,12 +30,10 @@ class Speaker(Protocol):
     utterance_s: float | None
     """The model's own longest utterance, or None where the caller set another one."""
 
-    def say(self, texts: Sequence[str], voice: Mapping[str, np.ndarray] | None, seed: int) -> list[Utterance]:
+    def say(self, texts: Sequence[str], voice: VoicePreset | None, seed: int) -> list[Utterance]:
         """One utterance for each text, generated as one batch."""
 
-    def stream(
-        self, text: str, voice: Mapping[str, np.ndarray] | None, seed: int
-    ) -> Generator[Tensor, None, Utterance]:
+    def stream(self, text: str, voice: VoicePreset | None, seed: int) -> Generator[Tensor, None, Utterance]:
         """Yields the audio [S] while it is generated; returns the whole utterance."""
 
 
@@ -66,7 +65,7 @@ class SpokenChunk:
     audio: Tensor
     pause_samples: int
     final: bool
-    preset: dict[str, np.ndarray] | None
+    preset: VoicePreset | None
     cut: bool
 
     @property
@@ -106,7 +105,7 @@ class LongForm:
         self,
         speaker: Speaker,
         chunks: Sequence[TextChunk],
-        voice: Mapping[str, np.ndarray] | None,
+        voice: VoicePreset | None,
         options: LongTextOptions,
         store: ChunkStore | None,
     ):
@@ -134,7 +133,7 @@ class LongForm:
         """All audio with its pauses, [S] float32 on the CPU."""
         return torch.cat([chunk.audio_and_pause for chunk in self])
 
-    def _batch(self, indices: range, voice: Mapping[str, np.ndarray] | None) -> Iterator[SpokenChunk]:
+    def _batch(self, indices: range, voice: VoicePreset | None) -> Iterator[SpokenChunk]:
         found = [None if self._store is None else self._store.read(index) for index in indices]
         if any(utterance is None for utterance in found):
             # Rows of a batch share the random numbers, so it is generated as a whole again.
@@ -153,9 +152,7 @@ class LongForm:
                 self._options.on_progress(index + 1, len(self))
             yield self._spoken(index, utterance)
 
-    def _streamed(
-        self, index: int, voice: Mapping[str, np.ndarray] | None, seed: int
-    ) -> Generator[SpokenChunk, None, Utterance]:
+    def _streamed(self, index: int, voice: VoicePreset | None, seed: int) -> Generator[SpokenChunk, None, Utterance]:
         text = self.chunks[index].text
         pieces = self._speaker.stream(text, voice, seed)
         try:
@@ -185,7 +182,7 @@ class LongForm:
             index, chunk.text, utterance.audio, pause, final=True, preset=utterance.preset, cut=utterance.cut
         )
 
-    def _carried(self, chunk: SpokenChunk, voice: Mapping[str, np.ndarray] | None) -> Mapping[str, np.ndarray] | None:
+    def _carried(self, chunk: SpokenChunk, voice: VoicePreset | None) -> VoicePreset | None:
         """The voice of the next chunk."""
         enough = chunk.preset is not None and (
             chunk.preset["coarse_prompt"].shape[1] >= _MIN_CARRIED_S * self._speaker.frame_rate_hz

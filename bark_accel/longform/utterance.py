@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
+
+from bark_accel.voices.preset import VoicePreset
 
 
 @dataclass(frozen=True)
@@ -24,5 +25,5 @@ class Utterance:
     """
 
     audio: Tensor
-    preset: dict[str, np.ndarray] | None
+    preset: VoicePreset | None
     cut: bool

@@ -15,8 +15,7 @@ from bark_accel.decoding.sampling import TokenRange
 from bark_accel.hf import extract
 from bark_accel.hf.compat import run_with_loop
 from bark_accel.hf.configs import GenerationConfigs
-from bark_accel.hf.inputs import by_row, preset_on
-from bark_accel.hf.presets import PresetArrays, presets_of
+from bark_accel.hf.presets import presets_of
 from bark_accel.report import Fallback, FallbackKind
 from bark_accel.stages.coarse import row_lengths, token_ranges
 from bark_accel.stages.fine import FineSampling
@@ -24,28 +23,24 @@ from bark_accel.stages.spec import ENDED
 from bark_accel.streaming.pipeline import BarkPipeline, ChunkDecoder
 from bark_accel.streaming.policies import Exact, Hops, LowLatency, Policy, Preview, hop_growth
 from bark_accel.streaming.streamer import AudioStreamer
+from bark_accel.voices.preset import VoicePreset
+from bark_accel.voices.voices import Voices
 
-from .coarse import coarse_history
 from .points import StagePatches
+from .semantic import SemanticPrompt
 from .token_loop import BarkTokenRules, TokenLoop, TokenTap
 
 # Fallback kinds for which Transformers calls no streamer.
 _NO_TOKENS = {FallbackKind.GENERATION_MODE, FallbackKind.EXTRA_OUTPUTS}
 
 
-VoicePreset = dict[str, Tensor] | None
-
-
 @dataclass(frozen=True)
 class Request:
-    """Checked arguments of `BarkModel.generate`, and those of each stage.
-
-    `preset` is one for all rows, or a list with one for each.
-    """
+    """Checked arguments of `BarkModel.generate`, and those of each stage."""
 
     input_ids: Tensor
     attention_mask: Tensor | None
-    preset: VoicePreset | list[VoicePreset]
+    voices: Voices
     configs: GenerationConfigs
     stage_kwargs: dict[str, dict[str, Any]]
 
@@ -71,15 +66,15 @@ class AudioGeneration:
         configs, rows = request.configs, request.rows
         semantic, coarse, size = configs.semantic, configs.coarse, configs.codebook_size
         self._semantic_spec = extract.semantic_spec(semantic)
-        self._coarse_spec = patches.coarse.spec(semantic, coarse, size, request.preset)
-        self._fine_spec = patches.fine.spec(semantic, coarse, configs.fine, size, request.preset)
+        self._coarse_spec = patches.coarse.spec(semantic, coarse, size, request.voices)
+        self._fine_spec = patches.fine.spec(semantic, coarse, configs.fine, size, request.voices)
         self._semantic = _Prepared(lambda: patches.semantic.prepare(semantic, rows, self._kwargs("semantic")))
         self._coarse = _Prepared(
             lambda: patches.coarse.prepare(self._coarse_spec, coarse, rows, self._kwargs("coarse"))
         )
         self._fallbacks = [p.fallback for p in (self._semantic, self._coarse) if p.fallback is not None]
         for fallback in self._fallbacks:
-            if fallback.reason.kind in _NO_TOKENS or by_row(request.preset):
+            if fallback.reason.kind in _NO_TOKENS or not request.voices.shared:
                 raise fallback
         codec = patches.codec.ready_stage()
         if rows > 1 and not codec.cuts_right_only:
@@ -106,7 +101,7 @@ class AudioGeneration:
         else:
             self._loop_coarse(semantic_tokens)
 
-    def presets(self) -> list[PresetArrays] | None:
+    def presets(self) -> list[VoicePreset] | None:
         """The voice preset of each row, once all of it was given out; None without the fine codebooks."""
         tokens, codes, lengths = self.semantic_tokens, self._decoder.codes, self._decoder.row_lengths_samples
         if self._streamer.policy == "preview" or tokens is None or lengths is None:
@@ -118,28 +113,17 @@ class AudioGeneration:
     def _kwargs(self, stage: str) -> dict[str, Any]:
         return self._request.stage_kwargs[stage]
 
-    def _preset_part(self, name: str) -> Any:
-        """Return one part of the preset for all rows, or a list with each row's."""
-        preset = self._request.preset
-        if isinstance(preset, list):
-            return [None if row is None else row[name] for row in preset]
-        return None if preset is None else preset[name]
-
-    def _coarse_history(self) -> Any:
-        request, configs = self._request, self._request.configs
-        return coarse_history(request.preset, request.rows, configs.semantic, configs.coarse, configs.codebook_size)
-
     # The compiled loops.
 
     def _start_semantic(self) -> Any:
         weights, spec, sampling = self._semantic.value
         request = self._request
-        prompt = (request.input_ids, request.attention_mask, self._preset_part("semantic_prompt"))
+        prompt = SemanticPrompt(request.input_ids, request.attention_mask, request.voices)
         return self._patches.semantic.started(weights, spec, sampling, prompt)
 
     def _start_coarse(self) -> Any:
         weights, sampling = self._coarse.value
-        arguments = (weights, self._coarse_spec, sampling, self._request.rows, self._coarse_history())
+        arguments = (weights, self._coarse_spec, sampling, self._request.rows, self._request.voices)
         return self._patches.coarse.started(*arguments, own_generator=self._streamer.interleave)
 
     def _run_semantic(self) -> Tensor:
@@ -170,8 +154,7 @@ class AudioGeneration:
         request, fallback = self._request, self._semantic.fallback
         assert fallback is not None
         with self._patches.semantic.looped(fallback) as module:
-            preset = preset_on(self._patches.semantic.module, semantic_prompt=self._preset_part("semantic_prompt"))
-            named = self._patches.semantic.by_name(config, preset, request.attention_mask)
+            named = self._patches.semantic.by_name(config, request.voices.argument(), request.attention_mask)
             return _run_listened(module, rules, tap, request.input_ids, **named, **kwargs)
 
     def _loop_coarse(self, semantic_tokens: Tensor) -> None:
@@ -188,8 +171,7 @@ class AudioGeneration:
 
         tap = TokenTap(self._streamer.check, push)
         rules = BarkTokenRules(token_ranges(self._coarse_spec, module.config.output_vocab_size), tap=tap)
-        past = self._coarse_history() or (None, None)
-        preset = preset_on(module, semantic_prompt=past[0], coarse_prompt=past[1])
+        preset = self._request.voices.argument()
         named = self._patches.coarse.by_name(configs.semantic, configs.coarse, configs.codebook_size, preset)
         assert self._coarse.fallback is not None
         with self._patches.coarse.looped(self._coarse.fallback) as view:
@@ -206,8 +188,7 @@ class AudioGeneration:
         if streamer.policy == "preview":
             return Preview(self._fine_spec, hops)
         fine = self._patches.fine.ready_stage(self._patches.fine.prepare(), self._fine_spec)
-        history = self._preset_part("fine_prompt")
-        histories = history if isinstance(history, list) else [history]
+        histories = self._request.voices.fine
         temperature = self._patches.fine.settings.stock_bugs.fine_temperature(
             self._request.configs.fine, self._kwargs("fine")
         )
@@ -218,7 +199,7 @@ class AudioGeneration:
         return LowLatency(fine, hops, streamer.lookahead_frames, histories, sampling, generator)
 
     def _upcoming_generator(self) -> Callable[[int], Generator] | None:
-        if self._coarse.fallback is not None or self._streamer.interleave or by_row(self._request.preset):
+        if self._coarse.fallback is not None or self._streamer.interleave or not self._request.voices.shared:
             return None
         _, sampling = self._coarse.value
         tokens_per_frame = self._coarse_spec.num_codebooks if sampling.do_sample else 0

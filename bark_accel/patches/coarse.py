@@ -12,24 +12,24 @@ from torch import Tensor
 from transformers.generation.logits_process import AlternatingCodebooksLogitsProcessor
 from transformers.models.bark.generation_configuration_bark import (
     BarkCoarseGenerationConfig,
+    BarkSemanticGenerationConfig,
 )
 
 from bark_accel.decoding.rng import fork
 from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf import extract
-from bark_accel.hf.inputs import preset_on, read_histories, semantic_ids
+from bark_accel.hf.configs import coarse_limits
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.coarse import CoarseStage, history_lengths, row_lengths
 from bark_accel.stages.coarse_rows import CoarseRows
 from bark_accel.stages.ragged import join_rows
 from bark_accel.stages.spec import ENDED, CoarseSpec
 from bark_accel.transformer.weights import TransformerWeights
+from bark_accel.voices.voices import Voices
 
 from .resolve import resolve_sampling
 from .stage_patch import CausalPatch
 from .token_loop import TokenTap
-
-CoarseHistory = tuple[Tensor, Tensor] | None
 
 
 class CoarsePatch(CausalPatch):
@@ -39,8 +39,8 @@ class CoarsePatch(CausalPatch):
     def generate(
         self,
         semantic_output: Tensor,
-        semantic_generation_config: Any = None,
-        coarse_generation_config: Any = None,
+        semantic_generation_config: BarkSemanticGenerationConfig | None = None,
+        coarse_generation_config: BarkCoarseGenerationConfig | None = None,
         codebook_size: int = 1024,
         history_prompt: Any = None,
         return_output_lengths: bool | None = None,
@@ -57,23 +57,23 @@ class CoarsePatch(CausalPatch):
             got = f"{semantic_output.dtype} {list(semantic_output.shape)}"
             raise ValueError(f"semantic_output: expected an integer tensor [batch, T], got {got}")
         rows, streamer = semantic_output.shape[0], kwargs.get("streamer")
-        history = coarse_history(history_prompt, rows, semantic, coarse, codebook_size)
-        check_coarse_streamer(streamer, history)
-        spec = self.spec(semantic, coarse, codebook_size, history_prompt)
+        voices = Voices.read(history_prompt, rows, coarse_limits(semantic, coarse, codebook_size))
+        check_coarse_streamer(streamer, voices)
+        spec = self.spec(semantic, coarse, codebook_size, voices)
         prepared = attempt(lambda: self.prepare(spec, coarse, rows, kwargs))
         if isinstance(prepared, Fallback):
             if self.codes_only:
                 kwargs = {**kwargs, "suppress_tokens": self._suppressed(spec, coarse, kwargs)}
             configs = (semantic, coarse, codebook_size)
             with self.looped(prepared) as module:
-                tokens, lengths = self._stock_rows(module, semantic_output, configs, history, kwargs)
+                tokens, lengths = self._stock_rows(module, semantic_output, configs, voices, kwargs)
             if spec.rows_end:
                 ended = torch.arange(tokens.shape[1], dtype=torch.int64, device=tokens.device) >= lengths[:, None]
                 tokens = tokens.masked_fill(ended, ENDED)
             return (tokens, lengths) if return_output_lengths else tokens
         weights, sampling = prepared
         semantic_output.masked_fill_(semantic_output == semantic.semantic_pad_token, coarse.coarse_semantic_pad_token)
-        with self.started(weights, spec, sampling, rows, history) as run:
+        with self.started(weights, spec, sampling, rows, voices) as run:
             run.push(semantic_output.to(weights.device, torch.int64), final=True)
             _run_coarse(run, streamer)
         lengths = row_lengths(spec, semantic_output)
@@ -83,21 +83,20 @@ class CoarsePatch(CausalPatch):
         return (tokens, lengths) if return_output_lengths else tokens
 
     def _stock_rows(
-        self, module: Any, semantic_output: Tensor, configs: tuple[Any, Any, int], history: Any, kwargs: dict[str, Any]
+        self,
+        module: Any,
+        semantic_output: Tensor,
+        configs: tuple[BarkSemanticGenerationConfig, BarkCoarseGenerationConfig, int],
+        voices: Voices,
+        kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
         """Transformers' own method of `module`, with lengths; row by row where each has a voice preset of its own."""
-        if not isinstance(history, list):
-            return self.stock(semantic_output, *configs, self._preset(history), True, module=module, **kwargs)
         results = [
-            self.stock(semantic_output[row : row + 1], *configs, self._preset(part), True, module=module, **kwargs)
-            for row, part in enumerate(history)
+            self.stock(semantic_output[part], *configs, voice.argument(), True, module=module, **kwargs)
+            for part, voice in voices.to(self.module.device).alike()
         ]
         tokens, lengths = zip(*results, strict=True)
         return join_rows(list(tokens), ENDED), torch.cat(lengths)
-
-    def _preset(self, history: CoarseHistory) -> dict[str, Tensor] | None:
-        semantic, coarse = history or (None, None)
-        return preset_on(self.module, semantic_prompt=semantic, coarse_prompt=coarse)
 
     def prepare(
         self, spec: CoarseSpec, config: BarkCoarseGenerationConfig, rows: int, kwargs: dict[str, Any]
@@ -127,9 +126,15 @@ class CoarsePatch(CausalPatch):
     def codes_only(self) -> bool:
         return self.settings.stock_bugs.fixes("codes_beyond_codebook")
 
-    def spec(self, semantic: Any, coarse: Any, codebook_size: int, history_prompt: Any) -> CoarseSpec:
+    def spec(
+        self,
+        semantic: BarkSemanticGenerationConfig,
+        coarse: BarkCoarseGenerationConfig,
+        codebook_size: int,
+        voices: Voices,
+    ) -> CoarseSpec:
         spec = extract.coarse_spec(semantic, coarse, codebook_size)
-        return replace(spec, codes_only=self.codes_only, rows_end=self.rows_end(history_prompt))
+        return replace(spec, codes_only=self.codes_only, rows_end=self.rows_end(voices))
 
     def _suppressed(self, spec: CoarseSpec, config: BarkCoarseGenerationConfig, kwargs: dict[str, Any]) -> list[int]:
         """The caller's suppressed tokens and the ids beyond the last codebook, for Transformers' own loop."""
@@ -144,22 +149,23 @@ class CoarsePatch(CausalPatch):
         spec: CoarseSpec,
         sampling: SamplingConfig,
         rows: int,
-        history: CoarseHistory | list[CoarseHistory],
+        voices: Voices,
         *,
         own_generator: bool = False,
     ) -> Iterator[CoarseRows]:
         """A generation of `rows` utterances, and caches for it.
 
-        Histories of several lengths make several groups of rows, each of which draws from a generator of its own, as
+        Presets of several lengths make several groups of rows, each of which draws from a generator of its own, as
         `own_generator` has it for one.
         """
         model = self.model(weights)
         stage = CoarseStage(model, spec)
-        groups = _groups_of_rows(spec, rows, history)
+        histories = voices.coarse
+        groups = _groups_of_rows(spec, rows, histories)
         states = []
         with ExitStack() as held:
             for index, members in enumerate(groups):
-                part = [history[row] for row in members] if isinstance(history, list) else [history]
+                part = histories if voices.shared else [histories[row] for row in members]
                 cache = held.enter_context(
                     self.settings.pool.borrow(model.spec, len(members), model.weights.cache_dtype, weights.device)
                 )
@@ -171,12 +177,12 @@ class CoarsePatch(CausalPatch):
             yield CoarseRows(stage, states, spec.semantic_pad_token)
 
 
-def _groups_of_rows(spec: CoarseSpec, rows: int, history: CoarseHistory | list[CoarseHistory]) -> list[list[int]]:
-    """The rows whose histories have equal lengths."""
-    if not isinstance(history, list):
+def _groups_of_rows(spec: CoarseSpec, rows: int, histories: list[tuple[Tensor, Tensor] | None]) -> list[list[int]]:
+    """The rows whose histories have equal lengths; all where they share one."""
+    if len(histories) == 1:
         return [list(range(rows))]
     groups: dict[tuple[int, int], list[int]] = {}
-    for row, part in enumerate(history):
+    for row, part in enumerate(histories):
         groups.setdefault(history_lengths(spec, part), []).append(row)
     return list(groups.values())
 
@@ -194,28 +200,10 @@ def _run_coarse(run: CoarseRows, streamer: Any) -> None:
             streamer.end()
 
 
-def coarse_history(
-    history: Any, batch_size: int, semantic: Any, coarse: Any, codebook_size: int
-) -> CoarseHistory | list[CoarseHistory]:
-    """Read the coarse stage's history from a voice preset, or from each row's."""
-    ids = semantic_ids(semantic)
-    first = read_histories(history, "semantic_prompt", batch_size, codebooks=0, vocab_size=ids)
-    second = read_histories(
-        history, "coarse_prompt", batch_size, codebooks=coarse.n_coarse_codebooks, vocab_size=codebook_size
-    )
-    if isinstance(first, list) and isinstance(second, list):
-        return [_both(*parts) for parts in zip(first, second, strict=True)]
-    return _both(first, second)
-
-
-def _both(semantic: Any, coarse: Any) -> CoarseHistory:
-    return None if semantic is None or coarse is None else (semantic, coarse)
-
-
-def check_coarse_streamer(streamer: Any, history: Any) -> None:
-    """Raise `ValueError` for a streamer of coarse tokens where each row has a history, and so windows, of its own.
+def check_coarse_streamer(streamer: Any, voices: Voices) -> None:
+    """Raise `ValueError` for a streamer of coarse tokens where each row has a voice, and so windows, of its own.
 
     A `TokenTap` only asks whether to go on.
     """
-    if streamer is not None and not isinstance(streamer, TokenTap) and isinstance(history, list):
+    if streamer is not None and not isinstance(streamer, TokenTap) and not voices.shared:
         raise ValueError("coarse streamer: expected none with a list of voice presets; semantic_streamer= works")

@@ -8,15 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.bark.generation_configuration_bark import (
+    BarkCoarseGenerationConfig,
+    BarkFineGenerationConfig,
+    BarkSemanticGenerationConfig,
+)
 
 from bark_accel.hf import extract
-from bark_accel.hf.inputs import preset_on, read_histories
+from bark_accel.hf.configs import fine_limits
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.fine import FineSampling, FineStage, row_frames
 from bark_accel.stages.ragged import join_rows
 from bark_accel.stages.spec import FineSpec
 from bark_accel.transformer.weights import TransformerWeights
+from bark_accel.voices.voices import Voices
 
 from .stage_patch import StagePatch
 
@@ -28,9 +34,9 @@ class FinePatch(StagePatch):
     def generate(
         self,
         coarse_output: Tensor,
-        semantic_generation_config: Any = None,
-        coarse_generation_config: Any = None,
-        fine_generation_config: Any = None,
+        semantic_generation_config: BarkSemanticGenerationConfig | None = None,
+        coarse_generation_config: BarkCoarseGenerationConfig | None = None,
+        fine_generation_config: BarkFineGenerationConfig | None = None,
         codebook_size: int = 1024,
         history_prompt: Any = None,
         **kwargs: Any,
@@ -48,37 +54,43 @@ class FinePatch(StagePatch):
         check_fine_codebooks(self.module, fine)
         temperature = self.settings.stock_bugs.fine_temperature(fine, kwargs)
         rows, codebooks = coarse_output.shape[0], fine.n_fine_codebooks
-        history = read_histories(history_prompt, "fine_prompt", rows, codebooks=codebooks, vocab_size=codebook_size)
+        voices = Voices.read(history_prompt, rows, fine_limits(fine, codebook_size))
         if coarse_output.shape[1] == 0:
             return coarse_output.new_zeros(rows, codebooks, 0)
-        spec = self.spec(semantic, coarse, fine, codebook_size, history_prompt)
+        spec = self.spec(semantic, coarse, fine, codebook_size, voices)
         weights = attempt(self.prepare)
         if isinstance(weights, Fallback):
             self.settings.log.note(weights)
             kwargs = {**kwargs, "temperature": temperature}
             configs = (semantic, coarse, fine, codebook_size)
-            codes = self._stock_rows(coarse_output, spec, configs, history, kwargs)
+            codes = self._stock_rows(coarse_output, spec, configs, voices, kwargs)
         else:
             stage = self.ready_stage(weights, spec)
-            histories = history if isinstance(history, list) else [history]
-            codes = stage.run(coarse_output.to(weights.device), histories, FineSampling(temperature))
+            codes = stage.run(coarse_output.to(weights.device), voices.fine, FineSampling(temperature))
         return codes.to(_dtype_of_codes(coarse_output, history_prompt))
 
-    def spec(self, semantic: Any, coarse: Any, fine: Any, codebook_size: int, history_prompt: Any) -> FineSpec:
+    def spec(
+        self,
+        semantic: BarkSemanticGenerationConfig,
+        coarse: BarkCoarseGenerationConfig,
+        fine: BarkFineGenerationConfig,
+        codebook_size: int,
+        voices: Voices,
+    ) -> FineSpec:
         spec = extract.fine_spec(semantic, coarse, fine, codebook_size)
-        return replace(spec, rows_end=self.rows_end(history_prompt))
+        return replace(spec, rows_end=self.rows_end(voices))
 
     def _stock_rows(
-        self, coarse_output: Tensor, spec: FineSpec, configs: tuple[Any, ...], history: Any, kwargs: dict[str, Any]
+        self, coarse_output: Tensor, spec: FineSpec, configs: tuple[Any, ...], voices: Voices, kwargs: dict[str, Any]
     ) -> Tensor:
         """Transformers' own method; row after row where each has an end or a voice preset of its own."""
+        voices = voices.to(self.module.device)
         if not spec.rows_end:
-            return self.stock(coarse_output, *configs, preset_on(self.module, fine_prompt=history), **kwargs)
+            return self.stock(coarse_output, *configs, voices.argument(), **kwargs)
         rows = []
         for row, frames in enumerate(row_frames(spec, coarse_output)):
             tokens = coarse_output[row : row + 1, : frames * spec.num_coarse_codebooks]
-            preset = preset_on(self.module, fine_prompt=history[row] if isinstance(history, list) else history)
-            codes = self.stock(tokens, *configs, preset, **kwargs) if frames else tokens[:, None]
+            codes = self.stock(tokens, *configs, voices.of_row(row).argument(), **kwargs) if frames else tokens[:, None]
             rows.append(codes.expand(-1, spec.num_codebooks, -1))
         return join_rows(rows, 0)
 

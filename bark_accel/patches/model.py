@@ -13,16 +13,7 @@ from transformers import BarkModel
 
 from bark_accel._forked import avoid_lost_threads
 from bark_accel.hf.configs import GenerationConfigs, sample_rate
-from bark_accel.hf.inputs import (
-    by_row,
-    check_arguments,
-    check_input_ids,
-    check_not_meta,
-    check_numbers,
-    preset_on,
-    read_histories,
-    semantic_ids,
-)
+from bark_accel.hf.inputs import check_arguments, check_input_ids, check_not_meta, check_numbers
 from bark_accel.hf.points import SUBMODELS, submodels
 from bark_accel.hf.presets import VIEW, traced, traced_presets
 from bark_accel.ops.backend import runs_natively
@@ -30,8 +21,9 @@ from bark_accel.ops.float32_choice import Float32Choice, choice
 from bark_accel.report import Fallback, attempt
 from bark_accel.stages.ragged import trim_rows
 from bark_accel.streaming.streamer import AudioSource, AudioStreamer
+from bark_accel.voices.voices import Voices
 
-from .audio_generation import AudioGeneration, Request, VoicePreset
+from .audio_generation import AudioGeneration, Request
 from .coarse import check_coarse_streamer
 from .fine import CodecPatch, check_fine_codebooks
 from .points import StagePatches, not_patched, stage_patch
@@ -97,11 +89,11 @@ class ModelPatch(AudioSource):
             return self._stream(
                 streamer, input_ids, history_prompt, {k: v for k, v in kwargs.items() if k != "streamer"}
             )
-        preset, kwargs = self._check(input_ids, history_prompt, kwargs)
+        voices, kwargs = self._check(input_ids, history_prompt, kwargs)
         # Only with lengths are rows silent after their end.
-        if with_lengths or self.codec_patch().rows_end(preset):
-            return _stock_generate(self.module, input_ids, preset, True, kwargs)
-        return _stock_generate(self.module, input_ids, preset, None, kwargs), []
+        if with_lengths or self.codec_patch().rows_end(voices):
+            return _stock_generate(self.module, input_ids, voices, True, kwargs)
+        return _stock_generate(self.module, input_ids, voices, None, kwargs), []
 
     @torch.no_grad()
     def check(
@@ -130,7 +122,7 @@ class ModelPatch(AudioSource):
     def _preparations(self, rows: int, kwargs: dict[str, Any]) -> list[Callable[[], object]]:
         """What each stage does before any work, in order; raises `Fallback` where a sub-model is not ours."""
         patches, configs, stage_kwargs = self._stage_patches(), self.generation_configs(), arguments_by_stage(kwargs)
-        spec = patches.coarse.spec(configs.semantic, configs.coarse, configs.codebook_size, None)
+        spec = patches.coarse.spec(configs.semantic, configs.coarse, configs.codebook_size, Voices((None,), True))
         return [
             lambda: patches.semantic.prepare(configs.semantic, rows, stage_kwargs["semantic"]),
             lambda: patches.coarse.prepare(spec, configs.coarse, rows, stage_kwargs["coarse"]),
@@ -159,11 +151,10 @@ class ModelPatch(AudioSource):
 
     def _check(
         self, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any], *, streamed: bool = False
-    ) -> tuple[VoicePreset | list[VoicePreset], dict[str, Any]]:
+    ) -> tuple[Voices, dict[str, Any]]:
         """Raise for bad input, before any work is done.
 
-        Returns the voice preset, or one for each row, on the model's device, and the arguments with what is fixed of
-        Transformers' bugs.
+        Returns the voices, on the model's device, and the arguments with what is fixed of Transformers' bugs.
         """
         configs, stage_kwargs = self.generation_configs(), arguments_by_stage(kwargs)
         for stage, arguments in stage_kwargs.items():
@@ -172,9 +163,9 @@ class ModelPatch(AudioSource):
         max_tokens = configs.semantic.max_input_semantic_length
         check_numbers(kwargs)
         rows = check_input_ids(input_ids, kwargs.get("attention_mask"), max_tokens)
-        preset = self._presets(history_prompt, rows, configs)
+        voices = Voices.read(history_prompt, rows, configs.code_limits).to(self.module.device)
         check_fine_codebooks(self.module.fine_acoustics, configs.fine)
-        check_coarse_streamer(stage_kwargs["coarse"].get("streamer"), preset)
+        check_coarse_streamer(stage_kwargs["coarse"].get("streamer"), voices)
         bugs = self.settings.stock_bugs
         kwargs = bugs.with_min_eos_p(configs.semantic, kwargs)
         if kwargs.get("generation_config") is not None:
@@ -186,7 +177,7 @@ class ModelPatch(AudioSource):
         if self.settings.log.strict:
             self._check_all_stages(rows, kwargs)
         check_not_meta(self.module)
-        return preset, kwargs
+        return voices, kwargs
 
     def _stream(
         self, streamer: AudioStreamer, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any]
@@ -201,8 +192,8 @@ class ModelPatch(AudioSource):
 
         with streamer.producing():
             self._check_streamer(streamer, kwargs)
-            preset, kwargs = self._check(input_ids, history_prompt, kwargs, streamed=True)
-            self._generate_audio(streamer, input_ids, preset, kwargs, emit)
+            voices, kwargs = self._check(input_ids, history_prompt, kwargs, streamed=True)
+            self._generate_audio(streamer, input_ids, voices, kwargs, emit)
         audio = torch.cat(chunks, dim=1) if chunks else self._silence(len(input_ids))
         lengths = streamer.row_lengths_samples or [audio.shape[1]] * audio.shape[0]
         return audio.to(self.module.device, self.module.dtype), [min(n, audio.shape[1]) for n in lengths]
@@ -211,13 +202,13 @@ class ModelPatch(AudioSource):
         self,
         streamer: AudioStreamer,
         input_ids: Tensor,
-        preset: VoicePreset | list[VoicePreset],
+        voices: Voices,
         kwargs: dict[str, Any],
         emit: Callable[[Tensor], None],
     ) -> None:
         configs, stage_kwargs = self.generation_configs(), arguments_by_stage(kwargs)
         mask = kwargs.get("attention_mask")
-        request = Request(input_ids, mask, preset, configs, stage_kwargs)
+        request = Request(input_ids, mask, voices, configs, stage_kwargs)
         generation = attempt(lambda: AudioGeneration(self._stage_patches(), request, streamer, emit))
         if isinstance(generation, Fallback):
             self.settings.log.note(generation)
@@ -236,7 +227,7 @@ class ModelPatch(AudioSource):
     ) -> None:
         """The whole waveform at once, where nothing can be given out early."""
         with traced(self.module) as (view, trace):
-            audio, lengths = _stock_generate(view, request.input_ids, request.preset, True, kwargs)
+            audio, lengths = _stock_generate(view, request.input_ids, request.voices, True, kwargs)
         streamer.presets = traced_presets(view, trace, lengths)
         streamer.row_lengths_samples = lengths
         streamer.check()
@@ -281,24 +272,6 @@ class ModelPatch(AudioSource):
     def generation_configs(self) -> GenerationConfigs:
         return GenerationConfigs.of(self.module)
 
-    def _presets(self, history: Any, rows: int, configs: GenerationConfigs) -> VoicePreset | list[VoicePreset]:
-        size = configs.codebook_size
-        parts = {
-            "semantic_prompt": read_histories(
-                history, "semantic_prompt", rows, codebooks=0, vocab_size=semantic_ids(configs.semantic)
-            ),
-            "coarse_prompt": read_histories(
-                history, "coarse_prompt", rows, codebooks=configs.coarse.n_coarse_codebooks, vocab_size=size
-            ),
-            "fine_prompt": read_histories(
-                history, "fine_prompt", rows, codebooks=configs.fine.n_fine_codebooks, vocab_size=size
-            ),
-        }
-        if not by_row(history):
-            return preset_on(self.module, **parts)
-        each = [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
-        return [preset_on(self.module, **row) for row in each]
-
     def _check_patched(self) -> None:
         for stage, submodel in submodels(self.module).items():
             if stage_patch(submodel) is None:
@@ -313,9 +286,11 @@ def _trim(kwargs: dict[str, Any]) -> bool:
     return trim
 
 
-def _stock_generate(module: Any, input_ids: Any, preset: Any, with_lengths: bool | None, kwargs: dict[str, Any]) -> Any:
+def _stock_generate(
+    module: Any, input_ids: Tensor, voices: Voices, with_lengths: bool | None, kwargs: dict[str, Any]
+) -> Any:
     """`BarkModel.generate`, or what took its place in the class: by keywords, which are all that a wrapper may take."""
-    named = {"input_ids": input_ids, "history_prompt": preset, "return_output_lengths": with_lengths}
+    named = {"input_ids": input_ids, "history_prompt": voices.argument(), "return_output_lengths": with_lengths}
     return type(module).generate(module, **named, **kwargs)
 
 

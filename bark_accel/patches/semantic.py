@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,22 +13,36 @@ from transformers.generation.logits_process import (
     BarkEosPrioritizerLogitsProcessor,
     SuppressTokensLogitsProcessor,
 )
+from transformers.models.bark.generation_configuration_bark import BarkSemanticGenerationConfig
 
 from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf import extract
 from bark_accel.hf.compat import prompt_argument
-from bark_accel.hf.inputs import check_input_ids, on_device, preset_on, read_histories, semantic_ids
+from bark_accel.hf.configs import semantic_limits
+from bark_accel.hf.inputs import check_input_ids
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.ragged import join_rows
 from bark_accel.stages.semantic import SemanticStage, SemanticState
 from bark_accel.stages.spec import SemanticSpec
 from bark_accel.transformer.weights import TransformerWeights
+from bark_accel.voices.voices import Voices
 
 from .resolve import resolve_sampling
 from .stage_patch import CausalPatch
 
-# input_ids, attention_mask, and the history: one for all rows, or one (or None) for each.
-SemanticPrompt = tuple[Tensor, Tensor | None, Tensor | list[Tensor | None] | None]
+
+@dataclass(frozen=True)
+class SemanticPrompt:
+    """Texts [B, max_input_tokens], 0 in their mask where they are padded, and their voices."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    voices: Voices
+
+    def to(self, device: torch.device) -> SemanticPrompt:
+        """The same on a device."""
+        mask = None if self.attention_mask is None else self.attention_mask.to(device)
+        return SemanticPrompt(self.input_ids.to(device), mask, self.voices.to(device))
 
 
 class SemanticPatch(CausalPatch):
@@ -38,7 +52,7 @@ class SemanticPatch(CausalPatch):
     def generate(
         self,
         input_ids: Tensor,
-        semantic_generation_config: Any = None,
+        semantic_generation_config: BarkSemanticGenerationConfig | None = None,
         history_prompt: Any = None,
         attention_mask: Tensor | None = None,
         **kwargs: Any,
@@ -52,42 +66,41 @@ class SemanticPatch(CausalPatch):
         return tokens
 
     def _generate(
-        self, input_ids: Tensor, config: Any, history_prompt: Any, attention_mask: Tensor | None, kwargs: dict[str, Any]
+        self,
+        input_ids: Tensor,
+        config: BarkSemanticGenerationConfig,
+        history_prompt: Any,
+        attention_mask: Tensor | None,
+        kwargs: dict[str, Any],
     ) -> Tensor:
         check_input_ids(input_ids, attention_mask, config.max_input_semantic_length)
         self.settings.stock_bugs.check_text(input_ids, attention_mask, config.max_input_semantic_length)
         batch_size = input_ids.shape[0]
-        history = read_histories(
-            history_prompt, "semantic_prompt", batch_size, codebooks=0, vocab_size=semantic_ids(config)
-        )
+        voices = Voices.read(history_prompt, batch_size, semantic_limits(config))
         prepared = attempt(lambda: self.prepare(config, batch_size, kwargs))
         if isinstance(prepared, Fallback):
             with self.looped(prepared) as module:
-                return self._stock_rows(module, input_ids, config, history, attention_mask, kwargs)
-        return self._run(*prepared, (input_ids, attention_mask, history), kwargs.get("streamer"))
+                return self._stock_rows(module, input_ids, config, voices, attention_mask, kwargs)
+        return self._run(*prepared, SemanticPrompt(input_ids, attention_mask, voices), kwargs.get("streamer"))
 
     def _stock_rows(
         self,
         module: Any,
         input_ids: Tensor,
-        config: Any,
-        history: Any,
+        config: BarkSemanticGenerationConfig,
+        voices: Voices,
         attention_mask: Tensor | None,
         kwargs: dict[str, Any],
     ) -> Tensor:
         """Transformers' own method of `module`; row after row where each has a voice preset of its own."""
-        if not isinstance(history, list):
-            preset = preset_on(self.module, semantic_prompt=history)
-            return self.stock(input_ids, config, preset, attention_mask, module=module, **kwargs)
         rows = []
-        for row, part in enumerate(history):
-            mask = None if attention_mask is None else attention_mask[row : row + 1]
-            preset = preset_on(self.module, semantic_prompt=part)
-            rows.append(self.stock(input_ids[row : row + 1], config, preset, mask, module=module, **kwargs))
+        for part, voice in voices.to(self.module.device).alike():
+            mask = None if attention_mask is None else attention_mask[part]
+            rows.append(self.stock(input_ids[part], config, voice.argument(), mask, module=module, **kwargs))
         return join_rows(rows, config.semantic_pad_token)
 
     def prepare(
-        self, config: Any, rows: int, kwargs: dict[str, Any]
+        self, config: BarkSemanticGenerationConfig, rows: int, kwargs: dict[str, Any]
     ) -> tuple[TransformerWeights, SemanticSpec, SamplingConfig]:
         """Prepare a generation of `rows`; raises `Fallback` where Transformers has to run it."""
         weights, spec = self._ready_weights(), extract.semantic_spec(config)
@@ -121,7 +134,7 @@ class SemanticPatch(CausalPatch):
         streamer: Any,
     ) -> Tensor:
         if streamer is not None:
-            streamer.put(torch.ones((prompt[0].shape[0], spec.prompt_tokens), dtype=torch.int, device="cpu"))
+            streamer.put(torch.ones((prompt.input_ids.shape[0], spec.prompt_tokens), dtype=torch.int, device="cpu"))
         with self.started(weights, spec, sampling, prompt) as (stage, state):
             while not state.done:
                 tokens = stage.step(state)
@@ -142,11 +155,15 @@ class SemanticPatch(CausalPatch):
         """A generation of a prompt, and a cache for it."""
         model = self.model(weights)
         stage = SemanticStage(model, spec)
-        input_ids, attention_mask, history = (on_device(weights.device, part) for part in prompt)
-        histories = history if isinstance(history, list) else [history]
-        rows = input_ids.shape[0]
+        prompt = prompt.to(weights.device)
+        rows = prompt.input_ids.shape[0]
         with (
             self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache,
             self.token_source(model, weights, cache) as token_source,
         ):
-            yield stage, stage.start(input_ids, attention_mask, histories, sampling, cache, token_source)
+            yield (
+                stage,
+                stage.start(
+                    prompt.input_ids, prompt.attention_mask, prompt.voices.semantic, sampling, cache, token_source
+                ),
+            )

@@ -20,7 +20,6 @@ from bark_accel._arguments import whole_number
 from bark_accel._forked import avoid_lost_threads
 from bark_accel.decoding.rng import seeded
 from bark_accel.hf.configs import GenerationConfigs
-from bark_accel.hf.inputs import read_history, semantic_ids
 from bark_accel.hf.points import submodels
 from bark_accel.hf.presets import check_generate, generate_with_presets
 from bark_accel.hf.voices import resolve_voice
@@ -33,12 +32,11 @@ from bark_accel.longform.utterance import Utterance
 from bark_accel.streaming.owner import owner_of
 from bark_accel.streaming.streamer import POLICIES, AudioStreamer, check_arguments, stream
 from bark_accel.transformer.weights import tensors_of
-from bark_accel.voices.preset import preset_digest
+from bark_accel.voices.preset import VoicePreset, preset_digest
+from bark_accel.voices.voices import Voices
 
 from .model import ModelPatch
 from .stage_patch import StagePatch
-
-Voice = Mapping[str, np.ndarray]
 
 _DEFAULT_BATCH_SIZE = 4
 # Set by long_form itself.
@@ -161,7 +159,7 @@ def long_form(
     if work_dir is not None and not isinstance(work_dir, (str, os.PathLike)):
         raise TypeError(f"work_dir: expected a path or None, got {type(work_dir).__name__}")
     preset = resolve_voice(processor, voice)
-    _check_codes(model, preset)
+    Voices.read(preset, 1, GenerationConfigs.of(model).code_limits, name="voice")
     plain = None if work_dir is None else _plain(generate_kwargs)
     speaker = BarkSpeaker(model, processor, generate_kwargs, policy if stream else None)
     chunks = plan_chunks(
@@ -211,6 +209,7 @@ class BarkSpeaker:
         semantic = configs.semantic
         self.max_tokens = semantic.max_input_semantic_length
         self.sampling_rate = configs.sample_rate
+        self._code_limits = configs.code_limits
         self.frame_rate_hz: float = configs.coarse.coarse_rate_hz
         limits = [arguments.get(name) for name in ("semantic_max_new_tokens", "max_new_tokens")]
         given = next((limit for limit in limits if limit is not None), None)
@@ -223,7 +222,7 @@ class BarkSpeaker:
         if policy is not None:
             AudioStreamer(model, policy=policy)  # raises for a model that is not accelerated
 
-    def check(self, texts: Sequence[str], voice: Voice | None) -> None:
+    def check(self, texts: Sequence[str], voice: VoicePreset | None) -> None:
         """Raise what an accelerated model would raise for these texts before any work."""
         source = getattr(self._model.generate, "__self__", None)
         if self._policy is not None:
@@ -235,13 +234,13 @@ class BarkSpeaker:
     def count_tokens(self, text: str) -> int:
         return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def say(self, texts: Sequence[str], voice: Voice | None, seed: int) -> list[Utterance]:
+    def say(self, texts: Sequence[str], voice: VoicePreset | None, seed: int) -> list[Utterance]:
         with seeded(seed, self._model.device):
             audio, lengths, presets = generate_with_presets(self._model, **self._inputs(texts, voice))
         rows = (row[:samples] for row, samples in zip(audio, lengths, strict=True))
         return [self._utterance(row, preset) for row, preset in zip(rows, presets, strict=True)]
 
-    def stream(self, text: str, voice: Voice | None, seed: int) -> Generator[Tensor, None, Utterance]:
+    def stream(self, text: str, voice: VoicePreset | None, seed: int) -> Generator[Tensor, None, Utterance]:
         assert self._policy is not None
         streamer = AudioStreamer(self._model, policy=self._policy)
         pieces = []
@@ -252,18 +251,17 @@ class BarkSpeaker:
         audio = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.float32, device="cpu")
         return self._utterance(audio, streamer.presets[0] if streamer.presets else None)
 
-    def _inputs(self, texts: Sequence[str], voice: Voice | None) -> dict[str, Any]:
+    def _inputs(self, texts: Sequence[str], voice: VoicePreset | None) -> dict[str, Any]:
         encoded = self._processor(list(texts), max_length=self.max_tokens)
         device = self._model.device
         inputs = {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
         # Transformers' own code takes tensors of a signed type only, and one preset for all rows.
-        preset = None
-        if voice is not None:
-            preset = {key: torch.from_numpy(part.astype(np.int64)).to(device) for key, part in voice.items()}
         as_if_alone = len(texts) > 1 and owner_of(self._model.generate, ModelPatch) is not None
-        return {**inputs, "history_prompt": [preset] * len(texts) if as_if_alone else preset, **self._arguments}
+        given = [voice] * len(texts) if as_if_alone else voice
+        voices = Voices.read(given, len(texts), self._code_limits, name="voice").to(device)
+        return {**inputs, "history_prompt": voices.argument(), **self._arguments}
 
-    def _utterance(self, audio: Tensor, preset: dict[str, np.ndarray] | None) -> Utterance:
+    def _utterance(self, audio: Tensor, preset: VoicePreset | None) -> Utterance:
         # The stages round down to a whole frame.
         cut = len(audio) / self.sampling_rate > self._longest_s - 1 / self.frame_rate_hz
         audible = preset if len(audio) > 0 else None
@@ -320,18 +318,6 @@ def _check_flags(**flags: Any) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}: expected True or False, got {value!r}")
-
-
-def _check_codes(model: BarkModel, preset: Voice | None) -> None:
-    """Raise `ValueError` for a voice with codes that the model does not have."""
-    configs = GenerationConfigs.of(model)
-    size = configs.codebook_size
-    for key, codebooks, vocab_size in (
-        ("semantic_prompt", 0, semantic_ids(configs.semantic)),
-        ("coarse_prompt", configs.coarse.n_coarse_codebooks, size),
-        ("fine_prompt", configs.fine.n_fine_codebooks, size),
-    ):
-        read_history(preset, key, codebooks=codebooks, vocab_size=vocab_size, name="voice")
 
 
 def _check_numbers(

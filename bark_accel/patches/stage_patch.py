@@ -19,7 +19,7 @@ from bark_accel.decoding.cuda_graphs import GraphStore
 from bark_accel.decoding.speculation import Draft, Speculation
 from bark_accel.decoding.token_source import TokenSource
 from bark_accel.hf import extract
-from bark_accel.hf.inputs import by_row, check_not_meta
+from bark_accel.hf.inputs import check_not_meta
 from bark_accel.ops.backend import Ops, get_ops, is_served, runs_natively
 from bark_accel.ops.checks import MAX_HEAD_SIZE
 from bark_accel.report import DraftCounts, Fallback, FallbackKind, FallbackLog, TokenChoice
@@ -27,6 +27,7 @@ from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache, KVCachePool
 from bark_accel.transformer.precision import ConvertedWeights
 from bark_accel.transformer.weights import TransformerWeights, map_tensors, tensors_of
+from bark_accel.voices.voices import Voices
 
 from .step_view import step_view
 from .stock_bugs import StockBugs
@@ -129,9 +130,9 @@ class StagePatch:
     def ops(self, device: torch.device) -> Ops:
         return get_ops(self.settings.backend, device, self.settings.attention)
 
-    def rows_end(self, history_prompt: Any) -> bool:
+    def rows_end(self, voices: Voices) -> bool:
         """Tell whether each row of a batch is to end where it would alone."""
-        return by_row(history_prompt) or self.settings.stock_bugs.fixes("batch_tails")
+        return not voices.shared or self.settings.stock_bugs.fixes("batch_tails")
 
     def stock(self, tokens: Any, *others: Any, module: Any = None, **kwargs: Any) -> Any:
         """Call the class's own method, on a view of the module if given, as `BarkModel.generate` calls it."""

@@ -40,6 +40,8 @@ def trim_rows(audio: Tensor, lengths: Sequence[int] | Tensor) -> list[Tensor]:
 
 
 def join_rows(rows: list[Tensor], padding: int) -> Tensor:
-    """[B, ..., T] of B tensors [1, ..., T_i], padded at the end."""
+    """[B, ..., T] of B tensors [1, ..., T_i] (or of one [B, ..., T]), padded at the end."""
+    if len(rows) == 1:
+        return rows[0]
     longest = max(row.shape[-1] for row in rows)
     return torch.cat([F.pad(row, (0, longest - row.shape[-1]), value=padding) for row in rows])

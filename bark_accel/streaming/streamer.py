@@ -14,12 +14,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bark_accel._arguments import whole_number
 from bark_accel._forked import avoid_lost_threads
+from bark_accel.voices.preset import VoicePreset
 
 from .owner import owner_of
 
@@ -117,7 +117,7 @@ class AudioStreamer:
         self.interleave = interleave
         self.row_lengths_samples: list[int] | None = None
         """Samples of each row; None until that is settled (at the latest when the generation has ended)."""
-        self.presets: list[dict[str, np.ndarray]] | None = None
+        self.presets: list[VoicePreset] | None = None
         """The voice preset that each row makes (int64 arrays); None until the generation has ended, and for preview."""
         self._changed = threading.Condition()
         self._queue: deque[Tensor] = deque()

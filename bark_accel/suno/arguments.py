@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from bark_accel._caller import warn_caller
-from bark_accel.hf.inputs import read_history
 from bark_accel.stages.spec import CoarseSpec
+from bark_accel.voices.preset import CodeLimits, VoicePreset
+from bark_accel.voices.voices import Voices
 
 # Defaults of suno's, which stand for the checkpoint's own.
 COARSE_HISTORY, COARSE_WINDOW = 630, 60
@@ -79,23 +80,30 @@ def codes(name: str, value: Any, size: int, dimensions: int) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def semantic_history(history: dict[str, np.ndarray], vocab_size: int) -> Tensor:
-    tokens = read_history(history, "semantic_prompt", codebooks=0, vocab_size=vocab_size)
-    assert tokens is not None
-    if tokens.numel() == 0:
-        raise ValueError("history_prompt['semantic_prompt']: expected tokens, got none")
-    return tokens
+def semantic_voices(preset: VoicePreset | None, vocab_size: int) -> Voices:
+    voices = Voices.read(preset, 1, {"semantic_prompt": CodeLimits(vocab_size)})
+    _check_said(voices)
+    return voices
 
 
-def coarse_history(history: dict[str, np.ndarray], spec: CoarseSpec) -> tuple[Tensor, Tensor]:
-    semantic = semantic_history(history, spec.semantic_vocab_size)
-    coarse = read_history(history, "coarse_prompt", codebooks=spec.num_codebooks, vocab_size=spec.codebook_size)
-    assert coarse is not None
+def coarse_voices(preset: VoicePreset | None, spec: CoarseSpec) -> Voices:
+    limits = {
+        "semantic_prompt": CodeLimits(spec.semantic_vocab_size),
+        "coarse_prompt": CodeLimits(spec.codebook_size, spec.num_codebooks),
+    }
+    voices = Voices.read(preset, 1, limits)
+    _check_said(voices)
     expected = round(spec.tokens_per_semantic / spec.num_codebooks, 1)
-    if round(coarse.shape[1] / len(semantic), 1) != expected:
-        got = f"{coarse.shape[1]} for {len(semantic)}"
-        raise ValueError(f"history_prompt: expected {expected} coarse frames for a semantic token, got {got}")
-    return semantic, coarse
+    for semantic, coarse in filter(None, voices.coarse):
+        if round(coarse.shape[1] / len(semantic), 1) != expected:
+            got = f"{coarse.shape[1]} for {len(semantic)}"
+            raise ValueError(f"history_prompt: expected {expected} coarse frames for a semantic token, got {got}")
+    return voices
+
+
+def _check_said(voices: Voices) -> None:
+    if any(tokens is not None and tokens.numel() == 0 for tokens in voices.semantic):
+        raise ValueError("history_prompt['semantic_prompt']: expected tokens, got none")
 
 
 def windows(spec: CoarseSpec, positions: int, history: int, window: int) -> CoarseSpec:

@@ -12,8 +12,10 @@ import torch
 from tqdm import tqdm
 
 from bark_accel.decoding.suno_sampling import SunoSampling, draw_frames
-from bark_accel.hf.inputs import read_history
+from bark_accel.patches.semantic import SemanticPrompt
 from bark_accel.stages.fine import FineSampling
+from bark_accel.voices.preset import CodeLimits, VoicePreset
+from bark_accel.voices.voices import Voices
 
 from . import arguments
 from .arguments import COARSE_HISTORY, COARSE_WINDOW
@@ -118,15 +120,15 @@ def generate_text_semantic(
     if min_eos_p is not None and not 0 < min_eos_p <= 1:
         raise ValueError(f"min_eos_p: expected None or a probability above 0, got {min_eos_p!r}")
     stage = stage_of("text")
-    spec, history = stage.specs.text, _history(history_prompt)
-    semantic = None if history is None else arguments.semantic_history(history, spec.vocab_size)
+    spec = stage.specs.text
+    voices = arguments.semantic_voices(_history(history_prompt), spec.vocab_size)
     ids, mask = arguments.text_ids(stage.tokenizer, text, spec.max_input_tokens)
     most = arguments.tokens_within(max_gen_duration_s, spec.rate_hz, stage.specs.max_tokens)
     ends = {"stop_tokens": (spec.pad_token,), "pad_token": spec.pad_token, "min_eos_p": min_eos_p or 0.0}
     sampling = SunoSampling(True, most, **options, **(ends if allow_early_stop else {"min_new_tokens": most}))
     with (
         stage.on_duty() as patch,
-        patch.started(patch.weights(), spec, sampling, (ids, mask, [semantic])) as (loop, state),
+        patch.started(patch.weights(), spec, sampling, SemanticPrompt(ids, mask, voices)) as (loop, state),
         tqdm(total=most, unit="token", disable=silent) as bar,
     ):
         while not state.done:
@@ -176,13 +178,12 @@ def generate_coarse(
     positions = stage.patch.module.config.block_size
     spec = arguments.windows(stage.specs.coarse, positions, max_coarse_history, sliding_window_len)
     tokens = arguments.codes("x_semantic", x_semantic, spec.semantic_vocab_size, dimensions=1)
-    given = _history(history_prompt)
-    history = None if given is None else arguments.coarse_history(given, spec)
+    voices = arguments.coarse_voices(_history(history_prompt), spec)
     sampling = SunoSampling(True, spec.window_tokens, **options)
     windows = math.ceil(arguments.coarse_tokens(spec, len(tokens)) / spec.window_tokens)
     with (
         stage.on_duty() as patch,
-        patch.started(patch.weights(), spec, sampling, 1, [history]) as run,
+        patch.started(patch.weights(), spec, sampling, 1, voices) as run,
         tqdm(total=windows, unit="window", disable=silent) as bar,
     ):
         run.push(tokens[None], final=True)
@@ -224,14 +225,13 @@ def generate_fine(
     codes = arguments.codes("x_coarse_gen", x_coarse_gen, spec.codebook_size, dimensions=2)
     if not 1 <= len(codes) < spec.num_codebooks:
         raise ValueError(f"x_coarse_gen: expected 1 to {spec.num_codebooks - 1} codebooks, got {len(codes)}")
-    history = read_history(
-        _history(history_prompt), "fine_prompt", codebooks=spec.num_codebooks, vocab_size=spec.codebook_size
-    )
+    limits = {"fine_prompt": CodeLimits(spec.codebook_size, spec.num_codebooks)}
+    histories = Voices.read(_history(history_prompt), 1, limits).fine
     sampling = FineSampling(temp, draw=partial(draw_frames, temperature=temp))
     with stage.on_duty() as patch:
         weights = patch.weights()
         loop = patch.ready_stage(weights, replace(spec, num_coarse_codebooks=len(codes)))
-        state = loop.start([codes.shape[1]], [history], sampling)
+        state = loop.start([codes.shape[1]], histories, sampling)
         loop.push(state, codes.T[None].to(weights.device))
         with tqdm(total=len(state.groups[0].windows), unit="window", disable=silent) as bar:
             while loop.ready(state):
@@ -267,7 +267,7 @@ def codec_decode(fine_tokens: np.ndarray) -> np.ndarray:
         return patch.ready_stage().run(codes[None].to(patch.module.device))[0].float().cpu().numpy()
 
 
-def _history(history_prompt: Any) -> dict[str, np.ndarray] | None:
+def _history(history_prompt: Any) -> VoicePreset | None:
     if history_prompt is None:
         return None
     text = LOADED.get("text")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ from .npz import read_npz, write_npz
 
 # Not a code of any model.
 _TOO_LARGE = 1 << 31
+VoicePreset = dict[str, np.ndarray]
+"""The codes of a voice, by `PRESET_DIMENSIONS`: integers [T], [n_coarse_codebooks, F] and [n_fine_codebooks, F]."""
 PRESET_DIMENSIONS = {"semantic_prompt": 1, "coarse_prompt": 2, "fine_prompt": 2}
+
+
+@dataclass(frozen=True)
+class CodeLimits:
+    """Codes that a model has: 0..vocab_size - 1, in so many `codebooks` where a part has two dimensions."""
+
+    vocab_size: int
+    codebooks: int | None = None
 
 
 def save_voice_preset(path: str | os.PathLike[str], preset: Mapping[str, Any]) -> None:
@@ -45,7 +56,7 @@ def save_voice_preset(path: str | os.PathLike[str], preset: Mapping[str, Any]) -
     write_npz(path, checked_preset(preset))
 
 
-def load_voice_preset(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def load_voice_preset(path: str | os.PathLike[str]) -> VoicePreset:
     """Read the voice preset that an .npz file holds; nothing in it is executed, and what else it holds is not read.
 
     Returns
@@ -77,19 +88,39 @@ def preset_digest(preset: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def checked_preset(preset: Any) -> dict[str, np.ndarray]:
+def checked_preset(preset: Any) -> VoicePreset:
     """The three arrays of a voice preset; raises `TypeError` or `ValueError` unless they look like one."""
     if not isinstance(preset, Mapping) or not PRESET_DIMENSIONS.keys() <= preset.keys():
         got = ", ".join(map(str, preset)) if isinstance(preset, Mapping) else type(preset).__name__
         raise ValueError(f"preset: expected the keys {', '.join(PRESET_DIMENSIONS)}, got {got or 'none'}")
     arrays = {key: _codes(f"preset[{key!r}]", preset[key]) for key in PRESET_DIMENSIONS}
     for key, array in arrays.items():
-        if array.ndim != PRESET_DIMENSIONS[key]:
-            expected = f"{PRESET_DIMENSIONS[key]} dimensions"
-            raise ValueError(f"preset[{key!r}]: expected {expected}, got shape {list(array.shape)}")
+        check_codes("preset", key, array)
     if not any(array.size for array in arrays.values()):
         raise ValueError("preset: expected at least one code, got none")
     return arrays
+
+
+def check_codes(name: str, key: str, codes: Any, limits: CodeLimits | None = None) -> None:
+    """Raise `ValueError` unless an array or tensor of integers has the shape of a part, and codes within limits.
+
+    Parameters
+    ----------
+    name : str
+        Of the preset, for errors.
+    key : str
+        Of the part.
+    limits : CodeLimits, optional
+        None: any number of codebooks, any codes.
+    """
+    shape, codebooks = list(codes.shape), None if limits is None else limits.codebooks
+    if len(shape) != PRESET_DIMENSIONS[key] or (codebooks is not None and shape[0] != codebooks):
+        expected = "[T]" if PRESET_DIMENSIONS[key] == 1 else f"[{codebooks or 'codebooks'}, T]"
+        raise ValueError(f"{name}[{key!r}]: expected shape {expected}, got {shape}")
+    if limits is not None and 0 not in shape:
+        low, high = int(codes.min()), int(codes.max())
+        if low < 0 or high >= limits.vocab_size:
+            raise ValueError(f"{name}[{key!r}]: expected codes in 0..{limits.vocab_size - 1}, got {low}..{high}")
 
 
 def _codes(name: str, value: Any) -> np.ndarray:

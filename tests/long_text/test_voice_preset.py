@@ -186,7 +186,7 @@ GOOD = preset(SMALL, 9, 12)
             "voice.npz",
             {**GOOD, "coarse_prompt": np.zeros(3, int)},
             ValueError,
-            r"coarse_prompt.*2 dim.*got shape \[3\]",
+            r"coarse_prompt.*expected shape \[codebooks, T\], got \[3\]",
         ),
         ("voice.npz", {key: codes[..., :0] for key, codes in GOOD.items()}, ValueError, "at least one code, got none"),
     ],

@@ -16,12 +16,12 @@ ROOMS = [
     "_forked",
     "report",
     "small_bark",
+    "voices",
     "ops",
     "transformer",
     "decoding",
     "stages",
     "streaming",
-    "voices",
 ]
 ROOMS += ["longform", "hf", "patches", FACE, "suno", "notebook", "bench", "cli", "__main__"]
 
