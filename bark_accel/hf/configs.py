@@ -14,8 +14,10 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkSemanticGenerationConfig,
 )
 
+from bark_accel.stages.spec import CoarseSpec, FineSpec, SemanticSpec
 from bark_accel.voices.preset import CodeLimits
 
+from . import extract
 from .points import SUBMODELS, PatchPoint
 
 
@@ -38,6 +40,18 @@ class GenerationConfigs:
         if not isinstance(codebook_size, Integral):
             raise ValueError(f"generation_config.codebook_size: expected an int, got {codebook_size!r}")
         return cls(**nested, codebook_size=int(codebook_size), sample_rate=sample_rate(model))
+
+    @property
+    def semantic_spec(self) -> SemanticSpec:
+        return extract.semantic_spec(self.semantic)
+
+    @property
+    def coarse_spec(self) -> CoarseSpec:
+        return extract.coarse_spec(self.semantic, self.coarse, self.codebook_size)
+
+    @property
+    def fine_spec(self) -> FineSpec:
+        return extract.fine_spec(self.semantic, self.coarse, self.fine, self.codebook_size)
 
     @property
     def code_limits(self) -> dict[str, CodeLimits]:

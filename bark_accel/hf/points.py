@@ -84,7 +84,7 @@ POINTS = {
     "codec": PatchPoint(BarkModel, "codec_decode", ("self", "fine_output", "output_lengths")),
 }
 SUBMODELS = {stage: point for stage, point in POINTS.items() if point.attribute}
-"""Those of the three transformers, by stage."""
+"""The points of the three transformers, by stage."""
 
 
 def submodels(model: BarkModel) -> dict[str, Any]:

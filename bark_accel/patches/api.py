@@ -275,12 +275,12 @@ def model_patch(model: BarkModel) -> ModelPatch | None:
     return None
 
 
-def _is_ours(method: Any) -> bool:
+def _is_ours(method: object) -> bool:
     """Tell whether `method` is a patch's own: a wrapper around one is somebody else's, and stays."""
     return isinstance(getattr(method, "__self__", None), (StagePatch, ModelPatch))
 
 
-def _check_model(model: Any) -> None:
+def _check_model(model: object) -> None:
     if not isinstance(model, BarkModel):
         got = f"{type(model).__module__}.{type(model).__name__}"
         raise TypeError(f"expected a transformers.BarkModel, got {got}{_model_inside(model)}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.generation.logits_process import AlternatingCodebooksLogitsProcessor
+from transformers.generation.streamers import BaseStreamer
 from transformers.models.bark.generation_configuration_bark import (
     BarkCoarseGenerationConfig,
     BarkSemanticGenerationConfig,
@@ -22,6 +23,7 @@ from bark_accel.hf.configs import coarse_limits
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.coarse import CoarseStage, history_lengths, row_lengths
 from bark_accel.stages.coarse_rows import CoarseRows
+from bark_accel.stages.loops import NOBODY, TokenListener, run_coarse
 from bark_accel.stages.ragged import join_rows
 from bark_accel.stages.spec import ENDED, CoarseSpec
 from bark_accel.transformer.weights import TransformerWeights
@@ -42,7 +44,7 @@ class CoarsePatch(CausalPatch):
         semantic_generation_config: BarkSemanticGenerationConfig | None = None,
         coarse_generation_config: BarkCoarseGenerationConfig | None = None,
         codebook_size: int = 1024,
-        history_prompt: Any = None,
+        history_prompt: object = None,
         return_output_lengths: bool | None = None,
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -59,7 +61,7 @@ class CoarsePatch(CausalPatch):
         rows, streamer = semantic_output.shape[0], kwargs.get("streamer")
         voices = Voices.read(history_prompt, rows, coarse_limits(semantic, coarse, codebook_size))
         check_coarse_streamer(streamer, voices)
-        spec = self.spec(semantic, coarse, codebook_size, voices)
+        spec = self.spec(extract.coarse_spec(semantic, coarse, codebook_size), voices)
         prepared = attempt(lambda: self.prepare(spec, coarse, rows, kwargs))
         if isinstance(prepared, Fallback):
             if self.codes_only:
@@ -75,7 +77,7 @@ class CoarsePatch(CausalPatch):
         semantic_output.masked_fill_(semantic_output == semantic.semantic_pad_token, coarse.coarse_semantic_pad_token)
         with self.started(weights, spec, sampling, rows, voices) as run:
             run.push(semantic_output.to(weights.device, torch.int64), final=True)
-            _run_coarse(run, streamer)
+            run_coarse(run, _token_listener(run, streamer))
         lengths = row_lengths(spec, semantic_output)
         tokens = run.result()
         if tokens.shape[1] == 0:
@@ -126,14 +128,8 @@ class CoarsePatch(CausalPatch):
     def codes_only(self) -> bool:
         return self.settings.stock_bugs.fixes("codes_beyond_codebook")
 
-    def spec(
-        self,
-        semantic: BarkSemanticGenerationConfig,
-        coarse: BarkCoarseGenerationConfig,
-        codebook_size: int,
-        voices: Voices,
-    ) -> CoarseSpec:
-        spec = extract.coarse_spec(semantic, coarse, codebook_size)
+    def spec(self, spec: CoarseSpec, voices: Voices) -> CoarseSpec:
+        """Transformers' numbers, and what is fixed of its bugs."""
         return replace(spec, codes_only=self.codes_only, rows_end=self.rows_end(voices))
 
     def _suppressed(self, spec: CoarseSpec, config: BarkCoarseGenerationConfig, kwargs: dict[str, Any]) -> list[int]:
@@ -187,11 +183,12 @@ def _groups_of_rows(spec: CoarseSpec, rows: int, histories: list[tuple[Tensor, T
     return list(groups.values())
 
 
-def _run_coarse(run: CoarseRows, streamer: Any) -> None:
-    while run.ready:
-        tokens = run.step()
-        if streamer is None:
-            continue
+def _token_listener(run: CoarseRows, streamer: BaseStreamer | None) -> TokenListener:
+    """A listener that gives a streamer what Transformers would: of each window its prompt, its tokens and its end."""
+    if streamer is None:
+        return NOBODY
+
+    def put(tokens: Tensor) -> None:
         prompt = run.prompt_ids()
         if prompt is not None:
             streamer.put(prompt.cpu())
@@ -199,8 +196,10 @@ def _run_coarse(run: CoarseRows, streamer: Any) -> None:
         if run.window_ended:
             streamer.end()
 
+    return TokenListener(on_token=put)
 
-def check_coarse_streamer(streamer: Any, voices: Voices) -> None:
+
+def check_coarse_streamer(streamer: BaseStreamer | None, voices: Voices) -> None:
     """Raise `ValueError` for a streamer of coarse tokens where each row has a voice, and so windows, of its own.
 
     A `TokenTap` only asks whether to go on.

@@ -13,11 +13,13 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkFineGenerationConfig,
     BarkSemanticGenerationConfig,
 )
+from transformers.models.bark.modeling_bark import BarkFineModel
 
 from bark_accel.hf import extract
 from bark_accel.hf.configs import fine_limits
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.codec import CodecStage
+from bark_accel.stages.codec_weights import CodecWeights
 from bark_accel.stages.fine import FineSampling, FineStage, row_frames
 from bark_accel.stages.ragged import join_rows
 from bark_accel.stages.spec import FineSpec
@@ -27,8 +29,11 @@ from bark_accel.voices.voices import Voices
 from .stage_patch import StagePatch
 
 
-class FinePatch(StagePatch):
+class FinePatch(StagePatch[TransformerWeights]):
     stage = "fine"
+
+    def _read_weights(self) -> TransformerWeights:
+        return self._transformer_weights()
 
     @torch.no_grad()
     def generate(
@@ -38,7 +43,7 @@ class FinePatch(StagePatch):
         coarse_generation_config: BarkCoarseGenerationConfig | None = None,
         fine_generation_config: BarkFineGenerationConfig | None = None,
         codebook_size: int = 1024,
-        history_prompt: Any = None,
+        history_prompt: object = None,
         **kwargs: Any,
     ) -> Tensor:
         """See `BarkFineModel.generate`. No frames in give no frames out, where Transformers fails.
@@ -57,7 +62,7 @@ class FinePatch(StagePatch):
         voices = Voices.read(history_prompt, rows, fine_limits(fine, codebook_size))
         if coarse_output.shape[1] == 0:
             return coarse_output.new_zeros(rows, codebooks, 0)
-        spec = self.spec(semantic, coarse, fine, codebook_size, voices)
+        spec = self.spec(extract.fine_spec(semantic, coarse, fine, codebook_size), voices)
         weights = attempt(self.prepare)
         if isinstance(weights, Fallback):
             self.settings.log.note(weights)
@@ -69,15 +74,8 @@ class FinePatch(StagePatch):
             codes = stage.run(coarse_output.to(weights.device), voices.fine, FineSampling(temperature))
         return codes.to(_dtype_of_codes(coarse_output, history_prompt))
 
-    def spec(
-        self,
-        semantic: BarkSemanticGenerationConfig,
-        coarse: BarkCoarseGenerationConfig,
-        fine: BarkFineGenerationConfig,
-        codebook_size: int,
-        voices: Voices,
-    ) -> FineSpec:
-        spec = extract.fine_spec(semantic, coarse, fine, codebook_size)
+    def spec(self, spec: FineSpec, voices: Voices) -> FineSpec:
+        """Transformers' numbers, and what is fixed of its bugs."""
         return replace(spec, rows_end=self.rows_end(voices))
 
     def _stock_rows(
@@ -103,7 +101,7 @@ class FinePatch(StagePatch):
         return FineStage(self.converted(weights), extract.transformer_spec(self.module), spec, self.ops(weights.device))
 
 
-def check_fine_codebooks(module: Any, config: Any) -> None:
+def check_fine_codebooks(module: BarkFineModel, config: BarkFineGenerationConfig) -> None:
     """Raise `ValueError` for a generation config of another number of codebooks than the module has."""
     got, expected = config.n_fine_codebooks, module.config.n_codes_total
     if got != expected:
@@ -121,14 +119,14 @@ def _flat_rows(coarse_output: Tensor, codebooks: int) -> Tensor:
     return coarse_output.flatten(1)
 
 
-def _dtype_of_codes(coarse_output: Tensor, history_prompt: Any) -> torch.dtype:
+def _dtype_of_codes(coarse_output: Tensor, history_prompt: object) -> torch.dtype:
     """Return the dtype of Transformers' codes: its input's, or the promoted one where it joins a history to it."""
     history = history_prompt.get("fine_prompt") if isinstance(history_prompt, Mapping) else None
     dtype = coarse_output.dtype
     return torch.promote_types(dtype, history.dtype) if isinstance(history, Tensor) else dtype
 
 
-class CodecPatch(StagePatch):
+class CodecPatch(StagePatch[CodecWeights]):
     """Decodes for `BarkModel.codec_decode`; owns the codec."""
 
     stage = "codec"
@@ -141,7 +139,7 @@ class CodecPatch(StagePatch):
         """The codec computes in float32."""
         return "float32"
 
-    def _read_weights(self) -> Any:
+    def _read_weights(self) -> CodecWeights:
         return extract.codec_weights(self.module)
 
     def ready_stage(self) -> CodecStage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import BarkModel
 from bark_accel._forked import avoid_lost_threads
 from bark_accel.hf.configs import GenerationConfigs, sample_rate
 from bark_accel.hf.inputs import check_arguments, check_input_ids, check_not_meta, check_numbers
-from bark_accel.hf.points import SUBMODELS, submodels
+from bark_accel.hf.points import submodels
 from bark_accel.hf.presets import VIEW, traced, traced_presets
 from bark_accel.ops.backend import runs_natively
 from bark_accel.ops.float32_choice import Float32Choice, choice
@@ -23,10 +24,11 @@ from bark_accel.stages.ragged import trim_rows
 from bark_accel.streaming.streamer import AudioSource, AudioStreamer
 from bark_accel.voices.voices import Voices
 
-from .audio_generation import AudioGeneration, Request
+from .audio_generation import AudioGeneration
 from .coarse import check_coarse_streamer
 from .fine import CodecPatch, check_fine_codebooks
 from .points import StagePatches, not_patched, stage_patch
+from .request import Request, arguments_by_stage
 from .stage_patch import Settings
 from .token_loop import TokenTap
 
@@ -57,7 +59,7 @@ class ModelPatch(AudioSource):
     def generate(
         self,
         input_ids: Tensor | None = None,
-        history_prompt: Any = None,
+        history_prompt: object = None,
         return_output_lengths: bool | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -68,64 +70,96 @@ class ModelPatch(AudioSource):
         as `streamer`, where the waveform is what was streamed, rows are silent after their end.
         """
         avoid_lost_threads()
-        view = kwargs.pop(VIEW, None)
-        if view is not None:
-            return self._on(view).generate(input_ids, history_prompt, return_output_lengths, **kwargs)
-        trim = _trim(kwargs)
-        audio, lengths = self._generate(input_ids, history_prompt, bool(return_output_lengths) or trim, kwargs)
+        patch, trim = self._for_call(kwargs), _trim(kwargs)
+        streamer, with_lengths = kwargs.get("streamer"), bool(return_output_lengths) or trim
+        if isinstance(streamer, AudioStreamer):
+            audio, lengths = patch._stream(kwargs.pop("streamer"), input_ids, history_prompt, kwargs)
+        else:
+            audio, lengths = patch._run(input_ids, history_prompt, with_lengths, kwargs)
         result = trim_rows(audio, lengths) if trim else audio
         return (result, lengths) if return_output_lengths else result
 
-    def _generate(
-        self, input_ids: Any, history_prompt: Any, with_lengths: bool, kwargs: dict[str, Any]
+    def _run(
+        self, input_ids: Any, history_prompt: object, with_lengths: bool, kwargs: dict[str, Any]
     ) -> tuple[Tensor, list[int]]:
         """The waveform [B, S] and, if asked for, the samples of each row."""
-        config = kwargs.get("generation_config")
-        if config is not None and self.settings.stock_bugs.fixes("ignored_generation_config"):
-            del kwargs["generation_config"]
-            return self._with_config(config)._generate(input_ids, history_prompt, with_lengths, kwargs)
-        streamer = kwargs.get("streamer")
-        if isinstance(streamer, AudioStreamer):
-            return self._stream(
-                streamer, input_ids, history_prompt, {k: v for k, v in kwargs.items() if k != "streamer"}
-            )
-        voices, kwargs = self._check(input_ids, history_prompt, kwargs)
+        request = self._check(input_ids, history_prompt, kwargs)
         # Only with lengths are rows silent after their end.
-        if with_lengths or self.codec_patch().rows_end(voices):
-            return _stock_generate(self.module, input_ids, voices, True, kwargs)
-        return _stock_generate(self.module, input_ids, voices, None, kwargs), []
+        if with_lengths or self.codec_patch().rows_end(request.voices):
+            return request.run_stock(self.module, with_lengths=True)
+        return request.run_stock(self.module, with_lengths=False), []
+
+    def _stream(
+        self, streamer: AudioStreamer, input_ids: Any, history_prompt: object, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, list[int]]:
+        """Generate to a streamer; return audio [B, S] in the model's dtype, on its device, and each row's samples."""
+        chunks: list[Tensor] = []
+
+        def emit(chunk: Tensor) -> None:
+            # A copy, because a listener may change what it gets.
+            streamer.deliver(chunk.clone())
+            chunks.append(chunk)
+
+        with streamer.producing():
+            self._check_streamer(streamer, kwargs)
+            request = self._check(input_ids, history_prompt, kwargs, streamed=True)
+            patches = partial(StagePatches.of, self.module, self.settings)
+            generation = attempt(lambda: AudioGeneration(patches(), request, streamer, emit))
+            if isinstance(generation, Fallback):
+                self._stream_one_chunk(streamer, request, generation, emit)
+            else:
+                self._stream_chunks(streamer, request, generation)
+        audio = torch.cat(chunks, dim=1) if chunks else self._silence(len(input_ids))
+        lengths = streamer.row_lengths_samples or [audio.shape[1]] * audio.shape[0]
+        return audio.to(self.module.device, self.module.dtype), [min(n, audio.shape[1]) for n in lengths]
+
+    def _stream_chunks(self, streamer: AudioStreamer, request: Request, generation: AudioGeneration) -> None:
+        bugs, config = self.settings.stock_bugs, request.configs.semantic
+        bugs.check_text(request.input_ids, request.attention_mask, config.max_input_semantic_length)
+        generation.run()
+        bugs.check_ended(config, generation.semantic_tokens, request.arguments("semantic"))
+        streamer.presets = generation.presets()
+
+    def _stream_one_chunk(
+        self, streamer: AudioStreamer, request: Request, fallback: Fallback, emit: Callable[[Tensor], None]
+    ) -> None:
+        """The whole waveform at once, where nothing can be given out early."""
+        self.settings.log.note(fallback)
+        # So that a listener who leaves is noticed; beams, of the other stages, take no streamer.
+        taps = {"streamer": TokenTap(streamer.check)} if fallback.reason.stage in ("fine", "codec") else {}
+        with traced(self.module) as (view, trace):
+            audio, lengths = request.run_stock(view, with_lengths=True, **taps)
+        streamer.presets = traced_presets(view, trace, lengths)
+        streamer.row_lengths_samples = lengths
+        streamer.check()
+        if audio.shape[1] > 0:
+            emit(audio.float().cpu())
 
     @torch.no_grad()
     def check(
         self,
         input_ids: Any = None,
-        history_prompt: Any = None,
+        history_prompt: object = None,
         return_output_lengths: bool | None = None,
         **kwargs: Any,
     ) -> None:
         """Raise what `generate` with these arguments would raise before any work."""
-        _trim(kwargs)
-        config = kwargs.get("generation_config")
-        if config is not None and self.settings.stock_bugs.fixes("ignored_generation_config"):
-            del kwargs["generation_config"]
-            self._with_config(config).check(input_ids, history_prompt, **kwargs)
-            return
-        streamer = kwargs.get("streamer")
-        if isinstance(streamer, AudioStreamer):
-            del kwargs["streamer"]
-            self._check_streamer(streamer, kwargs)
-        _, kwargs = self._check(input_ids, history_prompt, kwargs, streamed=isinstance(streamer, AudioStreamer))
+        patch, _ = self._for_call(kwargs), _trim(kwargs)
+        streamed = isinstance(kwargs.get("streamer"), AudioStreamer)
+        if streamed:
+            patch._check_streamer(kwargs.pop("streamer"), kwargs)
+        request = patch._check(input_ids, history_prompt, kwargs, streamed=streamed)
         with suppress(Fallback):
-            for prepare in self._preparations(len(input_ids), kwargs)[:2]:
+            for prepare in patch._preparations(request)[:2]:
                 prepare()
 
-    def _preparations(self, rows: int, kwargs: dict[str, Any]) -> list[Callable[[], object]]:
-        """What each stage does before any work, in order; raises `Fallback` where a sub-model is not ours."""
-        patches, configs, stage_kwargs = self._stage_patches(), self.generation_configs(), arguments_by_stage(kwargs)
-        spec = patches.coarse.spec(configs.semantic, configs.coarse, configs.codebook_size, Voices((None,), True))
+    def _preparations(self, request: Request) -> list[Callable[[], object]]:
+        """List what each stage does before any work; raises `Fallback` where a sub-model is not ours."""
+        patches, configs, rows = StagePatches.of(self.module, self.settings), request.configs, request.rows
+        spec = patches.coarse.spec(configs.coarse_spec, request.voices)
         return [
-            lambda: patches.semantic.prepare(configs.semantic, rows, stage_kwargs["semantic"]),
-            lambda: patches.coarse.prepare(spec, configs.coarse, rows, stage_kwargs["coarse"]),
+            lambda: patches.semantic.prepare(configs.semantic, rows, request.arguments("semantic")),
+            lambda: patches.coarse.prepare(spec, configs.coarse, rows, request.arguments("coarse")),
             patches.fine.prepare,
             patches.codec.ready_stage,
         ]
@@ -134,29 +168,29 @@ class ModelPatch(AudioSource):
         if streamer.sampling_rate != self.sampling_rate:
             got = f"{streamer.sampling_rate}, this model has {self.sampling_rate}"
             raise ValueError(f"streamer: expected one made for this model, got one with a sampling rate of {got}")
-        if any("streamer" in stage_arguments(kwargs, stage) for stage in SUBMODELS):
+        if any("streamer" in arguments for arguments in arguments_by_stage(kwargs).values()):
             raise ValueError("streamer: expected one for audio or those for tokens, got both")
 
-    def _with_config(self, config: Any) -> ModelPatch:
-        """A throw-away copy of the patch for one call, on a view of the model with another generation config."""
-        view = copy.copy(self.module)
-        view.generation_config = config
-        return self._on(view)
+    def _for_call(self, kwargs: dict[str, Any]) -> ModelPatch:
+        """The patch that drives a call: itself, or a copy on the view or with the generation config that are asked for.
 
-    def _on(self, view: Any) -> ModelPatch:
-        """A throw-away copy of the patch that drives a view of the model."""
-        patch = copy.copy(self)
-        patch.module = view
+        Takes both out of the arguments.
+        """
+        patch, module = self, kwargs.pop(VIEW, self.module)
+        config = kwargs.get("generation_config")
+        if config is not None and self.settings.stock_bugs.fixes("ignored_generation_config"):
+            module = copy.copy(module)
+            module.generation_config = kwargs.pop("generation_config")
+        if module is not self.module:
+            patch = copy.copy(self)
+            patch.module = module
         return patch
 
     def _check(
-        self, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any], *, streamed: bool = False
-    ) -> tuple[Voices, dict[str, Any]]:
-        """Raise for bad input, before any work is done.
-
-        Returns the voices, on the model's device, and the arguments with what is fixed of Transformers' bugs.
-        """
-        configs, stage_kwargs = self.generation_configs(), arguments_by_stage(kwargs)
+        self, input_ids: Any, history_prompt: object, kwargs: dict[str, Any], *, streamed: bool = False
+    ) -> Request:
+        """Raise for bad input, before any work is done."""
+        configs, stage_kwargs = GenerationConfigs.of(self.module), arguments_by_stage(kwargs)
         for stage, arguments in stage_kwargs.items():
             # With audio streamed, token loops take the caller's processors after Bark's own.
             check_arguments(stage, arguments, {"logits_processor"} if streamed else ())
@@ -174,69 +208,11 @@ class ModelPatch(AudioSource):
             bugs.check_text(input_ids, kwargs.get("attention_mask"), max_tokens)
         bugs.fine_temperature(configs.fine, stage_kwargs["fine"])
         self._check_patched()
+        request = Request(input_ids, voices, configs, kwargs)
         if self.settings.log.strict:
-            self._check_all_stages(rows, kwargs)
+            self._check_all_stages(request)
         check_not_meta(self.module)
-        return voices, kwargs
-
-    def _stream(
-        self, streamer: AudioStreamer, input_ids: Any, history_prompt: Any, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, list[int]]:
-        """Generate to a streamer; return audio [B, S] in the model's dtype, on its device, and each row's samples."""
-        chunks: list[Tensor] = []
-
-        def emit(chunk: Tensor) -> None:
-            # A copy, because a listener may change what it gets.
-            streamer.deliver(chunk.clone())
-            chunks.append(chunk)
-
-        with streamer.producing():
-            self._check_streamer(streamer, kwargs)
-            voices, kwargs = self._check(input_ids, history_prompt, kwargs, streamed=True)
-            self._generate_audio(streamer, input_ids, voices, kwargs, emit)
-        audio = torch.cat(chunks, dim=1) if chunks else self._silence(len(input_ids))
-        lengths = streamer.row_lengths_samples or [audio.shape[1]] * audio.shape[0]
-        return audio.to(self.module.device, self.module.dtype), [min(n, audio.shape[1]) for n in lengths]
-
-    def _generate_audio(
-        self,
-        streamer: AudioStreamer,
-        input_ids: Tensor,
-        voices: Voices,
-        kwargs: dict[str, Any],
-        emit: Callable[[Tensor], None],
-    ) -> None:
-        configs, stage_kwargs = self.generation_configs(), arguments_by_stage(kwargs)
-        mask = kwargs.get("attention_mask")
-        request = Request(input_ids, mask, voices, configs, stage_kwargs)
-        generation = attempt(lambda: AudioGeneration(self._stage_patches(), request, streamer, emit))
-        if isinstance(generation, Fallback):
-            self.settings.log.note(generation)
-            if generation.reason.stage in ("fine", "codec"):
-                # So that a listener who leaves is noticed; beams, of the other stages, take no streamer.
-                kwargs = {**kwargs, "streamer": TokenTap(streamer.check)}
-            self._generate_one_chunk(streamer, request, kwargs, emit)
-            return
-        self.settings.stock_bugs.check_text(input_ids, mask, configs.semantic.max_input_semantic_length)
-        generation.run()
-        self.settings.stock_bugs.check_ended(configs.semantic, generation.semantic_tokens, stage_kwargs["semantic"])
-        streamer.presets = generation.presets()
-
-    def _generate_one_chunk(
-        self, streamer: AudioStreamer, request: Request, kwargs: dict[str, Any], emit: Callable[[Tensor], None]
-    ) -> None:
-        """The whole waveform at once, where nothing can be given out early."""
-        with traced(self.module) as (view, trace):
-            audio, lengths = _stock_generate(view, request.input_ids, request.voices, True, kwargs)
-        streamer.presets = traced_presets(view, trace, lengths)
-        streamer.row_lengths_samples = lengths
-        streamer.check()
-        if audio.shape[1] > 0:
-            emit(audio.float().cpu())
-
-    def _stage_patches(self) -> StagePatches:
-        """Raises `Fallback` where a sub-model is not ours."""
-        return StagePatches.of(self.module, self.settings)
+        return request
 
     def codec_decode(self, fine_output: Tensor, output_lengths: Tensor | None = None) -> Tensor | list[Tensor]:
         """See `BarkModel.codec_decode`. No frames give no samples, where Transformers fails."""
@@ -262,15 +238,12 @@ class ModelPatch(AudioSource):
         """Make a patch of the codec that the model has now."""
         return CodecPatch(self.module.codec_model, self.settings)
 
-    def _check_all_stages(self, rows: int, kwargs: dict[str, Any]) -> None:
+    def _check_all_stages(self, request: Request) -> None:
         """Raise `AccelerationError` for what a later stage could not do, before any work is done."""
-        for prepare in self._preparations(rows, kwargs):
+        for prepare in self._preparations(request):
             prepared = attempt(prepare)
             if isinstance(prepared, Fallback):
                 self.settings.log.note(prepared)
-
-    def generation_configs(self) -> GenerationConfigs:
-        return GenerationConfigs.of(self.module)
 
     def _check_patched(self) -> None:
         for stage, submodel in submodels(self.module).items():
@@ -284,26 +257,3 @@ def _trim(kwargs: dict[str, Any]) -> bool:
     if not isinstance(trim, bool):
         raise TypeError(f"trim: expected True or False, got {trim!r}")
     return trim
-
-
-def _stock_generate(
-    module: Any, input_ids: Tensor, voices: Voices, with_lengths: bool | None, kwargs: dict[str, Any]
-) -> Any:
-    """`BarkModel.generate`, or what took its place in the class: by keywords, which are all that a wrapper may take."""
-    named = {"input_ids": input_ids, "history_prompt": voices.argument(), "return_output_lengths": with_lengths}
-    return type(module).generate(module, **named, **kwargs)
-
-
-def stage_arguments(kwargs: dict[str, Any], stage: str) -> dict[str, Any]:
-    """The arguments of one stage, as `BarkModel.generate` hands them out: prefixed ones come first."""
-    prefixes = tuple(f"{name}_" for name in SUBMODELS)
-    alone = {"attention_mask", "min_eos_p", "generation_config"}
-    shared = {k: v for k, v in kwargs.items() if not k.startswith(prefixes) and k not in alone}
-    own = {k.removeprefix(f"{stage}_"): v for k, v in kwargs.items() if k.startswith(f"{stage}_")}
-    return {**shared, **own}
-
-
-def arguments_by_stage(kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The arguments of each stage; the semantic one gets `min_eos_p` in any case, as in Transformers."""
-    by_stage = {stage: stage_arguments(kwargs, stage) for stage in SUBMODELS}
-    return {**by_stage, "semantic": {"min_eos_p": kwargs.get("min_eos_p"), **by_stage["semantic"]}}

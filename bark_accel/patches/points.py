@@ -30,7 +30,7 @@ class StagePatches:
 
     @classmethod
     def of(cls, model: BarkModel, settings: Settings) -> StagePatches:
-        """Those of the modules that a model has now; raises `Fallback` where a sub-model is not ours."""
+        """Find the patches of the modules that a model has now; raises `Fallback` where a sub-model is not ours."""
         found = {stage: stage_patch(submodel) for stage, submodel in submodels(model).items()}
         semantic, coarse, fine = found["semantic"], found["coarse"], found["fine"]
         if not isinstance(semantic, SemanticPatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -47,9 +47,9 @@ def _empty(module: nn.Module) -> None:
     module.register_forward_pre_hook(_refuse_forward)
 
 
-def _refuse_state_dict(module: Any, *args: Any, **kwargs: Any) -> NoReturn:
+def _refuse_state_dict(module: nn.Module, *args: object, **kwargs: object) -> NoReturn:
     raise RuntimeError(f"{type(module).__name__}: no state dict can be saved or loaded: {_WHAT}; load the model again")
 
 
-def _refuse_forward(module: Any, *args: Any, **kwargs: Any) -> NoReturn:
+def _refuse_forward(module: nn.Module, *args: object, **kwargs: object) -> NoReturn:
     raise RuntimeError(f"{type(module).__name__}: Transformers' own code cannot run: {_WHAT}; load the model again")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteriaList
 from transformers.generation import logits_process as processors
 from transformers.generation import stopping_criteria as criteria
 from transformers.generation.configuration_utils import GenerationMode
@@ -29,10 +31,10 @@ _FOREVER = 2**31
 
 def resolve_sampling(
     stage: str,
-    module: Any,
+    module: nn.Module,
     *prompt: Any,
-    generation_config: Any,
-    token_rules: list[Any],
+    generation_config: GenerationConfig,
+    token_rules: Sequence[LogitsProcessor],
     kwargs: dict[str, Any],
     masks_pads: bool = False,
     **fixed: Any,
@@ -102,19 +104,19 @@ def resolve_sampling(
     )
 
 
-def _whole(tokens: Any) -> int:
+def _whole(tokens: float) -> int:
     """The count at which a loop that compares with `tokens` stops, which may be any number."""
     return math.ceil(min(tokens, _FOREVER))
 
 
-def _check_arguments(stage: str, config: Any, kwargs: dict[str, Any], fixed: dict[str, Any]) -> None:
+def _check_arguments(stage: str, config: GenerationConfig, kwargs: dict[str, Any], fixed: dict[str, Any]) -> None:
     given = {k for k, v in kwargs.items() if v is not None} - _KNOWN_ARGUMENTS
     unknown = sorted(k for k in given if not hasattr(config, k) or k in fixed)
     if unknown:
         raise Fallback(stage, FallbackKind.ARGUMENTS, ", ".join(unknown))
 
 
-def _check_mode(stage: str, config: Any) -> None:
+def _check_mode(stage: str, config: GenerationConfig) -> None:
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) or config.num_return_sequences != 1:
         detail = f"{mode.value}, num_return_sequences={config.num_return_sequences}"
@@ -129,7 +131,7 @@ def _check_lists(stage: str, prepared: dict[str, Any]) -> None:
                 raise Fallback(stage, FallbackKind[kind.upper()], f"{type(part).__name__} calls the model itself")
 
 
-def _check_steps(stage: str, config: Any, prepared: dict[str, Any], kwargs: dict[str, Any]) -> None:
+def _check_steps(stage: str, config: GenerationConfig, prepared: dict[str, Any], kwargs: dict[str, Any]) -> None:
     """Raise `Fallback` where more is asked of the model than logits after the last token of a whole prompt."""
     mode = config.get_generation_mode()
     if mode not in _MODES:
@@ -146,7 +148,7 @@ def _check_steps(stage: str, config: Any, prepared: dict[str, Any], kwargs: dict
         raise Fallback(stage, FallbackKind.TOKEN_LAYOUT, "pad_token_id masks a part of the prompt")
 
 
-def _min_new_tokens(found: list[Any], prompt_tokens: int) -> tuple[list[Any], int]:
+def _min_new_tokens(found: list[LogitsProcessor], prompt_tokens: int) -> tuple[list[LogitsProcessor], int]:
     """The processors without those that forbid an early end, and the number of tokens that these ask for.
 
     Transformers puts them first, so that Bark's own processors see that the end has no probability.
@@ -156,12 +158,14 @@ def _min_new_tokens(found: list[Any], prompt_tokens: int) -> tuple[list[Any], in
         first, found = found[0], found[1:]
         if isinstance(first, processors.MinLengthLogitsProcessor):
             fewest = max(fewest, first.min_length - prompt_tokens)
-        else:
+        elif isinstance(first, processors.MinNewTokensLengthLogitsProcessor):
             fewest = max(fewest, first.prompt_length_to_skip + first.min_new_tokens - prompt_tokens)
     return found, fewest
 
 
-def _read_processors(stage: str, found: list[Any], token_rules: list[Any]) -> dict[str, Any]:
+def _read_processors(
+    stage: str, found: list[LogitsProcessor], token_rules: Sequence[LogitsProcessor]
+) -> dict[str, Any]:
     """Options of the warpers that follow Bark's own processors, in Transformers' order, each at most once."""
     options: dict[str, Any] = {}
     order = [processors.TemperatureLogitsWarper, processors.TopKLogitsWarper, processors.TopPLogitsWarper]
@@ -185,7 +189,7 @@ def _read_processors(stage: str, found: list[Any], token_rules: list[Any]) -> di
     return options
 
 
-def _read_criteria(stage: str, found: list[Any]) -> tuple[int, tuple[int, ...]]:
+def _read_criteria(stage: str, found: StoppingCriteriaList) -> tuple[int, tuple[int, ...]]:
     """(max_length, stop tokens)."""
     max_length, stop_tokens = None, ()
     for criterion in found:

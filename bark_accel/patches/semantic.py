@@ -13,6 +13,7 @@ from transformers.generation.logits_process import (
     BarkEosPrioritizerLogitsProcessor,
     SuppressTokensLogitsProcessor,
 )
+from transformers.generation.streamers import BaseStreamer
 from transformers.models.bark.generation_configuration_bark import BarkSemanticGenerationConfig
 
 from bark_accel.decoding.sampling import SamplingConfig
@@ -21,6 +22,7 @@ from bark_accel.hf.compat import prompt_argument
 from bark_accel.hf.configs import semantic_limits
 from bark_accel.hf.inputs import check_input_ids
 from bark_accel.report import Fallback, FallbackKind, attempt
+from bark_accel.stages.loops import NOBODY, TokenListener, run_semantic
 from bark_accel.stages.ragged import join_rows
 from bark_accel.stages.semantic import SemanticStage, SemanticState
 from bark_accel.stages.spec import SemanticSpec
@@ -53,7 +55,7 @@ class SemanticPatch(CausalPatch):
         self,
         input_ids: Tensor,
         semantic_generation_config: BarkSemanticGenerationConfig | None = None,
-        history_prompt: Any = None,
+        history_prompt: object = None,
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
@@ -69,7 +71,7 @@ class SemanticPatch(CausalPatch):
         self,
         input_ids: Tensor,
         config: BarkSemanticGenerationConfig,
-        history_prompt: Any,
+        history_prompt: object,
         attention_mask: Tensor | None,
         kwargs: dict[str, Any],
     ) -> Tensor:
@@ -114,6 +116,8 @@ class SemanticPatch(CausalPatch):
             SuppressTokensLogitsProcessor([]),
             BarkEosPrioritizerLogitsProcessor(config.eos_token_id, min_eos_p),
         ]
+        prompt = weights.positions.new_empty(1).expand(rows, spec.prompt_tokens, 1)
+        embeddings: dict[str, Any] = {prompt_argument(self.module): prompt}
         sampling = resolve_sampling(
             self.stage,
             self.module,
@@ -121,7 +125,7 @@ class SemanticPatch(CausalPatch):
             generation_config=config,
             token_rules=rules,
             kwargs=kwargs,
-            **{prompt_argument(self.module): weights.positions.new_empty(1).expand(rows, spec.prompt_tokens, 1)},
+            **embeddings,
         )
         return weights, spec, replace(sampling, min_eos_p=min_eos_p or 0.0)
 
@@ -131,18 +135,18 @@ class SemanticPatch(CausalPatch):
         spec: SemanticSpec,
         sampling: SamplingConfig,
         prompt: SemanticPrompt,
-        streamer: Any,
+        streamer: BaseStreamer | None,
     ) -> Tensor:
+        listener = NOBODY
         if streamer is not None:
-            streamer.put(torch.ones((prompt.input_ids.shape[0], spec.prompt_tokens), dtype=torch.int, device="cpu"))
+            rows = prompt.input_ids.shape[0]
+            streamer.put(torch.ones((rows, spec.prompt_tokens), dtype=torch.int, device="cpu"))
+            listener = TokenListener(on_token=lambda tokens: streamer.put(tokens.cpu()))
         with self.started(weights, spec, sampling, prompt) as (stage, state):
-            while not state.done:
-                tokens = stage.step(state)
-                if streamer is not None:
-                    streamer.put(tokens.cpu())
+            tokens = run_semantic(stage, state, listener)
         if streamer is not None:
             streamer.end()
-        return state.result()
+        return tokens
 
     @contextmanager
     def started(

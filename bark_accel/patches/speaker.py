@@ -305,7 +305,7 @@ def _released(model: BarkModel) -> Iterator[Tensor]:
             yield from tensors_of(patch.released)
 
 
-def _batch_size(given: Any, *, one_by_one: bool) -> int:
+def _batch_size(given: object, *, one_by_one: bool) -> int:
     if given is None:
         return 1 if one_by_one else _DEFAULT_BATCH_SIZE
     given = whole_number("batch_size", given, 1)
@@ -314,7 +314,7 @@ def _batch_size(given: Any, *, one_by_one: bool) -> int:
     return given
 
 
-def _check_flags(**flags: Any) -> None:
+def _check_flags(**flags: object) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}: expected True or False, got {value!r}")
@@ -345,7 +345,7 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
         ) from None
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"got {type(value).__name__}")

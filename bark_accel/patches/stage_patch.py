@@ -10,9 +10,10 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from bark_accel._forked import avoid_lost_threads
 from bark_accel.decoding.cuda_graphs import GraphStore
@@ -23,6 +24,7 @@ from bark_accel.hf.inputs import check_not_meta
 from bark_accel.ops.backend import Ops, get_ops, is_served, runs_natively
 from bark_accel.ops.checks import MAX_HEAD_SIZE
 from bark_accel.report import DraftCounts, Fallback, FallbackKind, FallbackLog, TokenChoice
+from bark_accel.stages.codec_weights import CodecWeights
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache, KVCachePool
 from bark_accel.transformer.precision import ConvertedWeights
@@ -48,7 +50,10 @@ class Settings:
     pool: KVCachePool = field(default_factory=KVCachePool)
 
 
-class StagePatch:
+W = TypeVar("W", TransformerWeights, CodecWeights)
+
+
+class StagePatch(Generic[W]):
     """Owns a module, the weights read from it, and the way back to Transformers' own method."""
 
     stage: str
@@ -57,10 +62,10 @@ class StagePatch:
         self.module = module
         self.settings = settings
         self.conversions = ConvertedWeights()
-        self.released: Any = None
+        self.released: W | None = None
         """The weights, where the module's own were given up."""
 
-    def weights(self) -> Any:
+    def weights(self) -> W:
         """The module's weights as they are now; raises `Fallback` where they cannot be used.
 
         They are read at every call: views cost a millisecond, the codec's folded copies a few, and nothing can be
@@ -68,19 +73,22 @@ class StagePatch:
         """
         avoid_lost_threads()
         if self.released is not None:
-            return self._released_weights()
+            return self._released_weights(self.released)
         with torch.inference_mode(False), torch.no_grad():
             return self._read_weights()
 
-    def _released_weights(self) -> Any:
+    def _released_weights(self, released: W) -> W:
         if self.module.training:
             raise Fallback(self.stage, FallbackKind.TRAINING, "and its weights were released")
         device = next(self.module.parameters()).device
-        if device != self.released.device:
-            self.released = map_tensors(self.released, lambda tensor: tensor.to(device))
-        return self.released
+        if device != next(iter(tensors_of(released))).device:
+            self.released = released = map_tensors(released, lambda tensor: tensor.to(device))
+        return released
 
-    def _read_weights(self) -> Any:
+    def _read_weights(self) -> W:
+        raise NotImplementedError
+
+    def _transformer_weights(self) -> TransformerWeights:
         weights = extract.transformer_weights(self.stage, self.module)
         size = extract.transformer_spec(self.module).head_size
         exact = self.settings.precision == "same" and weights.dtype == torch.float32
@@ -88,7 +96,7 @@ class StagePatch:
             raise Fallback(self.stage, FallbackKind.HEAD_SIZE, f"expected at most {MAX_HEAD_SIZE}, got {size}")
         return weights
 
-    def _ready_weights(self) -> Any:
+    def _ready_weights(self) -> W:
         weights = self.weights()
         device = next(self.module.parameters()).device
         if self.settings.backend == "native" and not is_served(device):
@@ -113,7 +121,7 @@ class StagePatch:
         """Give up what the next generation makes again; the bytes of it."""
         return self._bytes_beside_the_module(*self.conversions.clear())
 
-    def _bytes_beside_the_module(self, *weights: Any) -> int:
+    def _bytes_beside_the_module(self, *weights: object) -> int:
         own = {t.untyped_storage().data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
         held = {t.data_ptr(): t for t in tensors_of(weights)}
         return sum(t.nbytes for t in held.values() if t.untyped_storage().data_ptr() not in own)
@@ -134,24 +142,27 @@ class StagePatch:
         """Tell whether each row of a batch is to end where it would alone."""
         return not voices.shared or self.settings.stock_bugs.fixes("batch_tails")
 
-    def stock(self, tokens: Any, *others: Any, module: Any = None, **kwargs: Any) -> Any:
+    def stock(self, tokens: Tensor, *others: object, module: Any = None, **kwargs: Any) -> Any:
         """Call the class's own method, on a view of the module if given, as `BarkModel.generate` calls it."""
         on = self.module if module is None else module
         return type(on).generate(on, tokens, **self.by_name(*others), **kwargs)
 
-    def by_name(self, *others: Any) -> dict[str, Any]:
+    def by_name(self, *others: object) -> dict[str, Any]:
         """Name the arguments of the stage's `generate` that follow its tokens: all that a replacement may take."""
         parameters = inspect.signature(type(self).generate).parameters  # type: ignore[attr-defined]
         return dict(zip(list(parameters)[2:], others, strict=False))
 
 
-class CausalPatch(StagePatch):
+class CausalPatch(StagePatch[TransformerWeights]):
     """Patch of a stage that generates token by token."""
 
     def __init__(self, module: Any, settings: Settings):
         super().__init__(module, settings)
         self.draft_counts = DraftCounts()
         self.graphs = GraphStore()
+
+    def _read_weights(self) -> TransformerWeights:
+        return self._transformer_weights()
 
     def free_memory(self) -> int:
         self.graphs.clear()

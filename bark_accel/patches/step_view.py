@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +25,9 @@ Lend = Callable[[int], KVCache]
 
 
 @contextmanager
-def step_view(module: Any, model: CausalModel, borrow: Callable[[int], Any]) -> Iterator[Any]:
+def step_view(
+    module: Any, model: CausalModel, borrow: Callable[[int], AbstractContextManager[KVCache]]
+) -> Iterator[Any]:
     """Lend a throw-away view of `module` that shares everything with it but `forward`, which is `model`'s step.
 
     Parameters

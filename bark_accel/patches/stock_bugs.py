@@ -11,6 +11,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
+from transformers.models.bark.generation_configuration_bark import (
+    BarkFineGenerationConfig,
+    BarkSemanticGenerationConfig,
+)
 
 from bark_accel._caller import warn_caller
 from bark_accel.hf.inputs import tokens_of_cut_text
@@ -64,7 +68,7 @@ class StockBugs:
             raise ValueError(f"input_ids: expected at most {max_tokens} text tokens, got {tokens}; split the text")
         warn_caller(f"Bark reads {max_tokens} text tokens; a text of {tokens} is cut. Split it into sentences.")
 
-    def check_ended(self, config: Any, tokens: Tensor | None, kwargs: dict[str, Any]) -> None:
+    def check_ended(self, config: BarkSemanticGenerationConfig, tokens: Tensor | None, kwargs: dict[str, Any]) -> None:
         """Say once that speech [B, T] stops at the limit of the semantic config; not of one that the caller set."""
         if kwargs.get("max_new_tokens") is not None or tokens is None or tokens.shape[1] < config.max_new_tokens:
             return
@@ -76,7 +80,7 @@ class StockBugs:
                 "semantic_max_new_tokens=, is not warned about"
             )
 
-    def with_min_eos_p(self, semantic_config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def with_min_eos_p(self, semantic_config: BarkSemanticGenerationConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of `BarkModel.generate`, with the config's `min_eos_p` where that is fixed."""
         configured = semantic_config.min_eos_p
         if configured is None or kwargs.get("min_eos_p") is not None or "semantic_min_eos_p" in kwargs:
@@ -86,7 +90,7 @@ class StockBugs:
         self.warn_once("BarkModel.generate ignores generation_config.semantic_config['min_eos_p']; pass min_eos_p=")
         return kwargs
 
-    def fine_temperature(self, config: Any, kwargs: dict[str, Any]) -> float | None:
+    def fine_temperature(self, config: BarkFineGenerationConfig, kwargs: dict[str, Any]) -> float | None:
         """The temperature of the fine stage; None and 1.0 take the most likely code.
 
         Raises `ValueError` for one that cannot be divided by or drawn with. `kwargs` are the stage's arguments.

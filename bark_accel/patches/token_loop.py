@@ -111,7 +111,7 @@ class TokenLoop:
     Everything is prepared by Transformers; `rules` takes the place of Bark's own processors, `extra` processors follow.
     """
 
-    def __init__(self, rules: BarkTokenRules, tap: TokenTap, extra: Sequence[Any]):
+    def __init__(self, rules: BarkTokenRules, tap: TokenTap, extra: Sequence[LogitsProcessor]):
         self._rules = rules
         self._tap = tap
         self._extra = list(extra)
@@ -122,7 +122,7 @@ class TokenLoop:
         prepared |= {"logits_processor": processors, "streamer": self._tap}
         return type(model)._sample(model, input_ids, **prepared)
 
-    def _replaced(self, processors: list[Any]) -> list[Any]:
+    def _replaced(self, processors: list[LogitsProcessor]) -> list[LogitsProcessor]:
         last = next(i for i, p in enumerate(processors) if type(p) in _OWN_RULES)
         first = last + 1 - _OWN_RULES[type(processors[last])]
         if last != first and type(processors[first]) is not SuppressTokensLogitsProcessor:

@@ -1,4 +1,4 @@
-"""The data flow between the stages when audio is wanted while it is generated."""
+"""Makes sound of coarse tokens while they are generated: a policy, the fine stage and the codec."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from bark_accel.stages.coarse import row_lengths
-from bark_accel.stages.coarse_rows import CoarseRows
 from bark_accel.stages.codec import CodecStage
-from bark_accel.stages.semantic import SemanticStage, SemanticState
 from bark_accel.stages.spec import CoarseSpec, SemanticSpec
 
 from .policies import Policy
@@ -122,53 +120,3 @@ def repad(semantic: SemanticSpec, coarse: CoarseSpec, semantic_tokens: Tensor) -
     """Replace the semantic padding by the coarse stage's, as `BarkCoarseModel.generate` does."""
     padding = semantic_tokens == semantic.pad_token
     return semantic_tokens.to(torch.int64).masked_fill(padding, coarse.semantic_pad_token)
-
-
-class BarkPipeline:
-    """Runs the two causal stages and hands their tokens to a `ChunkDecoder`.
-
-    Parameters
-    ----------
-    before_step : callable
-        Called before each token; may raise to stop.
-    """
-
-    def __init__(
-        self, semantic: SemanticSpec, coarse: CoarseSpec, decoder: ChunkDecoder, before_step: Callable[[], None]
-    ):
-        self._semantic_spec = semantic
-        self._coarse_spec = coarse
-        self._decoder = decoder
-        self._before_step = before_step
-
-    def run_semantic(self, stage: SemanticStage, state: SemanticState) -> Tensor:
-        """Semantic tokens [B, T] int64, as the semantic stage pads them."""
-        while not state.done:
-            self._before_step()
-            stage.step(state)
-        return state.result()
-
-    def run_coarse(self, coarse: CoarseRows, semantic_tokens: Tensor) -> None:
-        """Generate and decode all coarse tokens of semantic tokens [B, T], padded as the coarse stage has it.
-
-        The decoder has to know of them.
-        """
-        coarse.push(semantic_tokens, final=True)
-        self._run_ready(coarse)
-
-    def run_interleaved(self, semantic: SemanticStage, semantic_state: SemanticState, coarse: CoarseRows) -> None:
-        """Generate coarse tokens as soon as the semantic tokens so far settle them."""
-        while not semantic_state.done:
-            self._before_step()
-            coarse.push(self.repad(semantic.step(semantic_state)[:, None]), final=semantic_state.done)
-            self._decoder.set_semantic(self.repad(semantic_state.result()), final=semantic_state.done)
-            self._run_ready(coarse)
-
-    def repad(self, semantic_tokens: Tensor) -> Tensor:
-        """Replace the semantic padding by the coarse stage's, as `BarkCoarseModel.generate` does."""
-        return repad(self._semantic_spec, self._coarse_spec, semantic_tokens)
-
-    def _run_ready(self, coarse: CoarseRows) -> None:
-        while coarse.ready:
-            self._before_step()
-            self._decoder.push(coarse.step())

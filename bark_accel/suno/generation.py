@@ -14,6 +14,7 @@ from tqdm import tqdm
 from bark_accel.decoding.suno_sampling import SunoSampling, draw_frames
 from bark_accel.patches.semantic import SemanticPrompt
 from bark_accel.stages.fine import FineSampling
+from bark_accel.stages.loops import TokenListener, run_coarse, run_semantic
 from bark_accel.voices.preset import CodeLimits, VoicePreset
 from bark_accel.voices.voices import Voices
 
@@ -131,10 +132,7 @@ def generate_text_semantic(
         patch.started(patch.weights(), spec, sampling, SemanticPrompt(ids, mask, voices)) as (loop, state),
         tqdm(total=most, unit="token", disable=silent) as bar,
     ):
-        while not state.done:
-            loop.step(state)
-            bar.update()
-        tokens = state.result()[0].cpu().numpy()
+        tokens = run_semantic(loop, state, TokenListener(on_token=lambda _: bar.update()))[0].cpu().numpy()
     return tokens[:-1] if tokens[-1] == spec.pad_token else tokens
 
 
@@ -187,9 +185,7 @@ def generate_coarse(
         tqdm(total=windows, unit="window", disable=silent) as bar,
     ):
         run.push(tokens[None], final=True)
-        while run.ready:
-            run.step()
-            bar.update(run.window_ended)
+        run_coarse(run, TokenListener(on_token=lambda _: bar.update(run.window_ended)))
         coarse = run.result()[0].cpu()
     frames = coarse.view(-1, spec.num_codebooks).T - spec.semantic_vocab_size
     return (frames - spec.codebook_size * torch.arange(spec.num_codebooks)[:, None]).numpy()

@@ -25,7 +25,9 @@ class Voices:
     shared: bool
 
     @classmethod
-    def read(cls, given: Any, rows: int, limits: Mapping[str, CodeLimits], *, name: str = "history_prompt") -> Voices:
+    def read(
+        cls, given: object, rows: int, limits: Mapping[str, CodeLimits], *, name: str = "history_prompt"
+    ) -> Voices:
         """Check what a caller passes.
 
         Parameters
@@ -95,7 +97,7 @@ class Voices:
         return self.presets[0] if self.shared else [*self.presets]
 
 
-def _read_preset(given: Any, limits: Mapping[str, CodeLimits], name: str) -> dict[str, Tensor] | None:
+def _read_preset(given: object, limits: Mapping[str, CodeLimits], name: str) -> dict[str, Tensor] | None:
     if given is None:
         return None
     if isinstance(given, str):
@@ -114,7 +116,7 @@ def _read_preset(given: Any, limits: Mapping[str, CodeLimits], name: str) -> dic
     return preset
 
 
-def _as_int64(name: str, value: Any) -> Tensor:
+def _as_int64(name: str, value: object) -> Tensor:
     if not isinstance(value, (np.ndarray, Tensor)):
         raise TypeError(f"{name}: expected an array or tensor, got {type(value).__name__}")
     if isinstance(value, np.ndarray):

@@ -109,7 +109,7 @@ class Bench:
                 self.codes[kind].append(torch.from_numpy(preset["fine_prompt"]))
         self.waves = {kind: [self._wave(codes) for codes in its] for kind, its in self.codes.items()}
         self.errors = self._errors(self.waves)
-        self.spec = _fine_spec(self.model)
+        self.spec = GenerationConfigs.of(self.model).fine_spec
         self.stage = self._stage(FineStage, self.spec)
 
     def _stage(self, kind: type[FineStage], spec: FineSpec) -> FineStage:
@@ -157,11 +157,6 @@ class Bench:
 
     def _errors(self, waves: dict[Kind, list[np.ndarray]]) -> list[Errors]:
         return [item.errors for kind in KINDS for item in listen(waves[kind], self.said[kind], kind)]
-
-
-def _fine_spec(model: BarkModel) -> FineSpec:
-    configs = GenerationConfigs.of(model)
-    return extract.fine_spec(configs.semantic, configs.coarse, configs.fine, configs.codebook_size)
 
 
 def _pairs(one: dict[Kind, list[Any]], other: dict[Kind, list[Any]]) -> Iterator[tuple[Any, Any]]:

@@ -14,7 +14,7 @@ from parity import accelerated_copy, assert_equal_to_stock, assert_same_tokens
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stream
 from bark_accel.decoding.speculation import Draft
 from bark_accel.hf import extract
-from bark_accel.patches.model import stage_arguments
+from bark_accel.patches.request import stage_arguments
 from bark_accel.patches.stage_patch import CausalPatch
 from bark_accel.report import DraftCounts
 from bark_accel.stages.coarse import CoarseStage

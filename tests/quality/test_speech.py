@@ -15,6 +15,7 @@ import torch
 from transformers import AutoProcessor
 
 from bark_accel import AudioStreamer, accelerate_bark, small_bark_path
+from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.stages.fine import row_histories
 
 pytest.importorskip("pocketsphinx", reason="pocketsphinx, which reads what was said, is not installed")
@@ -199,7 +200,7 @@ class _Window:
 def test_anchored_layouts_show_all_there_is_room_for(speaking_model):
     layouts = importlib.import_module("benchmarks.speech.layouts")
     bench = object.__new__(layouts.Bench)
-    bench.spec = layouts._fine_spec(speaking_model)
+    bench.spec = GenerationConfigs.of(speaking_model).fine_spec
 
     def shown(layout, frames):
         windows: list[tuple[int, int]] = []
