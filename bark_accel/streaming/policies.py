@@ -226,7 +226,7 @@ class Whole(Exact):
 
 
 class Chunking(Protocol):
-    """How a waveform is cut; see `AudioStreamer`."""
+    """Settings by which a waveform is cut; see `AudioStreamer`."""
 
     policy: str
     first_chunk_frames: int

@@ -27,7 +27,7 @@ MAX_DECODE_TOKENS = 16
 
 @dataclass(frozen=True)
 class Feed:
-    """What a model is fed before a token is drawn, and the rows of the head that score it.
+    """Input of a model before a token is drawn, and the rows of the head that score it.
 
     Token ids [B, T], or a prompt: token plus position embeddings [B, T, C] float32, which are overwritten.
     """
