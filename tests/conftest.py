@@ -4,11 +4,11 @@ import logging
 import warnings
 from importlib.util import find_spec
 
-import parity
 import pytest
 import torch
 import transformers
-from bark_models import SMALL, SUNO, build, speaking
+from support import parity
+from support.bark_models import SMALL, SUNO, build, speaking
 
 if find_spec("hypothesis") is not None:  # a machine with a GPU may lack it: tests/gpu does without
     import hypothesis

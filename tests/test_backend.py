@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from bark_models import SMALL, texts
-from call_capturer import CallCapturer
-from parity import accelerated_copy, assert_equal_to_stock
+from support.bark_models import SMALL, texts
+from support.call_capturer import CallCapturer
+from support.parity import accelerated_copy, assert_equal_to_stock
 
 from bark_accel import accelerate_bark, acceleration_report, restore_bark
 from bark_accel.decoding import cuda_graphs as graphs

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from bark_models import SUNO, build, submodels
+from support.bark_models import SUNO, build, submodels
 from typer.testing import CliRunner
 
 import bark_accel

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bark_models import SUNO, build
-from stock_limits import skip_where_stock_fails
+from support.bark_models import SUNO, build
+from support.stock_limits import skip_where_stock_fails
 from transformers import BertTokenizer
 
 ROOT = Path(__file__).parent.parent

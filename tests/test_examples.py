@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from stock_limits import skip_where_stock_fails
+from support.stock_limits import skip_where_stock_fails
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import accelerated_copy
+from support.parity import accelerated_copy
 from torch import Tensor
 
 from bark_accel import accelerate_bark, acceleration_report

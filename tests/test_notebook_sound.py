@@ -14,8 +14,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from bark_models import SMALL, texts
-from parity import accelerated_copy
+from support.bark_models import SMALL, texts
+from support.parity import accelerated_copy
 
 from bark_accel import stream
 from bark_accel.notebook import play, progress

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import matrix
-import parity
 import pytest
 import torch
-from bark_models import SMALL, build, texts
-from parity import TOKEN_STAGES, accelerated_copy, assert_equal_to_stock, run
+from support import parity
+from support.bark_models import SMALL, build, texts
+from support.parity import TOKEN_STAGES, accelerated_copy, assert_equal_to_stock, run
 
 from bark_accel.bench import measure
 from bark_accel.bench.ties import explaining_ties
@@ -194,7 +194,9 @@ def test_runs_of_the_benchmarks_are_judged_alike(monkeypatch):
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "two"])
 def test_ties_are_counted_and_reported(tmp_path, workers):
     file, report = tmp_path / "test_two.py", tmp_path / "report.xml"
-    file.write_text("import parity\ndef test_one():\n    parity.TIES += ['a tie', 'another']\ndef test_no(): pass\n")
+    file.write_text(
+        "from support import parity\ndef test_one():\n    parity.TIES += ['a tie', 'another']\ndef test_no(): pass\n"
+    )
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", f"--junitxml={report}"]
     environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
     done = subprocess.run(

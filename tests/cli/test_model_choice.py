@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import soundfile
 import torch
-from bark_models import SUNO, build
+from support.bark_models import SUNO, build
 from typer.testing import CliRunner
 
 import bark_accel

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from call_capturer import CallCapturer
+from support.call_capturer import CallCapturer
 
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.ops import native as cpu_ops

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from bark_models import SMALL, build
+from support.bark_models import SMALL, build
 
 from bark_accel.bench import measure
 from benchmarks.gpu import generate as gpu_generate

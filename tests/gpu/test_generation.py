@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from bark_models import SMALL, build, preset, texts
-from parity import accelerated_copy, assert_same_tokens, run
+from support.bark_models import SMALL, build, preset, texts
+from support.parity import accelerated_copy, assert_same_tokens, run
 
 from bark_accel import AudioStreamer, FallbackKind, accelerate_bark, acceleration_report, stream
 from bark_accel.decoding import cuda_graphs as graphs
@@ -176,7 +176,7 @@ def test_a_graphed_token_allocates_nothing(device: torch.device) -> None:
 
 
 def semantic_config(model: Any) -> dict[str, Any]:
-    from bark_models import stage_configs
+    from support.bark_models import stage_configs
 
     return {"semantic_generation_config": stage_configs(model)["semantic_generation_config"]}
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from call_capturer import CallCapturer
+from support.call_capturer import CallCapturer
 
 from bark_accel.decoding import cuda_graphs as graphs
 

@@ -9,9 +9,9 @@ from unittest import mock
 import pytest
 import torch
 import yaml
-from bark_models import SMALL, build, preset, texts
-from call_capturer import CallCapturer
-from parity import accelerated_copy
+from support.bark_models import SMALL, build, preset, texts
+from support.call_capturer import CallCapturer
+from support.parity import accelerated_copy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bark_accel.decoding import cuda_graphs as graphs

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from bark_models import SMALL, SUNO, preset, texts
-from call_capturer import CallCapturer
-from parity import accelerated_copy, assert_equal_to_stock, run
+from support.bark_models import SMALL, SUNO, preset, texts
+from support.call_capturer import CallCapturer
+from support.parity import accelerated_copy, assert_equal_to_stock, run
 from torch import nn
 
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stream

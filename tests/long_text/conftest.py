@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from parity import accelerated_copy
-from tiny_text import tiny_processor
+from support.parity import accelerated_copy
+from support.tiny_text import tiny_processor
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from bark_models import SMALL, preset, texts
-from parity import accelerated_copy
-from tiny_text import CHUNKS, PARAGRAPH_ENDS, TEXT
+from support.bark_models import SMALL, preset, texts
+from support.parity import accelerated_copy
+from support.tiny_text import CHUNKS, PARAGRAPH_ENDS, TEXT
 
 from bark_accel import generate_with_preset, long_form, save_voice_preset
 from bark_accel.decoding import rng

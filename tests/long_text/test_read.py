@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from bark_models import SMALL, SUNO, build
-from tiny_text import CHUNKS, TEXT, tiny_processor
+from support.bark_models import SMALL, SUNO, build
+from support.tiny_text import CHUNKS, TEXT, tiny_processor
 from typer.testing import CliRunner
 
 from bark_accel import accelerate_bark, load_voice_preset, long_form

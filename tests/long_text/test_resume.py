@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bark_models import SMALL, build
+from support.bark_models import SMALL, build
+from support.tiny_text import CHUNKS, TEXT
 from test_long_form import SAMPLED, assert_same
-from tiny_text import CHUNKS, TEXT
 
 from bark_accel import accelerate_bark, long_form
 
@@ -26,8 +26,8 @@ from bark_accel import accelerate_bark, long_form
 SCRIPT = """
 import json, sys, torch
 sys.path.insert(0, sys.argv[1])
-from bark_models import SMALL, build
-from tiny_text import TEXT, tiny_processor
+from support.bark_models import SMALL, build
+from support.tiny_text import TEXT, tiny_processor
 from bark_accel import accelerate_bark, long_form
 torch.set_num_threads(1)
 model = accelerate_bark(build(SMALL))

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tiny_text import CHUNKS, PARAGRAPH_ENDS, TEXT, tiny_processor
+from support.tiny_text import CHUNKS, PARAGRAPH_ENDS, TEXT, tiny_processor
 
 from bark_accel.longform.languages import CHARACTERS_PER_SECOND, characters_per_second, check_language
 from bark_accel.longform.text import cleaned, plan_chunks, split_sentences

@@ -11,9 +11,9 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from bark_models import SMALL, preset, submodels, texts
-from parity import accelerated_copy, assert_equal_to_stock
-from stock_limits import skip_where_stock_fails
+from support.bark_models import SMALL, preset, submodels, texts
+from support.parity import accelerated_copy, assert_equal_to_stock
+from support.stock_limits import skip_where_stock_fails
 from transformers import BarkModel
 
 from bark_accel import AudioStreamer, generate_with_preset, load_voice_preset, save_voice_preset, stream

@@ -8,8 +8,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from bark_models import SMALL, build, preset, texts
-from parity import accelerated_copy, assert_equal_to_stock
+from support.bark_models import SMALL, build, preset, texts
+from support.parity import accelerated_copy, assert_equal_to_stock
 from torch import nn
 from transformers import BarkModel
 

@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from bark_models import SMALL, build, preset, stage_configs, texts
-from call_capturer import CallCapturer
-from parity import (
+from support.bark_models import SMALL, build, preset, stage_configs, texts
+from support.call_capturer import CallCapturer
+from support.parity import (
     TOKEN_STAGES,
     accelerated_copy,
     assert_equal_to_stock,

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bark_models import SMALL, SUNO, build, layout_of, preset, submodels, texts
-from parity import accelerated_copy, assert_equal_to_stock, assert_same_run, assert_stock_gives, run
+from support.bark_models import SMALL, SUNO, build, layout_of, preset, submodels, texts
+from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_run, assert_stock_gives, run
 
 from bark_accel import accelerate_bark
 

@@ -7,9 +7,9 @@ import logging
 
 import pytest
 import torch
-from bark_models import SMALL, build, stage_configs, texts
-from parity import accelerated_copy, assert_equal_to_stock, run
-from stock_limits import skip_where_stock_fails
+from support.bark_models import SMALL, build, stage_configs, texts
+from support.parity import accelerated_copy, assert_equal_to_stock, run
+from support.stock_limits import skip_where_stock_fails
 
 from bark_accel import AccelerationError, FallbackKind, accelerate_bark, acceleration_report
 from bark_accel.hf.stage_trace import trace_stages

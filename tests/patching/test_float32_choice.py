@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from bark_models import SMALL, SUNO, build, preset, texts
-from parity import accelerated_copy, assert_equal_to_stock
+from support.bark_models import SMALL, SUNO, build, preset, texts
+from support.parity import accelerated_copy, assert_equal_to_stock
 
 from bark_accel import acceleration_report
 from bark_accel.ops import cpu as cpu_ops

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 PROGRAM = """
 import json, logging, multiprocessing, signal, threading
 import torch
-from bark_models import SMALL, build, texts
+from support.bark_models import SMALL, build, texts
 from bark_accel import accelerate_bark, free_memory, stream
 
 torch.set_num_threads(2)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bark_models import SMALL, build, texts
-from call_capturer import CallCapturer
-from parity import accelerated_copy, run
+from support.bark_models import SMALL, build, texts
+from support.call_capturer import CallCapturer
+from support.parity import accelerated_copy, run
 
 from bark_accel import acceleration_report, free_memory
 from bark_accel.decoding import cuda_graphs as graphs

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from bark_models import SMALL, texts
-from generation_fields import CASES, claims, installed_fields
-from parity import accelerated_copy, assert_equal_to_stock, run
+from support.bark_models import SMALL, texts
+from support.generation_fields import CASES, claims, installed_fields
+from support.parity import accelerated_copy, assert_equal_to_stock, run
 
 from bark_accel import acceleration_report
 from bark_accel.hf.compat import TESTED_VERSIONS

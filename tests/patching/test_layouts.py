@@ -7,8 +7,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from bark_models import SMALL, preset, stage_configs, texts
-from parity import accelerated_copy, assert_same_tokens
+from support.bark_models import SMALL, preset, stage_configs, texts
+from support.parity import accelerated_copy, assert_same_tokens
 
 from bark_accel import acceleration_report
 from bark_accel.hf.stage_trace import trace_stages

@@ -11,8 +11,8 @@ import weakref
 
 import pytest
 import torch
-from bark_models import SMALL, SUNO, build, texts
-from parity import accelerated_copy, assert_equal_to_stock
+from support.bark_models import SMALL, SUNO, build, texts
+from support.parity import accelerated_copy, assert_equal_to_stock
 from transformers import BarkModel
 from transformers.models.bark import modeling_bark
 from transformers.models.encodec import modeling_encodec

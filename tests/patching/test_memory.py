@@ -22,7 +22,8 @@ def test_fifty_generations_hold_no_more_than_ten():
     path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     # One heap for all threads, so that a thread's own is not counted.
     environment = {**os.environ, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "1"}
-    command = [sys.executable, TESTS / "memory_use.py", "50", json.dumps({"weights": "float16", "speculate": True})]
+    options = json.dumps({"weights": "float16", "speculate": True})
+    command = [sys.executable, TESTS / "support" / "memory_use.py", "50", options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     held = json.loads(done.stdout)

@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 import torch
-from bark_models import SMALL, build, layout_of, preset, stage_configs, texts
-from parity import accelerated_copy, assert_equal_to_stock, run
-from stock_limits import skip_where_stock_fails
+from support.bark_models import SMALL, build, layout_of, preset, stage_configs, texts
+from support.parity import accelerated_copy, assert_equal_to_stock, run
+from support.stock_limits import skip_where_stock_fails
 from torch import nn
 from transformers import AutoProcessor, BarkModel, pipeline
 

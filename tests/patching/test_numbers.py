@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from bark_models import SMALL, preset, texts
-from parity import accelerated_copy, assert_equal_to_stock
+from support.bark_models import SMALL, preset, texts
+from support.parity import accelerated_copy, assert_equal_to_stock
 
 from bark_accel import AudioStreamer, long_form
 from bark_accel._arguments import whole_number

@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from bark_models import SUNO
-from parity import accelerated_copy, assert_equal_to_stock
-from stock_limits import skip_where_stock_fails
+from support.bark_models import SUNO
+from support.parity import accelerated_copy, assert_equal_to_stock
+from support.stock_limits import skip_where_stock_fails
 from transformers import BarkProcessor, BertTokenizer, pipeline
 
 from bark_accel import AudioStreamer, batch_inputs

@@ -10,8 +10,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from bark_models import SMALL, SUNO, build, preset, texts
-from parity import accelerated_copy
+from support.bark_models import SMALL, SUNO, build, preset, texts
+from support.parity import accelerated_copy
 
 from bark_accel import AudioStreamer, stream
 from bark_accel.hf import extract

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from bark_models import SMALL, build, preset, texts
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
-from parity import accelerated_copy, assert_equal_to_stock
+from support.bark_models import SMALL, build, preset, texts
+from support.parity import accelerated_copy, assert_equal_to_stock
 
 
 @pytest.fixture(scope="module")

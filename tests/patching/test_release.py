@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 import torch
-from bark_models import SMALL, build, preset, texts
-from parity import accelerated_copy
+from support.bark_models import SMALL, build, preset, texts
+from support.parity import accelerated_copy
 from torch import nn
 
 from bark_accel import AccelerationError, accelerate_bark, acceleration_report, restore_bark, stream

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 import torch
-from bark_models import SMALL, build, preset, stage_configs, texts
-from parity import accelerated_copy, assert_equal_to_stock, assert_same_tokens
+from support.bark_models import SMALL, build, preset, stage_configs, texts
+from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_tokens
 
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stream
 from bark_accel.decoding.speculation import Draft

@@ -10,8 +10,8 @@ import threading
 
 import pytest
 import torch
-from bark_models import SMALL, build, texts
-from parity import accelerated_copy, run
+from support.bark_models import SMALL, build, texts
+from support.parity import accelerated_copy, run
 from transformers import BarkModel
 
 from bark_accel import accelerate_bark, acceleration_report, restore_bark

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from bark_models import SMALL, build, generation_config, texts
-from parity import (
+from support.bark_models import SMALL, build, generation_config, texts
+from support.parity import (
     accelerated_copy,
     assert_equal_to_stock,
     assert_same_run,

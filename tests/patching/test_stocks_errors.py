@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from bark_models import SMALL, stage_configs, texts
-from parity import accelerated_copy
+from support.bark_models import SMALL, stage_configs, texts
+from support.parity import accelerated_copy
 
 from bark_accel import AudioStreamer
 from bark_accel.hf.compat import prompt_argument

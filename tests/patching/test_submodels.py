@@ -6,8 +6,8 @@ import inspect
 
 import pytest
 import torch
-from bark_models import SMALL, preset, stage_configs, texts
-from parity import accelerated_copy, assert_same_tokens
+from support.bark_models import SMALL, preset, stage_configs, texts
+from support.parity import accelerated_copy, assert_same_tokens
 from transformers.generation.streamers import BaseStreamer
 
 

@@ -6,8 +6,15 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from bark_models import SMALL, SUNO, build, preset, stage_configs, texts
-from parity import TOKEN_STAGES, accelerated_copy, assert_equal_to_stock, assert_same_return, assert_same_tokens, run
+from support.bark_models import SMALL, SUNO, build, preset, stage_configs, texts
+from support.parity import (
+    TOKEN_STAGES,
+    accelerated_copy,
+    assert_equal_to_stock,
+    assert_same_return,
+    assert_same_tokens,
+    run,
+)
 
 from bark_accel import AudioStreamer, acceleration_report
 from bark_accel.hf.extract import coarse_spec

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from call_capturer import CallCapturer
-from parity import TOKEN_STAGES, accelerated_copy, assert_equal_to_stock, assert_same_tokens, assert_stock_gives, run
+from support.call_capturer import CallCapturer
+from support.parity import (
+    TOKEN_STAGES,
+    accelerated_copy,
+    assert_equal_to_stock,
+    assert_same_tokens,
+    assert_stock_gives,
+    run,
+)
 from transformers import AutoProcessor
 
 from bark_accel import acceleration_report, batch_inputs, load_voice_preset, long_form, small_bark_path

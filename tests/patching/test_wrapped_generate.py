@@ -8,9 +8,9 @@ import functools
 import numpy as np
 import pytest
 import torch
-from bark_models import SMALL, texts
-from parity import accelerated_copy
-from tiny_text import TEXT, tiny_processor
+from support.bark_models import SMALL, texts
+from support.parity import accelerated_copy
+from support.tiny_text import TEXT, tiny_processor
 
 from bark_accel import acceleration_report, generate_with_preset, long_form, stream
 from bark_accel.patches.speaker import model_digest

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from bark_models import SMALL, build
+from support.bark_models import SMALL, build
 from torch import Tensor
 
 from bark_accel.hf import extract

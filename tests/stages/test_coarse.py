@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bark_models import SMALL, SUNO, build, preset, stage_configs
+from support.bark_models import SMALL, SUNO, build, preset, stage_configs
 
 from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf import extract

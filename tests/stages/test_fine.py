@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bark_models import SMALL, preset, texts
-from parity import accelerated_copy, run
+from support.bark_models import SMALL, preset, texts
+from support.parity import accelerated_copy, run
 
 from bark_accel.stages import fine
 

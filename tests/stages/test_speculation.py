@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bark_models import SMALL, build, preset, stage_configs, texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.bark_models import SMALL, build, preset, stage_configs, texts
 
 from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.decoding.speculation import MAX_DRAFT_TOKENS, Draft, Speculation

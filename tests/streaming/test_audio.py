@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from bark_models import SMALL, build, preset, stage_configs, texts
-from parity import accelerated_copy
-from stock_limits import skip_where_stock_fails
+from support.bark_models import SMALL, build, preset, stage_configs, texts
+from support.parity import accelerated_copy
+from support.stock_limits import skip_where_stock_fails
 from transformers.generation.logits_process import (
     AlternatingCodebooksLogitsProcessor,
     BarkEosPrioritizerLogitsProcessor,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from bark_models import SMALL, texts
-from parity import accelerated_copy
+from support.bark_models import SMALL, texts
+from support.parity import accelerated_copy
 
 from bark_accel import stream
 

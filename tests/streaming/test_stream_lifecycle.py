@@ -17,8 +17,8 @@ import weakref
 
 import pytest
 import torch
-from bark_models import SMALL, build, preset, texts
-from parity import accelerated_copy
+from support.bark_models import SMALL, build, preset, texts
+from support.parity import accelerated_copy
 
 from bark_accel import AudioStreamer, acceleration_report, restore_bark, stream
 from bark_accel.stages.coarse import CoarseStage

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from parity import accelerated_copy, assert_equal_to_stock
+from support.parity import accelerated_copy, assert_equal_to_stock
 from transformers import AutoProcessor
 
 from bark_accel import AudioStreamer, FallbackKind, acceleration_report, small_bark_path, stream

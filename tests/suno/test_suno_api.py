@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parity import accelerated_copy
+from support.parity import accelerated_copy
 from transformers import AutoProcessor
 
 import bark_accel.suno

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bark_models import SUNO, build
+from support.bark_models import SUNO, build
 from support.suno_package import Letters, random_models, save
 
 import bark_accel.suno.generation as ours

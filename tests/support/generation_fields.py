@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 from transformers import GenerationConfig, WatermarkingConfig
 
-TABLE = Path(__file__).parents[1] / "docs" / "options.md"
+TABLE = Path(__file__).parents[2] / "docs" / "options.md"
 # `| field | semantic | coarse | note |`; a claim may hold for one major version: `none, loop in 4.x`.
 _ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|")
 _CLAIM = re.compile(r"^(fused|none|loop|stock|nobody)(?:, (fused|none|loop|stock|nobody) in 4\.x)?$")

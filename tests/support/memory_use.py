@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 import torch
-from bark_models import SMALL, build, preset, texts
 
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stream
+from support.bark_models import SMALL, build, preset, texts
 
 
 def peak_kib() -> int:

@@ -1,0 +1,1 @@
+"""Helpers of the tests: models, stock beside us, stand-ins, the import graph."""
