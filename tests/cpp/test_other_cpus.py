@@ -1,0 +1,44 @@
+"""The generic kernels on CPUs that are not here, emulated: aarch64, and x86-64 without AVX (`make other-cpus`)."""
+
+from __future__ import annotations
+
+import platform
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+# The compiler, and the emulator of qemu-user.
+CPUS = {
+    "aarch64": ("aarch64-linux-gnu-g++", ["qemu-aarch64"]),
+    "x86_64": ("g++", ["qemu-x86_64", "-cpu", "Nehalem"]),
+}
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_generic_kernels(cpu: str, tmp_path: Path) -> None:
+    """As setup.py compiles them, against double precision."""
+    compiler, emulator = CPUS[cpu]
+    missing = [tool for tool in (compiler, emulator[0]) if shutil.which(tool) is None]
+    if cpu == "x86_64" and platform.machine() != "x86_64":
+        missing.append("a compiler for it")
+    if missing:
+        pytest.skip(f"{cpu} needs {' and '.join(missing)} (Debian: g++-aarch64-linux-gnu, qemu-user)")
+    with mock.patch("setuptools.setup"):
+        setup = runpy.run_path(str(ROOT / "setup.py"))
+    kernels, checks, program = (tmp_path / name for name in ("kernels.o", "checks.o", "program"))
+
+    def compile_(*arguments: object) -> None:
+        subprocess.run([compiler, "-std=c++17", *map(str, arguments)], check=True)
+
+    compile_(*setup["OPTIMISE"], *setup["KERNEL_FLAGS"], "-c", ROOT / "csrc/cpu/isa_generic.cpp", "-o", kernels)
+    defines = ("-DBARK_KERNELS=&generic_kernels()", f"-I{ROOT / 'csrc/cuda'}", "-Wno-unknown-pragmas")
+    compile_("-O0", *defines, "-c", HERE / "cpu_kernels.cpp", "-o", checks)
+    compile_(ROOT / "csrc/cpu/barrier.cpp", kernels, checks, "-pthread", "-static", "-o", program)
+    done = subprocess.run([*emulator, program, "--brief"], capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0 and " 0 failures" in done.stdout + done.stderr, done.stderr[-5000:]
