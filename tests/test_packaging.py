@@ -60,4 +60,4 @@ def test_bug_reports_ask_for_what_the_commands_print():
     asked = " ".join(field["attributes"]["label"] for field in form["body"])
     for command in re.findall(r"bark-accel (\w+)", asked):
         assert (ROOT / f"bark_accel/cli/{command}.py").is_file(), command
-    assert "bark-accel info" in asked and "acceleration_report(model)" in asked
+    assert "bark-accel info" in asked and "bark-accel check" in asked and "acceleration_report(model)" in asked

@@ -223,6 +223,26 @@ def bench(
 
 
 @app.command()
+def check(
+    model: Model = None,
+    device: Device = None,
+    minutes: Annotated[float, typer.Option(min=0, help="Begin no other utterance after this long.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.02, help="Length of an utterance, at most.")] = 1.5,
+    seed: Seed = 0,
+    json: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write all that was found to this file, for a bug report: it names no folders of yours."),
+    ] = None,
+) -> None:
+    """Compare tokens, scores, times and memory with stock's on this machine: ten texts, voices, greedy and sampled."""
+    with friendly_errors():
+        from .check import check as run
+        from .request import ModelChoice
+
+        run(ModelChoice(model, device), minutes, seconds, seed, json)
+
+
+@app.command()
 def info() -> None:
     """Show the build, the versions and the machine."""
     with friendly_errors():

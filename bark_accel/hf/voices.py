@@ -90,7 +90,7 @@ def resolve_voice(processor: Any, voice: Any) -> VoicePreset | None:
         return checked_preset(voice)
     if not isinstance(voice, (str, os.PathLike)):
         raise TypeError(f"voice: expected a preset, an .npz file or a name, got {type(voice).__name__}")
-    name, names = os.fspath(voice), _names(processor)
+    name, names = os.fspath(voice), voice_names(processor)
     if name in names:
         return checked_preset(processor("", voice_preset=name)["history_prompt"])
     path = name if name.endswith(".npz") else f"{name}.npz"
@@ -100,7 +100,7 @@ def resolve_voice(processor: Any, voice: Any) -> VoicePreset | None:
     raise ValueError(f"voice: expected an .npz file or a voice name, got {name!r}; this checkpoint {have}")
 
 
-def _names(processor: Any) -> list[str]:
+def voice_names(processor: Any) -> list[str]:
     """Return the names of the processor's voices; its own property for them is newer than Transformers 4.46."""
     known = getattr(processor, "speaker_embeddings", None) or {}
     return [name for name in known if name != "repo_or_path"]

@@ -1,0 +1,101 @@
+"""`bark-accel check`, with the small Bark and with checkpoints that lack something."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from bark_models import SUNO, build
+from typer.testing import CliRunner
+
+from bark_accel import small_bark_path
+from bark_accel.bench.check import TEXTS, requests
+from bark_accel.bench.forced import distances
+from bark_accel.bench.measure import run_once
+from bark_accel.bench.models import load_bark, shared_copy, unknown_words
+from bark_accel.cli.app import app
+from bark_accel.stages.fine import FineStage
+
+QUICK = ("--minutes", 0, "--seconds", 0.2)
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["check", *(str(a) for a in arguments)])
+
+
+def test_the_small_bark(tmp_path):
+    """One request of each way where there is no time; the file names no folder."""
+    folder = tmp_path / "home" / "checkpoint"
+    shutil.copytree(small_bark_path(), folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    result = run(*QUICK, "--model", folder, "--json", tmp_path / "report.json")
+    assert result.exit_code == 0, result.output
+    for said in ("Stock's tokens in all of 4 requests", "first sound", "KL (nats)", "4 of 40 requests"):
+        assert said in result.output
+    text = (tmp_path / "report.json").read_text()
+    assert str(tmp_path) not in text and str(Path.home()) + "/" not in text
+    report = json.loads(text)
+    assert report["model"] == "checkpoint" and report["versions"]["torch"] == torch.__version__
+    ways = {(request["voice"] is not None, request["do_sample"]) for request in report["requests"]}
+    assert len(ways) == 4 and not any(request["wrong"] for request in report["requests"])
+    errors = {weights: far["semantic"]["relative_error"] for weights, far in report["against_stock"].items()}
+    assert errors["same"] < 1e-5 < errors["float16"] < errors["bfloat16"] < errors["int8"] < 0.1
+    assert report["summary"]["total"]["ratio"] > 0 and report["first_sound_s"] > 0
+
+
+def test_other_tokens_than_stocks(tmp_path, monkeypatch):
+    """Said, written and told by the exit status; a checkpoint without a tokenizer has made-up ids and no voices."""
+    build(SUNO).save_pretrained(tmp_path / "model")
+    draw = FineStage._draw
+    monkeypatch.setattr(FineStage, "_draw", lambda *arguments: draw(*arguments).index_fill(0, torch.tensor([3]), 0))
+    result = run(*QUICK, "--model", tmp_path / "model", "--json", tmp_path / "report.json")
+    assert result.exit_code == 1
+    assert "NOT stock's tokens in 4 of 4 requests" in result.output and "fine: " in result.output
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["verdict"].startswith("NOT") and all(request["wrong"] for request in report["requests"])
+    assert {request["voice"] for request in report["requests"]} == {None}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--device", "nowhere"), "--device: expected cpu"),
+        (("--json", "no/such/folder/report.json"), "--json"),
+        (("--model", "no/such/folder/at/all"), "no such folder"),
+        (("--seconds", 1000), "seconds: expected at most"),
+    ],
+)
+def test_bad_input_is_one_message(options, message):
+    result = run(*options)
+    assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output
+
+
+def test_the_small_bark_knows_every_word_of_the_texts():
+    assert len(set(TEXTS)) == 10 and not [word for text in TEXTS for word in unknown_words(load_bark(), text)]
+
+
+def test_every_text_comes_before_one_comes_again():
+    """And every text in each way, once."""
+    wanted = requests(load_bark(), 0)
+    assert [request.text for request in wanted[:10]] == list(TEXTS)
+    ways = {(request.text, request.voice is None, request.do_sample) for request in wanted}
+    assert len(ways) == len(wanted) == 40 and {request.voice for request in wanted} == {None, "slt", "rms"}
+
+
+def test_distances_are_those_of_the_weights_that_speak():
+    """A head that is a tenth off is; stock's own module is left as it was."""
+    loaded = load_bark()
+    model = loaded.model.float()
+    inputs = {**loaded.inputs(TEXTS[0]), "semantic_max_new_tokens": 5, "do_sample": True}
+
+    def generate(stock):
+        run_once(stock, dict(inputs), 0)
+        with torch.no_grad():
+            stock.coarse_acoustics.lm_head.weight.mul_(1.1)
+
+    found = distances(shared_copy(model), generate)["same"]
+    assert found["semantic"].relative_error < 1e-5 and abs(found["coarse"].relative_error - 0.1) < 1e-3
+    assert found["fine"].top_1_agreement > 0.999 and found["coarse"].kl_nats > 1e-3
+    assert "forward" not in vars(model.semantic) | vars(model.fine_acoustics)
