@@ -132,9 +132,19 @@ def test_a_cell_that_is_stopped_stops_the_sound_and_the_generation(places):
     assert left and run_by_node(places[0].scripts)[1] == 1
 
 
-def test_rows_of_a_batch_are_refused(places):
+def test_rows_of_a_batch_are_refused_and_not_generated(places):
+    left = []
+
+    def chunks():
+        try:
+            yield torch.zeros(2, 5)
+        finally:
+            left.append(True)
+
+    given = chunks()
     with pytest.raises(ValueError, match=r"expected one waveform, \[S\] or \[1, S\], got \[2, 5\]"):
-        play([torch.zeros(2, 5)])
+        play(given)
+    assert left, "the stream is closed, though somebody still has it"
 
 
 def test_a_stream_is_played_whole(places, small_model):
