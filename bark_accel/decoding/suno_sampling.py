@@ -71,6 +71,7 @@ def draw_frames(logits: Tensor, temperature: float | None) -> Tensor:
         return logits.argmax(1)
     probabilities = (logits.float() / temperature).softmax(1)
     noise = torch.empty_like(probabilities)
+    # On Intel CPUs and GPUs torch's numbers depend on how many are drawn at once.
     for frame in noise:
         frame.exponential_()
     return (probabilities / noise).argmax(1)

@@ -34,6 +34,8 @@ NOT_OURS |= {"prefix", "EncodecModel"}
 def small(speaking_model):
     """The small Bark speaks."""
     processor = AutoProcessor.from_pretrained(small_bark_path())
+    # Transformers before 4.57 looks for a local checkpoint's voices in the working folder.
+    processor.speaker_embeddings["repo_or_path"] = str(small_bark_path())
     yield use_model(accelerated_copy(speaking_model), processor)
     ours.clean_models()
 

@@ -39,6 +39,8 @@ VOICE, LONG_VOICE = prompt(80, 120), prompt(500, 751)
         {"history_prompt": LONG_VOICE},
         {"allow_early_stop": False, "max_gen_duration_s": 2},
         {"max_gen_duration_s": 0.5, "use_kv_caching": True},
+        {"allow_early_stop": False, "max_gen_duration_s": sum([1 / 49.9] * 10)},
+        {"allow_early_stop": False, "max_gen_duration_s": 7.3 / 49.9},
     ],
     ids=str,
 )
