@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .engine.errors import DeadlineExceeded, EngineBusy, EngineClosed, RequestCancelled
+    from .engine.request import SpeechRequest
     from .hf.presets import generate_with_preset
     from .hf.voices import batch_inputs
     from .longform.reader import LongForm, SpokenChunk
     from .patches.api import accelerate_bark, acceleration_report, free_memory, restore_bark
+    from .patches.engine import BarkEngine
     from .patches.speaker import long_form
     from .report import AccelerationError, AccelerationReport, FallbackKind, FallbackReason, StageReport
     from .small_bark import small_bark_path
@@ -32,9 +35,15 @@ _HOME = {
     "AccelerationError": "report",
     "AccelerationReport": "report",
     "AudioStreamer": "streaming.streamer",
+    "BarkEngine": "patches.engine",
+    "DeadlineExceeded": "engine.errors",
+    "EngineBusy": "engine.errors",
+    "EngineClosed": "engine.errors",
     "FallbackKind": "report",
     "FallbackReason": "report",
     "LongForm": "longform.reader",
+    "RequestCancelled": "engine.errors",
+    "SpeechRequest": "engine.request",
     "SpokenChunk": "longform.reader",
     "StageReport": "report",
     "accelerate_bark": "patches.api",
@@ -55,9 +64,15 @@ __all__ = [
     "AccelerationError",
     "AccelerationReport",
     "AudioStreamer",
+    "BarkEngine",
+    "DeadlineExceeded",
+    "EngineBusy",
+    "EngineClosed",
     "FallbackKind",
     "FallbackReason",
     "LongForm",
+    "RequestCancelled",
+    "SpeechRequest",
     "SpokenChunk",
     "StageReport",
     "accelerate_bark",

@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from bark_accel.decoding.rng import fork
 from bark_accel.hf.presets import presets_of
 from bark_accel.report import Fallback, FallbackKind
-from bark_accel.stages.fine import FineSampling
+from bark_accel.stages.fine import FineSampling, FineStage
 from bark_accel.stages.loops import TokenListener, run_coarse, run_semantic
 from bark_accel.streaming.pipeline import ChunkDecoder, repad
-from bark_accel.streaming.policies import Exact, Hops, LowLatency, Policy, Preview, hop_growth
+from bark_accel.streaming.policies import Policy, make_policy
 from bark_accel.streaming.streamer import AudioStreamer
 from bark_accel.voices.preset import VoicePreset
 
@@ -95,18 +94,16 @@ class AudioGeneration:
 
     def _policy(self) -> Policy:
         """Make what decides how the sound is cut."""
-        streamer, request, patch = self._streamer, self._request, self._patches.fine
-        configs, device = request.configs, patch.module.device
-        spec = patch.spec(configs.fine_spec, request.voices)
-        hops = Hops(streamer.first_chunk_frames, hop_growth(streamer.policy, device), streamer.max_chunk_frames)
-        if streamer.policy == "preview":
-            return Preview(spec, hops)
-        fine, histories = patch.ready_stage(patch.prepare(), spec), request.voices.fine
-        temperature = patch.settings.stock_bugs.fine_temperature(configs.fine, request.arguments("fine"))
-        sampling = FineSampling(temperature, before_pass=streamer.check)
-        if streamer.policy == "exact":
-            return Exact(fine, spec, histories, sampling, self._compiled.upcoming_generator())
-        return LowLatency(fine, hops, streamer.lookahead_frames, histories, sampling, fork(device, "fine"))
+        patch, request = self._patches.fine, self._request
+        spec = patch.spec(request.configs.fine_spec, request.voices)
+
+        def fine() -> tuple[FineStage, FineSampling]:
+            stage = patch.ready_stage(patch.prepare(), spec)
+            temperature = patch.settings.stock_bugs.fine_temperature(request.configs.fine, request.arguments("fine"))
+            return stage, FineSampling(temperature, before_pass=self._streamer.check)
+
+        upcoming = self._compiled.upcoming_generator()
+        return make_policy(self._streamer, spec, patch.module.device, request.voices.fine, fine, upcoming)
 
     def _tell_lengths(self) -> None:
         self._streamer.row_lengths_samples = self._decoder.row_lengths_samples

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from bark_accel.decoding.rng import default_generator
+from bark_accel.decoding.rng import default_generator, fork
 from bark_accel.stages.fine import FineSampling, FineStage, FineState, coarse_codes, row_histories
 from bark_accel.stages.spec import FineSpec
 
@@ -214,8 +214,8 @@ class Exact:
 class Whole(Exact):
     """Transformers' own windows, one at a time, and all codes at once."""
 
-    def __init__(self, fine: FineStage, spec: FineSpec, histories: Sequence[Tensor | None], sampling: FineSampling):
-        super().__init__(fine, spec, histories, sampling, None)
+    def __init__(self, fine: FineStage, sampling: FineSampling, histories: Sequence[Tensor | None]):
+        super().__init__(fine, fine.spec, histories, sampling, None)
 
     def take(self) -> Tensor | None:
         if not self.ready():
@@ -232,6 +232,28 @@ class Chunking(Protocol):
     first_chunk_frames: int
     max_chunk_frames: int
     lookahead_frames: int
+
+
+def make_policy(
+    chunking: Chunking,
+    spec: FineSpec,
+    device: torch.device,
+    histories: Sequence[Tensor | None],
+    fine: Callable[[], tuple[FineStage, FineSampling]],
+    upcoming_generator: Callable[[int], Generator] | None,
+) -> Policy:
+    """Make the policy of one generation.
+
+    `fine` gives the fine stage where one is needed; for `histories` and `upcoming_generator` see the policies.
+    """
+    hops = Hops(chunking.first_chunk_frames, hop_growth(chunking.policy, device), chunking.max_chunk_frames)
+    if chunking.policy == "preview":
+        return Preview(spec, hops)
+    stage, sampling = fine()
+    if chunking.policy == "exact":
+        return Exact(stage, spec, histories, sampling, upcoming_generator)
+    generator = fork(device, "fine", sampling.source)
+    return LowLatency(stage, hops, chunking.lookahead_frames, histories, sampling, generator)
 
 
 def hop_growth(policy: str, device: torch.device) -> float:

@@ -33,17 +33,17 @@ SECONDS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 2.0)
 @contextmanager
 def rows_of(tokens: Sequence[int], end: int) -> Iterator[None]:
     """Each row of a semantic generation in the block ends after so many tokens."""
-    draw = SemanticStage._next_token
+    note = SemanticStage._ended
 
-    def ending(self: SemanticStage, state: SemanticState) -> Tensor:
+    def ending(self: SemanticStage, state: SemanticState, drawn: Tensor) -> Tensor:
         done = len(state.tokens)
-        return draw(self, state).masked_fill(torch.tensor([done >= count for count in tokens]), end)
+        return note(self, state, drawn.masked_fill(torch.tensor([done >= count for count in tokens]), end))
 
-    SemanticStage._next_token = ending  # type: ignore[method-assign]
+    SemanticStage._ended = ending  # type: ignore[method-assign]
     try:
         yield
     finally:
-        SemanticStage._next_token = draw  # type: ignore[method-assign]
+        SemanticStage._ended = note  # type: ignore[method-assign]
 
 
 def seconds_of(model: Any, tokens: Sequence[int], *, ending: bool) -> dict[str, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bark_models import SUNO, build
+from support.bark_models import SUNO, build
 from typer.testing import CliRunner
 
 from bark_accel import small_bark_path

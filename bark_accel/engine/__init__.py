@@ -1,0 +1,1 @@
+"""Many requests in one batch: rows join and leave at every step."""

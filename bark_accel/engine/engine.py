@@ -1,0 +1,228 @@
+"""The thread that runs requests, and the door to it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from numbers import Integral, Real
+from typing import Any, Protocol
+
+import torch
+from torch import Generator
+
+from bark_accel._arguments import whole_number
+from bark_accel._forked import avoid_lost_threads
+from bark_accel.streaming.policies import Chunking
+from bark_accel.streaming.streamer import AudioStreamer, on_current_stream
+from bark_accel.transformer.causal import CausalModel
+
+from .errors import EngineBusy, EngineClosed
+from .request import SpeechRequest
+from .row import Plan, Row
+from .scheduler import Scheduler
+from .slots import Slots
+
+
+class Source(Protocol):
+    """A model, as it is when the engine is made."""
+
+    @property
+    def models(self) -> list[CausalModel]:
+        """Those of the causal stages, in their order."""
+
+    def streamer(self, **chunking: Any) -> AudioStreamer:
+        """A queue to a listener; raises for bad arguments, and for a model that has changed."""
+
+    def prepare(
+        self, arguments: dict[str, Any], chunking: Chunking | None, check: Callable[[], None], generator: Generator
+    ) -> Plan:
+        """Prepare a request, whose waveform is cut as `chunking` has it, or not at all.
+
+        It draws from `generator`, and calls `check`, which may raise to stop it. Raises for bad arguments and for what
+        cannot be done, before any work.
+        """
+
+
+def make_row(
+    source: Source,
+    arguments: dict[str, Any],
+    *,
+    seed: int | None = None,
+    policy: str | None = None,
+    deadline_s: float | None = None,
+    **chunk_lengths: int,
+) -> Row:
+    """A request for a scheduler, with arguments of `generate`; for the others, and what is raised, see `submit`."""
+    if deadline_s is not None and not (isinstance(deadline_s, Real) and deadline_s > 0):
+        raise ValueError(f"deadline_s: expected None or seconds > 0, got {deadline_s!r}")
+    if not (seed is None or isinstance(seed, Integral)) or isinstance(seed, bool):
+        raise TypeError(f"seed: expected None or an int, got {seed!r}")
+    streamer = source.streamer(policy="exact" if policy is None else policy, **chunk_lengths)
+    generator = Generator(source.models[0].weights.device)
+    seed = generator.seed() if seed is None else int(seed)
+    generator.manual_seed(seed)
+    request = SpeechRequest(streamer, seed, deadline_s, whole=policy is None)
+    chunking = None if policy is None else streamer
+    return Row(source.prepare(arguments, chunking, request.check, generator), request)
+
+
+class Engine:
+    """Runs the requests of a source. See `bark_accel.BarkEngine`."""
+
+    def __init__(self, make_source: Callable[[], Source], max_rows: int, max_queued: int):
+        self.max_rows = whole_number("max_rows", max_rows, 1)
+        self.max_queued = whole_number("max_queued", max_queued, 0)
+        avoid_lost_threads()
+        self._source = make_source()
+        slots = Slots(self._source.models, self.max_rows)
+        self.cache_bytes = slots.nbytes
+        """Bytes of the key-value caches."""
+        self._scheduler = Scheduler(self._source.models, slots)
+        self._changed = threading.Condition()
+        self._arrived: list[Row] = []
+        self._unfinished: set[SpeechRequest] = set()
+        self._closed = self._drains = False
+        self._process = os.getpid()
+        self._thread = threading.Thread(
+            target=self._run, args=(on_current_stream(),), name="bark_accel.engine", daemon=True
+        )
+        self._thread.start()
+        _live.add(self)
+
+    @property
+    def requests(self) -> int:
+        """How many requests are not done."""
+        with self._changed:
+            return self._count()
+
+    def submit(
+        self,
+        input_ids: Any = None,
+        *,
+        seed: int | None = None,
+        policy: str | None = None,
+        first_chunk_frames: int = 30,
+        max_chunk_frames: int = 480,
+        lookahead_frames: int = 15,
+        deadline_s: float | None = None,
+        **generate_kwargs: Any,
+    ) -> SpeechRequest:
+        """Queue one utterance, and return at once.
+
+        Parameters
+        ----------
+        input_ids : Tensor [1, T] int
+            With `attention_mask` and `history_prompt`, as the processor gives them.
+        seed : int, optional
+            The audio is what `torch.manual_seed(seed)` before `model.generate` (with a policy: `stream`) gives. None:
+            one that nobody knows beforehand, `request.seed`.
+        policy : {"low_latency", "exact", "preview"}, optional
+            As in `AudioStreamer`, like the lengths of chunks. None: the whole waveform at once, which is `generate`'s.
+        deadline_s : float, optional
+            Seconds after which the request ends with `DeadlineExceeded`.
+        generate_kwargs
+            Other arguments of `model.generate` that its sampler has (sampling options, lengths; of one stage with its
+            prefix).
+
+        Returns
+        -------
+        SpeechRequest
+            Iterate over it, or take its `result()`.
+
+        Raises
+        ------
+        EngineBusy
+            `max_rows` and `max_queued` more requests are not done yet.
+        EngineClosed
+            After `close`.
+        TypeError, ValueError
+            What `generate` would raise before any work, for more than one row, for options that need Transformers' own
+            loop or model, and for a model that has changed since the engine was made.
+        """
+        self._check_open()
+        row = make_row(
+            self._source,
+            {"input_ids": input_ids, **generate_kwargs},
+            seed=seed,
+            policy=policy,
+            deadline_s=deadline_s,
+            first_chunk_frames=first_chunk_frames,
+            max_chunk_frames=max_chunk_frames,
+            lookahead_frames=lookahead_frames,
+        )
+        with self._changed:
+            self._check_open()
+            self._arrived.append(row)
+            self._unfinished.add(row.request)
+            self._changed.notify_all()
+        return row.request
+
+    def close(self, *, drain: bool = False) -> None:
+        """Take no more requests and end the thread.
+
+        Parameters
+        ----------
+        drain : bool
+            Finish the requests that are there, however long it takes. Otherwise they end with `EngineClosed`.
+        """
+        with self._changed:
+            self._closed, self._drains = True, drain
+            left = [] if drain else list(self._unfinished)
+            self._changed.notify_all()
+        for request in left:
+            request.end(EngineClosed("expected audio, got an engine that was closed before it was done"))
+        if self._process == os.getpid():
+            self._thread.join()
+        _live.discard(self)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Finish what is there, or, where the block raised, cancel it."""
+        self.close(drain=kind is None)
+
+    def _check_open(self) -> None:
+        """Raise unless there is room for one more."""
+        if self._process != os.getpid():
+            raise RuntimeError("BarkEngine: expected the process that made it, got a child of it, which has no thread")
+        with self._changed:
+            if self._closed:
+                raise EngineClosed("BarkEngine: expected an open engine, got one that was closed")
+            if self._count() >= self.max_rows + self.max_queued:
+                most = f"{self.max_rows} running (max_rows) and {self.max_queued} waiting (max_queued)"
+                raise EngineBusy(f"BarkEngine: expected at most {most} requests, got one more")
+
+    def _count(self) -> int:
+        self._unfinished = {request for request in self._unfinished if not request.done()}
+        return len(self._unfinished)
+
+    # The thread.
+
+    def _run(self, place: AbstractContextManager) -> None:
+        with torch.no_grad(), place:
+            while self._next_turn():
+                self._scheduler.turn()
+
+    def _next_turn(self) -> bool:
+        """Wait for something to do; False where nothing will come."""
+        with self._changed:
+            while not (self._arrived or self._scheduler.busy or self._closed):
+                self._changed.wait()
+            arrived, self._arrived = self._arrived, []
+            for row in arrived:
+                self._scheduler.add(row)
+            return self._scheduler.busy
+
+
+# Engines that nobody has closed.
+_live: set[Engine] = set()
+
+
+@atexit.register
+def _close_all() -> None:
+    for engine in list(_live):
+        engine.close()

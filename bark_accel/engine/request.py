@@ -1,0 +1,160 @@
+"""A request as its listener holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Generator, Iterator
+from concurrent import futures
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bark_accel.streaming.streamer import AudioStreamer
+
+from .errors import DeadlineExceeded, RequestCancelled
+
+# Seconds after which a listener of the whole utterance is as urgent as one who has just come for a stream.
+_PATIENCE_S = 30.0
+
+
+class SpeechRequest:
+    """One utterance that an engine generates. Made by `BarkEngine.submit`.
+
+    Iterating over it, also with `async for`, gives the audio as it comes: float32 CPU tensors [S], each once.
+    `result()` and `await` give all of it. Leaving a `with` block cancels the request.
+
+    Attributes
+    ----------
+    seed : int
+        Of its random numbers.
+    sampling_rate : int
+        Samples per second.
+    status : {"queued", "semantic", "coarse", "fine", "done"}
+        Where it stands; a request that failed or was cancelled is done.
+    preset : dict, optional
+        The voice preset that it makes (int64 arrays), once it is done; None for `policy="preview"`.
+    """
+
+    def __init__(self, streamer: AudioStreamer, seed: int, deadline_s: float | None, *, whole: bool):
+        self.seed = seed
+        self.sampling_rate = streamer.sampling_rate
+        self.status = "queued"
+        self.preset: dict[str, np.ndarray] | None = None
+        self._streamer = streamer
+        self._deadline_s = deadline_s
+        self._submitted_at = time.monotonic()
+        self._pieces: list[Tensor] = []
+        self._samples = 0
+        self._future: futures.Future[Tensor] = futures.Future()
+        self.waits_from = self._submitted_at + (_PATIENCE_S if whole else 0.0)
+        """When the listener has heard all that there is (`time.monotonic`): who waits first, comes first."""
+
+    # The listener's side.
+
+    @property
+    def seconds_ready(self) -> float:
+        """Seconds of audio that are ready."""
+        return self._samples / self.sampling_rate
+
+    def done(self) -> bool:
+        """Tell whether it has ended, well or not."""
+        return self._future.done()
+
+    def result(self, timeout: float | None = None) -> Tensor:
+        """All audio, [S] float32 on the CPU.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait.
+
+        Raises
+        ------
+        TimeoutError
+            It is not done after `timeout` seconds; it goes on.
+        RequestCancelled, DeadlineExceeded, EngineClosed
+            What ended it; or what generating raised.
+        """
+        try:
+            return self._future.result(timeout)
+        except futures.TimeoutError:
+            if self._future.done():
+                raise
+            raise TimeoutError(f"expected audio within {timeout} s, got a request that is {self.status}") from None
+
+    def __await__(self) -> Generator[object, None, Tensor]:
+        # Shielded: a task that gives up waiting leaves the request to others who wait.
+        return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Raises what ended the request early, but for `cancel`."""
+        return (chunk[0] for chunk in self._streamer)
+
+    async def __aiter__(self) -> AsyncIterator[Tensor]:
+        async for chunk in self._streamer:
+            yield chunk[0]
+
+    def cancel(self) -> None:
+        """End it now: iterators end, `result` raises `RequestCancelled`, and its row is free at the next step.
+
+        Safe from any thread, at any time, and more than once.
+        """
+        error = RequestCancelled(f"expected audio, got a request that was cancelled when it was {self.status}")
+        if _settle(self._future, None, error):
+            self.status = "done"
+        self._streamer.cancel()
+
+    def __enter__(self) -> SpeechRequest:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cancel()
+
+    # The engine's side.
+
+    def check(self) -> None:
+        """Raise what ended it, or `DeadlineExceeded` where it is late."""
+        if self._future.done():
+            error = self._future.exception()
+            assert error is not None
+            raise error
+        if self._deadline_s is not None and time.monotonic() - self._submitted_at > self._deadline_s:
+            raise DeadlineExceeded(f"expected audio in {self._deadline_s} s, got a request that is {self.status}")
+
+    def deliver(self, chunk: Tensor) -> None:
+        """Take the next samples [1, S]."""
+        self.check()
+        self._pieces.append(chunk[0])
+        self._samples += chunk.shape[1]
+        self.waits_from = max(time.monotonic(), self.waits_from) if len(self._pieces) > 1 else time.monotonic()
+        self.waits_from += chunk.shape[1] / self.sampling_rate
+        # A copy, because a listener may change what it gets.
+        self._streamer.deliver(chunk.clone())
+
+    def finish(self, preset: dict[str, np.ndarray] | None) -> None:
+        """Take the end of the audio, and the voice preset that it makes."""
+        self.preset = preset
+        audio = torch.cat(self._pieces) if self._pieces else torch.empty(0, dtype=torch.float32, device="cpu")
+        self.status = "done"
+        if _settle(self._future, audio, None):
+            self._streamer.finish()
+
+    def end(self, error: BaseException) -> None:
+        """End it with an error, unless it has ended."""
+        if _settle(self._future, None, error):
+            self._streamer.fail(error)
+            self.status = "done"
+
+
+def _settle(future: futures.Future[Tensor], audio: Tensor | None, error: BaseException | None) -> bool:
+    """Give a future its result or its error; False where it has one."""
+    try:
+        if error is None:
+            future.set_result(audio)  # type: ignore[arg-type]
+        else:
+            future.set_exception(error)
+    except futures.InvalidStateError:
+        return False
+    return True

@@ -1,0 +1,118 @@
+"""A request's way through the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from bark_accel.stages.coarse import CoarseStage, CoarseState
+from bark_accel.stages.semantic import SemanticStage, SemanticState
+from bark_accel.streaming.pipeline import ChunkDecoder
+from bark_accel.transformer.kv_cache import KVCache
+
+from .request import SpeechRequest
+from .slots import Slot, Step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a model has prepared for a request of one row.
+
+    `start_semantic` and `start_coarse` start a stage on an empty cache; `repad` pads semantic tokens [1, T] as the
+    coarse stage has it; `decoder` makes audio of coarse tokens and emits it; `preset` makes a voice preset of semantic
+    tokens and of what was decoded.
+    """
+
+    semantic: SemanticStage
+    coarse: CoarseStage
+    start_semantic: Callable[[SemanticStage, KVCache], SemanticState]
+    start_coarse: Callable[[CoarseStage, KVCache], CoarseState]
+    repad: Callable[[Tensor], Tensor]
+    decoder: Callable[[Callable[[Tensor], None]], ChunkDecoder]
+    preset: Callable[[Tensor, ChunkDecoder], dict[str, np.ndarray] | None]
+
+
+class Row:
+    """One request on its way: `step` is what it has to feed next, None before and after the two causal stages."""
+
+    def __init__(self, plan: Plan, request: SpeechRequest):
+        self.request = request
+        self.step: Step | None = None
+        self._plan = plan
+        self._slot: Slot | None = None
+        self._semantic_tokens: Tensor | None = None
+        self._semantic: SemanticState | None = None
+        self._coarse: CoarseState | None = None
+        self._decoder = plan.decoder(request.deliver)
+
+    def start(self, slot: Slot) -> None:
+        """Begin with the semantic stage; keeps the slot up to the end of the coarse one."""
+        self._slot = slot
+        self.request.status = "semantic"
+        stage = self._plan.semantic
+        self._semantic = self._plan.start_semantic(stage, slot.cache(stage.model))
+        self.step = self._step(self._semantic)
+
+    def take(self, logits: Tensor) -> None:
+        """Draw the token that follows what was fed, and go on to the next step, or the next stage."""
+        if self._coarse is not None:
+            self._decoder.feed(self._plan.coarse.take(self._coarse, logits))
+            self._next_coarse(self._coarse)
+        elif self._semantic is not None:
+            self._plan.semantic.take(self._semantic, logits)
+            if self._semantic.done:
+                self._start_coarse(self._semantic.result())
+            else:
+                self.step = self._step(self._semantic)
+
+    def leave(self) -> None:
+        """Give up the slot; nothing is fed any more."""
+        self.step = self._semantic = self._coarse = None
+        if self._slot is not None:
+            self._slot.give_back()
+            self._slot = None
+
+    def _start_coarse(self, semantic_tokens: Tensor) -> None:
+        assert self._slot is not None
+        self._semantic_tokens = semantic_tokens
+        tokens, stage = self._plan.repad(semantic_tokens), self._plan.coarse
+        self._decoder.set_semantic(tokens, final=True)
+        self.request.status = "coarse"
+        self._coarse = self._plan.start_coarse(stage, self._slot.cache(stage.model))
+        stage.push(self._coarse, tokens, final=True)
+        self._next_coarse(self._coarse)
+
+    def _next_coarse(self, state: CoarseState) -> None:
+        if self._plan.coarse.ready(state):
+            self.step = self._step(state)
+        else:
+            self.request.status = "fine"
+            self.leave()
+
+    def _step(self, state: SemanticState | CoarseState) -> Step:
+        assert self._slot is not None
+        if isinstance(state, SemanticState):
+            return Step(self._slot, self._plan.semantic.model, state.cache, self._plan.semantic.feed(state))
+        return Step(self._slot, self._plan.coarse.model, state.cache, self._plan.coarse.feed(state))
+
+    @property
+    def decodes(self) -> bool:
+        """Tell whether the fine stage or the codec has work to do."""
+        return self._decoder.ready
+
+    @property
+    def done(self) -> bool:
+        """Tell whether all audio was delivered."""
+        return self._decoder.done
+
+    def decode(self) -> None:
+        """Do the work of a fine window, and of the codec where a chunk is complete."""
+        self._decoder.advance()
+
+    def finish(self) -> None:
+        """Tell the request that all is there."""
+        assert self._semantic_tokens is not None
+        self.request.finish(self._plan.preset(self._semantic_tokens, self._decoder))

@@ -1,0 +1,124 @@
+"""Who works next."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from bark_accel.transformer.causal import CausalModel
+
+from .row import Row
+from .slots import Slots, take_together
+
+# Tokens of prompts that are fed in one turn; the prompt that reaches them is the last.
+_PROMPT_TOKENS = 512
+
+
+class Scheduler:
+    """Runs rows turn by turn. Each gets what it would get alone, and only its own errors.
+
+    Parameters
+    ----------
+    models : sequence of CausalModel
+        Each makes one shared step a turn.
+    """
+
+    def __init__(self, models: Sequence[CausalModel], slots: Slots):
+        self._models = models
+        self._slots = slots
+        self._waiting: deque[Row] = deque()
+        self._rows: list[Row] = []
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether any row is left."""
+        return bool(self._rows or self._waiting)
+
+    def add(self, row: Row) -> None:
+        """Let a row wait for a slot."""
+        self._waiting.append(row)
+
+    def turn(self) -> None:
+        """Do a little for everybody."""
+        self._drop_ended()
+        self._admit()
+        self._feed_prompts()
+        for model in self._models:
+            self._feed_tokens(model)
+        self._decode()
+        self._finish()
+
+    def _drop_ended(self) -> None:
+        """Let those go who were cancelled, or are late."""
+        for row in (*self._rows, *self._waiting):
+            with self._guarding(row):
+                row.request.check()
+
+    def _admit(self) -> None:
+        while self._waiting and (slot := self._slots.take()) is not None:
+            row = self._waiting.popleft()
+            self._rows.append(row)
+            with self._guarding(row):
+                row.start(slot)
+
+    def _feed_prompts(self) -> None:
+        """Feed prompts, which rows do not share, of the most urgent listeners: one at least."""
+        left = _PROMPT_TOKENS
+        for row in _by_urgency(self._rows):
+            step = row.step
+            if step is None or step.feed.is_step:
+                continue
+            with self._guarding(row):
+                row.take(step.alone())
+            left -= step.feed.tokens.shape[1]
+            if left <= 0:
+                return
+
+    def _feed_tokens(self, model: CausalModel) -> None:
+        """Feed a token of every row that has one for this model."""
+        rows, steps = [], []
+        for row in list(self._rows):
+            step = row.step
+            if step is None or step.model is not model or not step.feed.is_step:
+                continue
+            with self._guarding(row):
+                model.check_room(step.cache.position, 1)
+                rows.append(row)
+                steps.append(step)
+        if not rows:
+            return
+        with self._guarding(*rows):
+            for row, logits in zip(rows, take_together(steps), strict=True):
+                with self._guarding(row):
+                    row.take(logits)
+
+    def _decode(self) -> None:
+        """Compute one fine window: on a CPU, several at once take longer for each."""
+        for row in _by_urgency(row for row in self._rows if row.decodes)[:1]:
+            with self._guarding(row):
+                row.decode()
+
+    def _finish(self) -> None:
+        for row in [row for row in self._rows if row.done]:
+            with self._guarding(row):
+                row.finish()
+                self._rows.remove(row)
+
+    @contextmanager
+    def _guarding(self, *rows: Row) -> Iterator[None]:
+        """Let an error end these rows alone."""
+        try:
+            yield
+        except Exception as error:
+            for row in rows:
+                row.request.end(error)
+                row.leave()
+                for line in (self._rows, self._waiting):
+                    if row in line:
+                        line.remove(row)
+
+
+def _by_urgency(rows: Iterable[Row]) -> list[Row]:
+    """Those first whose listeners have the least left to hear."""
+    return sorted(rows, key=lambda row: row.request.waits_from)

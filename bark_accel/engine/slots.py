@@ -1,0 +1,107 @@
+"""Caches whose rows are lent to requests, and steps that several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bark_accel.transformer.causal import CausalModel, Feed
+from bark_accel.transformer.kv_cache import KVCache
+
+
+class Slots:
+    """A row of a key-value cache for each request that decodes; models of one shape share the memory.
+
+    Parameters
+    ----------
+    models : sequence of CausalModel
+        A request uses one after the other.
+    count : int
+        Requests at once.
+    """
+
+    def __init__(self, models: Sequence[CausalModel], count: int):
+        self._free = list(range(count))
+        self._caches: dict[object, KVCache] = {}
+        for model in models:
+            if _kind(model) not in self._caches:
+                place = model.weights.cache_dtype, model.weights.device
+                self._caches[_kind(model)] = KVCache.empty(model.spec, count, *place)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(cache.nbytes for cache in self._caches.values())
+
+    def take(self) -> Slot | None:
+        """The lowest free slot, so that a step looks at few; None where all are lent."""
+        self._free.sort()
+        return Slot(self, self._free.pop(0)) if self._free else None
+
+    def give_back(self, slot: Slot) -> None:
+        """Lend it to others."""
+        self._free.append(slot.index)
+
+    def cache_of(self, model: CausalModel) -> KVCache:
+        """The cache for a model, of all slots."""
+        return self._caches[_kind(model)]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One row of each cache."""
+
+    slots: Slots
+    index: int
+
+    def cache(self, model: CausalModel) -> KVCache:
+        """The row as an empty cache for a model."""
+        return self.slots.cache_of(model).row(self.index)
+
+    def give_back(self) -> None:
+        self.slots.give_back(self)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a request has to feed next, to which model, into which cache: that of its slot."""
+
+    slot: Slot
+    model: CausalModel
+    cache: KVCache
+    feed: Feed
+
+    def alone(self) -> Tensor:
+        """Feed it; scores [1, rows] float32 of what follows."""
+        return self.model.logits(self.feed, self.cache)
+
+
+def take_together(steps: Sequence[Step]) -> list[Tensor]:
+    """Feed one token of each of several slots to their model at once.
+
+    What a slot gets is, to the bit on a CPU, what it gets alone: scores [1, rows] float32 of what follows.
+    """
+    model, device = steps[0].model, steps[0].model.weights.device
+    whole, slots = steps[0].slot.slots.cache_of(model), [step.slot.index for step in steps]
+    count = max(slots) + 1
+    ids = torch.zeros(count, 1, dtype=torch.int64, device=device)
+    ids[slots] = torch.cat([step.feed.tokens for step in steps]).to(device)
+    lengths = [-1] * count  # of idle slots
+    for step in steps:
+        lengths[step.slot.index] = step.cache.position
+    busy = torch.tensor(lengths, dtype=torch.int64, device=device)
+    first, stop = min(s.feed.rows.start for s in steps), max(s.feed.rows.stop for s in steps)
+    shared = KVCache(whole.keys[:, :count], whole.values[:, :count], busy)
+    logits = model.step_logits(ids, shared, slice(first, stop))[:, 0]
+    for step in steps:
+        step.cache.advance(1)
+    scores = (logits[i : i + 1] for i in slots)
+    return [row[:, s.feed.rows.start - first : s.feed.rows.stop - first] for row, s in zip(scores, steps, strict=True)]
+
+
+def _kind(model: CausalModel) -> object:
+    spec = model.spec
+    shape = (spec.num_layers, spec.num_heads, spec.block_size, spec.head_size)
+    return shape, model.weights.cache_dtype, model.weights.device

@@ -1,0 +1,131 @@
+"""`bark_accel.BarkEngine`: a `BarkModel` as the source of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from transformers import BarkModel
+
+from bark_accel.engine.engine import Engine
+from bark_accel.engine.row import Plan
+from bark_accel.report import Fallback
+from bark_accel.streaming.policies import Chunking
+from bark_accel.streaming.streamer import AudioStreamer
+from bark_accel.transformer.causal import CausalModel
+
+from .api import accelerate_bark, model_patch
+from .points import StagePatches
+from .request import Request
+from .row_plan import EngineModels, RowPlan
+
+# More chunks than an utterance has: an engine waits for no listener.
+_ANY_NUMBER = 2**31
+_REFUSED = ("streamer", "generation_config", "return_output_lengths", "trim")
+
+
+class BarkEngine(Engine):
+    """Generates the utterances of many requests in one batch, each as it would be alone.
+
+    Requests come and go at any time, from any thread; those that are there share every step of the two token stages.
+    Voices, lengths, sampling options, policies and seeds are each request's own, and so is its audio: what
+    `torch.manual_seed(seed)` and `model.generate` (or `stream`) give for it alone, to the bit on a CPU with the same
+    number of threads.
+
+    Parameters
+    ----------
+    model : BarkModel
+        Accelerated, or it will be, with the default arguments. As long as the engine lives, its weights stay where and
+        what they are; it may generate beside it.
+    max_rows : int
+        Requests that share a step. Each has a key-value cache (72 MiB with bark-small in float32, 192 MiB with bark):
+        `engine.cache_bytes` in all.
+    max_queued : int
+        Requests that may wait for a row.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `accelerate_bark`, and for a model that cannot run accelerated as it is.
+    """
+
+    def __init__(self, model: BarkModel, *, max_rows: int = 8, max_queued: int = 64):
+        super().__init__(lambda: ModelSource(model), max_rows, max_queued)
+
+
+class ModelSource:
+    """See `bark_accel.engine.engine.Source`."""
+
+    @torch.no_grad()
+    def __init__(self, model: BarkModel):
+        patch = model_patch(model) if isinstance(model, BarkModel) else None
+        patch = model_patch(accelerate_bark(model)) if patch is None else patch
+        assert patch is not None
+        self._model, self._patch = model, patch
+        self._found = _fingerprint(model)
+        try:
+            self._patches = StagePatches.of(model, patch.settings)
+            self._models = EngineModels.of(self._patches)
+        except Fallback as fallback:
+            raise ValueError(
+                f"BarkEngine: expected a model that runs accelerated, got one that cannot: {fallback.reason}"
+            ) from None
+
+    @property
+    def models(self) -> list[CausalModel]:
+        return [self._models.semantic, self._models.coarse]
+
+    def streamer(self, **chunking: Any) -> AudioStreamer:
+        self._check_same()
+        return AudioStreamer(self._model, max_queued_chunks=_ANY_NUMBER, **chunking)
+
+    @torch.no_grad()
+    def prepare(
+        self,
+        arguments: dict[str, Any],
+        chunking: Chunking | None,
+        check: Callable[[], None],
+        generator: Generator,
+    ) -> Plan:
+        request = self._request(arguments)
+        try:
+            return RowPlan(self._patches, self._models, request, chunking, check, generator).plan()
+        except Fallback as fallback:
+            raise ValueError(
+                f"BarkEngine: expected options that the accelerated sampler has, got {fallback.reason}; "
+                "model.generate and stream take them"
+            ) from None
+
+    def _request(self, arguments: dict[str, Any]) -> Request:
+        given = dict(arguments)
+        for name in _REFUSED:
+            if given.pop(name, None) is not None:
+                raise TypeError(f"{name}: expected no such argument for a request of an engine")
+        ids, history = given.pop("input_ids"), given.pop("history_prompt", None)
+        if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[0] > 1:
+            raise ValueError(f"input_ids: expected one row for a request, got {ids.shape[0]}")
+        request = self._patch._check(ids, history, given)
+        tokens = request.configs.semantic.max_input_semantic_length
+        self._patch.settings.stock_bugs.check_text(ids, request.attention_mask, tokens)
+        return replace(request, voices=request.voices.of_row(0))
+
+    def _check_same(self) -> None:
+        """Raise `ValueError` for a model that is not what it was when the engine was made."""
+        if model_patch(self._model) is not self._patch:
+            what = "restored or accelerated again"
+        elif _fingerprint(self._model) != self._found:
+            what = "moved, cast or given other weights"
+        else:
+            return
+        raise ValueError(f"BarkEngine: expected the model as it was when the engine was made, got one that was {what}")
+
+
+def _fingerprint(model: BarkModel) -> list[tuple[object, ...]]:
+    """What changes when a model's weights are replaced, moved, cast or written to through torch."""
+    return [
+        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.dtype, tensor.device)
+        for tensor in (*model.parameters(), *model.buffers())
+    ]

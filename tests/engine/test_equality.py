@@ -1,0 +1,94 @@
+"""Every request's tokens and audio are, to the bit, those that it has alone with its seed."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.bark_models import SMALL, build, preset, speaking, texts
+from support.parity import accelerated_copy
+from support.requests import Asked, assert_as_alone, together
+from transformers import AutoProcessor
+
+from bark_accel import RequestCancelled, small_bark_path
+from bark_accel.patches.engine import ModelSource
+
+# Shorter and longer than what the windows use of a history, and of odd lengths.
+VOICES = [None, preset(SMALL, 9, 15, seed=1), preset(SMALL, 60, 91, seed=2), preset(SMALL, 20, 30, seed=3)]
+MODELS = {"float32": {}, "float16": {"weights": "float16"}, "int8": {"weights": "int8"}, "drafts": {"speculate": True}}
+
+
+@functools.cache
+def source_of(kind: str):
+    """A tiny model and its source."""
+    model = accelerated_copy(build(SMALL), **MODELS[kind])
+    return model, ModelSource(model)
+
+
+@st.composite
+def requests(draw) -> Asked:
+    inputs = texts(SMALL, [draw(st.integers(1, 16))], seed=draw(st.integers(0, 5)))
+    inputs["history_prompt"] = VOICES[draw(st.integers(0, 3))]
+    inputs["semantic_max_new_tokens"] = draw(st.integers(1, 80))
+    options = {
+        "do_sample": st.booleans(),
+        "semantic_temperature": st.sampled_from([0.3, 0.7, 1.0, 1.3]),
+        "coarse_temperature": st.sampled_from([0.5, 1.0]),
+        "fine_temperature": st.sampled_from([None, 0.4, 0.9]),
+        "semantic_top_k": st.sampled_from([0, 5, 40]),
+        "coarse_top_p": st.sampled_from([0.5, 0.95, 1.0]),
+        "min_eos_p": st.sampled_from([0.005, 0.02, 0.2]),
+        "semantic_min_new_tokens": st.integers(1, 30),
+    }
+    for name in draw(st.sets(st.sampled_from(sorted(options)), max_size=4)):
+        inputs[name] = draw(options[name])
+    policy = draw(st.sampled_from([None, None, "low_latency", "exact", "preview"]))
+    chunks = {"first_chunk_frames": draw(st.integers(1, 40)), "lookahead_frames": draw(st.integers(0, 20))}
+    arrives = draw(st.integers(0, 60))
+    cancelled = draw(st.none() | st.none() | st.integers(0, 150))
+    return Asked(inputs, draw(st.integers(0, 3)), policy, {} if policy is None else chunks, arrives, cancelled)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
+@given(asked=st.lists(requests(), min_size=1, max_size=6), max_rows=st.integers(1, 4))
+def test_mixes(kind, asked, max_rows):
+    model, source = source_of(kind)
+    for one, request in zip(asked, together(source, asked, max_rows), strict=True):
+        if one.cancelled is not None and isinstance(request._future.exception(0), RequestCancelled):
+            continue
+        assert_as_alone(model, one, request)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_more_rows_than_one_pass_takes(two_threads):
+    model, source = source_of("float32")
+    asked = [
+        Asked({**texts(SMALL, [1 + i % 9], seed=i), "semantic_max_new_tokens": 10 + 7 * (i % 9)}, seed=i)
+        for i in range(20)
+    ]
+    for one, request in zip(asked, together(source, asked, 20), strict=True):
+        assert_as_alone(model, one, request)
+
+
+@pytest.mark.parametrize("weights", ["same", "float16", "int8"])
+def test_the_trained_model(two_threads, weights):
+    model, processor = accelerated_copy(speaking(), weights=weights), AutoProcessor.from_pretrained(small_bark_path())
+    asked = [
+        Asked(dict(processor("four seven")), seed=1),
+        Asked(dict(processor("nine", voice_preset="slt")), seed=2, policy="low_latency", arrives=9),
+        Asked(dict(processor("six two", voice_preset="rms")), seed=3, policy="preview", arrives=20),
+        Asked(dict(processor("eight")), seed=4, policy="exact", arrives=30),
+    ]
+    for one, request in zip(asked, together(ModelSource(model), asked, 3), strict=True):
+        assert_as_alone(model, one, request)
