@@ -16,6 +16,7 @@ COMMANDS = {
     "quality": "stages.quality",
     "generation": "generation.utterances",
     "batches": "generation.batches",
+    "engine": "generation.engine",
     "options": "generation.options",
     "memory": "generation.memory",
     "speech": "speech.quality",
