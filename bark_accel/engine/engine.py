@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from .request import SpeechRequest
 from .row import Plan, Row
 from .scheduler import Scheduler
 from .slots import Slots
+
+logger = logging.getLogger("bark_accel")
 
 
 class Source(Protocol):
@@ -203,9 +206,17 @@ class Engine:
     # The thread.
 
     def _run(self, place: AbstractContextManager) -> None:
-        with torch.no_grad(), place:
-            while self._next_turn():
-                self._scheduler.turn()
+        try:
+            with torch.no_grad(), place:
+                while self._next_turn():
+                    self._scheduler.turn()
+        except Exception as error:  # a bug: nobody may wait for ever
+            logger.exception("bark_accel: the engine's thread failed")
+            with self._changed:
+                self._closed = True
+                left = list(self._unfinished)
+            for request in left:
+                request.end(error)
 
     def _next_turn(self) -> bool:
         """Wait for something to do; False where nothing will come."""

@@ -21,6 +21,9 @@ from bark_accel import BarkEngine, accelerate_bark
 from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import fake_inputs, quiet_transformers, random_bark, semantic_tokens
 from bark_accel.cli.demo import TEXT
+from bark_accel.hf.configs import sample_rate
+
+SECONDS = [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5]
 
 
 def requests(model: Any, seconds: list[float]) -> list[dict[str, Any]]:
@@ -55,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="same")
     parser.add_argument("--rows", type=int, default=8, help="max_rows of the engine")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5], help="of requests")
+    parser.add_argument("--seconds", type=float, nargs="+", default=SECONDS, help="of each request")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -73,7 +76,7 @@ def main() -> None:
         runs["one after the other"].append(between - start)
         runs["engine"].append(time.perf_counter() - between)
         equal = [torch.equal(*pair) for pair in zip(alone, together, strict=True)]
-        spoken_s = sum(map(len, alone)) / model.generation_config.sample_rate  # type: ignore[union-attr]
+        spoken_s = sum(map(len, alone)) / sample_rate(model)
         print(f"{sum(equal)} of {len(equal)} waveforms are equal; ready after", *(f"{s:.1f}" for s in ready), "s")
     medians = {name: statistics.median(each) for name, each in runs.items()}
     for name, seconds in medians.items():

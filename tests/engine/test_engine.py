@@ -268,6 +268,17 @@ def test_closed_in_the_middle(fast, drain):
     engine.close()
 
 
+def test_a_bug_in_the_loop_leaves_nobody_waiting(fast, monkeypatch):
+    monkeypatch.setattr(Scheduler, "turn", lambda self: 1 / 0)
+    monkeypatch.setattr("bark_accel.engine.engine.logger.disabled", True)
+    with BarkEngine(fast) as engine:
+        request = engine.submit(**LONG)
+        with pytest.raises(ZeroDivisionError):
+            request.result(60)
+        with pytest.raises(EngineClosed):
+            engine.submit(**SHORT)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_a_block_that_raises_cancels(fast, error):
     with pytest.raises(error), BarkEngine(fast) as engine:
