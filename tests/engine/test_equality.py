@@ -92,3 +92,14 @@ def test_the_trained_model(two_threads, weights):
     ]
     for one, request in zip(asked, together(ModelSource(model), asked, 3), strict=True):
         assert_as_alone(model, one, request)
+
+
+@pytest.mark.parametrize("voice", [0, 2])
+def test_every_policy_over_several_fine_windows(voice):
+    model, source = source_of("float32")
+    inputs = {**texts(SMALL, [5]), "semantic_min_new_tokens": 85, "fine_temperature": 0.8, "coarse_temperature": 0.9}
+    inputs["history_prompt"] = VOICES[voice]
+    policies = [None, "exact", "low_latency", "preview"]
+    asked = [Asked(inputs, seed, policy) for seed, policy in enumerate(policies)]
+    for one, request in zip(asked, together(source, asked, 4), strict=True):
+        assert_as_alone(model, one, request)
