@@ -184,6 +184,7 @@ setup(
                 "csrc/cpu/float32_linear.cpp",
                 "csrc/cpu/int16_attention.cpp",
                 "csrc/cpu/int16_linear.cpp",
+                "csrc/cpu/int8_linear.cpp",
                 "csrc/cpu/codebook_embedding_sum.cpp",
                 "csrc/cpu/static_cache_attention.cpp",
                 "csrc/cpu/decode_step.cpp",

@@ -42,6 +42,9 @@ TORCH_LIBRARY(bark_accel, m) {
       "Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
+      "int8_linear(Tensor input, Tensor weight, Tensor scales, Tensor? bias=None, bool gelu=False) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
       "float32_linear(Tensor input, Tensor weight, Tensor? bias=None, Tensor? residual=None, bool "
       "gelu=False) "
       "-> Tensor",

@@ -28,7 +28,7 @@ Model = Annotated[
 ]
 Weights = Annotated[
     str,
-    typer.Option(help="same, float16, bfloat16 or int8: smaller copies of the weights, faster, not stock's tokens."),
+    typer.Option(help="same, float16, bfloat16, int8, w8a8: smaller weights, faster, not stock's tokens."),
 ]
 Device = Annotated[
     Optional[str],  # noqa: UP045

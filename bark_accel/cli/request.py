@@ -14,7 +14,7 @@ from .console import UserError
 from .outputs import SOUND_SUFFIXES, STDOUT, check_file, check_folder
 
 DTYPES = ("float32", "float16", "bfloat16")
-WEIGHTS = ("same", "float16", "bfloat16", "int8")
+WEIGHTS = ("same", "float16", "bfloat16", "int8", "w8a8")
 
 
 @dataclass(frozen=True)

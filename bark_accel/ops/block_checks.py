@@ -1,4 +1,4 @@
-"""Input checks of the ops on blocks of tokens in plain torch; csrc/cpu/float32_*.cpp and int16_*.cpp check the same."""
+"""Input checks of the ops on blocks of tokens in plain torch; csrc/cpu/float32_*.cpp and int*.cpp check the same."""
 
 from __future__ import annotations
 
@@ -50,8 +50,15 @@ def check_float32_attention_inputs(query: Tensor, key: Tensor, value: Tensor, ca
     require_no_grad(op, query, key, value)
 
 
-def check_int16_linear_inputs(input: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None) -> None:
-    op = "int16_linear"
+def check_int8_linear_inputs(input: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) -> None:
+    op = "int8_linear"
+    require(weight.dtype == torch.int8, op, f"expected weight of dtype int8, got {weight.dtype}")
+    check_int16_linear_inputs(input, weight, scales, bias, op)
+
+
+def check_int16_linear_inputs(
+    input: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, op: str = "int16_linear"
+) -> None:
     require_one_device(op, input, weight, scales, bias)
     require(input.dim() == 2, op, f"expected input of shape [M, K], got {list(input.shape)}")
     require(input.dtype == torch.float32, op, f"expected input of dtype float32, got {input.dtype}")

@@ -14,5 +14,6 @@ OPS = replace(
     float32_linear=reference.float32_linear,
     float32_attention=reference.float32_attention,
     int16_linear=reference.int16_linear,
+    int8_linear=reference.int8_linear,
     int16_attention=reference.int16_attention,
 )

@@ -66,6 +66,7 @@ class Ops:
     float32_linear: Callable[..., Tensor]
     float32_attention: Callable[..., Tensor]
     int16_linear: Callable[..., Tensor]
+    int8_linear: Callable[..., Tensor]
     int16_attention: Callable[..., Tensor]
 
     @classmethod

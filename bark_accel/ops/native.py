@@ -15,6 +15,7 @@ from ._compiled import fake, op, require_one_device
 from .interface import StepCache, StepWeights
 from .native_blocks import float32_attention as float32_attention
 from .native_blocks import float32_linear as float32_linear
+from .native_blocks import int8_linear as int8_linear
 from .native_blocks import int16_attention as int16_attention
 from .native_blocks import int16_linear as int16_linear
 

@@ -92,6 +92,48 @@ def _fake_int16_linear(
     return input.new_empty(input.shape[0], weight.shape[0])
 
 
+def int8_linear(
+    input: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
+    """``F.linear`` of int8 weights and an input that is rounded to int8 as well.
+
+    The input's integers have a scale for each group of 64 along K, as the weight's. A group's sum is exact in int32,
+    and the same for every instruction set; groups are rescaled and added in float32, in order. Rounding normal data
+    costs 6e-3 of the result's norm, as much as rounding the weight did. Meant for many rows: the weight is packed again
+    in every call; no copy of it stays. A NaN or infinite input makes its row NaN.
+
+    Parameters
+    ----------
+    input : Tensor [M, K], float32
+        Unit stride in K, any row stride.
+    weight : Tensor [N, K], int8
+        Unit stride in K, any row stride.
+    scales : Tensor [N, ceil(K / 64)], float32
+        ``weight[n, k] * scales[n, k // 64]`` is meant.
+    bias : Tensor [N], float32, optional
+    gelu : bool
+        Exact (erf) GELU of the result.
+
+    Returns
+    -------
+    Tensor [M, N], float32
+
+    Raises
+    ------
+    ValueError
+        On shapes, dtypes, devices or strides that do not fit, and K = 0.
+    """
+    return op("int8_linear")(input, weight, scales, bias, gelu)
+
+
+@fake("int8_linear")
+def _fake_int8_linear(
+    input: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
+    require_one_device("int8_linear", input, weight, scales, bias)
+    return input.new_empty(input.shape[0], weight.shape[0])
+
+
 def float32_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
     """Softmax attention in float32, online over tiles of 96 keys.
 

@@ -23,6 +23,7 @@ from . import checks as op_checks
 from .block_checks import (
     check_float32_attention_inputs,
     check_float32_linear_inputs,
+    check_int8_linear_inputs,
     check_int16_attention_inputs,
     check_int16_linear_inputs,
 )
@@ -205,6 +206,23 @@ def int16_linear(
     if bias is not None:
         product = product + bias
     return F.gelu(product) if gelu else product
+
+
+def int8_linear(
+    input: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
+    """Plain-torch reference of :func:`bark_accel.ops.int8_linear`."""
+    check_int8_linear_inputs(input, weight, scales, bias)
+    return int16_linear(_rounded_to_int8(input), weight, scales, bias, gelu)
+
+
+def _rounded_to_int8(x: Tensor) -> Tensor:
+    """Round x [M, K] float32 to 255 levels between -max and max of each group of 64 numbers along a row."""
+    groups = F.pad(x, (0, -x.shape[1] % INT8_GROUP)).unflatten(1, (-1, INT8_GROUP))
+    largest = groups.abs().amax(2, keepdim=True)
+    largest = largest.masked_fill(largest < 1e-36, 0.0)
+    levels = (groups * (127 / largest)).round_().masked_fill_(largest == 0, 0.0)
+    return (levels * (largest / 127)).flatten(1)[:, : x.shape[1]]
 
 
 def int16_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:

@@ -27,7 +27,7 @@ from bark_accel.report import DraftCounts, Fallback, FallbackKind, FallbackLog, 
 from bark_accel.stages.codec_weights import CodecWeights
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache, KVCachePool
-from bark_accel.transformer.precision import ConvertedWeights
+from bark_accel.transformer.precision import INT8_WEIGHTS, ConvertedWeights
 from bark_accel.transformer.weights import TransformerWeights, map_tensors, tensors_of
 from bark_accel.voices.voices import Voices
 
@@ -217,4 +217,4 @@ class CausalPatch(StagePatch[TransformerWeights]):
         if settings.release_originals:
             return False
         on_cpu = weights.device.type == "cpu" and runs_natively(settings.backend, weights.device)
-        return on_cpu and settings.precision != "int8"
+        return on_cpu and settings.precision not in INT8_WEIGHTS

@@ -120,7 +120,7 @@ def preload_models(
         Take the small model for that stage; SUNO_USE_SMALL_MODELS=True in the environment does for all.
     force_reload : bool
         Load what is loaded as well.
-    weights : {"same", "float16", "bfloat16", "int8"}, optional
+    weights : {"same", "float16", "bfloat16", "int8", "w8a8"}, optional
         See `accelerate_bark`; suno's function has no such argument. None: bfloat16 on a GPU that has it, where suno's
         code computes in it too, else float32.
 

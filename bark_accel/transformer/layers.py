@@ -5,6 +5,8 @@ The residual stream, LayerNorm statistics and softmax are float32 whatever the d
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,7 +31,8 @@ def linear(hidden: Tensor, linear: Linear, ops: Ops, *, gelu: bool = False) -> T
         product = ops.float32_linear(rows, linear.weight, linear.bias, gelu=gelu)
     else:
         bias = None if linear.bias is None else linear.bias.float()
-        product = ops.int16_linear(rows, linear.weight, linear.scales, bias, gelu)
+        product_of = ops.int8_linear if linear.int8_blocks else ops.int16_linear
+        product = product_of(rows, linear.weight, linear.scales, bias, gelu)
     return product.view(*hidden.shape[:-1], -1)
 
 
@@ -46,4 +49,4 @@ def output_rows(linear: Linear, first: int, last: int | None = None) -> Linear:
     rows = slice(first, last)
     bias = None if linear.bias is None else linear.bias[rows]
     scales = None if linear.scales is None else linear.scales[rows]
-    return Linear(linear.weight[rows], bias, scales)
+    return replace(linear, weight=linear.weight[rows], bias=bias, scales=scales)

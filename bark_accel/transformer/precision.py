@@ -1,5 +1,7 @@
 """Smaller copies of a transformer's matrices: float16, bfloat16, or int8 with a scale for each group of 64 weights.
 
+"w8a8" is int8, with activations rounded to int8 as well where many tokens are computed at once (prompts, fine stage).
+
 What is gathered or tiny (embedding tables, LayerNorms, biases) stays the model's own.
 """
 
@@ -17,7 +19,8 @@ from bark_accel.ops.checks import INT8_GROUP
 
 from .weights import Layer, Linear, TransformerWeights, map_tensors
 
-WEIGHTS = ("same", "float16", "bfloat16", "int8")
+WEIGHTS = ("same", "float16", "bfloat16", "int8", "w8a8")
+INT8_WEIGHTS = ("int8", "w8a8")
 # Rows that `quantize` converts to float32 at once; bounds its peak memory.
 _ROWS = 64
 
@@ -26,7 +29,7 @@ def convert(weights: TransformerWeights, precision: str) -> TransformerWeights:
     """The weights with their matrices in another precision, one of `WEIGHTS`; `"same"` returns them as they are."""
     if precision == "same":
         return weights
-    return _map_matrices(weights, quantize if precision == "int8" else _caster(getattr(torch, precision)))
+    return _map_matrices(weights, _CHANGES[precision])
 
 
 def compact(weights: TransformerWeights, precision: str) -> TransformerWeights:
@@ -83,6 +86,14 @@ def _quantize_rows(weight: Tensor, int8: Tensor, scales: Tensor) -> None:
     scales.copy_(groups.abs().amax(2) / 127)
     levels = (groups / scales.clamp(min=torch.finfo(torch.float32).tiny)[..., None]).round_()
     int8.copy_(levels.flatten(1)[:, : weight.shape[1]])
+
+
+_CHANGES: dict[str, Callable[[Linear], Linear]] = {
+    "float16": _caster(torch.float16),
+    "bfloat16": _caster(torch.bfloat16),
+    "int8": quantize,
+    "w8a8": lambda linear: replace(quantize(linear), int8_blocks=True),
+}
 
 
 @dataclass

@@ -26,12 +26,14 @@ class Norm:
 class Linear:
     """weight [out, in] in the model's dtype, bias [out] or None.
 
-    An int8 weight has scales [out, ceil(in / INT8_GROUP)] float32.
+    An int8 weight has scales [out, ceil(in / INT8_GROUP)] float32. `int8_blocks`: beside it, blocks of many tokens are
+    rounded to int8 too.
     """
 
     weight: Tensor
     bias: Tensor | None
     scales: Tensor | None = None
+    int8_blocks: bool = False
 
 
 @dataclass(frozen=True)

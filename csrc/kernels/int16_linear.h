@@ -6,10 +6,10 @@
 
 namespace bark_accel::BARK_ACCEL_ISA {
 
-inline int64_t groups_of(const Int16LinearParams& p) { return (p.inner + kGroup - 1) / kGroup; }
-inline int64_t row_panels(const Int16LinearParams& p) { return (p.rows + kPanelRows - 1) / kPanelRows; }
+inline int64_t groups_of(const IntLinearParams& p) { return (p.inner + kGroup - 1) / kGroup; }
+inline int64_t row_panels(const IntLinearParams& p) { return (p.rows + kPanelRows - 1) / kPanelRows; }
 
-inline int64_t int16_packed_bytes(const Int16LinearParams& p) {
+inline int64_t int16_packed_bytes(const IntLinearParams& p) {
   return row_panels(p) * groups_of(p) * kPanelRows * int64_t(kPairs * sizeof(int32_t) + sizeof(float));
 }
 
@@ -18,12 +18,12 @@ struct PackedRows {
   float* scales;   // [groups, panels, kPanelRows]
 };
 
-inline PackedRows packed_rows(const Int16LinearParams& p) {
+inline PackedRows packed_rows(const IntLinearParams& p) {
   int32_t* pairs = static_cast<int32_t*>(p.packed);
   return {pairs, reinterpret_cast<float*>(pairs + row_panels(p) * groups_of(p) * kPairs * kPanelRows)};
 }
 
-inline void int16_pack_rows(const Int16LinearParams& p, int64_t panel_begin, int64_t panel_end) {
+inline void int16_pack_rows(const IntLinearParams& p, int64_t panel_begin, int64_t panel_end) {
   const PackedRows packed = packed_rows(p);
   const int64_t groups = groups_of(p);
   float values[kWidth * kGroup];
@@ -42,12 +42,12 @@ inline void int16_pack_rows(const Int16LinearParams& p, int64_t panel_begin, int
 }
 
 template <typename T>
-inline void read_weights(const Int16LinearParams& p, int64_t column, int64_t k, int64_t count, float* to) {
+inline void read_weights(const IntLinearParams& p, int64_t column, int64_t k, int64_t count, float* to) {
   convert(to, static_cast<const T*>(p.weight) + column * p.weight_stride + k, count);
 }
 
 template <>
-inline void read_weights<int8_t>(const Int16LinearParams& p, int64_t column, int64_t k, int64_t count,
+inline void read_weights<int8_t>(const IntLinearParams& p, int64_t column, int64_t k, int64_t count,
                                  float* to) {
   const int8_t* from = static_cast<const int8_t*>(p.weight) + column * p.weight_stride + k;
   const float* scales = p.scales + column * p.scales_stride + k / kInt8Group;
@@ -58,7 +58,7 @@ inline void read_weights<int8_t>(const Int16LinearParams& p, int64_t column, int
   }
 }
 
-inline void read_column(const Int16LinearParams& p, int64_t column, int64_t k, int64_t count, float* to) {
+inline void read_column(const IntLinearParams& p, int64_t column, int64_t k, int64_t count, float* to) {
   if (p.scales) {
     read_weights<int8_t>(p, column, k, count, to);
   } else if (p.dtype == DType::kFloat16) {
@@ -71,8 +71,7 @@ inline void read_column(const Int16LinearParams& p, int64_t column, int64_t k, i
 }
 
 // Columns [first, first + kPanelColumns) of group k / kGroup; those beyond the matrix are zero.
-inline void pack_columns(const Int16LinearParams& p, int64_t first, int64_t k, int32_t* pairs,
-                         float* scales) {
+inline void pack_columns(const IntLinearParams& p, int64_t first, int64_t k, int32_t* pairs, float* scales) {
   const int64_t count = min64(kGroup, p.inner - k);
   float values[kWidth * kGroup];
   for (int64_t half = 0; half < kPanelColumns; half += kWidth) {
@@ -98,8 +97,7 @@ inline void add_tile(const int32_t* tile, const float* row_scales, const float* 
 }
 
 // A finished tile, with bias and GELU, to its place in the output.
-inline void write_tile(const Int16LinearParams& p, const float* sums, int64_t first_row,
-                       int64_t first_column) {
+inline void write_tile(const IntLinearParams& p, const float* sums, int64_t first_row, int64_t first_column) {
   const int64_t rows = min64(kPanelRows, p.rows - first_row);
   for (int64_t c = 0; c < kPanelColumns && first_column + c < p.columns; c += kWidth) {
     const int64_t lanes = min64(kWidth, p.columns - first_column - c);
@@ -114,7 +112,7 @@ inline void write_tile(const Int16LinearParams& p, const float* sums, int64_t fi
 }
 
 // Output rows are far apart: ask for their lines while the tile is computed.
-inline void prefetch_output(const Int16LinearParams& p, int64_t first_row, int64_t first_column) {
+inline void prefetch_output(const IntLinearParams& p, int64_t first_row, int64_t first_column) {
   const int64_t rows = min64(kPanelRows, p.rows - first_row);
   for (int64_t r = 0; r < rows; ++r) {
     const float* out = p.out + (first_row + r) * p.columns + first_column;
@@ -129,7 +127,7 @@ struct MultiplyScratch {
   float* sums;  // [row panels of a task, kPanelRows, kPanelColumns]: strided output rows would thrash
 };
 
-inline int64_t int16_scratch(const Int16LinearParams& p) {
+inline int64_t int16_scratch(const IntLinearParams& p) {
   return (kPairs + 1) * kPanelColumns + (row_panels(p) / p.row_parts + 2) * kTile;
 }
 
@@ -140,7 +138,7 @@ inline MultiplyScratch carve_multiply(float* at) {
   return {columns, tile, column_scales, column_scales + kPanelColumns};
 }
 
-inline void multiply_column_panel(const Int16LinearParams& p, int64_t first_column, int64_t panel_begin,
+inline void multiply_column_panel(const IntLinearParams& p, int64_t first_column, int64_t panel_begin,
                                   int64_t panel_end, const MultiplyScratch& s) {
   const PackedRows packed = packed_rows(p);
   const int64_t groups = groups_of(p);
@@ -159,7 +157,7 @@ inline void multiply_column_panel(const Int16LinearParams& p, int64_t first_colu
 }
 
 // Tasks are (column panel, part of the row panels); a column panel is packed once a task.
-inline void int16_multiply(const Int16LinearParams& p, int64_t begin, int64_t end, float* scratch) {
+inline void int16_multiply(const IntLinearParams& p, int64_t begin, int64_t end, float* scratch) {
   const MultiplyScratch s = carve_multiply(scratch);
   const int64_t panels = row_panels(p);
   for (int64_t task = begin; task < end; ++task) {

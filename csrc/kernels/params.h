@@ -128,7 +128,7 @@ struct Team {
 
 constexpr int64_t kInt8Group = 64;  // weights that share one scale
 
-struct Int16LinearParams {
+struct IntLinearParams {
   const float* input;  // [M, K], unit stride along K
   int64_t input_stride;
   const void* weight;  // [N, K], unit stride along K; int8 when scales is set, else of `dtype`
@@ -141,7 +141,7 @@ struct Int16LinearParams {
   int64_t rows, columns, inner;
   bool gelu;
   int64_t row_parts;  // tasks a column panel is cut into
-  void* packed;       // int16_packed_bytes(): the input as integers
+  void* packed;       // int16_packed_bytes() or int8_packed_bytes(): the input as integers
 };
 
 struct Int16AttentionParams {
@@ -198,10 +198,16 @@ struct KernelTable {
 
   // Panels are kPanelRows rows of the input, tasks kPanelColumns columns of the output times row_parts.
   int64_t int16_panel_rows, int16_panel_columns;
-  int64_t (*int16_packed_bytes)(const Int16LinearParams&);
-  int64_t (*int16_scratch)(const Int16LinearParams&);
-  void (*int16_pack_rows)(const Int16LinearParams&, int64_t panel_begin, int64_t panel_end);
-  void (*int16_multiply)(const Int16LinearParams&, int64_t task_begin, int64_t task_end, float* scratch);
+  int64_t (*int16_packed_bytes)(const IntLinearParams&);
+  int64_t (*int16_scratch)(const IntLinearParams&);
+  void (*int16_pack_rows)(const IntLinearParams&, int64_t panel_begin, int64_t panel_end);
+  void (*int16_multiply)(const IntLinearParams&, int64_t task_begin, int64_t task_end, float* scratch);
+
+  // The same for int8 weights and an input rounded to int8, with the same panels.
+  int64_t (*int8_packed_bytes)(const IntLinearParams&);
+  int64_t (*int8_scratch)(const IntLinearParams&);
+  void (*int8_pack_rows)(const IntLinearParams&, int64_t panel_begin, int64_t panel_end);
+  void (*int8_multiply)(const IntLinearParams&, int64_t task_begin, int64_t task_end, float* scratch);
 
   // The same in float32, with the same panels.
   int64_t (*float32_packed)(const Float32LinearParams&);

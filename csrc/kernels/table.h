@@ -7,6 +7,7 @@
 #include "fused_sample.h"
 #include "int16_attention.h"
 #include "int16_linear.h"
+#include "int8_linear.h"
 #include "static_cache_attention.h"
 
 #define BARK_ACCEL_STRING_(x) #x
@@ -34,6 +35,10 @@ constexpr KernelTable kTable = {
     .int16_scratch = int16_scratch,
     .int16_pack_rows = int16_pack_rows,
     .int16_multiply = int16_multiply,
+    .int8_packed_bytes = int8_packed_bytes,
+    .int8_scratch = int8_scratch,
+    .int8_pack_rows = int8_pack_rows,
+    .int8_multiply = int8_multiply,
     .float32_packed = float32_packed,
     .float32_scratch = float32_scratch,
     .float32_pack_rows = float32_pack_rows,

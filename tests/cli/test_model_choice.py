@@ -41,7 +41,7 @@ def test_the_model_is_what_was_asked_for(tmp_path, monkeypatch, command, choice)
 @pytest.mark.parametrize(
     "choice, message",
     [
-        (("--weights", "int4"), "--weights: expected one of same, float16, bfloat16, int8, got int4"),
+        (("--weights", "int4"), "--weights: expected one of same, float16, bfloat16, int8, w8a8, got int4"),
         (("--dtype", "float64"), "--dtype: expected one of float32, float16, bfloat16, got float64"),
         (("--device", "tpu"), "--device: expected cpu, cuda or another one of this machine, got tpu ("),
         (("--device", "meta"), "--device: expected cpu, cuda or another one of this machine, got meta ("),

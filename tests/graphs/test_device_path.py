@@ -30,7 +30,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("precision", ("same", "float16", "int8"))
+@pytest.mark.parametrize("precision", ("same", "float16", "int8", "w8a8"))
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @torch.no_grad()
 def test_a_step_over_torch_ops_needs_no_data(

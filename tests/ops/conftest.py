@@ -218,6 +218,10 @@ OP_SAMPLES = {
         int16_linear_inputs(5, 7, 24),
         int16_linear_inputs(3, 40, 130, torch.int8, bias=True, gelu=True),
     ],
+    "int8_linear": lambda: [
+        int16_linear_inputs(5, 7, 24, torch.int8),
+        int16_linear_inputs(3, 40, 130, torch.int8, bias=True, gelu=True),
+    ],
     "int16_attention": lambda: [
         int16_attention_inputs(2, 5, 3, 8, 9),
         int16_attention_inputs(1, 4, 2, 16, 6, torch.float16, causal=True),

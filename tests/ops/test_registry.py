@@ -80,6 +80,7 @@ def test_thread_count_does_not_change_results(name: str, isa: str) -> None:
         "float32_linear": lambda: float32_linear_inputs(300, 33, 600, bias=True, gelu=True),
         "float32_attention": lambda: int16_attention_inputs(2, 130, 4, 64, 300),
         "int16_linear": lambda: int16_linear_inputs(300, 33, 600, torch.float16),
+        "int8_linear": lambda: int16_linear_inputs(300, 33, 600, torch.int8, bias=True),
         "int16_attention": lambda: int16_attention_inputs(2, 130, 4, 64, 300),
     }[name]
     before, results = torch.get_num_threads(), []

@@ -45,7 +45,7 @@ def test_report_of_a_stock_model(small_model):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"weights": "int3"}, r"weights: expected one of 'same', 'float16', 'bfloat16', 'int8', got 'int3'"),
+        ({"weights": "int3"}, r"weights: expected one of 'same', 'float16', 'bfloat16', 'int8', 'w8a8', got 'int3'"),
         ({"backend": "cuda"}, r"backend: expected one of 'auto', 'native', 'torch', got 'cuda'"),
     ],
 )

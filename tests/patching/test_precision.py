@@ -124,22 +124,27 @@ def test_fine_logits_with_smaller_weights(models, precision):
         compare(f"fine {codebook} {precision} weights", reference, stock, ours)
 
 
+@pytest.mark.parametrize("precision", ["int8", "w8a8"])
 @torch.no_grad()
-def test_int8_weights(models):
+def test_int8_weights(models, precision):
     """On these random models: errors of 1 % of the logits' spread, and nearly always the same first choice."""
     tokens, codes = torch.randint(0, 12_000, (1, 200)), torch.randint(0, 1024, (1, 150, 8))
     model = models[torch.float32]
     pairs = {
-        "semantic": (model.semantic(tokens).logits[0, 99:], causal_logits("semantic", model.semantic, tokens, "int8")),
+        "semantic": (
+            model.semantic(tokens).logits[0, 99:],
+            causal_logits("semantic", model.semantic, tokens, precision),
+        ),
         "coarse": (
             model.coarse_acoustics(tokens).logits[0, 99:],
-            causal_logits("coarse", model.coarse_acoustics, tokens, "int8"),
+            causal_logits("coarse", model.coarse_acoustics, tokens, precision),
         ),
-        "fine": (model.fine_acoustics(4, codes).logits, fine_logits(model.fine_acoustics, codes, 4, "int8")),
+        "fine": (model.fine_acoustics(4, codes).logits, fine_logits(model.fine_acoustics, codes, 4, precision)),
     }
     for stage, (reference, ours) in pairs.items():
         error, kl, agreement = distance(reference, ours)
-        print(f"{stage} int8: error {error / reference.std():.2e} of the spread, KL {kl:.2e}, top-1 {agreement:.3f}")
+        error_share = error / reference.std()
+        print(f"{stage} {precision}: error {error_share:.2e} of the spread, KL {kl:.2e}, top-1 {agreement:.3f}")
         assert error < 0.02 * reference.std()
         assert kl < 1e-3
         assert agreement > 0.9
@@ -147,7 +152,18 @@ def test_int8_weights(models):
         assert error > 1e-3 * reference.std()
 
 
-@pytest.mark.parametrize("weights", ["float16", "bfloat16", "int8"])
+@torch.no_grad()
+def test_w8a8_rounds_blocks_only(models):
+    """Prompts and the fine stage are other than int8's, a decode step is not; and half again as far from float32."""
+    model, codes = models[torch.float32], torch.randint(0, 1024, (1, 150, 8))
+    few = torch.randint(0, 12_000, (1, 8))
+    assert torch.equal(*(causal_logits("semantic", model.semantic, few, p) for p in ("int8", "w8a8")))
+    exact = model.fine_acoustics(4, codes).logits
+    error = {p: distance(exact, fine_logits(model.fine_acoustics, codes, 4, p))[0] for p in ("int8", "w8a8")}
+    assert 1.15 * error["int8"] < error["w8a8"] < 2 * error["int8"]
+
+
+@pytest.mark.parametrize("weights", ["float16", "bfloat16", "int8", "w8a8"])
 def test_generates_with_smaller_weights(small_model, weights):
     """From end to end: a preset, a batch, a stream of one row; the dtype stays the model's."""
     fast = accelerated_copy(small_model, weights=weights)

@@ -15,7 +15,7 @@ from bark_accel import AccelerationError, accelerate_bark, acceleration_report, 
 
 INPUTS = texts(SMALL, [9])
 OPTIONS = {"semantic_max_new_tokens": 12}
-NARROW = ["float16", "bfloat16", "int8"]
+NARROW = ["float16", "bfloat16", "int8", "w8a8"]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def transformers(model):
 
 def narrow_bytes(part, weights):
     """Of a module whose matrices are narrow and whose vectors are float32."""
-    if isinstance(part, nn.Linear) and weights == "int8":
+    if isinstance(part, nn.Linear) and weights in ("int8", "w8a8"):
         rows, columns = part.weight.shape
         matrix = rows * (columns + 4 * -(-columns // 64))
     else:
@@ -131,7 +131,7 @@ def test_no_fallback(model):
 
 def test_needs_smaller_weights(model):
     untouched = copy.deepcopy(model)
-    with pytest.raises(ValueError, match="expected weights='float16', 'bfloat16' or 'int8' with it, got 'same'"):
+    with pytest.raises(ValueError, match=r"expected weights of 'float16', .*'w8a8' with it, got 'same'"):
         accelerate_bark(untouched, release_originals=True)
     assert all(torch.equal(a, b) for a, b in zip(untouched.parameters(), model.parameters(), strict=True))
     assert "generate" not in vars(untouched)

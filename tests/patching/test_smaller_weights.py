@@ -21,7 +21,7 @@ from bark_accel.transformer.weights import tensors_of
 
 INPUTS = texts(SMALL, [5])
 OPTIONS = {"do_sample": True, "semantic_max_new_tokens": 12}
-PRECISIONS = ["float16", "bfloat16", "int8"]
+PRECISIONS = ["float16", "bfloat16", "int8", "w8a8"]
 STAGES = ("semantic", "coarse_acoustics", "fine_acoustics")
 
 
@@ -203,9 +203,9 @@ def test_several_precisions_live_side_by_side(small_model, conversions):
     for name in PRECISIONS:
         again = store.get(weights, name)
         assert all(map(operator.is_, tensors_of(first[name]), tensors_of(again)))
-    assert conversions == PRECISIONS and len(store.kept()) == 3
+    assert conversions == PRECISIONS and len(store.kept()) == 4
     dtypes = [first[name].layers[0].qkv.weight.dtype for name in PRECISIONS]
-    assert dtypes == [torch.float16, torch.bfloat16, torch.int8]
+    assert dtypes == [torch.float16, torch.bfloat16, torch.int8, torch.int8]
 
 
 # ---- copies of the model carry no copies of the weights

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 VOCABULARY = slice(0, SMALL.semantic_outputs)
 
 
-@pytest.fixture(scope="module", params=("same", "float16", "int8"))
+@pytest.fixture(scope="module", params=("same", "float16", "int8", "w8a8"))
 def model(request: pytest.FixtureRequest) -> CausalModel:
     module = build(SMALL).semantic
     weights = convert(extract.transformer_weights("semantic", module), request.param)
