@@ -145,6 +145,7 @@ class AccelerationReport:
     GPU. `native_fault` says why plain torch ops run on a GPU that the compiled ones are made for: how they differed
     from torch's when they were compared at first use there; None where they did not. `float32` says who computes
     float32 products and attention of blocks of tokens on a CPU and where that was decided, None where there are none.
+    `fit_windows` is as in `accelerate_bark`.
     """
 
     stages: tuple[StageReport, ...]
@@ -162,6 +163,7 @@ class AccelerationReport:
     versions: dict[str, str]
     stock_bugs: dict[str, bool]
     native_fault: str | None = None
+    fit_windows: bool = False
 
     def __str__(self) -> str:
         header = ("stage", "ops", "dtype", "weights", "device", "copied", "drafts accepted")
@@ -181,6 +183,8 @@ class AccelerationReport:
         lines.append(f"stock's bugs fixed: {', '.join(fixed) or 'none'}; kept: {', '.join(kept) or 'none'}")
         if self.native_fault is not None:
             lines.append(f"compiled ops not used, they are wrong here: {self.native_fault}")
+        if self.fit_windows:
+            lines.append("fine windows end with the speech: other fine codes than Transformers'")
         lines += [f"blocked: {s.blocked_by}" for s in self.stages if s.blocked_by is not None]
         lines += [f"tokens chosen by Transformers: {reason}" for reason in self.token_choices]
         lines += [f"fell back: {reason}" for reason in self.fallbacks] or ["fell back: never"]

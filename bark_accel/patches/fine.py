@@ -75,8 +75,8 @@ class FinePatch(StagePatch[TransformerWeights]):
         return codes.to(_dtype_of_codes(coarse_output, history_prompt))
 
     def spec(self, spec: FineSpec, voices: Voices) -> FineSpec:
-        """Transformers' numbers, and what is fixed of its bugs."""
-        return replace(spec, rows_end=self.rows_end(voices))
+        """Transformers' numbers, what is fixed of its bugs, and whether windows fit."""
+        return replace(spec, rows_end=self.rows_end(voices), fit_windows=self.settings.fit_windows)
 
     def _stock_rows(
         self, coarse_output: Tensor, spec: FineSpec, configs: tuple[Any, ...], voices: Voices, kwargs: dict[str, Any]

@@ -36,7 +36,7 @@ from bark_accel.voices.preset import VoicePreset, preset_digest
 from bark_accel.voices.voices import Voices
 
 from .model import ModelPatch
-from .stage_patch import StagePatch
+from .stage_patch import Settings, StagePatch
 
 _DEFAULT_BATCH_SIZE = 4
 # Set by long_form itself.
@@ -271,7 +271,7 @@ class BarkSpeaker:
 def model_digest(model: BarkModel) -> str:
     """The same for models that say the same: configs, what `accelerate_bark` was asked for, a sample of the weights."""
     owner = owner_of(model.generate, ModelPatch)
-    asked = None if owner is None else [owner.settings.precision, sorted(owner.settings.stock_bugs.fixed)]
+    asked = None if owner is None else _asked(owner.settings)
     settings: Any = model.generation_config
     facts = [_facts(model.config.to_dict()), _facts(settings.to_dict()), asked]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
@@ -281,6 +281,12 @@ def model_digest(model: BarkModel) -> str:
         sample = values[:: max(1, math.ceil(values.numel() / _SAMPLED_VALUES))]
         digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _asked(settings: Settings) -> list[Any]:
+    """What of the settings changes what is said."""
+    windows = ["fit_windows"] if settings.fit_windows else []
+    return [settings.precision, sorted(settings.stock_bugs.fixed), *windows]
 
 
 def _float32_sums(model: BarkModel) -> str | None:

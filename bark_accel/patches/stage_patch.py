@@ -47,6 +47,7 @@ class Settings:
     stock_bugs: StockBugs = field(default_factory=StockBugs)
     cuda_graphs: bool = True
     attention: str = "sdpa"
+    fit_windows: bool = False
     pool: KVCachePool = field(default_factory=KVCachePool)
 
 

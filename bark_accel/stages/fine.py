@@ -41,13 +41,14 @@ class FineGroup:
     """Rows of one length, behind histories of one length.
 
     `codes` [n, T, K] holds the history, then `frames` frames, then padding. `windows`: (first frame, first frame
-    written) of those to come.
+    written) of those to come; each has `window_frames`.
     """
 
     rows: list[int]
     codes: Tensor
     history_frames: int
     frames: int
+    window_frames: int
     windows: list[tuple[int, int]]
 
 
@@ -135,11 +136,12 @@ class FineStage:
     def _group(self, rows: list[int], frames: int, past: Tensor) -> FineGroup:
         """Make the group of `rows` that follow histories [n, num_codebooks, T]."""
         history_frames = past.shape[2]
-        # The model is not causal: short inputs are padded to the full window, and the padding is predicted too.
-        padded_frames = max(self._spec.max_input_frames, history_frames + frames)
+        # The model is not causal: short inputs are padded to the window, and the padding is predicted too.
+        window_frames = self._spec.window_frames(history_frames + frames)
+        padded_frames = max(window_frames, history_frames + frames)
         codes = F.pad(past.transpose(1, 2), (0, 0, 0, padded_frames - history_frames), value=self._spec.codebook_size)
         windows = self._windows(frames, history_frames, padded_frames) if frames else []
-        return FineGroup(rows, codes, history_frames, frames, windows)
+        return FineGroup(rows, codes, history_frames, frames, window_frames, windows)
 
     def push(self, state: FineState, codes: Tensor) -> None:
         """Add coarse codes [B, T, num_coarse_codebooks] of the next frames; those after a row's end are dropped."""
@@ -158,18 +160,18 @@ class FineStage:
 
     def step(self, state: FineState) -> None:
         """Predict the next window of every row that has one. Frames that no later window writes are settled."""
-        batches: dict[int, list[Tensor]] = {}
-        ends: dict[int, int] = {}
+        batches: dict[tuple[int, int], list[Tensor]] = {}
+        ends: dict[tuple[int, int], int] = {}
         for group in state.groups:
             if group.windows:
                 start, fill_start = group.windows.pop(0)
-                window = group.codes[:, start : start + self._spec.max_input_frames]
-                first_row = fill_start - start
-                end = min(window.shape[1], group.history_frames + group.frames - start)
-                batches.setdefault(first_row, []).append(window)
-                ends[first_row] = max(ends.get(first_row, 0), end)
-        for first_row, windows in batches.items():
-            rows = slice(first_row, ends[first_row])
+                window = group.codes[:, start : start + group.window_frames]
+                shape = fill_start - start, group.window_frames
+                end = min(group.window_frames, group.history_frames + group.frames - start)
+                batches.setdefault(shape, []).append(window)
+                ends[shape] = max(ends.get(shape, 0), end)
+        for shape, windows in batches.items():
+            rows = slice(shape[0], ends[shape])
             if len(windows) == 1:
                 self._fill(windows[0], rows, state.sampling)
                 continue
@@ -181,6 +183,8 @@ class FineStage:
     def _windows(self, frames: int, history_frames: int, total_frames: int) -> list[tuple[int, int]]:
         """(first frame of the window, first frame it writes) of each window."""
         spec = self._spec
+        if total_frames < spec.max_input_frames:
+            return [(0, history_frames)]
         hop = spec.max_history_frames
         count = max(0, math.ceil((frames - (spec.max_input_frames - history_frames)) / hop)) + 1
         last = total_frames - spec.max_input_frames
@@ -203,8 +207,8 @@ class FineStage:
             )
             head = output_rows(weights.heads[codebook - codebooks_without_head], 0, spec.codebook_size)
             logits = linear(hidden, head, self._ops)
-            # Every frame draws, also those that nobody reads: the generator ends where it did.
-            padded = F.pad(logits, (0, 0, 0, window.shape[1] - predicted.stop))
+            # Every frame of a whole window draws, also those that nobody reads: the generator ends where it did.
+            padded = F.pad(logits, (0, 0, 0, spec.max_input_frames - predicted.stop))
             with drawing("fine", weights.cache_dtype):
                 drawn = self._draw(padded.flatten(0, 1), sampling).view(window.shape[0], -1)
             window[:, predicted, codebook] = drawn[:, : logits.shape[1]]

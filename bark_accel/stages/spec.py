@@ -13,6 +13,9 @@ STAGES = ("semantic", "coarse", "fine", "codec")
 TOKEN_STAGES = STAGES[:3]
 # Filler after the end of a finished row. 0 is a semantic id, so it cannot be taken for a codec token.
 ENDED = 0
+# Fitting windows: frames of padding at least, and what a window's length is a multiple of.
+FIT_PADDING = 8
+FIT_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -77,3 +80,11 @@ class FineSpec:
     max_input_frames: int
     rows_end: bool = False
     """Whether a row ends where its coarse tokens are `ENDED`."""
+    fit_windows: bool = False
+    """Whether a window ends soon after its last frame; in Transformers, none has fewer than `max_input_frames`."""
+
+    def window_frames(self, frames: int) -> int:
+        """Length of a window that has to hold so many frames and padding."""
+        if not self.fit_windows:
+            return self.max_input_frames
+        return min(self.max_input_frames, -(-(frames + FIT_PADDING) // FIT_MULTIPLE) * FIT_MULTIPLE)
