@@ -24,6 +24,7 @@ from bark_accel.ops.checks import raise_bad_rows
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
 
+from .edits import LogitsEditor
 from .rng import default_generator
 from .sampling import Sampler, SampleRules, SamplingConfig, TokenRange
 
@@ -90,6 +91,7 @@ class Replay:
 
     run: Callable[[], None]
     rules: SampleRules
+    editor: LogitsEditor
 
 
 class StepGraphs:
@@ -109,6 +111,7 @@ class StepGraphs:
             self._drawn = torch.zeros(MAX_BLOCK_TOKENS, rows, dtype=torch.int64, device=device)
             self._count = torch.zeros(1, dtype=torch.int64, device=device)
             self._vectors = [torch.empty_like(t) for t in model.vectors]
+            self._seen = torch.zeros(rows, model.spec.output_vocab_size, dtype=torch.bool, device=device)
         self._generator = generator
         self._replays: OrderedDict[tuple[TokenRange, SamplingConfig], Replay] = OrderedDict()
         self._ahead: deque[tuple[Tensor, Tensor, Tensor | None]] = deque()
@@ -147,6 +150,7 @@ class StepGraphs:
         if state is not None:
             source.set_state(state)
         raise_bad_rows("CUDA graph", on_host)
+        sampler.editor.note(tokens)
         return on_host if sampler.config.stop_tokens else tokens
 
     def _run_block(
@@ -167,7 +171,7 @@ class StepGraphs:
         replays = {r: self._replay(r, last, cache, sampler) for r in dict.fromkeys(ranges)}
         if config.do_sample:
             self._generator.set_state(source.get_state())
-        self._rewind(last, cache)
+        self._rewind(last, cache, sampler)
         states = []
         for r in ranges:
             replays[r].run()
@@ -176,16 +180,18 @@ class StepGraphs:
         drawn = self._drawn[:count].clone()
         self._ahead.extend(zip(drawn, drawn.cpu(), states, strict=True))
 
-    def _rewind(self, last: Tensor, cache: KVCache) -> None:
+    def _rewind(self, last: Tensor, cache: KVCache, sampler: Sampler) -> None:
         """Make the next replay the first of a block that follows `last` at the cache's position."""
         self._ids.copy_(last[:, None])
         self._count.zero_()
+        if sampler.editor.seen is not None:
+            self._seen.copy_(sampler.editor.seen)
         cache.truncate(cache.position)
 
     def _replay(self, allowed: TokenRange, last: Tensor, cache: KVCache, sampler: Sampler) -> Replay:
         key = allowed, replace(sampler.config, max_new_tokens=0, stop_tokens=(), pad_token=None)
         if key not in self._replays:
-            self._rewind(last, cache)
+            self._rewind(last, cache, sampler)
             self.usable = False
             self._replays[key] = self._capture(allowed, cache, sampler)
             self.usable = True
@@ -199,17 +205,18 @@ class StepGraphs:
         rules = sampler.rules(allowed, self._ids.device)
         model, generator = self._model, self._generator if sampler.config.do_sample else None
         assert model is not None
+        seen = None if sampler.editor.seen is None else self._seen
 
         def step() -> None:
             logits = model.step_logits(self._ids, cache, allowed.head_rows)[:, -1]
-            drawn = sampler.draw(logits, allowed, generator)
+            drawn = sampler.draw(logits, allowed, generator, seen)
             self._ids.copy_(drawn[:, None])
             self._drawn.index_copy_(0, self._count, drawn[None])
             self._count.add_(1)
             cache.length.add_(1)
 
         try:
-            return Replay(self._capturer.capture(step, generator), rules)
+            return Replay(self._capturer.capture(step, generator), rules, sampler.editor)
         except RuntimeError as error:
             raise RuntimeError(
                 "bark_accel: the decode step could not be captured as a CUDA graph; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from bark_accel.ops.backend import Ops
 from bark_accel.transformer.causal import CausalModel
 
+from .edits import LogitsEditor, LogitsEdits
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -20,7 +22,7 @@ class SamplingConfig:
 
     `top_k` 0, `top_p` 1.0 and `min_eos_p` 0.0 mean off; `renormalize` is Transformers' `renormalize_logits`, which
     changes roundings; `stop_tokens` end a row, which is filled with `pad_token`, and none is drawn among the first
-    `min_new_tokens`.
+    `min_new_tokens`. `edits` come before all of it.
     """
 
     do_sample: bool
@@ -33,6 +35,7 @@ class SamplingConfig:
     min_new_tokens: int = 0
     stop_tokens: tuple[int, ...] = ()
     pad_token: int | None = None
+    edits: LogitsEdits = field(default_factory=LogitsEdits)
 
     def sampler(self, vocab_size: int, ops: Ops) -> Sampler:
         """Make a sampler of these options."""
@@ -134,6 +137,7 @@ class Sampler:
         """Drawn from instead of torch's default generator, where a generation leaves Transformers' order."""
         self._ops = ops
         self._rules: dict[tuple[TokenRange, torch.device], SampleRules] = {}
+        self.editor = LogitsEditor(config.edits, vocab_size)
 
     def rules(self, allowed: TokenRange, device: torch.device) -> SampleRules:
         """Return the rules for sampling from `allowed`; kept, because CUDA graphs read them by address."""
@@ -147,8 +151,26 @@ class Sampler:
         """Make the config's own sampler, which draws from a model's logits."""
         return config.sampler(model.spec.output_vocab_size, model.ops)
 
-    def draw(self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None = None) -> Tensor:
-        """Token ids [B] int64 from `logits` [B, head rows of `allowed`]; `generator` replaces the sampler's own."""
+    def draw(
+        self,
+        logits: Tensor,
+        allowed: TokenRange,
+        generator: torch.Generator | None = None,
+        seen: Tensor | None = None,
+    ) -> Tensor:
+        """Token ids [B] int64 from `logits` [B, head rows of `allowed`], which are noted as seen.
+
+        `generator` replaces the sampler's own, `seen` the editor's.
+        """
+        if self.editor.idle:
+            return self._drawn(logits, allowed, generator)
+        seen = self.editor.seen if seen is None else seen
+        tokens = self._drawn(self.editor.edit(logits, allowed.head_rows, seen), allowed, generator)
+        if seen is not None:
+            seen.scatter_(1, tokens[:, None], True)
+        return tokens
+
+    def _drawn(self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None) -> Tensor:
         rules = self.rules(allowed, logits.device).arguments
         if not self.config.do_sample:
             return self._ops.fused_sample(logits, None, *rules)

@@ -62,7 +62,8 @@ class Speculation:
         self, last: Tensor, cache: KVCache, sampler: Sampler, allowed: Callable[[int], TokenRange], limit: int
     ) -> list[Tensor]:
         start, stops = cache.position, sampler.config.stop_tokens
-        fed = self._draft_tokens(last, cache, sampler, allowed, min(self._length, limit - 1))
+        with sampler.editor.rewound():
+            fed = self._draft_tokens(last, cache, sampler, allowed, min(self._length, limit - 1))
         cache.truncate(start)
         ranges = [allowed(i) for i in range(len(fed))]
         first = min(r.head_rows.start for r in ranges)

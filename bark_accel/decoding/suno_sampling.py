@@ -53,7 +53,7 @@ class SunoSampler(Sampler):
         eos = -1 if allowed.eos < 0 else allowed.eos - allowed.begin
         return super().rules(TokenRange(0, allowed.end - allowed.begin, eos), device)
 
-    def draw(self, logits: Tensor, allowed: TokenRange, generator: Generator | None = None) -> Tensor:
+    def _drawn(self, logits: Tensor, allowed: TokenRange, generator: Generator | None) -> Tensor:
         """See `Sampler.draw`. The allowed ids lie side by side, so that all of `logits` are candidates."""
         rules = self.rules(allowed, logits.device).arguments
         filtered = self.config.filtered(logits)

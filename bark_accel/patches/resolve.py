@@ -16,10 +16,11 @@ from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf.compat import prepare_generation, takes_return_dict
 from bark_accel.report import Fallback, FallbackKind, TokenChoice
 
+from .edits import ReadEdits
+
 # Handled by the patches themselves, without effect on the tokens, or objects that become part of Transformers' lists.
 _KNOWN_ARGUMENTS = {"streamer", "min_eos_p", "tokenizer", "stopping_criteria", "prefix_allowed_tokens_fn"}
 _KNOWN_ARGUMENTS |= {"logits_processor"}
-_MIN_LENGTHS = (processors.MinLengthLogitsProcessor, processors.MinNewTokensLengthLogitsProcessor)
 # How tokens are chosen where the model is only asked for the logits after the last one.
 _MODES = {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE}
 _CACHES = {None, "dynamic", "static", "offloaded", "offloaded_static", "hybrid", "sliding_window"}
@@ -85,7 +86,8 @@ def resolve_sampling(
         if kwargs.get("logits_processor") is not None:
             names = ", ".join(type(p).__name__ for p in kwargs["logits_processor"])
             raise TokenChoice(stage, FallbackKind.LOGITS_PROCESSOR, names)
-        found, min_new_tokens = _min_new_tokens(list(prepared["logits_processor"]), prepared["input_ids"].shape[1])
+        read = ReadEdits(prepared["input_ids"].shape[1], module.config.output_vocab_size)
+        found = read.take(list(prepared["logits_processor"]), token_rules)
         warpers = _read_processors(stage, found, token_rules)
         max_length, stop_tokens = _read_criteria(stage, prepared["stopping_criteria"])
     except TokenChoice as choice:
@@ -97,7 +99,8 @@ def resolve_sampling(
     return SamplingConfig(
         do_sample=config.do_sample,
         max_new_tokens=_whole(max_length - prepared["input_ids"].shape[1]),
-        min_new_tokens=min_new_tokens,
+        min_new_tokens=read.min_new_tokens,
+        edits=read.edits,
         stop_tokens=stop_tokens,
         pad_token=None if pad is None else int(pad),
         **(warpers if config.do_sample else {}),
@@ -146,21 +149,6 @@ def _check_steps(stage: str, config: GenerationConfig, prepared: dict[str, Any],
     mask = prepared.get("attention_mask")
     if mask is not None and not bool((mask == 1).all()):
         raise Fallback(stage, FallbackKind.TOKEN_LAYOUT, "pad_token_id masks a part of the prompt")
-
-
-def _min_new_tokens(found: list[LogitsProcessor], prompt_tokens: int) -> tuple[list[LogitsProcessor], int]:
-    """The processors without those that forbid an early end, and the number of tokens that these ask for.
-
-    Transformers puts them first, so that Bark's own processors see that the end has no probability.
-    """
-    fewest = 0
-    while found and type(found[0]) in _MIN_LENGTHS:
-        first, found = found[0], found[1:]
-        if isinstance(first, processors.MinLengthLogitsProcessor):
-            fewest = max(fewest, first.min_length - prompt_tokens)
-        elif isinstance(first, processors.MinNewTokensLengthLogitsProcessor):
-            fewest = max(fewest, first.prompt_length_to_skip + first.min_new_tokens - prompt_tokens)
-    return found, fewest
 
 
 def _read_processors(

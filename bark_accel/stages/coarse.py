@@ -182,6 +182,8 @@ class CoarseStage:
         # -0 keeps everything, as the same slice does in Transformers.
         coarse_start = state.coarse.shape[1] - state.coarse[:, -spec.max_history_tokens :].shape[1]
         previous, state.prompt = state.prompt, Prompt(semantic, coarse_start)
+        if not state.sampler.editor.idle:
+            state.sampler.editor.begin(self.prompt_ids(state))
         if previous is not None and previous.coarse_start == coarse_start and previous.semantic.equal(semantic):
             fed = state.cache.position - spec.max_input_tokens - 1
             return state.coarse[:, coarse_start + fed :].contiguous()

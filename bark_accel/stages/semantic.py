@@ -76,6 +76,8 @@ class SemanticStage:
         prompt = self._prompt(input_ids, attention_mask, histories)
         rows = input_ids.shape[0]
         sampler = Sampler.of(self._model, sampling)
+        # Transformers lets ones stand for the prompt.
+        sampler.editor.begin(torch.ones((rows, 1), dtype=torch.int64, device=prompt.device))
         return SemanticState(cache, sampler, prompt, [True] * rows, ActiveRows(cache, rows), token_source)
 
     def step(self, state: SemanticState) -> Tensor:

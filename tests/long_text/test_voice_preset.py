@@ -90,7 +90,7 @@ def test_other_threads_may_generate_meanwhile(small_model):
 @pytest.mark.parametrize("fallback", [False, True])
 def test_a_stream_makes_a_preset(small_model, policy, fallback):
     fast = accelerated_copy(small_model, strict=False)
-    options = {**SAMPLED, "repetition_penalty": 1.2} if fallback else SAMPLED
+    options = {**SAMPLED, "no_repeat_ngram_size": 3} if fallback else SAMPLED
     torch.manual_seed(3)
     _, expected = generate_with_preset(fast, **INPUTS, **options)
     streamer = AudioStreamer(fast, policy=policy)

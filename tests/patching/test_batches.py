@@ -411,8 +411,8 @@ def test_streamed_rows_hear_nothing_of_the_others(fast, policy, interleave):
 # Transformers' own loops.
 
 PROCESSORS = {
-    "semantic": {"semantic_repetition_penalty": 1.1},
-    "coarse": {"coarse_repetition_penalty": 1.1},
+    "semantic": {"semantic_no_repeat_ngram_size": 3},
+    "coarse": {"coarse_no_repeat_ngram_size": 3},
 }
 
 

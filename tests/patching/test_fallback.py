@@ -21,7 +21,7 @@ GENERATION_CASES = {
     "coarse eos": ({"coarse_eos_token_id": 150}, "coarse", FallbackKind.TOKEN_LAYOUT),
     "static cache": ({"cache_implementation": "static"}, None, None),
     "processor without a cache": (
-        {"coarse_repetition_penalty": 1.3, "coarse_use_cache": False},
+        {"coarse_no_repeat_ngram_size": 3, "coarse_use_cache": False},
         "coarse",
         FallbackKind.LOGITS_PROCESSOR,
     ),

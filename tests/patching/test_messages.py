@@ -181,11 +181,11 @@ def ways_to_generate(fast):
     config = {"semantic_generation_config": stage_configs(fast)["semantic_generation_config"]}
     return {
         "generate": lambda: fast.generate(**INPUTS),
-        "with beams": lambda: fast.generate(**INPUTS, semantic_repetition_penalty=1.2),
+        "with beams": lambda: fast.generate(**INPUTS, semantic_no_repeat_ngram_size=3),
         "streamed": lambda: fast.generate(**INPUTS, streamer=AudioStreamer(fast)),
         "interleaved": lambda: fast.generate(**INPUTS, streamer=AudioStreamer(fast, interleave=True)),
         "streamed from stock's loop": lambda: fast.generate(
-            **INPUTS, semantic_repetition_penalty=1.2, streamer=AudioStreamer(fast)
+            **INPUTS, semantic_no_repeat_ngram_size=3, streamer=AudioStreamer(fast)
         ),
         "one chunk": lambda: fast.generate(**INPUTS, semantic_num_beams=2, streamer=AudioStreamer(fast)),
         "the stage alone": lambda: fast.semantic.generate(**INPUTS, **config),

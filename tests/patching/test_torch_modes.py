@@ -98,7 +98,7 @@ def test_default_dtypes_of_other_weights_and_ops(small_model, dtype, options, ro
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("policy", ["exact", "low_latency", "preview"])
-@pytest.mark.parametrize("options", [{}, {"coarse_repetition_penalty": 1.2}], ids=["ours", "stock's coarse loop"])
+@pytest.mark.parametrize("options", [{}, {"coarse_no_repeat_ngram_size": 3}], ids=["ours", "stock's coarse loop"])
 def test_default_dtypes_of_streams(small_model, dtype, policy, options):
     """Stock's own loop may count one frame more or less there, but a stream ends."""
     fast = accelerated_copy(small_model, strict=False)

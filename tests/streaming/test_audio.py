@@ -284,9 +284,9 @@ class TestTransformersLoop:
     @pytest.mark.parametrize(
         "options",
         [
-            {"semantic_repetition_penalty": 1.2},
-            {"coarse_repetition_penalty": 1.1},
-            {"repetition_penalty": 1.3, "min_eos_p": 0.01},
+            {"semantic_no_repeat_ngram_size": 3},
+            {"coarse_no_repeat_ngram_size": 3},
+            {"no_repeat_ngram_size": 3, "min_eos_p": 0.01},
             {"semantic_min_p": 0.05, "coarse_typical_p": 0.9},
             {"semantic_max_time": 60.0},
         ],

@@ -176,7 +176,7 @@ def test_cancel_in_transformers_own_loop(monkeypatch, stage):
         monkeypatch.setattr(type(submodel), "forward", counted)
     else:
         on_call(monkeypatch, stage, streamer.cancel)
-    audio = fast.generate(**INPUTS, **OPTIONS, repetition_penalty=1.1, streamer=streamer)
+    audio = fast.generate(**INPUTS, **OPTIONS, no_repeat_ngram_size=3, streamer=streamer)
     assert len(steps) in (0, 10)
     assert audio.shape[0] == 1 and list(streamer) == []
 

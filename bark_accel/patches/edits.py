@@ -1,0 +1,91 @@
+"""Transformers' logits processors -> the edits of the logits that our sampler makes before Bark's own rules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers.generation import logits_process as processors
+
+from bark_accel.decoding.edits import LogitsEdits
+
+
+@dataclass
+class ReadEdits:
+    """What the processors before Bark's own ask for, for a prompt of so many tokens and so many ids to choose from."""
+
+    prompt_tokens: int
+    vocab_size: int
+    min_new_tokens: int = 0
+    bias: dict[int, float] = field(default_factory=dict)
+    repetition_penalty: float = 1.0
+    not_first: tuple[int, ...] = ()
+
+    def take(self, found: list[Any], own: list[Any]) -> list[Any]:
+        """Read the processors before Bark's `own`; return the rest, from the first one on that the sampler lacks.
+
+        Bans, early ends among them, may come in any order; only a bias has to precede the penalty, as it does.
+        """
+        for index, processor in enumerate(found):
+            reader = _READERS.get(type(processor))
+            ours = any(processor is rule for rule in own)
+            if ours or reader is None or not reader(self, processor):
+                return found[index:]
+        return []
+
+    @property
+    def edits(self) -> LogitsEdits:
+        return LogitsEdits(tuple(sorted(self.bias.items())), self.repetition_penalty, self.not_first)
+
+
+def _min_length(read: ReadEdits, processor: Any) -> bool:
+    read.min_new_tokens = max(read.min_new_tokens, processor.min_length - read.prompt_tokens)
+    return True
+
+
+def _min_new_tokens(read: ReadEdits, processor: Any) -> bool:
+    least = processor.prompt_length_to_skip + processor.min_new_tokens - read.prompt_tokens
+    read.min_new_tokens = max(read.min_new_tokens, least)
+    return True
+
+
+def _sequence_bias(read: ReadEdits, processor: Any) -> bool:
+    bias = {sequence: float(value) for sequence, value in processor.sequence_bias.items()}
+    finite = all(math.isfinite(value) or value == -math.inf for value in bias.values())
+    if not finite or any(len(sequence) != 1 or sequence[0] >= read.vocab_size for sequence in bias):
+        return False
+    if read.repetition_penalty != 1.0 and any(math.isfinite(value) for value in bias.values()):
+        return False
+    for (token,), value in bias.items():
+        read.bias[token] = read.bias.get(token, 0.0) + value
+    return True
+
+
+def _suppress(read: ReadEdits, processor: Any) -> bool:
+    read.bias.update(dict.fromkeys(processor.suppress_tokens.tolist(), -math.inf))
+    return True
+
+
+def _suppress_first(read: ReadEdits, processor: Any) -> bool:
+    read.not_first = tuple(processor.begin_suppress_tokens.tolist())
+    return processor.begin_index == read.prompt_tokens
+
+
+def _penalty(read: ReadEdits, processor: Any) -> bool:
+    ignored = getattr(processor, "prompt_ignore_length", None)
+    if ignored is not None and bool((ignored != 0).any()):
+        return False
+    read.repetition_penalty = processor.penalty
+    return True
+
+
+_READERS = {
+    processors.MinLengthLogitsProcessor: _min_length,
+    processors.MinNewTokensLengthLogitsProcessor: _min_new_tokens,
+    processors.SequenceBiasLogitsProcessor: _sequence_bias,
+    processors.NoBadWordsLogitsProcessor: _sequence_bias,
+    processors.SuppressTokensLogitsProcessor: _suppress,
+    processors.SuppressTokensAtBeginLogitsProcessor: _suppress_first,
+    processors.RepetitionPenaltyLogitsProcessor: _penalty,
+}
