@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from support.bark_models import SMALL, preset, texts
-from support.parity import accelerated_copy, assert_equal_to_stock, run
-from support.stock_limits import skip_where_stock_fails
+from bark_models import SMALL, preset, texts
+from parity import accelerated_copy, assert_equal_to_stock, run
+from stock_limits import skip_where_stock_fails
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteria, StoppingCriteriaList
 
@@ -216,50 +214,3 @@ class TestMinNewTokens:
         fast = accelerated_copy(small_model, speculate=True)
         assert_equal_to_stock(small_model, fast, **alone, semantic_min_new_tokens=35)
         assert acceleration_report(fast).stages[0].drafts.drafted_tokens > 0
-
-
-NUMBERS = {
-    "temperature": st.floats(0.3, 2.0),
-    "top_k": st.integers(1, 60),
-    "top_p": st.floats(0.1, 1.0),
-    "min_p": st.floats(0.0, 0.3),
-    "typical_p": st.floats(0.2, 0.99),
-    "epsilon_cutoff": st.floats(1e-4, 0.02),
-    "eta_cutoff": st.floats(1e-4, 0.02),
-    "repetition_penalty": st.floats(0.8, 1.6),
-    "no_repeat_ngram_size": st.integers(0, 4),
-    "min_new_tokens": st.integers(0, 20),
-    "renormalize_logits": st.booleans(),
-    "remove_invalid_values": st.booleans(),
-    "output_scores": st.booleans(),
-    "num_beams": st.integers(1, 3),
-    "length_penalty": st.floats(0.5, 2.0),
-    "early_stopping": st.booleans(),
-    "guidance_scale": st.floats(1.0, 2.0),
-    "bad_words_ids": st.just([[33], [75, 52]]),
-    "suppress_tokens": st.just([33, 41, 150]),
-    "exponential_decay_length_penalty": st.just((5, 1.1)),
-    "max_time": st.just(60.0),
-    "use_cache": st.booleans(),
-}
-
-
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), do_sample=st.booleans(), seed=st.integers(0, 99))
-def test_options_at_random(small_model, data, do_sample, seed):
-    """Whatever is asked of either stage, in any combination: stock's tokens and random state, or stock's own error."""
-    skip_where_stock_fails("beams")
-    names = data.draw(st.lists(st.sampled_from(sorted(NUMBERS)), max_size=4, unique=True))
-    stage = data.draw(st.sampled_from(["semantic_", "coarse_"]))
-    options = {stage + name: data.draw(NUMBERS[name], label=name) for name in names}
-    options |= {"do_sample": do_sample, "semantic_max_new_tokens": 24, "fine_temperature": 0.7}
-    fast = accelerated_copy(small_model, strict=False)
-    try:
-        run(small_model, seed, **INPUTS, **options)
-    except (ValueError, RuntimeError, TypeError, IndexError) as error:
-        with pytest.raises(type(error)):
-            run(fast, seed, **INPUTS, **options)
-        return
-    assert_equal_to_stock(small_model, fast, seed, **INPUTS, **options)
-    if not {"guidance_scale", "use_cache"} & set(names):
-        assert acceleration_report(fast).fallbacks == ()

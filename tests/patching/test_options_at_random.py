@@ -1,0 +1,147 @@
+"""Any combination of fields of `GenerationConfig`, processors and criteria: stock's tokens, scores and random state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from bark_models import SMALL, texts
+from generation_fields import CASES, claims, installed_fields
+from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import strategies as st
+from parity import accelerated_copy, assert_equal_to_stock, run
+from stock_limits import skip_where_stock_fails
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation import logits_process as processors
+from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteria
+
+from bark_accel import acceleration_report
+from bark_accel.hf.compat import TESTED_VERSIONS
+from bark_accel.patches.step_view import step_view
+
+INPUTS = texts(SMALL, [4, 9])
+# Fields whose values are drawn; the others have the one of their case.
+VALUES = {
+    "temperature": st.floats(0.3, 2.0),
+    "top_k": st.integers(1, 60),
+    "top_p": st.floats(0.1, 1.0),
+    "min_p": st.floats(0.0, 0.3),
+    "typical_p": st.floats(0.2, 0.99),
+    "epsilon_cutoff": st.floats(1e-4, 0.02),
+    "eta_cutoff": st.floats(1e-4, 0.02),
+    "repetition_penalty": st.floats(0.6, 1.6),
+    "no_repeat_ngram_size": st.integers(0, 4),
+    "min_new_tokens": st.integers(0, 20),
+    "num_beams": st.integers(1, 3),
+    "length_penalty": st.floats(0.5, 2.0),
+    "guidance_scale": st.floats(1.0, 2.0),
+    "bad_words_ids": st.sampled_from([[[33], [75, 52]], [[33], [75]]]),
+    "sequence_bias": st.sampled_from([[[[33], 4.0], [[111], -2.0]], [[[33, 41], 4.0]]]),
+    "begin_suppress_tokens": st.lists(st.integers(0, 111), min_size=1, max_size=60),
+}
+STOCKS_ERRORS = (ValueError, RuntimeError, TypeError, IndexError, AttributeError)
+
+
+def value_of(name: str) -> st.SearchStrategy:
+    return VALUES.get(name, st.just(CASES[name].value))
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), do_sample=st.booleans(), seed=st.integers(0, 99))
+def test_options(small_model, data, do_sample, seed):
+    """Whatever is asked of either stage, in any combination: stock's tokens and random state, or stock's own error."""
+    skip_where_stock_fails("beams")
+    stage = data.draw(st.sampled_from(["semantic", "coarse"]))
+    claim = {name: by_stage[stage] for name, by_stage in claims().items()}
+    able = [
+        name for name in installed_fields() if claim[name] != "nobody" and name not in ("do_sample", "eos_token_id")
+    ]
+    names = data.draw(st.lists(st.sampled_from(able), max_size=5, unique=True))
+    options = {f"{stage}_{name}": data.draw(value_of(name), label=name) for name in names}
+    options = {"do_sample": do_sample, "semantic_max_new_tokens": 24, "fine_temperature": 0.7, **options}
+    fast = accelerated_copy(small_model, strict=False)
+    try:
+        run(small_model, seed, **INPUTS, **options)
+    except STOCKS_ERRORS as error:
+        if transformers.__version__ != TESTED_VERSIONS[-1]:
+            reject()
+        with pytest.raises(type(error)):
+            run(fast, seed, **INPUTS, **options)
+        return
+    assert_equal_to_stock(small_model, fast, seed, **INPUTS, **options)
+    if not {"stock"} & {claim[name] for name in names} and "use_cache" not in names:
+        assert acceleration_report(fast).fallbacks == ()
+
+
+class LiftsLast(LogitsProcessor):
+    """Depends on the ids so far: lifts the neighbours of the last one."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        lifted = scores.clone()
+        neighbours = (input_ids[:, -1:] + torch.tensor([[1, 2, 3]])) % scores.shape[1]
+        return lifted.scatter_add(1, neighbours, torch.full(neighbours.shape, 1.5))
+
+
+class StopsAfter(StoppingCriteria):
+    """Ends a row at an id that is a multiple of 7, once there are so many."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return (input_ids[:, -1] % 7 == 0) & (input_ids.shape[1] >= self.length)
+
+
+PROCESSORS = {
+    "penalty": lambda: processors.RepetitionPenaltyLogitsProcessor(1.3),
+    "ngrams": lambda: processors.NoRepeatNGramLogitsProcessor(2),
+    "bans": lambda: processors.SuppressTokensLogitsProcessor(range(0, 200, 3)),
+    "min_p": lambda: processors.MinPLogitsWarper(0.1),
+    "typical": lambda: processors.TypicalLogitsWarper(0.8),
+    "top_k": lambda: processors.TopKLogitsWarper(30),
+    "bias": lambda: processors.SequenceBiasLogitsProcessor([[[111], 3.0], [[120, 121], 5.0]]),
+    "own": LiftsLast,
+}
+CRITERIA = {"time": lambda: MaxTimeCriteria(60.0), "own": lambda: StopsAfter(24)}
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    chosen=st.lists(st.sampled_from(sorted(PROCESSORS)), max_size=4),
+    stops=st.lists(st.sampled_from(sorted(CRITERIA)), max_size=2, unique=True),
+    do_sample=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_processors_and_criteria(small_model, chosen, stops, do_sample, seed):
+    """`generate` of Transformers on a view with our steps, which alone takes processors and gives scores."""
+    fast = accelerated_copy(small_model)
+    patch = fast.coarse_acoustics.generate.__self__
+    model = patch.model(patch.weights())
+    ids = torch.randint(0, 90, (2, 20), generator=torch.Generator().manual_seed(seed))
+
+    def generated(module: Any) -> tuple[Any, torch.Tensor]:
+        torch.manual_seed(seed)
+        result = super(type(module), module).generate(
+            ids,
+            logits_processor=LogitsProcessorList(PROCESSORS[name]() for name in chosen),
+            stopping_criteria=[CRITERIA[name]() for name in stops],
+            pad_token_id=200,
+            max_new_tokens=12,
+            do_sample=do_sample,
+            output_scores=True,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        return result, torch.get_rng_state()
+
+    def borrow(rows: int) -> Any:
+        return patch.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, model.weights.device)
+
+    expected, state = generated(small_model.coarse_acoustics)
+    with step_view(fast.coarse_acoustics, model, borrow) as view:
+        got, own_state = generated(view)
+        assert torch.equal(got.sequences, expected.sequences) and torch.equal(own_state, state)
+        for name in ("scores", "logits"):
+            torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-4)
