@@ -26,9 +26,12 @@ from bark_accel.transformer.spec import TransformerSpec
 from bark_accel.transformer.weights import Layer, Linear, Norm, TransformerWeights
 
 from .compat import layer_norm_eps
+from .offload import only_moves_weights
 from .points import SUBMODELS
 
 _PATCHED_METHODS = {point.method for point in SUBMODELS.values()}
+# What optimum 1 puts in the place of an attention layer: the same weights and names, torch's attention.
+_BETTER_TRANSFORMER = "optimum.bettertransformer.models.decoder_models.BarkAttentionLayerBetterTransformer"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -42,9 +45,10 @@ def check_modules(stage: str, module: nn.Module) -> None:
         where = f"{name or 'the model'} ({type(part).__name__})"
         if part.training:
             raise Fallback(stage, FallbackKind.TRAINING, where)
-        if hasattr(part, "_hf_hook") or part._forward_hooks or part._forward_pre_hooks:
+        moved = only_moves_weights(part)
+        if (hasattr(part, "_hf_hook") and not moved) or part._forward_hooks or part._forward_pre_hooks:
             raise Fallback(stage, FallbackKind.HOOKED_MODULE, where)
-        own = vars(part).keys() - _PATCHED_METHODS
+        own = vars(part).keys() - _PATCHED_METHODS - ({"forward"} if moved else set())
         overridden = sorted(k for k in own if callable(getattr(type(part), k, None)))
         if overridden:
             raise Fallback(stage, FallbackKind.HOOKED_MODULE, f"{where}: {overridden[0]} was set on the instance")
@@ -52,9 +56,10 @@ def check_modules(stage: str, module: nn.Module) -> None:
 
 def _check_class(stage: str, kind: Any) -> None:
     """Refuse a class whose methods somebody replaced or overrode."""
+    libraries = ("torch", "transformers", *(["optimum"] if class_name(kind) == _BETTER_TRANSFORMER else []))
     for name, method in (*vars(kind).items(), ("forward", kind.forward)):
         home = getattr(method, "__module__", None) if inspect.isfunction(method) else None
-        if home is not None and home.partition(".")[0] not in ("torch", "transformers"):
+        if home is not None and home.partition(".")[0] not in libraries:
             detail = f"{kind.__name__}.{name} comes from {home}"
             raise Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
 
@@ -176,7 +181,8 @@ def _head(stage: str, module: Any, config: Any) -> Linear:
 def _layer(stage: str, block: Any, config: Any) -> Layer:
     _exact(stage, block, hf.BarkBlock)
     attention = block.attn
-    if type(attention) not in hf.BARK_ATTENTION_CLASSES.values():
+    known = type(attention) in hf.BARK_ATTENTION_CLASSES.values()
+    if not known and class_name(type(attention)) != _BETTER_TRANSFORMER:
         raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"attention is a {type(attention).__name__}")
     heads, head_dim = config.num_heads, config.hidden_size // config.num_heads
     if (attention.num_heads, attention.head_dim) != (heads, head_dim):

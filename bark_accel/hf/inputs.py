@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .offload import has_weights
+
 # Ends of the names, which may begin with a stage's.
 _NUMBERS = ("temperature", "top_k", "top_p", "min_p", "min_eos_p", "_tokens", "_length", "num_beams", "penalty")
 
@@ -84,7 +86,7 @@ def check_input_ids(input_ids: Any, attention_mask: Any, max_tokens: int) -> int
 
 def check_not_meta(module: Any) -> None:
     """Raise `ValueError` for a module without weights."""
-    if any(parameter.is_meta for parameter in module.parameters()):
+    if not has_weights(module):
         raise ValueError("expected a model with weights, got parameters on the meta device; load or move it first")
 
 

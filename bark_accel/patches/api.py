@@ -15,6 +15,7 @@ from bark_accel._version import __version__
 from bark_accel.hf import extract
 from bark_accel.hf.compat import check_signatures, warn_of_untested
 from bark_accel.hf.inputs import check_not_meta
+from bark_accel.hf.offload import device_of, is_offloaded
 from bark_accel.hf.points import POINTS, SUBMODELS, submodels
 from bark_accel.ops._library import release_memory
 from bark_accel.ops.backend import check_backend, is_served, native_fault, runs_natively
@@ -342,6 +343,8 @@ def _check_not_covered(model: BarkModel) -> None:
 def _check_extractable(patch: StagePatch, *, also_transient: bool) -> None:
     try:
         patch.weights()
+        if also_transient and is_offloaded(patch.module):
+            raise Fallback(patch.stage, FallbackKind.HOOKED_MODULE, "accelerate keeps its weights")
     except Fallback as fallback:
         if also_transient or fallback.reason.kind not in _TRANSIENT:
             raise ValueError(f"accelerate_bark: {fallback.reason}") from None
@@ -354,12 +357,12 @@ def _stage_report(patch: StagePatch) -> StageReport:
         copied = patch.copied_bytes()
     except Fallback as fallback:
         blocked = fallback.reason
-    parameter = next(patch.module.parameters())
+    parameter, device = next(patch.module.parameters()), device_of(patch.module)
     return StageReport(
         stage=patch.stage,
-        ops="transformers" if blocked else patch.ops_name(parameter.device),
+        ops="transformers" if blocked else patch.ops_name(device),
         dtype=str(parameter.dtype).removeprefix("torch."),
-        device=str(parameter.device),
+        device=str(device),
         copied_bytes=copied,
         weights=patch.precision_name(parameter.dtype),
         drafts=replace(patch.draft_counts) if isinstance(patch, CausalPatch) else None,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from bark_accel.hf.offload import device_of
 from bark_accel.hf.presets import presets_of
 from bark_accel.report import Fallback, FallbackKind
 from bark_accel.stages.fine import FineSampling, FineStage
@@ -103,7 +104,7 @@ class AudioGeneration:
             return stage, FineSampling(temperature, before_pass=self._streamer.check)
 
         upcoming = self._compiled.upcoming_generator()
-        return make_policy(self._streamer, spec, patch.module.device, request.voices.fine, fine, upcoming)
+        return make_policy(self._streamer, spec, device_of(patch.module), request.voices.fine, fine, upcoming)
 
     def _tell_lengths(self) -> None:
         self._streamer.row_lengths_samples = self._decoder.row_lengths_samples

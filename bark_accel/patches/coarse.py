@@ -20,6 +20,7 @@ from bark_accel.decoding.rng import fork
 from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf import extract
 from bark_accel.hf.configs import coarse_limits
+from bark_accel.hf.offload import device_of
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.coarse import CoarseStage, history_lengths, row_lengths
 from bark_accel.stages.coarse_rows import CoarseRows
@@ -95,7 +96,7 @@ class CoarsePatch(CausalPatch):
         """Transformers' own method of `module`, with lengths; row by row where each has a voice preset of its own."""
         results = [
             self.stock(semantic_output[part], *configs, voice.argument(), True, module=module, **kwargs)
-            for part, voice in voices.to(self.module.device).alike()
+            for part, voice in voices.to(device_of(self.module)).alike()
         ]
         tokens, lengths = zip(*results, strict=True)
         return join_rows(list(tokens), ENDED), torch.cat(lengths)

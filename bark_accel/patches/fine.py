@@ -17,6 +17,7 @@ from transformers.models.bark.modeling_bark import BarkFineModel
 
 from bark_accel.hf import extract
 from bark_accel.hf.configs import fine_limits
+from bark_accel.hf.offload import device_of
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.codec_weights import CodecWeights
@@ -82,7 +83,7 @@ class FinePatch(StagePatch[TransformerWeights]):
         self, coarse_output: Tensor, spec: FineSpec, configs: tuple[Any, ...], voices: Voices, kwargs: dict[str, Any]
     ) -> Tensor:
         """Transformers' own method; row after row where each has an end or a voice preset of its own."""
-        voices = voices.to(self.module.device)
+        voices = voices.to(device_of(self.module))
         if not spec.rows_end:
             return self.stock(coarse_output, *configs, voices.argument(), **kwargs)
         rows = []

@@ -21,6 +21,7 @@ from bark_accel.hf import extract
 from bark_accel.hf.compat import prompt_argument
 from bark_accel.hf.configs import semantic_limits
 from bark_accel.hf.inputs import check_input_ids
+from bark_accel.hf.offload import device_of
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.loops import NOBODY, TokenListener, run_semantic
 from bark_accel.stages.ragged import join_rows
@@ -96,7 +97,7 @@ class SemanticPatch(CausalPatch):
     ) -> Tensor:
         """Transformers' own method of `module`; row after row where each has a voice preset of its own."""
         rows = []
-        for part, voice in voices.to(self.module.device).alike():
+        for part, voice in voices.to(device_of(self.module)).alike():
             mask = None if attention_mask is None else attention_mask[part]
             rows.append(self.stock(input_ids[part], config, voice.argument(), mask, module=module, **kwargs))
         return join_rows(rows, config.semantic_pad_token)

@@ -21,13 +21,14 @@ from bark_accel.decoding.speculation import Draft, Speculation
 from bark_accel.decoding.token_source import TokenSource
 from bark_accel.hf import extract
 from bark_accel.hf.inputs import check_not_meta
+from bark_accel.hf.offload import is_offloaded, summon, weights_present
 from bark_accel.ops.backend import Ops, get_ops, is_served, runs_natively
 from bark_accel.ops.checks import MAX_HEAD_SIZE
 from bark_accel.report import DraftCounts, Fallback, FallbackKind, FallbackLog, TokenChoice
 from bark_accel.stages.codec_weights import CodecWeights
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache, KVCachePool
-from bark_accel.transformer.precision import INT8_WEIGHTS, ConvertedWeights
+from bark_accel.transformer.precision import INT8_WEIGHTS, ConvertedWeights, convert
 from bark_accel.transformer.weights import TransformerWeights, map_tensors, tensors_of
 from bark_accel.voices.voices import Voices
 
@@ -75,7 +76,7 @@ class StagePatch(Generic[W]):
         avoid_lost_threads()
         if self.released is not None:
             return self._released_weights(self.released)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), weights_present(self.module):
             return self._read_weights()
 
     def _released_weights(self, released: W) -> W:
@@ -98,8 +99,9 @@ class StagePatch(Generic[W]):
         return weights
 
     def _ready_weights(self) -> W:
+        summon(self.module)
         weights = self.weights()
-        device = next(self.module.parameters()).device
+        device = next(iter(tensors_of(weights))).device
         if self.settings.backend == "native" and not is_served(device):
             raise Fallback(self.stage, FallbackKind.DEVICE, f"backend='native' has no ops for {device}")
         check_not_meta(self.module)
@@ -112,6 +114,8 @@ class StagePatch(Generic[W]):
         if self.released is not None:
             return weights
         with torch.inference_mode(False), torch.no_grad():
+            if weights.device.type != "cpu" and is_offloaded(self.module):
+                return convert(weights, self.settings.precision)  # kept, copies would fill what offloading frees
             return self.conversions.get(weights, self.settings.precision)
 
     def copied_bytes(self) -> int:

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from bark_accel.decoding.rng import after_noise
 from bark_accel.decoding.sampling import TokenRange
 from bark_accel.hf.compat import run_with_loop
+from bark_accel.hf.offload import device_of
 from bark_accel.report import Fallback, attempt
 from bark_accel.stages.coarse import row_lengths, token_ranges
 from bark_accel.stages.coarse_rows import CoarseRows
@@ -131,7 +132,7 @@ class LoopRun:
 
     def coarse(self, semantic_tokens: Tensor, listener: TokenListener) -> None:
         request, patch = self._request, self._patches.coarse
-        configs, device = request.configs, patch.module.device
+        configs, device = request.configs, device_of(patch.module)
         lengths = row_lengths(self._spec, semantic_tokens)
         count = itertools.count()
 

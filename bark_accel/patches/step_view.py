@@ -10,6 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bark_accel.hf.compat import cache_argument
+from bark_accel.hf.offload import is_offloaded
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
 
@@ -42,6 +44,9 @@ def step_view(
         steps = StepForward(model, lambda rows: held.enter_context(borrow(rows)), type(module).forward)
         view = copy.copy(module)
         # The module's own table may have been given up (`release_originals`).
+        if is_offloaded(module):
+            # Where the module's own weights are elsewhere, its device is that of its hook.
+            vars(view).update(_hf_hook=SimpleNamespace(execution_device=model.weights.device))
         vars(view).update(input_embeds_layer=model.embed, forward=steps, _forward_pre_hooks={})
         vars(view).update(_reorder_cache=lambda cache, beams: cache.reorder_cache(beams))
         try:

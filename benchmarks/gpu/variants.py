@@ -11,7 +11,7 @@ from benchmarks.gpu.generate import OURS_S, STOCK_S, case_of, generate
 from benchmarks.gpu.plan import Job, Plan
 from benchmarks.gpu.rows import Rows, accelerated, build_model
 
-VARIANTS = ("stock, flash_attention_2", "bark_accel, flash_attn", "stock, offload")
+VARIANTS = ("stock, flash_attention_2", "bark_accel, flash_attn", "bark_accel, offload", "stock, offload")
 
 
 def measure_static(plan: Plan, rows: Rows, job: Job) -> None:
@@ -52,7 +52,9 @@ def measure_variants(plan: Plan, rows: Rows, job: Job) -> None:
         case = {**case_of(job, 1), "name": name}
         if name.endswith(("flash_attention_2", "flash_attn")) and find_spec("flash_attn") is None:
             rows.leave_out("generate", case, "flash-attn is not installed")
-        elif name.endswith("offload") and not plan.on_gpu:
+        elif name.endswith("offload") and find_spec("accelerate") is None:
+            rows.leave_out("generate", case, "accelerate is not installed")
+        elif name == "stock, offload" and not plan.on_gpu:
             rows.leave_out("generate", case, "there is no GPU to load on")
         else:
             rows.add("generate", case, lambda n=name: variant(plan, model, n), STOCK_S)
@@ -62,8 +64,12 @@ def variant(plan: Plan, model: Any, name: str) -> dict[str, Any]:
     if name == "bark_accel, flash_attn":
         with accelerated(model, attention="flash_attn") as fast:
             return generate(plan, fast, 1, 1, [])
+    if name == "bark_accel, offload":
+        offload(plan, model)
+        with accelerated(model) as fast:
+            return generate(plan, fast, 1, 1, [])
     if name == "stock, offload":
-        model.enable_cpu_offload()
+        offload(plan, model)
         return generate(plan, model, 1, 1, [])
     before = model.config._attn_implementation
     model.set_attn_implementation("flash_attention_2")
@@ -71,3 +77,16 @@ def variant(plan: Plan, model: Any, name: str) -> dict[str, Any]:
         return generate(plan, model, 1, 1, [])
     finally:
         model.set_attn_implementation(before)
+
+
+def offload(plan: Plan, model: Any) -> None:
+    """Have the sub-models take turns on the device; without a GPU, bring their weights from elsewhere on the CPU."""
+    from accelerate import cpu_offload
+
+    if hasattr(model.semantic, "_hf_hook"):
+        return
+    if plan.on_gpu:
+        model.enable_cpu_offload()
+        return
+    for part in (model.semantic, model.coarse_acoustics, model.fine_acoustics, model.codec_model):
+        cpu_offload(part, torch.device(plan.device))

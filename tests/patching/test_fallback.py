@@ -11,7 +11,7 @@ from support.bark_models import SMALL, build, stage_configs, texts
 from support.parity import accelerated_copy, assert_equal_to_stock, run
 from support.stock_limits import skip_where_stock_fails
 
-from bark_accel import AccelerationError, FallbackKind, accelerate_bark, acceleration_report
+from bark_accel import AccelerationError, FallbackKind, acceleration_report
 from bark_accel.hf.stage_trace import trace_stages
 
 INPUTS = texts(SMALL, [4, 9])
@@ -295,39 +295,6 @@ def test_gradients_through_the_codec(small_model):
     fast.codec_decode(codes).sum().backward()
     assert fast.codec_model.decoder.layers[0].conv.bias.grad is not None
     assert [r.kind for r in acceleration_report(fast).fallbacks] == [FallbackKind.GRADIENTS]
-
-
-def test_offloaded_modules(small_model):
-    """accelerate's hooks move modules on forward, which the loops never call."""
-    from accelerate import cpu_offload_with_hook
-
-    fast = accelerated_copy(small_model, strict=False)
-    fast.semantic, _ = cpu_offload_with_hook(fast.semantic, torch.device("cpu"))
-    assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT)
-    assert acceleration_report(fast).fallbacks[0].kind is FallbackKind.HOOKED_MODULE
-
-
-def test_a_model_under_enable_cpu_offload(small_model, monkeypatch):
-    """As a GPU has it, but for the device: sub-models come and go with stock's own forward, so stock runs them."""
-    accelerate = pytest.importorskip("accelerate")
-    real = accelerate.cpu_offload_with_hook
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(
-        accelerate,
-        "cpu_offload_with_hook",
-        lambda module, _, prev_module_hook=None: real(module, cpu, prev_module_hook),
-    )
-    fast = accelerated_copy(small_model, strict=False)
-    with monkeypatch.context() as machine:
-        # Without an accelerator some versions of Transformers fail.
-        machine.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-        fast.enable_cpu_offload()
-    for _ in range(2):
-        assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT)
-    reasons = {(reason.stage, reason.kind) for reason in acceleration_report(fast).fallbacks}
-    assert reasons == {(stage, FallbackKind.HOOKED_MODULE) for stage in ("semantic", "coarse", "fine", "codec")}
-    with pytest.raises(AccelerationError, match="hooks"):
-        accelerate_bark(fast, strict=True).generate(**INPUTS, **SHORT)
 
 
 def test_a_reason_is_logged_once(small_model, caplog):
