@@ -68,6 +68,22 @@ def quality(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def options(record: dict[str, Any]) -> str:
+    """Write the table of `python -m benchmarks options`."""
+    lines = [
+        "| option | weights | texts at once | tokens/s of a text | of plain | of plain without drafts | of stock |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for its in record["rows"]:
+        weights = "float32" if its["weights"] == "same" else its["weights"]
+        shares = ("of_plain", "of_plain_without_drafts")
+        cells = " | ".join(f"{its[share]:.0%}" for share in shares)
+        stock = f"{its['of_stock_with_repetition_penalty']:.1f}x"
+        rate = f"{its['tokens_per_s']:.0f}"
+        lines.append(f"| {its['option']} | {weights} | {its['rows']} | {rate} | {cells} | {stock} |")
+    return "\n".join(lines)
+
+
 def speech(record: dict[str, Any]) -> str:
     texts = " and ".join(f"{count} of {kind}" for kind, count in record["texts"].items())
     facts = f"{texts}, split {record['split']}, seed {record['seed']}, in batches of {record['batch']}."
@@ -126,7 +142,10 @@ def report(folder: Path) -> str:
     if different:
         raise SystemExit(f"expected float32 runs with stock's tokens, got other ones in: {'; '.join(different)}")
     ties = [tie for record in read["generation"] for tie in record.get("ties", [])]
+    options_of = json.loads((folder / "zen5_options.json").read_text())
     parts = {
+        "options_machine": _measured_on(options_of),
+        "options": options(options_of),
         "zen5_machine": _measured_on(zen5["generation"][0]),
         "zen5_generations": generations(zen5["generation"]),
         "zen5_steps_machine": _measured_on(zen5["steps"]),
