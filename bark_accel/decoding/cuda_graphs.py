@@ -111,7 +111,7 @@ class StepGraphs:
             self._drawn = torch.zeros(MAX_BLOCK_TOKENS, rows, dtype=torch.int64, device=device)
             self._count = torch.zeros(1, dtype=torch.int64, device=device)
             self._vectors = [torch.empty_like(t) for t in model.vectors]
-            self._seen = torch.zeros(rows, model.spec.output_vocab_size, dtype=torch.bool, device=device)
+            self._factors = torch.ones(rows, model.spec.output_vocab_size + 1, device=device, dtype=torch.float32)
         self._generator = generator
         self._replays: OrderedDict[tuple[TokenRange, SamplingConfig], Replay] = OrderedDict()
         self._ahead: deque[tuple[Tensor, Tensor, Tensor | None]] = deque()
@@ -150,7 +150,7 @@ class StepGraphs:
         if state is not None:
             source.set_state(state)
         raise_bad_rows("CUDA graph", on_host)
-        sampler.editor.note(tokens)
+        sampler.editor.note(tokens[:, None], sampler.editor.factors)
         return on_host if sampler.config.stop_tokens else tokens
 
     def _run_block(
@@ -184,8 +184,8 @@ class StepGraphs:
         """Make the next replay the first of a block that follows `last` at the cache's position."""
         self._ids.copy_(last[:, None])
         self._count.zero_()
-        if sampler.editor.seen is not None:
-            self._seen.copy_(sampler.editor.seen)
+        if sampler.editor.factors is not None:
+            self._factors.copy_(sampler.editor.factors)
         cache.truncate(cache.position)
 
     def _replay(self, allowed: TokenRange, last: Tensor, cache: KVCache, sampler: Sampler) -> Replay:
@@ -205,11 +205,11 @@ class StepGraphs:
         rules = sampler.rules(allowed, self._ids.device)
         model, generator = self._model, self._generator if sampler.config.do_sample else None
         assert model is not None
-        seen = None if sampler.editor.seen is None else self._seen
+        factors = None if sampler.editor.factors is None else self._factors
 
         def step() -> None:
             logits = model.step_logits(self._ids, cache, allowed.head_rows)[:, -1]
-            drawn = sampler.draw(logits, allowed, generator, seen)
+            drawn = sampler.draw(logits, allowed, generator, factors)
             self._ids.copy_(drawn[:, None])
             self._drawn.index_copy_(0, self._count, drawn[None])
             self._count.add_(1)

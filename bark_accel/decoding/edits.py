@@ -32,8 +32,8 @@ class LogitsEditor:
         self._vocab_size = vocab_size
         self._first = True
         self._bias: Tensor | None = None
-        self.seen: Tensor | None = None
-        """[B, V] bool, the ids that each row has had; None where nothing depends on them."""
+        self.factors: Tensor | None = None
+        """[B, V] float32, the penalty of the ids that each row has had and 1 for others; None where there is none."""
 
     @property
     def idle(self) -> bool:
@@ -44,37 +44,38 @@ class LogitsEditor:
         self._first = True
         if self._edits.repetition_penalty != 1.0:
             end = self._vocab_size
-            seen = torch.zeros(len(prompt), end + 1, dtype=torch.bool, device=prompt.device)
-            known = torch.where((prompt >= 0) & (prompt < end), prompt, end)
-            self.seen = seen.scatter_(1, known, True)[:, :end]
+            self.factors = torch.ones(len(prompt), end + 1, dtype=torch.float32, device=prompt.device)
+            self.note(torch.where((prompt >= 0) & (prompt < end), prompt, end), self.factors)
 
-    def edit(self, logits: Tensor, ids: slice, seen: Tensor | None) -> Tensor:
-        """Return the logits [B, ids] of the next token, edited; `seen` replaces the editor's own."""
+    def edit(self, logits: Tensor, ids: slice, factors: Tensor | None) -> Tensor:
+        """Return the logits [B, ids] of the next token, edited by the given factors."""
         if self._edits.bias:
             logits = logits + self._bias_on(logits.device)[ids]
-        if seen is not None:
-            penalty = self._edits.repetition_penalty
-            logits = torch.where(seen[:, ids], torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+        if factors is not None:
+            factors = factors[:, ids]
+            # Of the two, the penalty makes it the one that the sign asks for; by 1, it is the logit itself.
+            choose = torch.minimum if self._edits.repetition_penalty > 1 else torch.maximum
+            logits = choose(logits * factors, logits / factors)
         if self._first and self._edits.not_first:
             banned = self._vector(((i, -torch.inf) for i in self._edits.not_first), logits.device)
             logits = logits + banned[ids]
         self._first = False
         return logits
 
-    def note(self, tokens: Tensor) -> None:
-        """Remember tokens [B] that were chosen elsewhere."""
-        if self.seen is not None:
-            self.seen.scatter_(1, tokens.to(self.seen.device)[:, None], True)
+    def note(self, tokens: Tensor, factors: Tensor | None) -> None:
+        """Remember tokens [B, T] in the factors."""
+        if factors is not None:
+            factors.scatter_(1, tokens.to(factors.device), self._edits.repetition_penalty)
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
         """Forget afterwards what was seen inside."""
-        seen = self.seen
-        self.seen = None if seen is None else seen.clone()
+        factors = self.factors
+        self.factors = None if factors is None else factors.clone()
         try:
             yield
         finally:
-            self.seen = seen
+            self.factors = factors
 
     def _bias_on(self, device: torch.device) -> Tensor:
         if self._bias is None or self._bias.device != device:

@@ -156,18 +156,17 @@ class Sampler:
         logits: Tensor,
         allowed: TokenRange,
         generator: torch.Generator | None = None,
-        seen: Tensor | None = None,
+        factors: Tensor | None = None,
     ) -> Tensor:
-        """Token ids [B] int64 from `logits` [B, head rows of `allowed`], which are noted as seen.
+        """Token ids [B] int64 from `logits` [B, head rows of `allowed`], which the editor remembers.
 
-        `generator` replaces the sampler's own, `seen` the editor's.
+        `generator` replaces the sampler's own, `factors` the editor's.
         """
         if self.editor.idle:
             return self._drawn(logits, allowed, generator)
-        seen = self.editor.seen if seen is None else seen
-        tokens = self._drawn(self.editor.edit(logits, allowed.head_rows, seen), allowed, generator)
-        if seen is not None:
-            seen.scatter_(1, tokens[:, None], True)
+        factors = self.editor.factors if factors is None else factors
+        tokens = self._drawn(self.editor.edit(logits, allowed.head_rows, factors), allowed, generator)
+        self.editor.note(tokens[:, None], factors)
         return tokens
 
     def _drawn(self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None) -> Tensor:

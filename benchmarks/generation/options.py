@@ -1,7 +1,7 @@
-"""Tokens a second of the semantic stage with options of `generate`, in turns with the plain accelerated stage.
+"""Step rate of the semantic stage with options of `generate`, in turns with the plain accelerated stage.
 
-Random weights of bark-small's shapes. `python -m benchmarks options [--json PATH]`; a file that is there is added to, so
-that a busy machine can be measured in pieces (`--weights int8 --rows 1`).
+Random weights of bark-small's shapes. `python -m benchmarks options [--json PATH]`; a file that is there is added to,
+so that a busy machine can be measured in pieces (`--weights int8 --rows 1`).
 """
 
 from __future__ import annotations
@@ -10,37 +10,55 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers.generation.streamers import BaseStreamer
 
 from bark_accel import accelerate_bark
 from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import random_bark, shared_copy
 from bark_accel.hf.configs import GenerationConfigs
 
+ALLOWED = torch.arange(10_000, dtype=torch.int64)
 
-def prefix_allowed(row: int, ids: torch.Tensor) -> list[int]:
-    return list(range(10_000))
+
+class Clock(BaseStreamer):
+    """Notes when each token is there; the first call is the prompt's."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+    @property
+    def tokens_per_s(self) -> float:
+        return (len(self.times) - 2) / (self.times[-1] - self.times[1])
 
 
 PLAIN, WITHOUT_DRAFTS = "plain", "plain, without drafts"
 OPTIONS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     WITHOUT_DRAFTS: {},
-    "min_new_tokens": {"min_new_tokens": 500},
+    "min_new_tokens": {"min_new_tokens": 30},
     "repetition_penalty": {"repetition_penalty": 1.2},
+    "repetition_penalty, without drafts": {"repetition_penalty": 1.2},
     "min_p": {"min_p": 0.05},
-    "beams": {"num_beams": 2, "do_sample": False},
-    "caller's processor": {"prefix_allowed_tokens_fn": prefix_allowed},
+    "caller's processor": {"prefix_allowed_tokens_fn": lambda row, ids: ALLOWED},
 }
 
 
 @torch.no_grad()
 def measure(weights: str, rows: int, tokens: int, repeats: int) -> list[dict[str, Any]]:
-    """Seconds of each option, and of stock once, for `rows` texts and `tokens` tokens."""
+    """Tokens a second of a text after its first with each option, and of stock once: `rows` texts, `tokens` each."""
     model = random_bark("bark-small")
     config = GenerationConfigs.of(model).semantic
     ids = torch.randint(0, 1000, (rows, 256), generator=torch.Generator().manual_seed(0))
@@ -51,36 +69,32 @@ def measure(weights: str, rows: int, tokens: int, repeats: int) -> list[dict[str
     undrafted = shared_copy(model)
     accelerate_bark(model, weights=weights, strict=True)
     accelerate_bark(undrafted, weights=weights, strict=True, speculate=False)
-    seconds: dict[str, list[float]] = {name: [] for name in OPTIONS}
-    made: dict[str, int] = {}
+    rates: dict[str, list[float]] = {name: [] for name in OPTIONS}
 
-    def timed(name: str) -> float:
+    def rate(generate: Callable[..., Any], **options: Any) -> float:
         torch.manual_seed(0)
-        start = time.perf_counter()
-        its = undrafted if name == WITHOUT_DRAFTS else model
-        made[name] = its.semantic.generate(ids, **base | OPTIONS[name]).shape[1]
-        return time.perf_counter() - start
+        clock = Clock()
+        made = generate(ids, **base, **options, streamer=clock).shape[1]
+        assert made == tokens == len(clock.times) - 1, f"expected {tokens} tokens, got {made}"
+        return clock.tokens_per_s
 
     for round_ in range(repeats + 1):
-        for name in OPTIONS:
-            took = timed(name)
-            if round_:
-                seconds[name].append(took)
-    torch.manual_seed(0)
-    start = time.perf_counter()
-    stock_tokens = stock(model.semantic, ids, **base, repetition_penalty=1.2).shape[1]
-    stock_rate = stock_tokens / (time.perf_counter() - start)
-    rates = {name: made[name] / statistics.median(took) for name, took in seconds.items()}
+        for name, options in OPTIONS.items():
+            its = rate((undrafted if name.endswith("without drafts") else model).semantic.generate, **options)
+            rates[name] += [its] if round_ else []
+    stock_rate = rate(partial(stock, model.semantic), repetition_penalty=1.2)
+    medians = {name: statistics.median(its) for name, its in rates.items()}
     return [
         {
             "option": name,
             "weights": weights,
             "rows": rows,
-            "tokens": made[name],
-            "tokens_per_s": rates[name],
-            "of_plain": rates[name] / rates[PLAIN],
-            "of_plain_without_drafts": rates[name] / rates[WITHOUT_DRAFTS],
-            "of_stock_with_repetition_penalty": rates[name] / stock_rate,
+            "tokens": tokens,
+            "tokens_per_s": medians[name],
+            "all_tokens_per_s": rates[name],
+            "of_plain": medians[name] / medians[PLAIN],
+            "of_plain_without_drafts": medians[name] / medians[WITHOUT_DRAFTS],
+            "of_stock_with_repetition_penalty": medians[name] / stock_rate,
         }
         for name in OPTIONS
     ]
@@ -100,7 +114,10 @@ def main() -> None:
         for count in arguments.rows:
             rows += measure(weights, count, arguments.tokens, arguments.repeats)
             for row in rows[-len(OPTIONS) :]:
-                print({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+                print(
+                    {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items() if k[:3] != "all"},
+                    flush=True,
+                )
     if arguments.json:
         if arguments.json.exists():
             rows = json.loads(arguments.json.read_text())["rows"] + rows

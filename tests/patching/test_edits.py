@@ -85,8 +85,8 @@ def test_edits_of_a_slice():
     editor = LogitsEditor(LogitsEdits(((3, -math.inf), (2, 0.5)), 2.0, (5,)), 8)
     editor.begin(torch.tensor([[4, 9, -1]]))
     logits = torch.tensor([[1.0, 1.0, -1.0, 1.0]])
-    first = editor.edit(logits, slice(2, 6), editor.seen)
+    first = editor.edit(logits, slice(2, 6), editor.factors)
     assert first.tolist() == [[1.5, -math.inf, -2.0, -math.inf]]
-    editor.note(torch.tensor([2]))
-    assert editor.edit(logits, slice(2, 6), editor.seen).tolist() == [[0.75, -math.inf, -2.0, 1.0]]
+    editor.note(torch.tensor([[2]]), editor.factors)
+    assert editor.edit(logits, slice(2, 6), editor.factors).tolist() == [[0.75, -math.inf, -2.0, 1.0]]
     assert logits.tolist() == [[1.0, 1.0, -1.0, 1.0]]
