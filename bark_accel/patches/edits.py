@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import LogitsProcessor
 from transformers.generation import logits_process as processors
 
 from bark_accel.decoding.edits import LogitsEdits
@@ -22,7 +24,7 @@ class ReadEdits:
     repetition_penalty: float = 1.0
     not_first: tuple[int, ...] = ()
 
-    def take(self, found: list[Any], own: list[Any]) -> list[Any]:
+    def take(self, found: list[LogitsProcessor], own: Sequence[LogitsProcessor]) -> list[LogitsProcessor]:
         """Read the processors before Bark's `own`; return the rest, from the first one on that the sampler lacks.
 
         Bans, early ends among them, may come in any order; only a bias has to precede the penalty, as it does.
@@ -80,7 +82,7 @@ def _penalty(read: ReadEdits, processor: Any) -> bool:
     return True
 
 
-_READERS = {
+_READERS: dict[type, Callable[[ReadEdits, Any], bool]] = {
     processors.MinLengthLogitsProcessor: _min_length,
     processors.MinNewTokensLengthLogitsProcessor: _min_new_tokens,
     processors.SequenceBiasLogitsProcessor: _sequence_bias,

@@ -14,6 +14,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf.compat import prepare_generation, takes_return_dict
+from bark_accel.hf.extract import transformer_spec
 from bark_accel.report import Fallback, FallbackKind, TokenChoice
 
 from .edits import ReadEdits
@@ -86,7 +87,7 @@ def resolve_sampling(
         if kwargs.get("logits_processor") is not None:
             names = ", ".join(type(p).__name__ for p in kwargs["logits_processor"])
             raise TokenChoice(stage, FallbackKind.LOGITS_PROCESSOR, names)
-        read = ReadEdits(prepared["input_ids"].shape[1], module.config.output_vocab_size)
+        read = ReadEdits(prepared["input_ids"].shape[1], transformer_spec(module).output_vocab_size)
         found = read.take(list(prepared["logits_processor"]), token_rules)
         warpers = _read_processors(stage, found, token_rules)
         max_length, stop_tokens = _read_criteria(stage, prepared["stopping_criteria"])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from bark_models import SMALL, texts
-from call_capturer import CallCapturer
-from edit_options import OPTIONS
-from parity import accelerated_copy, assert_equal_to_stock
+from support.bark_models import SMALL, texts
+from support.call_capturer import CallCapturer
+from support.edit_options import OPTIONS
+from support.parity import accelerated_copy, assert_equal_to_stock
 
 INPUTS = texts(SMALL, [4, 9])
 ALONE = texts(SMALL, [7])

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from bark_models import SMALL, submodels, texts
-from parity import assert_equal_to_stock
+from support.bark_models import SMALL, submodels, texts
+from support.parity import assert_equal_to_stock
 from transformers import BarkModel
 from transformers.models.bark import modeling_bark as hf
 

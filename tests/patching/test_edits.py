@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from bark_models import SMALL, preset, texts
-from edit_options import OPTIONS
-from parity import accelerated_copy, assert_equal_to_stock, run
+from support.bark_models import SMALL, preset, texts
+from support.edit_options import OPTIONS
+from support.parity import accelerated_copy, assert_equal_to_stock, run
 
 from bark_accel import AudioStreamer, acceleration_report, stream
 from bark_accel.decoding.edits import LogitsEditor, LogitsEdits

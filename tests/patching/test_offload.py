@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from bark_models import SMALL, submodels, texts
-from parity import accelerated_copy, assert_equal_to_stock, run
+from support.bark_models import SMALL, submodels, texts
+from support.parity import accelerated_copy, assert_equal_to_stock, run
 from torch import nn
 
 from bark_accel import FallbackKind, accelerate_bark, acceleration_report, stream

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from bark_models import SMALL, texts
-from generation_fields import CASES, claims, installed_fields
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
-from parity import accelerated_copy, assert_equal_to_stock, run
-from stock_limits import skip_where_stock_fails
+from support.bark_models import SMALL, texts
+from support.generation_fields import CASES, claims, installed_fields
+from support.parity import accelerated_copy, assert_equal_to_stock, run
+from support.stock_limits import skip_where_stock_fails
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process as processors
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteria

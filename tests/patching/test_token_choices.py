@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from bark_models import SMALL, preset, texts
-from parity import accelerated_copy, assert_equal_to_stock, run
-from stock_limits import skip_where_stock_fails
+from support.bark_models import SMALL, preset, texts
+from support.parity import accelerated_copy, assert_equal_to_stock, run
+from support.stock_limits import skip_where_stock_fails
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteria, StoppingCriteriaList
 
