@@ -86,7 +86,7 @@ def play(chunks: Iterable[Any], rate: int = 24_000) -> Tensor:
     finally:
         with suppress(AttributeError):
             chunks.close()  # type: ignore[attr-defined]
-    audio = torch.cat(played) if played else torch.zeros(0)
+    audio = torch.cat(played) if played else torch.zeros(0, dtype=torch.float32, device="cpu")
     place.update(Audio(audio.numpy(), rate=rate) if len(audio) else HTML("nothing was said"))
     return audio
 

@@ -83,7 +83,7 @@ class LogitsEditor:
         return self._bias
 
     def _vector(self, pairs: Iterable[tuple[int, float]], device: torch.device) -> Tensor:
-        vector = torch.zeros(self._vocab_size, dtype=torch.float32)
+        vector = torch.zeros(self._vocab_size, dtype=torch.float32, device="cpu")
         for token, value in pairs:
             if 0 <= token < self._vocab_size:
                 vector[token] = value

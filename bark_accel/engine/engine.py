@@ -34,7 +34,7 @@ class Source(Protocol):
 
     @property
     def models(self) -> list[CausalModel]:
-        """Those of the causal stages, in their order."""
+        """The models of the causal stages, in their order."""
 
     def streamer(self, **chunking: Any) -> AudioStreamer:
         """A queue to a listener; raises for bad arguments, and for a model that has changed."""
@@ -97,7 +97,7 @@ class Engine:
 
     @property
     def requests(self) -> int:
-        """How many requests are not done."""
+        """Number of requests that are not done."""
         with self._changed:
             return self._count()
 

@@ -1,4 +1,4 @@
-"""What ends a request, or keeps it out."""
+"""Errors that end a request, or keep it out."""
 
 from __future__ import annotations
 

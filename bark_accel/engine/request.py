@@ -49,7 +49,7 @@ class SpeechRequest:
         self._samples = 0
         self._future: futures.Future[Tensor] = futures.Future()
         self.waits_from = self._submitted_at + (_PATIENCE_S if whole else 0.0)
-        """When the listener has heard all that there is (`time.monotonic`): who waits first, comes first."""
+        """Time at which the listener has heard all that there is (`time.monotonic`): who waits first, comes first."""
 
     # The listener's side.
 

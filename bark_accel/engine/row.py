@@ -19,7 +19,7 @@ from .slots import Slot, Step
 
 @dataclass(frozen=True)
 class Plan:
-    """What a model has prepared for a request of one row.
+    """A request of one row, as a model has prepared it.
 
     `start_semantic` and `start_coarse` start a stage on an empty cache; `repad` pads semantic tokens [1, T] as the
     coarse stage has it; `decoder` makes audio of coarse tokens and emits it; `preset` makes a voice preset of semantic

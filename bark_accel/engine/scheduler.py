@@ -1,4 +1,4 @@
-"""Who works next."""
+"""Order of work: which request is fed, stepped or decoded next."""
 
 from __future__ import annotations
 
@@ -120,5 +120,5 @@ class Scheduler:
 
 
 def _by_urgency(rows: Iterable[Row]) -> list[Row]:
-    """Those first whose listeners have the least left to hear."""
+    """Sort rows: those first whose listeners have the least left to hear."""
     return sorted(rows, key=lambda row: row.request.waits_from)

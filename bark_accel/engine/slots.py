@@ -66,7 +66,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Step:
-    """What a request has to feed next, to which model, into which cache: that of its slot."""
+    """The next input of a request: what to feed, to which model, into which cache (that of its slot)."""
 
     slot: Slot
     model: CausalModel

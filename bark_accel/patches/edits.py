@@ -15,7 +15,7 @@ from bark_accel.decoding.edits import LogitsEdits
 
 @dataclass
 class ReadEdits:
-    """What the processors before Bark's own ask for, for a prompt of so many tokens and so many ids to choose from."""
+    """Edits of the logits that processors before Bark's own ask for, given the prompt's length and the vocabulary."""
 
     prompt_tokens: int
     vocab_size: int

@@ -124,7 +124,7 @@ class ModelSource:
 
 
 def _fingerprint(model: BarkModel) -> list[tuple[object, ...]]:
-    """What changes when a model's weights are replaced, moved, cast or written to through torch."""
+    """Facts that change when a model's weights are replaced, moved, cast or written to through torch."""
     return [
         (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.dtype, tensor.device)
         for tensor in (*model.parameters(), *model.buffers())

@@ -28,7 +28,7 @@ from .semantic import SemanticPrompt
 
 @dataclass(frozen=True)
 class EngineModels:
-    """What all requests of an engine run on."""
+    """The models that all requests of an engine run on."""
 
     semantic: CausalModel
     coarse: CausalModel
@@ -80,7 +80,7 @@ class RowPlan:
         self._policy = self._make_policy(chunking)
 
     def plan(self) -> Plan:
-        """How the row starts each stage."""
+        """Make the plan by which the row starts each stage."""
         return Plan(
             SemanticStage(self._models.semantic, self._semantic_spec),
             CoarseStage(self._models.coarse, self._coarse_spec),

@@ -284,7 +284,7 @@ def model_digest(model: BarkModel) -> str:
 
 
 def _asked(settings: Settings) -> list[Any]:
-    """What of the settings changes what is said."""
+    """Name the settings that change what is said."""
     windows = ["fit_windows"] if settings.fit_windows else []
     return [settings.precision, sorted(settings.stock_bugs.fixed), *windows]
 

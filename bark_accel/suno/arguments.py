@@ -37,8 +37,9 @@ def text_ids(tokenizer: Any, text: str, most: int) -> tuple[Tensor, Tensor]:
     if len(ids) > most:
         warn_caller(f"Bark reads {most} text tokens; a text of {len(ids)} is cut. Split it into sentences.")
     ids = ids[:most]
-    padded = torch.tensor(ids + [0] * (most - len(ids)), dtype=torch.int64)
-    return padded[None], (torch.arange(most) < len(ids)).long()[None]
+    padded = torch.tensor(ids + [0] * (most - len(ids)), dtype=torch.int64, device="cpu")
+    positions = torch.arange(most, dtype=torch.int64, device="cpu")
+    return padded[None], (positions < len(ids)).long()[None]
 
 
 def options(temp: Any, top_k: Any, top_p: Any) -> dict[str, Any]:

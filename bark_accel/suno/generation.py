@@ -188,7 +188,8 @@ def generate_coarse(
         run_coarse(run, TokenListener(on_token=lambda _: bar.update(run.window_ended)))
         coarse = run.result()[0].cpu()
     frames = coarse.view(-1, spec.num_codebooks).T - spec.semantic_vocab_size
-    return (frames - spec.codebook_size * torch.arange(spec.num_codebooks)[:, None]).numpy()
+    offsets = spec.codebook_size * torch.arange(spec.num_codebooks, dtype=torch.int64, device="cpu")
+    return (frames - offsets[:, None]).numpy()
 
 
 def generate_fine(
