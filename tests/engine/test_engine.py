@@ -110,7 +110,7 @@ BAD = {
     "streamer": ({**SHORT, "streamer": object()}, TypeError, "streamer"),
     "lengths": ({**SHORT, "return_output_lengths": True}, TypeError, "return_output_lengths"),
     "temperature": ({**SHORT, "fine_temperature": -1.0}, ValueError, "temperature"),
-    "penalty": ({**SHORT, "semantic_repetition_penalty": 1.2}, ValueError, "sampler.*RepetitionPenalty"),
+    "ngrams": ({**SHORT, "semantic_no_repeat_ngram_size": 2}, ValueError, "sampler.*NoRepeatNGram"),
     "processor": ({**SHORT, "semantic_logits_processor": [Halve()]}, (TypeError, ValueError), "logits_processor"),
     "criterion": ({**SHORT, "semantic_stopping_criteria": [MaxTimeCriteria(9)]}, ValueError, "MaxTimeCriteria"),
     "beams": ({**SHORT, "semantic_num_beams": 2}, ValueError, "beam"),

@@ -42,6 +42,9 @@ def requests(draw) -> Asked:
         "coarse_top_p": st.sampled_from([0.5, 0.95, 1.0]),
         "min_eos_p": st.sampled_from([0.005, 0.02, 0.2]),
         "semantic_min_new_tokens": st.integers(1, 30),
+        "repetition_penalty": st.sampled_from([0.8, 1.3]),
+        "semantic_bad_words_ids": st.just([[33], [58], [75]]),
+        "coarse_begin_suppress_tokens": st.just([*range(100, 140)]),
     }
     for name in draw(st.sets(st.sampled_from(sorted(options)), max_size=4)):
         inputs[name] = draw(options[name])
