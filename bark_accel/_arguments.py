@@ -1,4 +1,4 @@
-"""Whole numbers that a caller gives, numpy's included."""
+"""Whole numbers (numpy's included) and flags that a caller gives."""
 
 from __future__ import annotations
 
@@ -15,3 +15,10 @@ def whole_number(name: str, value: Any, least: int) -> int:
     if number < least or isinstance(value, bool):
         raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
     return number
+
+
+def check_flags(**flags: object) -> None:
+    """Raise `TypeError`, with its name, for a value that is neither True nor False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomllib
 from packaging.version import Version
 
 import bark_accel
@@ -61,3 +62,9 @@ def test_bug_reports_ask_for_what_the_commands_print():
     for command in re.findall(r"bark-accel (\w+)", asked):
         assert (ROOT / f"bark_accel/cli/{command}.py").is_file(), command
     assert "bark-accel info" in asked and "bark-accel check" in asked and "acceleration_report(model)" in asked
+
+
+def test_every_folder_of_the_package_is_installed():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "bark_accel").rglob("__init__.py")}
+    assert set(packages) == {".".join(folder.parts) for folder in folders}

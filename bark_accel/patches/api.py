@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import BarkModel
 
+from bark_accel._arguments import check_flags
 from bark_accel._forked import avoid_lost_threads, watch
 from bark_accel._version import __version__
 from bark_accel.hf import extract
@@ -118,7 +119,7 @@ def accelerate_bark(
     avoid_lost_threads()
     _check_model(model)
     flags = {"release_originals": release_originals, "cuda_graphs": cuda_graphs, "fit_windows": fit_windows}
-    _check_flags(strict=strict, **flags)
+    check_flags(strict=strict, **flags)
     if not (speculate is None or isinstance(speculate, bool)):
         raise TypeError(f"speculate: expected None, True or False, got {speculate!r}")
     if weights not in WEIGHTS:
@@ -313,12 +314,6 @@ def _model_inside(wrapper: Any) -> str:
             merged = "; merge LoRA layers first: merge_and_unload()" if path.startswith("base_model") else ""
             return f"; pass its .{path}{merged}"
     return ""
-
-
-def _check_flags(**flags: bool) -> None:
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def _check_classes(model: BarkModel) -> None:

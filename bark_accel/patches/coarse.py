@@ -105,7 +105,7 @@ class CoarsePatch(CausalPatch):
         self, spec: CoarseSpec, config: BarkCoarseGenerationConfig, rows: int, kwargs: dict[str, Any]
     ) -> tuple[TransformerWeights, SamplingConfig]:
         """Prepare a generation of `rows`; raises `Fallback` where Transformers has to run it."""
-        weights = self._ready_weights()
+        weights = self.ready_weights()
         # The prompt's length and ids decide nothing that the loop can do: what depends on them (a padding mask)
         # shows in the config.
         prompt = torch.full((rows, 1), spec.infer_token, dtype=torch.int64, device=weights.device)

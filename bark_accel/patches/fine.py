@@ -95,7 +95,7 @@ class FinePatch(StagePatch[TransformerWeights]):
 
     def prepare(self) -> TransformerWeights:
         """Prepare a generation; raises `Fallback` where Transformers has to run it."""
-        return self._ready_weights()
+        return self.ready_weights()
 
     def ready_stage(self, weights: TransformerWeights, spec: FineSpec) -> FineStage:
         """The stage on the weights that `prepare` gave."""
@@ -145,7 +145,7 @@ class CodecPatch(StagePatch[CodecWeights]):
 
     def ready_stage(self) -> CodecStage:
         """A stage with the codec's weights as they are now; raises `Fallback` where they cannot be used."""
-        weights = self._ready_weights()
+        weights = self.ready_weights()
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.module.parameters()):
             raise Fallback(self.stage, FallbackKind.GRADIENTS, "codec_decode outside torch.no_grad()")
         return CodecStage(weights)

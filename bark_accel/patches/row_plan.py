@@ -38,7 +38,7 @@ class EngineModels:
     @classmethod
     def of(cls, patches: StagePatches) -> EngineModels:
         """Read the models as they are now; raises `Fallback` for one that cannot run accelerated."""
-        semantic, coarse = (patch.model(patch._ready_weights()) for patch in (patches.semantic, patches.coarse))
+        semantic, coarse = (patch.model(patch.ready_weights()) for patch in (patches.semantic, patches.coarse))
         return cls(semantic, coarse, patches.fine.prepare(), patches.codec.ready_stage())
 
 

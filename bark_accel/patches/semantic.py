@@ -106,7 +106,7 @@ class SemanticPatch(CausalPatch):
         self, config: BarkSemanticGenerationConfig, rows: int, kwargs: dict[str, Any]
     ) -> tuple[TransformerWeights, SemanticSpec, SamplingConfig]:
         """Prepare a generation of `rows`; raises `Fallback` where Transformers has to run it."""
-        weights, spec = self._ready_weights(), extract.semantic_spec(config)
+        weights, spec = self.ready_weights(), extract.semantic_spec(config)
         pad = spec.pad_token
         if config.eos_token_id != pad or pad >= self.module.config.output_vocab_size:
             detail = f"eos_token_id={config.eos_token_id}, semantic_pad_token={spec.pad_token}"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import BarkModel
 
-from bark_accel._arguments import whole_number
+from bark_accel._arguments import check_flags, whole_number
 from bark_accel._forked import avoid_lost_threads
 from bark_accel.decoding.rng import seeded
 from bark_accel.hf.configs import GenerationConfigs
@@ -138,7 +138,7 @@ def long_form(
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("text: expected characters, got halves of surrogate pairs; read the file in its own encoding")
     avoid_lost_threads()
-    _check_flags(carry_voice=carry_voice, stream=stream)
+    check_flags(carry_voice=carry_voice, stream=stream)
     seed = whole_number("seed", seed, 0)
     batch_size = _batch_size(batch_size, one_by_one=carry_voice or stream)
     if on_progress is not None and not callable(on_progress):
@@ -318,12 +318,6 @@ def _batch_size(given: object, *, one_by_one: bool) -> int:
     if one_by_one and given > 1:
         raise ValueError(f"batch_size: expected 1 with carry_voice or stream, which go chunk by chunk, got {given}")
     return given
-
-
-def _check_flags(**flags: object) -> None:
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def _check_numbers(

@@ -98,7 +98,7 @@ class StagePatch(Generic[W]):
             raise Fallback(self.stage, FallbackKind.HEAD_SIZE, f"expected at most {MAX_HEAD_SIZE}, got {size}")
         return weights
 
-    def _ready_weights(self) -> W:
+    def ready_weights(self) -> W:
         summon(self.module)
         weights = self.weights()
         device = next(iter(tensors_of(weights))).device
@@ -184,7 +184,7 @@ class CausalPatch(StagePatch[TransformerWeights]):
         if not isinstance(fallback, TokenChoice):
             yield self.module
             return
-        weights = self._ready_weights()
+        weights = self.ready_weights()
         model, pool = self.model(weights), self.settings.pool
         place = (model.weights.cache_dtype, weights.device)
         with step_view(self.module, model, lambda rows: pool.borrow(model.spec, rows, *place)) as view:

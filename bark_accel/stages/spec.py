@@ -51,9 +51,9 @@ class CoarseSpec:
     max_history_tokens: int
     window_tokens: int
     codes_only: bool = False
-    """Whether the last codebook's ids end with its codes; in Transformers, they end with the vocabulary."""
+    """The last codebook's ids end with its codes; in Transformers, they end with the vocabulary."""
     rows_end: bool = False
-    """Whether a row ends where its own semantic tokens do, filled with `ENDED` from there on.
+    """A row ends where its own semantic tokens do, filled with `ENDED` from there on.
 
     In Transformers, all rows go on to the end of the longest.
     """
@@ -79,9 +79,9 @@ class FineSpec:
     max_history_frames: int
     max_input_frames: int
     rows_end: bool = False
-    """Whether a row ends where its coarse tokens are `ENDED`."""
+    """A row ends where its coarse tokens are `ENDED`."""
     fit_windows: bool = False
-    """Whether a window ends soon after its last frame; in Transformers, none has fewer than `max_input_frames`."""
+    """A window ends soon after its last frame; in Transformers, none has fewer than `max_input_frames`."""
 
     def window_frames(self, frames: int) -> int:
         """Length of a window that has to hold so many frames and padding."""

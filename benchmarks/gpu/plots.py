@@ -5,8 +5,8 @@ python -m benchmarks gpu-plots FILE.json
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,5 +65,7 @@ def _device(content: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    for path in map(Path, sys.argv[1:]):
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", type=Path, nargs="+", help="JSON files of `python -m benchmarks gpu`")
+    for path in parser.parse_args().results:
         save_plots(json.loads(path.read_text()), path)

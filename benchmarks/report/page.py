@@ -5,8 +5,8 @@ python -m benchmarks report benchmarks/results docs/benchmarks.md
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,5 +169,8 @@ def report(folder: Path) -> str:
 
 
 def main() -> None:
-    source, target = map(Path, sys.argv[1:])
-    target.write_text(report(source))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="folder of the result files")
+    parser.add_argument("page", type=Path, help="Markdown file to write")
+    given = parser.parse_args()
+    given.page.write_text(report(given.folder))

@@ -5,8 +5,8 @@ python -m benchmarks summarise FULL.json SUMMARY.json      also prints a table
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,10 @@ def _cell(spread: dict[str, float]) -> str:
 
 
 def main() -> None:
-    source, target = map(Path, sys.argv[1:])
-    result = summarise(json.loads(source.read_text()))
-    target.write_text(json.dumps(result, indent=1) + "\n")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("source", type=Path, help="JSON file that pytest-benchmark has written")
+    parser.add_argument("target", type=Path, help="summary, JSON")
+    given = parser.parse_args()
+    result = summarise(json.loads(given.source.read_text()))
+    given.target.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
