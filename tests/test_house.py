@@ -100,3 +100,9 @@ def test_what_is_not_public_is_no_attribute():
 
 def test_the_picture_shows_the_house():
     assert PICTURE.read_text() == draw(), "run `make picture`"
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Pytest imports them by their names, and would leave the second out."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py") if not (path.parent / "__init__.py").exists()]
+    assert len(names) == len(set(names))
