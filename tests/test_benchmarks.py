@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,12 @@ FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
 
 
 def start(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    # A run that shares its tests would have the benchmarks switched off.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=folder, timeout=120, env=environment
+    )
 
 
 def functions(file: Path) -> set[str]:
