@@ -21,6 +21,7 @@ COMMANDS = {
     "memory": "generation.memory",
     "speech": "speech.quality",
     "layouts": "speech.layouts",
+    "fine-codes": "speech.fine_codes",
     "gpu": "gpu.run",
     "gpu-plots": "gpu.plots",
     "summarise": "report.summarise",

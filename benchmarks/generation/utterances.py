@@ -45,6 +45,9 @@ MODES: dict[str, dict[str, Any]] = {
     "float16": {"weights": "float16"},
     "bfloat16": {"weights": "bfloat16"},
     "int8": {"weights": "int8"},
+    "w8a8": {"weights": "w8a8"},
+    "int8 fitting windows": {"weights": "int8", "fit_windows": True},
+    "w8a8 fitting windows": {"weights": "w8a8", "fit_windows": True},
 }
 # As arguments of AudioStreamer.
 STREAMS: dict[str, dict[str, Any]] = {
@@ -135,7 +138,7 @@ def measure(wanted: Measurement) -> dict[str, Any]:
             print(f"{name}: {runs[name][-1].total_s:.2f} s", flush=True)
         for mode in modes:
             pair = runs["stock"][-1], runs[mode][-1]
-            if "weights" in MODES[mode]:
+            if MODES[mode].keys() & {"weights", "fit_windows"}:
                 differences[mode] += token_differences(*pair)
             else:
                 verdict = judge_tokens(stock, arguments, seed, *pair)
