@@ -1,4 +1,4 @@
-"""How far from stock are the approximate fine stages? Small Bark, the same coarse codes each way.
+"""Distance from stock of the approximate fine stages: small Bark, the same coarse codes each way.
 
 python -m benchmarks fine-codes --json NEW.json
 
