@@ -78,7 +78,7 @@ class SpeechRequest:
             What ended it; or what generating raised.
         """
         try:
-            return self._future.result(timeout)
+            return self._future.result(timeout).clone()
         except futures.TimeoutError:
             if self._future.done():
                 raise

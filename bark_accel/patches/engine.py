@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -107,6 +108,8 @@ class ModelSource:
         ids, history = given.pop("input_ids"), given.pop("history_prompt", None)
         if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[0] > 1:
             raise ValueError(f"input_ids: expected one row for a request, got {ids.shape[0]}")
+        # The caller may write to its tensors as soon as `submit` is back.
+        ids, history, given = copy.deepcopy((ids, history, given))
         request = self._patch._check(ids, history, given)
         tokens = request.configs.semantic.max_input_semantic_length
         self._patch.settings.stock_bugs.check_text(ids, request.attention_mask, tokens)

@@ -124,7 +124,11 @@ class TokenLoop:
 
     def _replaced(self, processors: list[LogitsProcessor]) -> list[LogitsProcessor]:
         last = next(i for i, p in enumerate(processors) if type(p) in _OWN_RULES)
-        first = last + 1 - _OWN_RULES[type(processors[last])]
-        if last != first and type(processors[first]) is not SuppressTokensLogitsProcessor:
-            raise RuntimeError(f"expected Bark's own rules side by side, got {processors}")
-        return [*processors[:first], self._rules, *self._extra, *processors[last + 1 :]]
+        before = processors[:last]
+        if _OWN_RULES[type(processors[last])] == 2:
+            # Other masks (begin_suppress_tokens) may stand between Bark's two; masks may come in any order.
+            masks = [i for i, p in enumerate(before) if type(p) is SuppressTokensLogitsProcessor]
+            if not masks:
+                raise RuntimeError(f"expected Bark's two own rules, got {processors}")
+            del before[masks[-1]]
+        return [*before, self._rules, *self._extra, *processors[last + 1 :]]
