@@ -90,9 +90,10 @@ def accelerate_bark(
         Of blocks of tokens (prompts, the fine stage) with weights of 16 bits or fewer on an NVIDIA GPU: torch's own,
         or the `flash-attn` package's.
     fit_windows : bool
-        Approximate: end a fine window 8 to 71 frames after its last frame instead of always at 1024, which costs an
-        utterance of 5 s a third. The fine codes (not the semantic and coarse ones) are other than stock's. Without
-        effect from 1024 frames on, voice preset included, and where Transformers' own code runs.
+        Approximate: end a fine window 8 to 71 frames after its last frame (a multiple of 64), instead of computing 1024
+        frames for any utterance; of a model with other windows, the same part of them. The fine codes (not the semantic
+        and coarse ones) are other than stock's. Without effect on utterances that fill a window, voice preset included,
+        and where Transformers' own code runs.
 
     Returns
     -------

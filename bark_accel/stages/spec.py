@@ -13,9 +13,9 @@ STAGES = ("semantic", "coarse", "fine", "codec")
 TOKEN_STAGES = STAGES[:3]
 # Filler after the end of a finished row. 0 is a semantic id, so it cannot be taken for a codec token.
 ENDED = 0
-# Fitting windows: frames of padding at least, and what a window's length is a multiple of.
+# Fitting windows: frames of padding at least; their lengths are multiples of a whole window's part.
 FIT_PADDING = 8
-FIT_MULTIPLE = 64
+FIT_PARTS = 16
 
 
 @dataclass(frozen=True)
@@ -87,4 +87,5 @@ class FineSpec:
         """Length of a window that has to hold so many frames and padding."""
         if not self.fit_windows:
             return self.max_input_frames
-        return min(self.max_input_frames, -(-(frames + FIT_PADDING) // FIT_MULTIPLE) * FIT_MULTIPLE)
+        multiple = math.ceil(self.max_input_frames / FIT_PARTS)
+        return min(self.max_input_frames, math.ceil((frames + FIT_PADDING) / multiple) * multiple)

@@ -14,7 +14,7 @@ from bark_accel import AudioStreamer, acceleration_report, stream
 from bark_accel.patches.speaker import model_digest
 from bark_accel.stages import fine
 
-PADDING, MULTIPLE = 8, 64
+PADDING, MULTIPLE = 8, SMALL.fine_input // 16
 
 
 def fitted(frames: int) -> int:
@@ -70,7 +70,7 @@ def windows(monkeypatch):
 
 @pytest.mark.parametrize("temperature", [None, 0.5])
 @pytest.mark.parametrize(
-    "batch, frames, past", [(1, 1, 0), (1, 56, 0), (1, 57, 0), (3, 20, 0), (1, 10, 30), (2, 40, 48)]
+    "batch, frames, past", [(1, 1, 0), (1, 10, 0), (1, 11, 0), (1, 90, 0), (3, 20, 0), (1, 10, 30), (2, 40, 48)]
 )
 def test_codes_are_those_of_the_definition(small_model, windows, temperature, batch, frames, past):
     fast = accelerated_copy(small_model, fit_windows=True)
@@ -106,18 +106,19 @@ def test_long_utterances_have_stock_s_windows(small_model, windows):
     assert set(windows) == {SMALL.fine_input}
 
 
-def test_rows_as_if_alone_have_windows_of_their_own(small_model, windows):
+@pytest.mark.parametrize("past", [0, 20])
+def test_rows_as_if_alone_have_windows_of_their_own(small_model, windows, past):
     fast = accelerated_copy(small_model, fit_windows=True)
     codes = torch.randint(0, SMALL.codebook_size, (2, 60, 2))
-    histories = [preset(SMALL, 20, 20), None]
+    histories = [preset(SMALL, 20, past) if past else None, None]
     tokens = codes.flatten(1) + SMALL.semantic_vocab
     tokens[1, 2 * 15 :] = 0
     got = fine_codes(fast, tokens, histories, None)
-    first = reference(small_model, codes[:1], histories[0]["fine_prompt"], None)
+    first = reference(small_model, codes[:1], histories[0]["fine_prompt"] if past else None, None)
     second = reference(small_model, codes[1:, :15], None, None)
     assert torch.equal(got[0], first[0])
     assert torch.equal(got[1, :, :15], second[0]) and not got[1, :, 15:].any()
-    assert set(windows) == {fitted(80), fitted(15)} == {96, 64}
+    assert set(windows) == {fitted(60 + past), fitted(15)}
 
 
 def test_streams_have_fitting_windows(small_model, windows):
