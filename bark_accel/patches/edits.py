@@ -25,16 +25,21 @@ class ReadEdits:
     not_first: tuple[int, ...] = ()
 
     def take(self, found: list[LogitsProcessor], own: Sequence[LogitsProcessor]) -> list[LogitsProcessor]:
-        """Read the processors before Bark's `own`; return the rest, from the first one on that the sampler lacks.
+        """Read the processors before the last of Bark's `own`; return those, and all from the first one that we lack.
 
-        Bans, early ends among them, may come in any order; only a bias has to precede the penalty, as it does.
+        Bans, early ends among them, may come in any order (Transformers puts `begin_suppress_tokens` between Bark's two
+        rules); only a bias has to precede the penalty, as it does.
         """
+        rules: list[LogitsProcessor] = []
         for index, processor in enumerate(found):
             reader = _READERS.get(type(processor))
-            ours = any(processor is rule for rule in own)
-            if ours or reader is None or not reader(self, processor):
-                return found[index:]
-        return []
+            if processor is own[-1]:
+                return [*rules, *found[index:]]
+            if any(processor is rule for rule in own):
+                rules.append(processor)
+            elif reader is None or not reader(self, processor):
+                return [*rules, *found[index:]]
+        return rules
 
     @property
     def edits(self) -> LogitsEdits:

@@ -12,14 +12,13 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import (
     AlternatingCodebooksLogitsProcessor,
     BarkEosPrioritizerLogitsProcessor,
-    SuppressTokensLogitsProcessor,
 )
 from transformers.generation.streamers import BaseStreamer
 
 from bark_accel.decoding.sampling import TokenRange
 
-# The last of Bark's own processors in a stage's list, and how many there are.
-_OWN_RULES = {BarkEosPrioritizerLogitsProcessor: 2, AlternatingCodebooksLogitsProcessor: 1}
+# The last of Bark's own processors in a stage's list. What the semantic stage's other one bans, the rules ban too.
+_LAST_RULES = (BarkEosPrioritizerLogitsProcessor, AlternatingCodebooksLogitsProcessor)
 
 
 class TokenTap(BaseStreamer):
@@ -123,12 +122,5 @@ class TokenLoop:
         return type(model)._sample(model, input_ids, **prepared)
 
     def _replaced(self, processors: list[LogitsProcessor]) -> list[LogitsProcessor]:
-        last = next(i for i, p in enumerate(processors) if type(p) in _OWN_RULES)
-        before = processors[:last]
-        if _OWN_RULES[type(processors[last])] == 2:
-            # Other masks (begin_suppress_tokens) may stand between Bark's two; masks may come in any order.
-            masks = [i for i, p in enumerate(before) if type(p) is SuppressTokensLogitsProcessor]
-            if not masks:
-                raise RuntimeError(f"expected Bark's two own rules, got {processors}")
-            del before[masks[-1]]
-        return [*before, self._rules, *self._extra, *processors[last + 1 :]]
+        last = next(i for i, p in enumerate(processors) if type(p) in _LAST_RULES)
+        return [*processors[:last], self._rules, *self._extra, *processors[last + 1 :]]

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from support.bark_models import SMALL, build, texts
 
-from bark_accel import AudioStreamer, BarkEngine, accelerate_bark
+from bark_accel import AudioStreamer, BarkEngine, accelerate_bark, acceleration_report
 
 MASKS = {"semantic_suppress_tokens": [0], "semantic_begin_suppress_tokens": [1]}
 
 
-def test_a_stream_has_both_masks():
+@pytest.mark.parametrize("others", [{}, {"semantic_no_repeat_ngram_size": 3}], ids=["fused", "loop"])
+def test_both_masks_whoever_chooses(others):
     stock, inputs = build(SMALL), texts(SMALL, [5])
     fast = accelerate_bark(copy.deepcopy(stock))
     torch.manual_seed(0)
-    expected = stock.generate(**inputs, **MASKS)
+    expected = stock.generate(**inputs, **MASKS, **others)
     torch.manual_seed(0)
-    streamed = fast.generate(**inputs, **MASKS, streamer=AudioStreamer(fast, policy="exact"))
+    whole = fast.generate(**inputs, **MASKS, **others)
+    torch.manual_seed(0)
+    streamed = fast.generate(**inputs, **MASKS, **others, streamer=AudioStreamer(fast, policy="exact"))
+    torch.testing.assert_close(whole, expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(streamed, expected, rtol=0, atol=1e-4)
+    assert bool(acceleration_report(fast).token_choices) == bool(others)
 
 
 def test_a_request_is_what_it_was_when_it_was_submitted():
