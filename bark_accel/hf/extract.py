@@ -49,9 +49,15 @@ def check_modules(stage: str, module: nn.Module) -> None:
         if (hasattr(part, "_hf_hook") and not moved) or part._forward_hooks or part._forward_pre_hooks:
             raise Fallback(stage, FallbackKind.HOOKED_MODULE, where)
         own = vars(part).keys() - _PATCHED_METHODS - ({"forward"} if moved else set())
-        overridden = sorted(k for k in own if callable(getattr(type(part), k, None)))
+        overridden = sorted(k for k in own if callable(getattr(type(part), k, None)) and not _is_class_own(part, k))
         if overridden:
             raise Fallback(stage, FallbackKind.HOOKED_MODULE, f"{where}: {overridden[0]} was set on the instance")
+
+
+def _is_class_own(part: nn.Module, name: str) -> bool:
+    """Tell whether what was set on an instance is its class's method: accelerate's hooks leave it when removed."""
+    method = vars(part)[name]
+    return getattr(method, "__self__", None) is part and getattr(method, "__func__", None) is getattr(type(part), name)
 
 
 def _check_class(stage: str, kind: Any) -> None:

@@ -13,6 +13,8 @@ from transformers import BarkModel
 
 from bark_accel.engine.engine import Engine
 from bark_accel.engine.row import Plan
+from bark_accel.hf.offload import takes_turns
+from bark_accel.hf.points import submodels
 from bark_accel.report import Fallback
 from bark_accel.streaming.policies import Chunking
 from bark_accel.streaming.streamer import AudioStreamer
@@ -65,6 +67,8 @@ class ModelSource:
         patch = model_patch(model) if isinstance(model, BarkModel) else None
         patch = model_patch(accelerate_bark(model)) if patch is None else patch
         assert patch is not None
+        if any(takes_turns(submodel) for submodel in submodels(model).values()):
+            raise ValueError("BarkEngine: expected a model that stays on its device, got one with enable_cpu_offload()")
         self._model, self._patch = model, patch
         self._found = _fingerprint(model)
         try:

@@ -21,7 +21,7 @@ from bark_accel.decoding.speculation import Draft, Speculation
 from bark_accel.decoding.token_source import TokenSource
 from bark_accel.hf import extract
 from bark_accel.hf.inputs import check_not_meta
-from bark_accel.hf.offload import is_offloaded, summon, weights_present
+from bark_accel.hf.offload import is_offloaded
 from bark_accel.ops.backend import Ops, get_ops, is_served, runs_natively
 from bark_accel.ops.checks import MAX_HEAD_SIZE
 from bark_accel.report import DraftCounts, Fallback, FallbackKind, FallbackLog, TokenChoice
@@ -32,6 +32,7 @@ from bark_accel.transformer.precision import INT8_WEIGHTS, ConvertedWeights, con
 from bark_accel.transformer.weights import TransformerWeights, map_tensors, tensors_of
 from bark_accel.voices.voices import Voices
 
+from .offload import summon, weights_present
 from .step_view import step_view
 from .stock_bugs import StockBugs
 

@@ -13,7 +13,7 @@ from support.bark_models import SMALL, submodels, texts
 from support.parity import accelerated_copy, assert_equal_to_stock, run
 from torch import nn
 
-from bark_accel import FallbackKind, accelerate_bark, acceleration_report, stream
+from bark_accel import BarkEngine, FallbackKind, accelerate_bark, acceleration_report, stream
 from bark_accel.transformer.causal import CausalModel
 
 accelerate = pytest.importorskip("accelerate")
@@ -156,3 +156,20 @@ def test_originals_cannot_be_released(small_model, tmp_path, offload: Offload):
     offload(model, tmp_path)
     with pytest.raises(ValueError, match="accelerate keeps its weights"):
         accelerate_bark(model, weights="int8", release_originals=True)
+
+
+def test_removed_hooks_leave_the_fast_path(small_model, tmp_path):
+    fast = accelerated_copy(small_model)
+    each_to_cpu(fast, tmp_path)
+    for submodel in (fast.semantic, fast.coarse_acoustics, fast.fine_acoustics):
+        accelerate.hooks.remove_hook_from_module(submodel, recurse=True)
+    assert any("forward" in vars(part) for part in fast.semantic.modules())
+    fast.generate(**texts(SMALL, [4]))
+    assert not acceleration_report(fast).fallbacks
+
+
+def test_an_engine_names_an_offloaded_model(small_model, tmp_path):
+    fast = accelerated_copy(small_model)
+    enable(fast, tmp_path)
+    with pytest.raises(ValueError, match="stays on its device, got one with enable_cpu_offload"):
+        BarkEngine(fast)
