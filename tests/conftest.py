@@ -70,3 +70,11 @@ def suno_model():
 def speaking_model():
     """The one that comes with the package: trained, 25 semantic tokens and 50 frames of 6 codebooks a second."""
     return speaking()
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

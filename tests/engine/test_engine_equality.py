@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.bark_models import SMALL, build, preset, speaking, texts
@@ -64,14 +63,6 @@ def test_mixes(kind, asked, max_rows):
         if one.cancelled is not None and isinstance(request._future.exception(0), RequestCancelled):
             continue
         assert_as_alone(model, one, request)
-
-
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_more_rows_than_one_pass_takes(two_threads):

@@ -175,14 +175,6 @@ def test_real_voice_presets(suno_pair, index):
     assert torch.equal(fast.generate(**inputs, history_prompt=stored, **options), expected)
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_bark_small_shapes(two_threads):
     """12 layers, 12 heads, width 768; a short sampled utterance with a preset."""
     stock = build(SUNO, width=768, layers=12, heads=12, filters=32, sharpen=2.0)
