@@ -192,6 +192,16 @@ def test_linear(benchmark: Any, weights: str, rows: int, outputs: int, inner: in
     compare(benchmark, group, run, baselines, rounds=20, multiply_adds=rows * outputs * inner)
 
 
+@pytest.mark.parametrize(("rows", "outputs", "inner"), SHAPES)
+def test_int8_linear(benchmark: Any, rows: int, outputs: int, inner: int) -> None:
+    """A block's product with activations of 8 bits, against the one with 16 on the same int8 weights."""
+    x, weight = torch.randn(rows, inner), (torch.randn(outputs, inner) * 20).to(torch.int8)
+    scales = torch.rand(outputs, inner // 64)
+    baselines = {"int16_linear": lambda: ops.int16_linear(x, weight, scales)}
+    group, run = f"linear, {rows} x {inner} to {outputs}, w8a8", lambda: ops.int8_linear(x, weight, scales)
+    compare(benchmark, group, run, baselines, rounds=20, multiply_adds=rows * outputs * inner)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_block_attention(benchmark: Any, causal: bool) -> None:
     """1024 queries and keys of 12 heads, views of one packed projection."""
