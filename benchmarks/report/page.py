@@ -128,6 +128,22 @@ def _measured_on(record: dict[str, Any]) -> str:
     )
 
 
+def fine_codes(record: dict[str, Any]) -> str:
+    """Write the table of `python -m benchmarks fine-codes`."""
+    lines = [
+        "| | utterances | equal codes | nats a code | log-spectral distance | mel-cepstral distortion |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way, its in record["ways"].items():
+        codes = " | ".join(
+            "-" if its[key] is None else f"{its[key]:{form}}"
+            for key, form in (("same_fine_codes", ".0%"), ("nats_a_fine_code", ".3f"))
+        )
+        distances = f"{its['log_spectral_distance_db']:.2f} dB | {its['mel_cepstral_distortion_db']:.2f} dB"
+        lines.append(f"| {way} | {its['utterances']} | {codes} | {distances} |")
+    return "\n".join(lines)
+
+
 def report(folder: Path) -> str:
     """The whole page."""
     names = ("steps", "generation", "memory", "quality", "speech_quality", "streaming_layout")
@@ -135,17 +151,21 @@ def report(folder: Path) -> str:
     # Memory is measured on Linux only, speech where pocketsphinx is installed.
     optional = ("memory", "speech_quality", "streaming_layout")
     read = {n: json.loads(file.read_text()) for n, file in files.items() if n not in optional or file.exists()}
-    zen5 = {name: json.loads((folder / f"zen5_{name}.json").read_text()) for name in ("generation", "steps")}
+    zen5 = {
+        name: json.loads((folder / f"zen5_{name}.json").read_text())
+        for name in ("generation", "steps", "options", "fine_codes")
+    }
     text = (Path(__file__).parent / "page.md").read_text()
     records = [*read["generation"], *zen5["generation"]]
     different = [_case(r) for r in records if r["token_differences"].get("float32")]
     if different:
         raise SystemExit(f"expected float32 runs with stock's tokens, got other ones in: {'; '.join(different)}")
     ties = [tie for record in read["generation"] for tie in record.get("ties", [])]
-    options_of = json.loads((folder / "zen5_options.json").read_text())
     parts = {
-        "options_machine": _measured_on(options_of),
-        "options": options(options_of),
+        "options_machine": _measured_on(zen5["options"]),
+        "options": options(zen5["options"]),
+        "fine_codes_machine": _measured_on(zen5["fine_codes"]),
+        "fine_codes": fine_codes(zen5["fine_codes"]),
         "zen5_machine": _measured_on(zen5["generation"][0]),
         "zen5_generations": generations(zen5["generation"]),
         "zen5_steps_machine": _measured_on(zen5["steps"]),
