@@ -28,11 +28,12 @@ GPU := $(GPU_PYTHON) -m benchmarks gpu
 GPU_OPTIONS = --seconds $(GPU_SECONDS) --directory $(GPU_DIRECTORY) $(if $(GPU_PREBUILT),--prebuilt) \
 	$(if $(GPU_TABLES),--tables $(GPU_TABLES))
 
-.PHONY: help picture setup demo small-bark test matrix sanitize other-cpus bench lint cuda-check
+.PHONY: help picture setup demo small-bark wheel test matrix sanitize other-cpus bench lint cuda-check
 .PHONY: gpu gpu-build gpu-test gpu-bench gpu-sanitize clean
 
 help:
 	@echo "make setup  create $(VENV), install pinned packages, build the extension"
+	@echo "make wheel  one wheel for every Python and torch >= 2.11 on Linux x86-64, in dist"
 	@echo "make demo   one utterance of the small Bark, stock and accelerated, in demo_out"
 	@echo "make small-bark  train the small checkpoint again (flite needed, some hours), in build/small_bark"
 	@echo "make test   run the tests"
@@ -65,6 +66,13 @@ $(BUILD_STAMP): $(PACKAGES_STAMP) pyproject.toml setup.py $(SOURCES)
 $(TEST_DATA_STAMP): $(PACKAGES_STAMP)
 	$(BIN)/python -m pip install --no-deps $(TEST_DATA)
 	touch $@
+
+# bdist_wheel packs whatever lies in build/lib*.
+wheel: setup
+	rm -rf build/lib* build/wheel
+	MAX_JOBS=$(MAX_JOBS) $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --strip --plat auto --only-plat \
+		--exclude 'libtorch*.so' --wheel-dir dist build/wheel/*.whl
 
 demo: setup
 	$(BIN)/python -m bark_accel demo

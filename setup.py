@@ -1,4 +1,4 @@
-"""Build of bark_accel._C: one torch extension, plus one object per CPU instruction set."""
+"""Build of bark_accel/_C.so: the ops on torch's stable C interface, free of Python; one object per instruction set."""
 
 import os
 import platform
@@ -24,21 +24,26 @@ if (ROOT / "patches").is_file():
     )
 
 try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # of a setuptools that builds in place only
+    bdist_wheel = setuptools.Command
+
+try:
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
 except ImportError as error:
     raise SystemExit(
         "bark_accel: torch must be installed before the build (for example `pip install torch`), "
         "and the build must see it: `pip install --no-build-isolation .`"
     ) from error
 
-OPTIMISE = ["-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall"]
-# at::parallel_for is a header template and stays serial without -fopenmp. Not on the link line: GOMP_* must
-# come from the OpenMP runtime torch brought along, never from a second one.
+# 2.11. What later versions added to the stable interface does not compile.
+OLDEST_TORCH = "0x020b000000000000"
+OPTIMISE = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall"]
+# Not on the link line: GOMP_* must come from the OpenMP runtime torch brought along, never from a second one.
 OPENMP = ["-fopenmp"] if platform.system() == "Linux" else []
 # -Wno-maybe-uninitialized, -Wno-uninitialized: GCC 12's own AVX-512 headers trip them.
 KERNEL_FLAGS = [
-    "-std=c++17",
     "-fPIC",
     "-fno-exceptions",
     "-Wno-psabi",
@@ -128,6 +133,10 @@ def in_parallel(function, *arguments) -> list:
 class BuildWithIsas(BuildExtension):
     """Compiles the torch-free kernels once per instruction set; setuptools has no per-source flags."""
 
+    def get_ext_filename(self, fullname: str) -> str:
+        """No name of a Python module: the library has no Python in it."""
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
+
     def build_extensions(self) -> None:
         def compile_isa(isa: str) -> list[str]:
             return self.compiler.compile(
@@ -142,6 +151,13 @@ class BuildWithIsas(BuildExtension):
         for extension in self.extensions:
             extension.extra_objects = [*extension.extra_objects, *objects]
         super().build_extensions()
+
+
+class WheelForAnyPython(bdist_wheel):
+    """The library calls neither Python nor what torch changes between versions."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 def cuda_options() -> dict[str, list]:
@@ -173,13 +189,14 @@ TOO_OLD = int(setuptools.__version__.partition(".")[0]) < 77 and "build_ext" in 
 
 setup(
     ext_modules=[
-        CppExtension(
+        setuptools.Extension(
             "bark_accel._C",
             [
-                "csrc/ops.cpp",
+                "csrc/c_interface.cpp",
+                "csrc/checks.cpp",
                 "csrc/cpu/isa.cpp",
                 "csrc/cpu/fused_sample.cpp",
-                "csrc/cpu/lazy_noise.cpp",
+                "csrc/cpu/generator_state.cpp",
                 "csrc/cpu/float32_attention.cpp",
                 "csrc/cpu/float32_linear.cpp",
                 "csrc/cpu/int16_attention.cpp",
@@ -191,14 +208,19 @@ setup(
                 "csrc/cpu/barrier.cpp",
                 *CUDA["sources"],
             ],
-            include_dirs=CUDA["include_dirs"],
-            library_dirs=CUDA["library_dirs"],
-            libraries=CUDA["libraries"],
+            include_dirs=[*include_paths(), *CUDA["include_dirs"]],
+            library_dirs=[*library_paths(), *CUDA["library_dirs"]],
+            libraries=["torch_cpu", *CUDA["libraries"]],
             depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*.*h"))],
-            define_macros=[*([("BARK_ACCEL_X86", "1")] if X86 else []), *CUDA["macros"]],
+            define_macros=[
+                ("TORCH_TARGET_VERSION", OLDEST_TORCH),
+                *([("BARK_ACCEL_X86", "1")] if X86 else []),
+                *CUDA["macros"],
+            ],
             extra_compile_args={"cxx": [*OPTIMISE, *OPENMP]},
+            language="c++",
         )
     ],
-    cmdclass={"build_ext": BuildWithIsas},
+    cmdclass={"build_ext": BuildWithIsas, "bdist_wheel": WheelForAnyPython},
     distclass=WithoutProject if TOO_OLD else setuptools.Distribution,
 )

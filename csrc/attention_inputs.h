@@ -10,22 +10,20 @@ namespace bark_accel::attention_inputs {
 
 constexpr const char* kOp = "static_cache_attention";
 
-inline void check_tokens(const char* name, const at::Tensor& t, const at::Tensor& query) {
+inline void check_tokens(const char* name, const Tensor& t, const Tensor& query) {
   check_device(kOp, name, t, query.device());
   check_dim(kOp, name, t, 4, "[B, T, H, D]");
   check_sizes(kOp, name, t, query.sizes());
   check_same_dtype(kOp, name, t, "query", query);
   check_unit_stride(kOp, name, t);
-  check_no_grad(kOp, name, t);
 }
 
-inline void check_cache(const char* name, const at::Tensor& cache, const at::Tensor& query) {
+inline void check_cache(const char* name, const Tensor& cache, const Tensor& query) {
   check_device(kOp, name, cache, query.device());
   check_dim(kOp, name, cache, 4, "[B, H, capacity, D]");
   check_sizes(kOp, name, cache, {query.size(0), query.size(2), cache.size(2), query.size(3)});
   check_same_dtype(kOp, name, cache, "query", query);
   check_unit_stride(kOp, name, cache);
-  check_no_grad(kOp, name, cache);
 }
 
 // For implementations that can look at the lengths: the longest, -1 where all rows are idle.
@@ -42,13 +40,13 @@ inline int64_t check_room(const int64_t* lengths, int64_t rows, int64_t tokens, 
   return longest;
 }
 
-inline void copy_strides(int64_t (&to)[3], const at::Tensor& t) {
+inline void copy_strides(int64_t (&to)[3], const Tensor& t) {
   for (int64_t i = 0; i < 3; ++i) to[i] = t.stride(i);
 }
 
 // Everything but the lengths and the output.
-inline AttentionParams read(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                            at::Tensor& key_cache, at::Tensor& value_cache, const at::Tensor& length) {
+inline AttentionParams read(const Tensor& query, const Tensor& key, const Tensor& value, Tensor& key_cache,
+                            Tensor& value_cache, const Tensor& length) {
   AttentionParams p{};
   check_dim(kOp, "query", query, 4, "[B, T, H, D]");
   p.dtype = checked_dtype(kOp, "query", query);

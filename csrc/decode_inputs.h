@@ -2,10 +2,6 @@
 // can tell (ids, lengths) is left to the implementations.
 #pragma once
 
-#include <ATen/core/List.h>
-#include <ATen/ops/contiguous.h>
-#include <ATen/ops/empty.h>
-
 #include <optional>
 #include <vector>
 
@@ -16,12 +12,12 @@ namespace bark_accel::decode_inputs {
 constexpr const char* kOp = "decode_step";
 constexpr int64_t kLayerTensors = 16;
 
-using Weights = c10::List<std::optional<at::Tensor>>;
+using Weights = std::vector<std::optional<Tensor>>;
 
 // Reads the flat list of weights in order.
 class Reader {
  public:
-  Reader(const Weights& weights, at::Device device) : weights_(weights), device_(device) {}
+  Reader(const Weights& weights, Device device) : weights_(weights), device_(device) {}
 
   NormView norm(int64_t width, double eps) {
     const float* weight = vector("LayerNorm weight", width);
@@ -30,18 +26,16 @@ class Reader {
   }
 
   MatrixView matrix(int64_t out, int64_t in) {
-    const std::optional<at::Tensor> weight = next();
-    BARK_CHECK(weight.has_value(), kOp, "expected a weight of shape ", at::IntArrayRef{out, in},
-               ", got None");
+    const std::optional<Tensor>& weight = next();
+    BARK_CHECK(weight.has_value(), kOp, "expected a weight of shape ", Sizes{out, in}, ", got None");
     check_sizes(kOp, "a weight", *weight, {out, in});
     const float* bias = vector("a bias", out);
     return view(*weight, next(), bias);
   }
 
-  MatrixView view(const at::Tensor& weight, const std::optional<at::Tensor>& scales, const float* bias) {
+  MatrixView view(const Tensor& weight, const std::optional<Tensor>& scales, const float* bias) {
     check_device(kOp, "a weight", weight, device_);
     check_unit_stride(kOp, "a weight", weight);
-    check_no_grad(kOp, "a weight", weight);
     MatrixView m{weight.const_data_ptr(),
                  weight.stride(0),
                  weight.size(1),
@@ -50,7 +44,7 @@ class Reader {
                  0,
                  kInt8Group,
                  bias};
-    if (weight.scalar_type() != at::kChar) {
+    if (weight.scalar_type() != kChar) {
       m.dtype = checked_dtype(kOp, "a weight (or int8 with scales)", weight);
       BARK_CHECK(!scales, kOp, "expected scales with int8 weights only, got them with ",
                  weight.scalar_type());
@@ -67,53 +61,48 @@ class Reader {
   }
 
  private:
-  std::optional<at::Tensor> next() { return weights_.get(index_++); }
+  const std::optional<Tensor>& next() { return weights_[index_++]; }
 
-  static void check_float(const at::Tensor& t, const char* name) {
-    BARK_CHECK(t.scalar_type() == at::kFloat, kOp, "expected ", name, " of dtype float32, got ",
-               t.scalar_type());
+  static void check_float(const Tensor& t, const char* name) {
+    BARK_CHECK(t.scalar_type() == kFloat, kOp, "expected ", name, " of dtype float32, got ", t.scalar_type());
   }
 
   const float* vector(const char* name, int64_t size) {
-    const std::optional<at::Tensor> t = next();
+    const std::optional<Tensor>& t = next();
     if (!t) return nullptr;
     check_device(kOp, name, *t, device_);
     check_sizes(kOp, name, *t, {size});
     check_float(*t, name);
     check_unit_stride(kOp, name, *t);
-    check_no_grad(kOp, name, *t);
     return t->const_data_ptr<float>();
   }
 
   const Weights& weights_;
-  at::Device device_;
+  Device device_;
   int64_t index_ = 0;
 };
 
-inline void check_table(const char* name, const at::Tensor& table, const at::Tensor& positions,
-                        at::Device device) {
+inline void check_table(const char* name, const Tensor& table, const Tensor& positions, Device device) {
   check_device(kOp, name, table, device);
   check_dim(kOp, name, table, 2, "[N, C]");
   check_unit_stride(kOp, name, table);
   check_same_dtype(kOp, name, table, "positions", positions);
-  check_no_grad(kOp, name, table);
 }
 
-inline void check_ids(const at::Tensor& ids, at::Device device) {
+inline void check_ids(const Tensor& ids, Device device) {
   check_device(kOp, "ids", ids, device);
   check_dim(kOp, "ids", ids, 2, "[B, T]");
-  BARK_CHECK(ids.scalar_type() == at::kLong, kOp, "expected ids of dtype int64, got ", ids.scalar_type());
+  BARK_CHECK(ids.scalar_type() == kLong, kOp, "expected ids of dtype int64, got ", ids.scalar_type());
 }
 
-inline void check_cache(const char* name, const at::Tensor& cache, at::IntArrayRef sizes, at::Device device) {
+inline void check_cache(const char* name, const Tensor& cache, Sizes sizes, Device device) {
   check_device(kOp, name, cache, device);
   check_dim(kOp, name, cache, 5, "[layers, B, H, capacity, D]");
   check_sizes(kOp, name, cache, sizes);
   check_unit_stride(kOp, name, cache);
-  check_no_grad(kOp, name, cache);
 }
 
-inline std::vector<CacheView> cache_views(at::Tensor& keys, at::Tensor& values) {
+inline std::vector<CacheView> cache_views(Tensor& keys, Tensor& values) {
   std::vector<CacheView> views(keys.size(0));
   for (size_t i = 0; i < views.size(); ++i) {
     CacheView& view = views[i];
@@ -130,7 +119,7 @@ inline std::vector<CacheView> cache_views(at::Tensor& keys, at::Tensor& values) 
 }
 
 inline std::vector<DecodeLayer> read_layers(Reader& reader, int64_t count, int64_t width, int64_t inner,
-                                            at::ArrayRef<double> eps) {
+                                            const std::vector<double>& eps) {
   std::vector<DecodeLayer> layers;
   for (int64_t i = 0; i < count; ++i) {
     DecodeLayer layer;
@@ -146,7 +135,7 @@ inline std::vector<DecodeLayer> read_layers(Reader& reader, int64_t count, int64
 }
 
 inline int64_t inner_size(const Weights& weights, int64_t width) {
-  const std::optional<at::Tensor> mlp_in = weights.get(10);
+  const std::optional<Tensor>& mlp_in = weights[10];
   BARK_CHECK(mlp_in.has_value(), kOp, "expected mlp_in of shape [N, ", width, "], got None");
   BARK_CHECK(mlp_in->dim() == 2, kOp, "expected mlp_in of shape [N, ", width, "], got ", mlp_in->sizes());
   return mlp_in->size(0);
@@ -156,16 +145,15 @@ struct DecodeInputs {
   DecodeParams params;  // without ids and lengths to be trusted, slots and scratch; points into the rest
   std::vector<DecodeLayer> layers;
   std::vector<CacheView> caches;
-  at::Tensor ids, lengths;  // contiguous
-  at::Tensor logits;        // [B, T, head rows] float32, to be written
+  Tensor ids, lengths;  // contiguous
+  Tensor logits;        // [B, T, head rows] float32, to be written
   int64_t capacity, vocabulary, positions_count;
 };
 
-inline DecodeInputs read(const at::Tensor& ids, const at::Tensor& token_table, const at::Tensor& positions,
-                         const Weights& weights, at::ArrayRef<double> eps, const at::Tensor& head,
-                         const std::optional<at::Tensor>& head_scales, int64_t num_heads,
-                         at::Tensor& key_cache, at::Tensor& value_cache, const at::Tensor& length,
-                         at::Device device) {
+inline DecodeInputs read(const Tensor& ids, const Tensor& token_table, const Tensor& positions,
+                         const Weights& weights, const std::vector<double>& eps, const Tensor& head,
+                         const std::optional<Tensor>& head_scales, int64_t num_heads, Tensor& key_cache,
+                         Tensor& value_cache, const Tensor& length, Device device) {
   DecodeInputs in{};
   DecodeParams& p = in.params;
   p.table_dtype = checked_dtype(kOp, "positions", positions);
@@ -203,12 +191,12 @@ inline DecodeInputs read(const at::Tensor& ids, const at::Tensor& token_table, c
   check_sizes(kOp, "head", head, {head.size(0), p.width});
   p.head = reader.view(head, head_scales, nullptr);
   p.head_rows = head.size(0);
-  in.logits = at::empty({p.batch, p.tokens, p.head_rows}, positions.options().dtype(at::kFloat));
+  in.logits = empty({p.batch, p.tokens, p.head_rows}, kFloat, positions.device());
   in.vocabulary = token_table.size(0);
   in.positions_count = positions.size(0);
-  in.ids = ids.contiguous();
+  in.ids = contiguous(ids);
   p.ids = in.ids.const_data_ptr<int64_t>();
-  in.lengths = length.contiguous();
+  in.lengths = contiguous(length);
   p.lengths = in.lengths.const_data_ptr<int64_t>();
   p.token_table = token_table.const_data_ptr();
   p.token_stride = token_table.stride(0);

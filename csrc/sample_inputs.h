@@ -9,12 +9,11 @@
 
 namespace bark_accel::sample_inputs {
 
-inline void check_noise(const char* op, const at::Tensor& noise, const at::Tensor& logits, int64_t first_id) {
+inline void check_noise(const char* op, const Tensor& noise, const Tensor& logits, int64_t first_id) {
   check_device(op, "noise", noise, logits.device());
   check_dim(op, "noise", noise, 2, "[N, V]");
   check_unit_stride(op, "noise", noise);
-  BARK_CHECK(noise.scalar_type() == at::kFloat, op, "expected noise of dtype float32, got ",
-             noise.scalar_type());
+  BARK_CHECK(noise.scalar_type() == kFloat, op, "expected noise of dtype float32, got ", noise.scalar_type());
   BARK_CHECK(noise.size(0) == logits.size(0), op, "expected noise for ", logits.size(0), " rows, got ",
              noise.size(0));
   BARK_CHECK(noise.size(1) >= first_id + logits.size(1), op, "expected noise for at least ",
@@ -23,12 +22,12 @@ inline void check_noise(const char* op, const at::Tensor& noise, const at::Tenso
 
 // The rules as the schemas have them: one entry a row, or one for all rows.
 struct RuleTensors {
-  const at::Tensor& allowed;  // [N or 1, 3] int64: begin, end, eos
-  const std::optional<at::Tensor>&min_eos_p, &temperature, &top_k, &top_p;
+  const Tensor& allowed;  // [N or 1, 3] int64: begin, end, eos
+  const std::optional<Tensor>&min_eos_p, &temperature, &top_k, &top_p;
 };
 
-inline void check_rule(const char* op, const char* name, const at::Tensor& rule, at::ScalarType dtype,
-                       int64_t dims, const at::Tensor& logits) {
+inline void check_rule(const char* op, const char* name, const Tensor& rule, ScalarType dtype, int64_t dims,
+                       const Tensor& logits) {
   check_device(op, name, rule, logits.device());
   BARK_CHECK(rule.scalar_type() == dtype && rule.dim() == dims &&
                  (rule.size(0) == 1 || rule.size(0) == logits.size(0)),
@@ -36,22 +35,22 @@ inline void check_rule(const char* op, const char* name, const at::Tensor& rule,
              rule.scalar_type(), " of shape ", rule.sizes());
 }
 
-inline int64_t row_stride(const at::Tensor& rule) { return rule.size(0) == 1 ? 0 : rule.stride(0); }
+inline int64_t row_stride(const Tensor& rule) { return rule.size(0) == 1 ? 0 : rule.stride(0); }
 
 template <class T>
-PerRow<T> per_row(const char* op, const char* name, const std::optional<at::Tensor>& rule, T without,
-                  const at::Tensor& logits) {
+PerRow<T> per_row(const char* op, const char* name, const std::optional<Tensor>& rule, T without,
+                  const Tensor& logits) {
   if (!rule) return {nullptr, 0, without};
-  check_rule(op, name, *rule, c10::CppTypeToScalarType<T>::value, 1, logits);
+  check_rule(op, name, *rule, scalar_type_of<T>(), 1, logits);
   return {rule->const_data_ptr<T>(), row_stride(*rule), without};
 }
 
-inline PerRow<int64_t> column_of(const at::Tensor& allowed, int64_t i) {
+inline PerRow<int64_t> column_of(const Tensor& allowed, int64_t i) {
   return {allowed.const_data_ptr<int64_t>() + i * allowed.stride(1), row_stride(allowed), 0};
 }
 
-inline SampleRules read_rules(const char* op, const RuleTensors& from, const at::Tensor& logits) {
-  check_rule(op, "allowed", from.allowed, at::kLong, 2, logits);
+inline SampleRules read_rules(const char* op, const RuleTensors& from, const Tensor& logits) {
+  check_rule(op, "allowed", from.allowed, kLong, 2, logits);
   BARK_CHECK(from.allowed.size(1) == 3, op, "expected allowed of shape [1 or N, 3] (begin, end, eos), got ",
              from.allowed.sizes());
   SampleRules rules{};
@@ -105,11 +104,9 @@ inline void raise_bad_rows(const char* op, const int64_t* ids, int64_t rows) {
 }
 
 // Everything but the noise and what the rules say of a row, checked.
-inline SampleParams checked_params(const char* op, const at::Tensor& logits, int64_t first_id,
-                                   bool renormalize) {
+inline SampleParams checked_params(const char* op, const Tensor& logits, int64_t first_id, bool renormalize) {
   check_dim(op, "logits", logits, 2, "[N, L]");
   check_unit_stride(op, "logits", logits);
-  check_no_grad(op, "logits", logits);
   BARK_CHECK(first_id >= 0, op, "expected first_id >= 0, got ", first_id);
   SampleParams p{};
   p.dtype = checked_dtype(op, "logits", logits);
@@ -120,7 +117,7 @@ inline SampleParams checked_params(const char* op, const at::Tensor& logits, int
   return p;
 }
 
-inline void check_vocab_size(const char* op, int64_t vocab_size, int64_t first_id, const at::Tensor& logits) {
+inline void check_vocab_size(const char* op, int64_t vocab_size, int64_t first_id, const Tensor& logits) {
   const int64_t stop = first_id + logits.size(1);
   BARK_CHECK(vocab_size >= stop, op, "expected vocab_size >= ", stop, ", the end of the logits' ids, got ",
              vocab_size);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
 from bark_accel.bench.measure import machine_facts, versions
 
@@ -23,7 +23,7 @@ def info() -> None:
         _section("compiled ops", _build_facts(library))
 
 
-def _build_facts(library: ModuleType) -> dict[str, object]:
+def _build_facts(library: Any) -> dict[str, object]:
     build = dict(library.build_info())
     return {
         "built for torch": build.pop("torch"),

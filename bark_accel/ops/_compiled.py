@@ -10,21 +10,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _library
+from . import _library, schemas
 
 _fakes: dict[str, Callable[..., Tensor]] = {}
+_kernels: dict[str, Callable[..., Tensor]] = {}
 # functools.cache lets in two threads that come first together, and some versions of torch refuse a second fake.
 _registering = threading.Lock()
 
 
 @functools.cache
 def op(name: str) -> Callable[..., Any]:
-    """Return a compiled op, called as its schema in csrc/ops.cpp says. Raises `ImportError` without the library."""
+    """Return a compiled op, called as its schema in `schemas` says, keywords left out.
+
+    It refuses inputs that need gradients with a `ValueError`. Raises `ImportError` without the library.
+    """
     with _registering:
-        _library.load()
+        library = _library.load()
+        if name in _kernels:
+            function = _kernels.pop(name)
+            for device in ("CPU", "CUDA"):
+                schemas.define().impl(name, function, device)
         if name in _fakes:
             torch.library.register_fake(f"bark_accel::{name}", _fakes.pop(name))
-    return getattr(torch.ops.bark_accel, name).default
+    packet, _, overload = name.partition(".")
+    compiled = getattr(getattr(torch.ops.bark_accel, packet), overload or "default")
+
+    def call(*arguments: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            _require_no_grad(compiled, arguments)
+        try:
+            return compiled(*arguments)
+        except RuntimeError as error:  # what torch 2.15 makes of every exception
+            refusal = library.last_refusal()
+            if refusal and refusal in str(error):
+                raise ValueError(refusal) from None
+            raise
+
+    return call
+
+
+def _require_no_grad(compiled: Any, arguments: tuple[Any, ...]) -> None:
+    schema = compiled._schema
+    for given, declared in zip(arguments, schema.arguments, strict=False):
+        for tensor in given if isinstance(given, (list, tuple)) else [given]:
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                raise ValueError(
+                    f"{schema.name.partition('::')[2]}: expected torch.no_grad() or inputs that need no gradient (the "
+                    f"op has no backward), got {declared.name} with requires_grad=True"
+                )
 
 
 def fake(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
@@ -32,6 +65,16 @@ def fake(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
 
     def keep(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         _fakes[name] = function
+        return function
+
+    return keep
+
+
+def kernel(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Decorate an op's implementation in Python; it is registered when the op is first used."""
+
+    def keep(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        _kernels[name] = function
         return function
 
     return keep

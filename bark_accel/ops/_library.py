@@ -6,37 +6,36 @@ library loads; unset, the best one of this CPU is used.
 
 from __future__ import annotations
 
+import ctypes
 import functools
-import importlib
 import os
+import re
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import torch
 
+from . import schemas
+
 ISA_VARIABLE = "BARK_ACCEL_ISA"
-_MODULE = "bark_accel._C"
-_PACKAGE = _MODULE.partition(".")[0]
+LIBRARY = Path(__file__).resolve().parents[1] / "_C.so"
+_PACKAGE = LIBRARY.parent.name
+OLDEST_TORCH = (2, 11)  # whose C interface the library calls; csrc/ is compiled against it as well
 _REBUILD = "run `pip install --no-build-isolation .` (or `make setup`) in the repository"
-
-
-def _release(version: str) -> str:
-    """``2.13.0+cpu`` -> ``2.13``: the part of torch's version that fixes its C++ interface."""
-    return ".".join(version.split(".")[:2])
 
 
 def _missing() -> str:
     """Say where the compiled library was looked for, and what to do: build it, or leave the folder of the sources."""
-    here = Path(str(sys.modules[_PACKAGE].__file__)).resolve().parent
+    here = LIBRARY.parent
     installed = _installed_elsewhere(here)
     if installed is None:
-        return f"bark_accel: the compiled library ({_MODULE}) is missing in {here}; {_REBUILD}"
+        return f"bark_accel: the compiled library ({LIBRARY.name}) is missing in {here}; {_REBUILD}"
     return (
-        f"bark_accel: Python imports the sources in {here}, where the compiled library ({_MODULE}) is missing, instead "
-        f"of the installed package in {installed}, because {here.parent} comes first on sys.path: start Python in "
-        "another folder, or build in place with `pip install --no-build-isolation -e .`"
+        f"bark_accel: Python imports the sources in {here}, where the compiled library ({LIBRARY.name}) is missing, "
+        f"instead of the installed package in {installed}, because {here.parent} comes first on sys.path: start Python "
+        "in another folder, or build in place with `pip install --no-build-isolation -e .`"
     )
 
 
@@ -45,60 +44,108 @@ def _installed_elsewhere(here: Path) -> Path | None:
     for entry in sys.path:
         spec = PathFinder.find_spec(_PACKAGE, [entry])
         folder = Path(spec.origin).resolve().parent if spec is not None and spec.origin else here
-        if folder != here and any((folder / f"_C{suffix}").is_file() for suffix in EXTENSION_SUFFIXES):
+        if folder != here and (folder / LIBRARY.name).is_file():
             return folder
     return None
 
 
-def _check_torch(module: ModuleType) -> None:
-    built, running = module.build_info()["torch"], torch.__version__
-    if _release(built) != _release(running):
+class Library:
+    """The functions of csrc/c_interface.cpp."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._functions = ctypes.CDLL(str(file))
+
+    def build_info(self) -> dict[str, str]:
+        """Return the versions it was built with, and the GPU architectures it has kernels for (`none`)."""
+        return {name: self._text(name) for name in ("torch", "compiler", "cuda")}
+
+    def isa(self) -> str:
+        """Return the instruction set in use."""
+        return self._text("isa")
+
+    def available_isas(self) -> list[str]:
+        """Return those this CPU can run, the worst first; ``generic`` is always there."""
+        return self._text("available_isas").split(",")
+
+    def set_isa(self, name: str) -> None:
+        """Use another instruction set. Raises `ValueError` for one that is not available."""
+        if not self._function("set_isa", ctypes.c_bool, ctypes.c_char_p)(name.encode()):
+            raise ValueError(f"set_isa: expected one of {', '.join(self.available_isas())}, got {name}")
+
+    def last_refusal(self) -> str:
+        """Return the message of the last arguments that an op refused on this thread; empty before the first."""
+        return self._text("last_refusal")
+
+    def release_memory(self) -> int:
+        """Free the ops' scratch of this thread and its team, and free heap; return the bytes of scratch."""
+        return self._function("release_memory", ctypes.c_int64)()
+
+    def draw_noise(self, state: int, noise: int, count: int) -> None:
+        """Draw exponential noise [count] float32 from the state of a CPU generator, which advances; two addresses."""
+        self._function("draw_noise", None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(state, noise, count)
+
+    def cuda_stream(self, device: int) -> int:
+        """Return the stream that the ops launch on: torch's current one."""
+        return self._function("cuda_stream", ctypes.c_size_t, ctypes.c_int64)(device)
+
+    def set_dependent_launch(self, on: bool) -> None:
+        """Turn on programmatic dependent launch (compute capability 9.0 and later); it is off at first."""
+        self._function("set_dependent_launch", None, ctypes.c_bool)(on)
+
+    def _text(self, name: str) -> str:
+        return self._function(name, ctypes.c_char_p)().decode()
+
+    def _function(self, name: str, result: Any, *arguments: Any) -> Any:
+        function = self._functions[f"bark_accel_{name}"]
+        function.restype, function.argtypes = result, arguments
+        return function
+
+
+def _check_torch() -> None:
+    running = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if running < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
         raise ImportError(
-            f"bark_accel: the compiled library was built for torch {built}, "
-            f"but torch {running} is installed; {_REBUILD}"
+            f"bark_accel: the compiled library needs torch {oldest} or later, but torch {torch.__version__} is "
+            "installed; run `pip install --upgrade torch`"
         )
 
 
-def _choose_isa(module: ModuleType) -> None:
+def _choose_isa(library: Library) -> None:
     wanted = os.environ.get(ISA_VARIABLE)
     if not wanted:
         return
-    available = module.available_isas()
+    available = library.available_isas()
     if wanted not in available:
         raise ValueError(f"{ISA_VARIABLE}: expected one of {', '.join(available)} on this CPU, got {wanted!r}")
-    module.set_isa(wanted)
+    library.set_isa(wanted)
 
 
 @functools.lru_cache(maxsize=1)
-def load() -> ModuleType:
-    """Load ``bark_accel._C``, which registers the ops; later calls return the same module.
-
-    Returns
-    -------
-    ModuleType
-        With ``build_info()``, ``isa()``, ``available_isas()`` and ``set_isa(name)``.
+def load() -> Library:
+    """Load the compiled library, which registers the ops; later calls return the same one.
 
     Raises
     ------
     ImportError
-        The library is missing, or was built for another torch.
+        The library is missing, or torch is too old for it.
     ValueError
         ``BARK_ACCEL_ISA`` names an instruction set that this CPU or build does not have.
     """
+    _check_torch()
+    if not LIBRARY.is_file():
+        raise ImportError(_missing())
     try:
-        module = importlib.import_module(_MODULE)
-    except ModuleNotFoundError as error:
-        if error.name != _MODULE:
-            raise
-        raise ImportError(_missing()) from error
-    except ImportError as error:
+        library = Library(LIBRARY)
+    except OSError as error:
         raise ImportError(
-            f"bark_accel: the compiled library does not load with torch {torch.__version__}, "
-            f"it was most likely built for another one; {_REBUILD}. The loader said: {error}"
+            f"bark_accel: the compiled library does not load with torch {torch.__version__}; {_REBUILD}. "
+            f"The loader said: {error}"
         ) from error
-    _check_torch(module)
-    _choose_isa(module)
-    return module
+    schemas.define()
+    _choose_isa(library)
+    return library
 
 
 def cuda_archs() -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import multinomial
 from ._compiled import fake, op, require_one_device
 from .interface import StepCache, StepWeights
 from .native_blocks import float32_attention as float32_attention
@@ -99,7 +100,7 @@ def fused_multinomial(
     """Pick one token per row as :func:`fused_sample` does, drawing the noise as ``torch.multinomial(p, 1)`` would.
 
     Token and generator state equal those of the noise ``torch.empty(N, vocab_size).exponential_(1)``. On a torch
-    whose noise is known (a test at first use decides; ``_library.load().lazy_noise()`` tells) it is not computed in
+    whose noise is known (a test at first use decides; ``multinomial.is_lazy()`` tells) it is not computed in
     full: the generator advances past all entries, and the logarithm is taken only where it can decide. Rows with a
     generator of their own are calls of their own (schemas have no lists of generators; a call of its own costs a row
     some 5 us).
@@ -125,12 +126,13 @@ def fused_multinomial(
     ValueError
         As :func:`fused_sample` does, on a ``vocab_size`` that is too small, and on a generator of another device.
     """
-    return op("fused_multinomial")(
+    return multinomial.draw(
         logits, generator, vocab_size, first_id, allowed, min_eos_p, temperature, top_k, top_p, renormalize
     )
 
 
 @fake("fused_multinomial")
+@fake("fused_multinomial.state")
 def _fake_fused_multinomial(logits: Tensor, *rules: Any, **more: Any) -> Tensor:
     tensors = [t for t in (*rules, *more.values()) if isinstance(t, Tensor)]
     require_one_device("fused_multinomial", logits, *tensors)

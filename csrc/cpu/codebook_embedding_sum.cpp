@@ -1,7 +1,3 @@
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <atomic>
 #include <limits>
 
@@ -26,8 +22,7 @@ void raise_bad_code(const EmbeddingSumParams& p, int64_t bad) {
              ", frame ", t, ", batch row ", b);
 }
 
-at::Tensor codebook_embedding_sum(const at::Tensor& codes, at::TensorList tables,
-                                  const at::Tensor& positions) {
+Tensor codebook_embedding_sum(const Tensor& codes, const TensorList& tables, const Tensor& positions) {
   check_inputs(codes, tables, positions);
   const void* data[kMaxTables];
   int64_t strides[kMaxTables];
@@ -35,11 +30,10 @@ at::Tensor codebook_embedding_sum(const at::Tensor& codes, at::TensorList tables
     data[i] = tables[i].const_data_ptr();
     strides[i] = tables[i].stride(0);
   }
-  at::Tensor out =
-      at::empty({codes.size(0), codes.size(1), positions.size(1)}, positions.options().dtype(at::kFloat));
+  Tensor out = empty({codes.size(0), codes.size(1), positions.size(1)}, kFloat, positions.device());
   EmbeddingSumParams p{};
   p.codes = codes.const_data_ptr();
-  p.codes_are_int64 = codes.scalar_type() == at::kLong;
+  p.codes_are_int64 = codes.scalar_type() == kLong;
   for (int64_t i = 0; i < 3; ++i) p.codes_strides[i] = codes.stride(i);
   p.frames = codes.size(1);
   p.tables_count = int64_t(tables.size());
@@ -55,20 +49,20 @@ at::Tensor codebook_embedding_sum(const at::Tensor& codes, at::TensorList tables
   const KernelTable& table = kernels();
   std::atomic<int64_t> bad{kNone};
   const int64_t values_per_row = std::max<int64_t>(1, p.width * (p.tables_count + 1));
-  at::parallel_for(0, codes.size(0) * p.frames, std::max<int64_t>(1, kValuesPerTask / values_per_row),
-                   [&](int64_t begin, int64_t end) {
-                     const int64_t found = table.embedding_sum(p, begin, end);
-                     if (found < 0) return;
-                     int64_t seen = bad.load();
-                     while (found < seen && !bad.compare_exchange_weak(seen, found)) {
-                     }
-                   });
+  parallel_for(0, codes.size(0) * p.frames, std::max<int64_t>(1, kValuesPerTask / values_per_row),
+               [&](int64_t begin, int64_t end) {
+                 const int64_t found = table.embedding_sum(p, begin, end);
+                 if (found < 0) return;
+                 int64_t seen = bad.load();
+                 while (found < seen && !bad.compare_exchange_weak(seen, found)) {
+                 }
+               });
   if (bad != kNone) raise_bad_code(p, bad);
   return out;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(bark_accel, CPU, m) { m.impl("codebook_embedding_sum", codebook_embedding_sum); }
+const Implementations registered("CPU", {implement<codebook_embedding_sum>("codebook_embedding_sum")});
 
 }  // namespace bark_accel

@@ -1,5 +1,3 @@
-#include <torch/library.h>
-
 #include <algorithm>
 #include <limits>
 
@@ -48,26 +46,36 @@ void run_slots(DecodeParams p, const std::vector<int64_t>& slots) {
   }
 }
 
-at::Tensor decode_step(const at::Tensor& ids, const at::Tensor& token_table, const at::Tensor& positions,
-                       const Weights& weights, at::ArrayRef<double> eps, const at::Tensor& head,
-                       const std::optional<at::Tensor>& head_scales, int64_t num_heads, at::Tensor& key_cache,
-                       at::Tensor& value_cache, const at::Tensor& length) {
+// Moves the rows that stand first to their slots, NaN into all others.
+void spread_rows(float* logits, int64_t width, const std::vector<int64_t>& slots, int64_t batch) {
+  int64_t from = int64_t(slots.size()) - 1;
+  for (int64_t row = batch - 1; row >= 0; --row) {
+    float* to = logits + row * width;
+    if (from < 0 || slots[from] != row) {
+      std::fill_n(to, width, std::numeric_limits<float>::quiet_NaN());
+    } else if (from-- != row) {
+      std::copy_n(logits + (from + 1) * width, width, to);
+    }
+  }
+}
+
+Tensor decode_step(const Tensor& ids, const Tensor& token_table, const Tensor& positions,
+                   const Weights& weights, const std::vector<double>& eps, const Tensor& head,
+                   const std::optional<Tensor>& head_scales, int64_t num_heads, Tensor& key_cache,
+                   Tensor& value_cache, const Tensor& length) {
   DecodeInputs in = read(ids, token_table, positions, weights, eps, head, head_scales, num_heads, key_cache,
-                         value_cache, length, at::kCPU);
+                         value_cache, length, kCPU);
   const std::vector<int64_t> slots = checked_slots(in);
   if (ids.numel() == 0) return in.logits;
   run_slots(in.params, slots);
   const int64_t rows = int64_t(slots.size());
   if (rows == in.params.batch) return in.logits;
-  // Idle rows lie between the others.
-  const at::Tensor busy = in.logits.narrow(0, 0, rows).clone();
-  in.logits.fill_(std::numeric_limits<float>::quiet_NaN());
-  for (int64_t i = 0; i < rows; ++i) in.logits.select(0, slots[i]).copy_(busy.select(0, i));
+  spread_rows(in.params.logits, in.params.tokens * in.params.head_rows, slots, in.params.batch);
   return in.logits;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(bark_accel, CPU, m) { m.impl("decode_step", decode_step); }
+const Implementations registered("CPU", {implement<decode_step>("decode_step")});
 
 }  // namespace bark_accel

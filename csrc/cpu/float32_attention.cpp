@@ -1,7 +1,4 @@
 // The blocks of static_cache_attention over keys and values that stand anywhere.
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <cmath>
 #include <vector>
@@ -15,16 +12,14 @@ namespace {
 constexpr const char* kOp = "float32_attention";
 constexpr int64_t kMultipliesPerTask = 1 << 20;
 
-void check_floats(const char* name, const at::Tensor& t, const char* shape) {
+void check_floats(const char* name, const Tensor& t, const char* shape) {
   check_cpu(kOp, name, t);
   check_dim(kOp, name, t, 4, shape);
-  BARK_CHECK(t.scalar_type() == at::kFloat, kOp, "expected ", name, " of dtype float32, got ",
-             t.scalar_type());
+  BARK_CHECK(t.scalar_type() == kFloat, kOp, "expected ", name, " of dtype float32, got ", t.scalar_type());
   check_unit_stride(kOp, name, t);
-  check_no_grad(kOp, name, t);
 }
 
-void check_inputs(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, bool causal) {
+void check_inputs(const Tensor& query, const Tensor& key, const Tensor& value, bool causal) {
   check_floats("query", query, "[B, T, H, D]");
   check_floats("key", key, "[B, H, S, D]");
   check_floats("value", value, "[B, H, S, D]");
@@ -36,8 +31,7 @@ void check_inputs(const at::Tensor& query, const at::Tensor& key, const at::Tens
              query.size(1), ") with causal=True, got ", key.size(2));
 }
 
-at::Tensor float32_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                             bool causal) {
+Tensor float32_attention(const Tensor& query, const Tensor& key, const Tensor& value, bool causal) {
   check_inputs(query, key, value, causal);
   const KernelTable& table = kernels();
   AttentionParams p{};
@@ -51,7 +45,7 @@ at::Tensor float32_attention(const at::Tensor& query, const at::Tensor& key, con
   p.longest = p.keys;
   p.scale = float(1.0 / std::sqrt(double(p.head_dim)));
   p.dtype = DType::kFloat32;
-  at::Tensor out = at::empty({p.batch, p.tokens, p.heads * p.head_dim}, query.options());
+  Tensor out = empty({p.batch, p.tokens, p.heads * p.head_dim}, query.scalar_type(), query.device());
   if (out.numel() == 0) return out;
   p.query = query.const_data_ptr();
   p.key_cache = const_cast<void*>(key.const_data_ptr());  // blocks only read them
@@ -64,15 +58,15 @@ at::Tensor float32_attention(const at::Tensor& query, const at::Tensor& key, con
   }
   const int64_t blocks = (p.tokens + table.attention_block_queries - 1) / table.attention_block_queries;
   const int64_t work = 2 * std::min(p.tokens, table.attention_block_queries) * p.keys * p.head_dim;
-  at::parallel_for(0, p.batch * p.heads * blocks, std::max<int64_t>(1, kMultipliesPerTask / work),
-                   [&](int64_t begin, int64_t end) {
-                     table.attention_block(p, begin, end, thread_scratch(table.attention_scratch(p)));
-                   });
+  parallel_for(0, p.batch * p.heads * blocks, std::max<int64_t>(1, kMultipliesPerTask / work),
+               [&](int64_t begin, int64_t end) {
+                 table.attention_block(p, begin, end, thread_scratch(table.attention_scratch(p)));
+               });
   return out;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(bark_accel, CPU, m) { m.impl("float32_attention", float32_attention); }
+const Implementations registered("CPU", {implement<float32_attention>("float32_attention")});
 
 }  // namespace bark_accel

@@ -1,7 +1,3 @@
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include "../checks.h"
 #include "isa.h"
 
@@ -13,16 +9,14 @@ constexpr int64_t kMultipliesPerTask = 1 << 20;
 constexpr int64_t kPackedFloats = 1 << 20;  // rows packed at once: they are read again for every column panel
 constexpr int64_t kRowsAtOnce = 1024;       // and their sums
 
-void check_floats(const char* name, const at::Tensor& t) {
+void check_floats(const char* name, const Tensor& t) {
   check_cpu(kOp, name, t);
-  BARK_CHECK(t.scalar_type() == at::kFloat, kOp, "expected ", name, " of dtype float32, got ",
-             t.scalar_type());
+  BARK_CHECK(t.scalar_type() == kFloat, kOp, "expected ", name, " of dtype float32, got ", t.scalar_type());
   check_unit_stride(kOp, name, t);
-  check_no_grad(kOp, name, t);
 }
 
-void check_inputs(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                  const std::optional<at::Tensor>& residual) {
+void check_inputs(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                  const std::optional<Tensor>& residual) {
   check_dim(kOp, "input", input, 2, "[M, K]");
   check_floats("input", input);
   BARK_CHECK(input.size(1) > 0, kOp, "expected input of shape [M, K] with K > 0, got ", input.sizes());
@@ -44,23 +38,21 @@ void multiply(Float32LinearParams& p) {
   const int64_t row_panels = (p.rows + table.int16_panel_rows - 1) / table.int16_panel_rows;
   const int64_t column_panels = (p.columns + table.int16_panel_columns - 1) / table.int16_panel_columns;
   // Few columns for many threads: cut the rows as well.
-  const int64_t wanted = (2 * at::get_num_threads() + column_panels - 1) / column_panels;
+  const int64_t wanted = (2 * get_num_threads() + column_panels - 1) / column_panels;
   p.row_parts = std::min(wanted, row_panels);
   p.packed = shared_scratch(table.float32_packed(p));
-  at::parallel_for(0, row_panels, 8,
-                   [&](int64_t begin, int64_t end) { table.float32_pack_rows(p, begin, end); });
+  parallel_for(0, row_panels, 8, [&](int64_t begin, int64_t end) { table.float32_pack_rows(p, begin, end); });
   const int64_t work = p.rows * table.int16_panel_columns * p.inner / p.row_parts;
-  at::parallel_for(0, column_panels * p.row_parts, std::max<int64_t>(1, kMultipliesPerTask / work),
-                   [&](int64_t begin, int64_t end) {
-                     table.float32_multiply(p, begin, end, thread_scratch(table.float32_scratch(p)));
-                   });
+  parallel_for(0, column_panels * p.row_parts, std::max<int64_t>(1, kMultipliesPerTask / work),
+               [&](int64_t begin, int64_t end) {
+                 table.float32_multiply(p, begin, end, thread_scratch(table.float32_scratch(p)));
+               });
 }
 
-at::Tensor float32_linear(const at::Tensor& input, const at::Tensor& weight,
-                          const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& residual,
-                          bool gelu) {
+Tensor float32_linear(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                      const std::optional<Tensor>& residual, bool gelu) {
   check_inputs(input, weight, bias, residual);
-  at::Tensor out = at::empty({input.size(0), weight.size(0)}, input.options());
+  Tensor out = empty({input.size(0), weight.size(0)}, input.scalar_type(), input.device());
   if (out.numel() == 0) return out;
   Float32LinearParams p{};
   p.input_stride = input.stride(0);
@@ -87,6 +79,6 @@ at::Tensor float32_linear(const at::Tensor& input, const at::Tensor& weight,
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(bark_accel, CPU, m) { m.impl("float32_linear", float32_linear); }
+const Implementations registered("CPU", {implement<float32_linear>("float32_linear")});
 
 }  // namespace bark_accel

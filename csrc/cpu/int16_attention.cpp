@@ -1,7 +1,3 @@
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <cmath>
 
 #include "../checks.h"
@@ -13,26 +9,24 @@ namespace {
 constexpr const char* kOp = "int16_attention";
 constexpr int64_t kMultipliesPerTask = 1 << 20;
 
-void check_keys(const char* name, const at::Tensor& t, const at::Tensor& query, const at::Tensor& key) {
+void check_keys(const char* name, const Tensor& t, const Tensor& query, const Tensor& key) {
   check_cpu(kOp, name, t);
   check_dim(kOp, name, t, 4, "[B, H, S, D]");
   check_sizes(kOp, name, t, {query.size(0), query.size(2), key.size(2), query.size(3)});
   checked_dtype(kOp, name, t);
   check_same_dtype(kOp, name, t, "key", key);
   check_unit_stride(kOp, name, t);
-  check_no_grad(kOp, name, t);
 }
 
-void check_inputs(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, bool causal) {
+void check_inputs(const Tensor& query, const Tensor& key, const Tensor& value, bool causal) {
   const int64_t largest = kernels().int16_group;
   check_cpu(kOp, "query", query);
   check_dim(kOp, "query", query, 4, "[B, T, H, D]");
-  BARK_CHECK(query.scalar_type() == at::kFloat, kOp, "expected query of dtype float32, got ",
+  BARK_CHECK(query.scalar_type() == kFloat, kOp, "expected query of dtype float32, got ",
              query.scalar_type());
   BARK_CHECK(query.size(3) >= 1 && query.size(3) <= largest, kOp, "expected a head size of 1 to ", largest,
              ", got ", query.size(3));
   check_unit_stride(kOp, "query", query);
-  check_no_grad(kOp, "query", query);
   check_dim(kOp, "key", key, 4, "[B, H, S, D]");
   check_keys("key", key, query, key);
   check_keys("value", value, query, key);
@@ -41,8 +35,7 @@ void check_inputs(const at::Tensor& query, const at::Tensor& key, const at::Tens
              query.size(1), ") with causal=True, got ", key.size(2));
 }
 
-at::Tensor int16_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                           bool causal) {
+Tensor int16_attention(const Tensor& query, const Tensor& key, const Tensor& value, bool causal) {
   check_inputs(query, key, value, causal);
   const KernelTable& table = kernels();
   Int16AttentionParams p{};
@@ -54,7 +47,7 @@ at::Tensor int16_attention(const at::Tensor& query, const at::Tensor& key, const
   p.causal = causal;
   p.scale = float(1.0 / std::sqrt(double(p.head_dim)));
   p.dtype = checked_dtype(kOp, "key", key);
-  at::Tensor out = at::empty({p.batch, p.tokens, p.heads * p.head_dim}, query.options());
+  Tensor out = empty({p.batch, p.tokens, p.heads * p.head_dim}, query.scalar_type(), query.device());
   if (out.numel() == 0) return out;
   p.query = query.const_data_ptr<float>();
   p.key = key.const_data_ptr();
@@ -65,22 +58,22 @@ at::Tensor int16_attention(const at::Tensor& query, const at::Tensor& key, const
     p.key_strides[i] = key.stride(i);
     p.value_strides[i] = value.stride(i);
   }
-  at::Tensor packed = at::empty({table.int16_attention_packed_bytes(p)}, at::kByte);
+  Tensor packed = empty({table.int16_attention_packed_bytes(p)}, kByte);
   p.packed = packed.mutable_data_ptr();
   const int64_t pairs = p.batch * p.heads, groups = (p.keys + table.int16_group - 1) / table.int16_group;
-  at::parallel_for(0, pairs * groups, 1,
-                   [&](int64_t begin, int64_t end) { table.int16_attention_pack(p, begin, end); });
+  parallel_for(0, pairs * groups, 1,
+               [&](int64_t begin, int64_t end) { table.int16_attention_pack(p, begin, end); });
   const int64_t panels = (p.tokens + table.int16_panel_rows - 1) / table.int16_panel_rows;
   const int64_t work = 2 * table.int16_panel_rows * p.keys * p.head_dim;
-  at::parallel_for(0, pairs * panels, std::max<int64_t>(1, kMultipliesPerTask / work),
-                   [&](int64_t begin, int64_t end) {
-                     table.int16_attention(p, begin, end, thread_scratch(table.int16_attention_scratch(p)));
-                   });
+  parallel_for(0, pairs * panels, std::max<int64_t>(1, kMultipliesPerTask / work),
+               [&](int64_t begin, int64_t end) {
+                 table.int16_attention(p, begin, end, thread_scratch(table.int16_attention_scratch(p)));
+               });
   return out;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(bark_accel, CPU, m) { m.impl("int16_attention", int16_attention); }
+const Implementations registered("CPU", {implement<int16_attention>("int16_attention")});
 
 }  // namespace bark_accel

@@ -1,7 +1,3 @@
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include "int_linear_inputs.h"
 #include "isa.h"
 
@@ -14,8 +10,8 @@ constexpr int64_t kRowsPerTask = 1024;
 
 void check_inputs(const IntLinearInputs& inputs) {
   inputs.check(kOp);
-  const at::ScalarType dtype = inputs.weight.scalar_type();
-  BARK_CHECK((dtype == at::kChar) == inputs.scales.has_value(), kOp,
+  const ScalarType dtype = inputs.weight.scalar_type();
+  BARK_CHECK((dtype == kChar) == inputs.scales.has_value(), kOp,
              "expected scales with an int8 weight and only then, got ", inputs.scales ? "scales" : "none",
              " with a weight of dtype ", dtype);
   if (!inputs.scales) checked_dtype(kOp, "weight", inputs.weight);
@@ -26,26 +22,24 @@ void multiply(IntLinearParams& p) {
   const int64_t row_panels = (p.rows + table.int16_panel_rows - 1) / table.int16_panel_rows;
   const int64_t column_panels = (p.columns + table.int16_panel_columns - 1) / table.int16_panel_columns;
   // Few columns for many threads, or more sums than a cache holds: cut the rows as well.
-  const int64_t wanted = std::max((2 * at::get_num_threads() + column_panels - 1) / column_panels,
+  const int64_t wanted = std::max((2 * get_num_threads() + column_panels - 1) / column_panels,
                                   (p.rows + kRowsPerTask - 1) / kRowsPerTask);
   p.row_parts = std::max<int64_t>(1, std::min(wanted, row_panels));
-  at::Tensor packed = at::empty({table.int16_packed_bytes(p)}, at::kByte);
+  Tensor packed = empty({table.int16_packed_bytes(p)}, kByte);
   p.packed = packed.mutable_data_ptr();
-  at::parallel_for(0, row_panels, 8,
-                   [&](int64_t begin, int64_t end) { table.int16_pack_rows(p, begin, end); });
+  parallel_for(0, row_panels, 8, [&](int64_t begin, int64_t end) { table.int16_pack_rows(p, begin, end); });
   const int64_t work = p.rows * table.int16_panel_columns * p.inner / p.row_parts;
-  at::parallel_for(0, column_panels * p.row_parts, std::max<int64_t>(1, kMultipliesPerTask / work),
-                   [&](int64_t begin, int64_t end) {
-                     table.int16_multiply(p, begin, end, thread_scratch(table.int16_scratch(p)));
-                   });
+  parallel_for(0, column_panels * p.row_parts, std::max<int64_t>(1, kMultipliesPerTask / work),
+               [&](int64_t begin, int64_t end) {
+                 table.int16_multiply(p, begin, end, thread_scratch(table.int16_scratch(p)));
+               });
 }
 
-at::Tensor int16_linear(const at::Tensor& input, const at::Tensor& weight,
-                        const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias,
-                        bool gelu) {
+Tensor int16_linear(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& scales,
+                    const std::optional<Tensor>& bias, bool gelu) {
   const IntLinearInputs inputs{input, weight, scales, bias};
   check_inputs(inputs);
-  at::Tensor out = at::empty({input.size(0), weight.size(0)}, input.options());
+  Tensor out = empty({input.size(0), weight.size(0)}, input.scalar_type(), input.device());
   if (out.numel() == 0) return out;
   IntLinearParams p = inputs.params(out, gelu);
   if (!scales) p.dtype = checked_dtype(kOp, "weight", weight);
@@ -55,6 +49,6 @@ at::Tensor int16_linear(const at::Tensor& input, const at::Tensor& weight,
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(bark_accel, CPU, m) { m.impl("int16_linear", int16_linear); }
+const Implementations registered("CPU", {implement<int16_linear>("int16_linear")});
 
 }  // namespace bark_accel

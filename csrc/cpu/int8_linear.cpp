@@ -1,7 +1,3 @@
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include "int_linear_inputs.h"
 #include "isa.h"
 
@@ -17,25 +13,23 @@ void multiply(IntLinearParams& p) {
   const int64_t row_panels = (p.rows + table.int16_panel_rows - 1) / table.int16_panel_rows;
   const int64_t column_panels = (p.columns + table.int16_panel_columns - 1) / table.int16_panel_columns;
   // Few columns for many threads: cut the rows as well.
-  p.row_parts = std::min((2 * at::get_num_threads() + column_panels - 1) / column_panels, row_panels);
+  p.row_parts = std::min((2 * get_num_threads() + column_panels - 1) / column_panels, row_panels);
   p.packed = shared_scratch(table.int8_packed_bytes(p) / int64_t(sizeof(float)));
-  at::parallel_for(0, row_panels, 8,
-                   [&](int64_t begin, int64_t end) { table.int8_pack_rows(p, begin, end); });
+  parallel_for(0, row_panels, 8, [&](int64_t begin, int64_t end) { table.int8_pack_rows(p, begin, end); });
   const int64_t work = p.rows * table.int16_panel_columns * p.inner / p.row_parts;
-  at::parallel_for(0, column_panels * p.row_parts, std::max<int64_t>(1, kMultipliesPerTask / work),
-                   [&](int64_t begin, int64_t end) {
-                     table.int8_multiply(p, begin, end, thread_scratch(table.int8_scratch(p)));
-                   });
+  parallel_for(0, column_panels * p.row_parts, std::max<int64_t>(1, kMultipliesPerTask / work),
+               [&](int64_t begin, int64_t end) {
+                 table.int8_multiply(p, begin, end, thread_scratch(table.int8_scratch(p)));
+               });
 }
 
-at::Tensor int8_linear(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& scales,
-                       const std::optional<at::Tensor>& bias, bool gelu) {
-  const std::optional<at::Tensor> given = scales;
+Tensor int8_linear(const Tensor& input, const Tensor& weight, const Tensor& scales,
+                   const std::optional<Tensor>& bias, bool gelu) {
+  const std::optional<Tensor> given = scales;
   const IntLinearInputs inputs{input, weight, given, bias};
   inputs.check(kOp);
-  BARK_CHECK(weight.scalar_type() == at::kChar, kOp, "expected weight of dtype int8, got ",
-             weight.scalar_type());
-  at::Tensor out = at::empty({input.size(0), weight.size(0)}, input.options());
+  BARK_CHECK(weight.scalar_type() == kChar, kOp, "expected weight of dtype int8, got ", weight.scalar_type());
+  Tensor out = empty({input.size(0), weight.size(0)}, input.scalar_type(), input.device());
   if (out.numel() == 0) return out;
   const IntLinearParams all = inputs.params(out, gelu);
   const int64_t panel = kernels().int16_panel_rows, panels = (all.rows + panel - 1) / panel;
@@ -54,6 +48,6 @@ at::Tensor int8_linear(const at::Tensor& input, const at::Tensor& weight, const 
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(bark_accel, CPU, m) { m.impl("int8_linear", int8_linear); }
+const Implementations registered("CPU", {implement<int8_linear>("int8_linear")});
 
 }  // namespace bark_accel

@@ -1,8 +1,6 @@
 // What the integer products check and read of their arguments.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <optional>
 
 #include "../checks.h"
@@ -11,8 +9,8 @@
 namespace bark_accel {
 
 struct IntLinearInputs {
-  const at::Tensor &input, &weight;
-  const std::optional<at::Tensor>&scales, &bias;
+  const Tensor &input, &weight;
+  const std::optional<Tensor>&scales, &bias;
 
   void check(const char* op) const {
     check_dim(op, "input", input, 2, "[M, K]");
@@ -21,14 +19,13 @@ struct IntLinearInputs {
     check_dim(op, "weight", weight, 2, "[N, K]");
     check_sizes(op, "weight", weight, {weight.size(0), input.size(1)});
     check_unit_stride(op, "weight", weight);
-    check_no_grad(op, "weight", weight);
     BARK_CHECK(input.size(1) > 0, op, "expected input of shape [M, K] with K > 0, got ", input.sizes());
     if (scales)
       check_vector(op, "scales", *scales, {weight.size(0), (weight.size(1) + kInt8Group - 1) / kInt8Group});
     if (bias) check_vector(op, "bias", *bias, {weight.size(0)});
   }
 
-  IntLinearParams params(const at::Tensor& out, bool gelu) const {
+  IntLinearParams params(const Tensor& out, bool gelu) const {
     IntLinearParams p{};
     p.input = input.const_data_ptr<float>();
     p.input_stride = input.stride(0);
@@ -48,13 +45,11 @@ struct IntLinearInputs {
   }
 
  private:
-  static void check_vector(const char* op, const char* name, const at::Tensor& t, at::IntArrayRef sizes) {
+  static void check_vector(const char* op, const char* name, const Tensor& t, Sizes sizes) {
     check_cpu(op, name, t);
     check_sizes(op, name, t, sizes);
-    BARK_CHECK(t.scalar_type() == at::kFloat, op, "expected ", name, " of dtype float32, got ",
-               t.scalar_type());
+    BARK_CHECK(t.scalar_type() == kFloat, op, "expected ", name, " of dtype float32, got ", t.scalar_type());
     check_unit_stride(op, name, t);
-    check_no_grad(op, name, t);
   }
 };
 

@@ -1,7 +1,5 @@
 #include "isa.h"
 
-#include <c10/util/Exception.h>
-#include <c10/util/StringUtil.h>
 #ifdef __linux__
 #include <malloc.h>
 #include <sys/mman.h>
@@ -49,7 +47,7 @@ class Scratch {
       const int64_t bytes = (size + page - 1) / page * page;
       floats_ = 0;
       memory_.reset(static_cast<float*>(std::aligned_alloc(page, bytes)));
-      TORCH_CHECK(memory_, "bark_accel: out of memory for ", bytes, " bytes of scratch");
+      RUNTIME_CHECK(memory_, "bark_accel: out of memory for ", bytes, " bytes of scratch");
 #ifdef MADV_HUGEPAGE
       if (page == kLargePage) madvise(memory_.get(), bytes, MADV_HUGEPAGE);
 #endif
@@ -84,14 +82,13 @@ std::vector<std::string> available_isas() {
   return names;
 }
 
-void set_isa(const std::string& name) {
+bool set_isa(const std::string& name) {
   for (const KernelTable* table : supported_tables()) {
-    if (name == table->name) {
-      active().store(table, std::memory_order_relaxed);
-      return;
-    }
+    if (name != table->name) continue;
+    active().store(table, std::memory_order_relaxed);
+    return true;
   }
-  TORCH_CHECK_VALUE(false, "set_isa: expected one of ", c10::Join(", ", available_isas()), ", got ", name);
+  return false;
 }
 
 float* thread_scratch(int64_t floats) { return own_scratch.at_least(floats); }

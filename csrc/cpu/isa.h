@@ -10,7 +10,7 @@ namespace bark_accel {
 
 const KernelTable& kernels();
 std::vector<std::string> available_isas();  // worst first; "generic" is always there
-void set_isa(const std::string& name);
+bool set_isa(const std::string& name);      // false: not one of them
 
 // Per-thread scratch, aligned to 64 bytes, valid until the next call on this thread.
 float* thread_scratch(int64_t floats);

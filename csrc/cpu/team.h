@@ -1,19 +1,23 @@
 // A team of OpenMP threads for one kernel call.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
 #include "../kernels/params.h"
+#include "../tensor.h"
 #include "barrier.h"
 
 namespace bark_accel {
 
 // Threads a team may have here: torch.get_num_threads(), one inside another parallel region.
-inline int64_t team_size() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
+inline int64_t team_size() {
+#ifdef _OPENMP
+  if (omp_in_parallel()) return 1;
+#endif
+  return get_num_threads();
+}
 
 // Calls body(team) on `size` threads, or on fewer where OpenMP grants fewer. The body must not throw.
 template <typename Body>

@@ -1,21 +1,15 @@
-// The ops on CUDA tensors: Tensor -> launcher, on the current stream of the tensors' device. Free of torch's
-// CUDA headers, so that it builds with a torch without CUDA as well; stream and device go through c10's guard
-// registry.
+// The ops on CUDA tensors: Tensor -> launcher, on the current stream of the tensors' device. Without torch's
+// CUDA headers, so that it builds and loads with a torch without CUDA as well.
 //
 // What only a look at device memory could refuse is not refused here, for it would wait for the device at
 // every token: decode_step and static_cache_attention give NaN for ids and lengths that do not fit, and write
 // nothing to the cache; rules of the samplers are read as they are. The samplers, which refuse NaN, do look
 // at their result, except while a graph is being captured: then an id is minus the SampleStatus.
-#include <ATen/ops/arange.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/le.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
-#include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
-#include <torch/library.h>
+
+#include <dlfcn.h>
 
 #include <algorithm>
-#include <limits>
+#include <cstring>
 
 #include "../attention_inputs.h"
 #include "../decode_inputs.h"
@@ -27,40 +21,69 @@
 namespace bark_accel {
 namespace {
 
-cudaStream_t current_stream(at::Device device) {
-  const c10::impl::VirtualGuardImpl guard(device.type());
-  return static_cast<cudaStream_t>(guard.getStreamNativeHandle(guard.getStream(device)));
+// Makes a device the current one, as long as it lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(Device device) { check_torch(aoti_torch_create_device_guard(device.index, &guard_)); }
+  ~DeviceGuard() { aoti_torch_delete_device_guard(guard_); }
+  DeviceGuard(const DeviceGuard&) = delete;
+
+ private:
+  DeviceGuardHandle guard_ = nullptr;
+};
+
+using GetStream = AOTITorchError (*)(int32_t device, void** stream);
+
+// Part of the stable interface, but of a library that only a torch with CUDA has.
+GetStream find_get_stream() {
+  void* const torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  void* const found = torch_cuda ? dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream") : nullptr;
+  RUNTIME_CHECK(found, "bark_accel: expected a torch with CUDA");
+  return reinterpret_cast<GetStream>(found);
+}
+
+cudaStream_t current_stream(Device device) {
+  static const GetStream get_stream = find_get_stream();
+  void* stream = nullptr;
+  check_torch(get_stream(device.index, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+Tensor to_host(const Tensor& t) {
+  Tensor copy = empty(t.sizes(), t.scalar_type());
+  check_torch(aoti_torch_copy_(copy.handle(), t.handle(), 0));
+  return copy;
 }
 
 bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status{};
-  TORCH_CHECK(cudaStreamIsCapturing(stream, &status) == cudaSuccess,
-              "bark_accel: cudaStreamIsCapturing failed");
+  RUNTIME_CHECK(cudaStreamIsCapturing(stream, &status) == cudaSuccess,
+                "bark_accel: cudaStreamIsCapturing failed");
   return status != cudaStreamCaptureStatusNone;
 }
 
 void check_launch(const char* op, cudaError_t error) {
-  TORCH_CHECK(error == cudaSuccess, op, ": the CUDA launch failed: ", cudaGetErrorString(error));
+  RUNTIME_CHECK(error == cudaSuccess, op, ": the CUDA launch failed: ", cudaGetErrorString(error));
 }
 
-at::Tensor sample_rows(const char* op, const SampleParams& sample, const SampleRules& rules,
-                       const at::Tensor& logits) {
-  const c10::DeviceGuard guard(logits.device());
+Tensor sample_rows(const char* op, const SampleParams& sample, const SampleRules& rules,
+                   const Tensor& logits) {
+  const DeviceGuard guard(logits.device());
   const cudaStream_t stream = current_stream(logits.device());
-  at::Tensor out = at::empty({logits.size(0)}, logits.options().dtype(at::kLong));
+  Tensor out = empty({logits.size(0)}, kLong, logits.device());
   int64_t* ids = out.mutable_data_ptr<int64_t>();
   check_launch(op, cuda::launch_fused_sample({sample, rules, logits.size(0), ids}, stream));
   if (!is_capturing(stream)) {
-    const at::Tensor on_host = out.cpu();
+    const Tensor on_host = to_host(out);
     sample_inputs::raise_bad_rows(op, on_host.const_data_ptr<int64_t>(), on_host.size(0));
   }
   return out;
 }
 
-at::Tensor fused_sample(const at::Tensor& logits, const std::optional<at::Tensor>& noise, int64_t first_id,
-                        const at::Tensor& allowed, const std::optional<at::Tensor>& min_eos_p,
-                        const std::optional<at::Tensor>& temperature, const std::optional<at::Tensor>& top_k,
-                        const std::optional<at::Tensor>& top_p, bool renormalize) {
+Tensor fused_sample(const Tensor& logits, const std::optional<Tensor>& noise, int64_t first_id,
+                    const Tensor& allowed, const std::optional<Tensor>& min_eos_p,
+                    const std::optional<Tensor>& temperature, const std::optional<Tensor>& top_k,
+                    const std::optional<Tensor>& top_p, bool renormalize) {
   const char* op = "fused_sample";
   SampleParams p = sample_inputs::checked_params(op, logits, first_id, renormalize);
   const SampleRules rules =
@@ -73,36 +96,15 @@ at::Tensor fused_sample(const at::Tensor& logits, const std::optional<at::Tensor
   return sample_rows(op, p, rules, logits);
 }
 
-at::Tensor fused_multinomial(const at::Tensor& logits, const std::optional<at::Generator>& generator,
-                             int64_t vocab_size, int64_t first_id, const at::Tensor& allowed,
-                             const std::optional<at::Tensor>& min_eos_p,
-                             const std::optional<at::Tensor>& temperature,
-                             const std::optional<at::Tensor>& top_k, const std::optional<at::Tensor>& top_p,
-                             bool renormalize) {
-  const char* op = "fused_multinomial";
-  SampleParams p = sample_inputs::checked_params(op, logits, first_id, renormalize);
-  const SampleRules rules =
-      sample_inputs::read_rules(op, {allowed, min_eos_p, temperature, top_k, top_p}, logits);
-  sample_inputs::check_vocab_size(op, vocab_size, first_id, logits);
-  BARK_CHECK(!generator || !generator->defined() || generator->device() == logits.device(), op,
-             "expected a generator on the ", logits.device(), ", got ", generator->device());
-  const at::Tensor noise =
-      at::empty({logits.size(0), vocab_size}, logits.options().dtype(at::kFloat)).exponential_(1, generator);
-  p.noise = noise.const_data_ptr<float>();
-  p.noise_stride = vocab_size;
-  return sample_rows(op, p, rules, logits);
-}
-
-at::Tensor codebook_embedding_sum(const at::Tensor& codes, at::TensorList tables,
-                                  const at::Tensor& positions) {
+Tensor codebook_embedding_sum(const Tensor& codes, const TensorList& tables, const Tensor& positions) {
   using namespace embedding_inputs;
   check_inputs(codes, tables, positions);
   static_assert(kMaxTables == cuda::kMostTables);
-  const c10::DeviceGuard guard(codes.device());
+  const DeviceGuard guard(codes.device());
   const cudaStream_t stream = current_stream(codes.device());
   cuda::CodebookEmbeddingSumParams p{};
   p.codes = codes.const_data_ptr();
-  p.codes_are_int64 = codes.scalar_type() == at::kLong;
+  p.codes_are_int64 = codes.scalar_type() == kLong;
   for (int64_t i = 0; i < 3; ++i) p.codes_strides[i] = codes.stride(i);
   p.batch = codes.size(0);
   p.frames = codes.size(1);
@@ -115,43 +117,63 @@ at::Tensor codebook_embedding_sum(const at::Tensor& codes, at::TensorList tables
   }
   p.positions = positions.const_data_ptr();
   p.position_stride = positions.stride(0);
-  at::Tensor out = at::empty({p.batch, p.frames, p.width}, positions.options().dtype(at::kFloat));
-  at::Tensor bad = at::empty({p.batch, p.frames}, codes.options().dtype(at::kInt));
+  Tensor out = empty({p.batch, p.frames, p.width}, kFloat, positions.device());
+  Tensor bad = empty({p.batch, p.frames}, kInt, codes.device());
   p.out = out.mutable_data_ptr<float>();
   p.bad = bad.mutable_data_ptr<int32_t>();
   check_launch(kOp, cuda::launch_codebook_embedding_sum(p, checked_dtype(kOp, "tables", tables[0]), stream));
   if (is_capturing(stream)) return out;
-  const at::Tensor found = bad.cpu();
+  const Tensor found = to_host(bad);
   const int32_t* codebook = found.const_data_ptr<int32_t>();
   for (int64_t row = 0; row < found.numel(); ++row) {
-    BARK_CHECK(
-        codebook[row] < 0, kOp, "expected codes in [0, ", p.vocabulary, "), got ",
-        codes.select(0, row / p.frames).select(0, row % p.frames).select(0, codebook[row]).item<int64_t>(),
-        " in codebook ", codebook[row], ", frame ", row % p.frames, ", batch row ", row / p.frames);
+    if (codebook[row] < 0) continue;
+    const Tensor given = to_host(codes);
+    const int64_t at = row * codes.size(2) + codebook[row];
+    const int64_t value =
+        p.codes_are_int64 ? given.const_data_ptr<int64_t>()[at] : given.const_data_ptr<int32_t>()[at];
+    BARK_CHECK(false, kOp, "expected codes in [0, ", p.vocabulary, "), got ", value, " in codebook ",
+               codebook[row], ", frame ", row % p.frames, ", batch row ", row / p.frames);
   }
   return out;
 }
 
-// Appends, then torch's own attention: for prompts, where matrix products win and the host knows the length.
-// Of rows that start at one place.
-void attend_with_torch(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                       at::Tensor key_cache, at::Tensor value_cache, int64_t start, at::Tensor out) {
-  const int64_t tokens = query.size(1), end = start + tokens;
-  key_cache.narrow(2, start, tokens).copy_(key.transpose(1, 2));
-  value_cache.narrow(2, start, tokens).copy_(value.transpose(1, 2));
-  std::optional<at::Tensor> mask;
-  if (start > 0) {
-    const at::Tensor seen = at::arange(end, query.options().dtype(at::kLong));
-    mask = at::le(seen.unsqueeze(0), seen.narrow(0, start, tokens).unsqueeze(1));
-  }
-  const at::Tensor attended =
-      at::scaled_dot_product_attention(query.transpose(1, 2), key_cache.narrow(2, 0, end),
-                                       value_cache.narrow(2, 0, end), mask, 0.0, start == 0);
-  out.copy_(attended.transpose(1, 2).flatten(2));
+Tensor narrow(const Tensor& t, int64_t dim, int64_t start, int64_t length) {
+  return call_torch("aten::narrow", "", t, dim, start, length);
 }
 
-void attend_with_kernels(const AttentionParams& a, const at::Tensor& lengths, int64_t capacity,
-                         at::Tensor& out) {
+// [B, T, H, D] to [B, H, T, D] and back.
+Tensor swap_heads(const Tensor& t) { return call_torch("aten::transpose", "int", t, int64_t(1), int64_t(2)); }
+
+void copy_to(const Tensor& to, const Tensor& from) {
+  check_torch(aoti_torch_copy_(to.handle(), from.handle(), 0));
+}
+
+// [tokens, start + tokens]: what each of the tokens from `start` on sees.
+Tensor causal_mask(int64_t start, int64_t tokens, Device device) {
+  const int64_t end = start + tokens;
+  const Tensor on_host = empty({tokens, end}, kBool), mask = empty({tokens, end}, kBool, device);
+  bool* seen = on_host.mutable_data_ptr<bool>();
+  for (int64_t i = 0; i < tokens * end; ++i) seen[i] = i % end <= start + i / end;
+  copy_to(mask, on_host);
+  return mask;
+}
+
+// Appends, then torch's own attention: for prompts, where matrix products win and the host knows the length.
+// Of rows that start at one place.
+void attend_with_torch(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& key_cache,
+                       const Tensor& value_cache, int64_t start, const Tensor& out) {
+  const int64_t tokens = query.size(1), end = start + tokens;
+  copy_to(narrow(key_cache, 2, start, tokens), swap_heads(key));
+  copy_to(narrow(value_cache, 2, start, tokens), swap_heads(value));
+  std::optional<Tensor> mask;
+  if (start > 0) mask = causal_mask(start, tokens, query.device());
+  const Tensor attended =
+      call_torch("aten::scaled_dot_product_attention", "", swap_heads(query), narrow(key_cache, 2, 0, end),
+                 narrow(value_cache, 2, 0, end), mask, 0.0, start == 0, std::nullopt, false);
+  copy_to(out, call_torch("aten::flatten", "using_ints", swap_heads(attended), int64_t(2), int64_t(-1)));
+}
+
+void attend_with_kernels(const AttentionParams& a, const Tensor& lengths, int64_t capacity, Tensor& out) {
   const cudaStream_t stream = current_stream(out.device());
   cuda::AttentionSplitParams p{};
   p.query = a.query;
@@ -175,7 +197,7 @@ void attend_with_kernels(const AttentionParams& a, const at::Tensor& lengths, in
   p.splits = cuda::attention_splits(a.batch, a.heads, capacity);
   p.aligned = cuda::cache_aligned(p.cache, out.element_size());
   const int64_t rows = a.batch * a.tokens * a.heads;
-  const at::Tensor scratch = at::empty({rows * p.splits * (a.head_dim + 2)}, out.options().dtype(at::kFloat));
+  const Tensor scratch = empty({rows * p.splits * (a.head_dim + 2)}, kFloat, out.device());
   p.shares = scratch.mutable_data_ptr<float>();
   p.stats = p.shares + rows * p.splits * a.head_dim;
   check_launch(attention_inputs::kOp, cuda::launch_attention_split(p, a.dtype, a.dtype, stream));
@@ -184,28 +206,31 @@ void attend_with_kernels(const AttentionParams& a, const at::Tensor& lengths, in
                    {p.shares, p.stats, rows, a.head_dim, p.splits, out.mutable_data_ptr()}, a.dtype, stream));
 }
 
-at::Tensor static_cache_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                                  at::Tensor& key_cache, at::Tensor& value_cache, const at::Tensor& length) {
+Tensor static_cache_attention(const Tensor& query, const Tensor& key, const Tensor& value, Tensor& key_cache,
+                              Tensor& value_cache, const Tensor& length) {
   const AttentionParams p = attention_inputs::read(query, key, value, key_cache, value_cache, length);
-  const c10::DeviceGuard guard(query.device());
-  at::Tensor out = at::empty({p.batch, p.tokens, p.heads * p.head_dim}, query.options());
+  const DeviceGuard guard(query.device());
+  Tensor out = empty({p.batch, p.tokens, p.heads * p.head_dim}, query.scalar_type(), query.device());
   if (out.numel() == 0) return out;
   if (p.tokens <= cuda::kMostTokens && p.head_dim <= cuda::kMostHeadSize) {
-    attend_with_kernels(p, length.contiguous(), key_cache.size(2), out);
+    attend_with_kernels(p, contiguous(length), key_cache.size(2), out);
     return out;
   }
-  TORCH_CHECK(!is_capturing(current_stream(query.device())), attention_inputs::kOp, ": expected at most ",
-              cuda::kMostTokens, " tokens and a head size of at most ", cuda::kMostHeadSize,
-              " while a CUDA graph is being captured, got ", p.tokens, " and ", p.head_dim);
-  const at::Tensor lengths = length.cpu().contiguous();
+  RUNTIME_CHECK(!is_capturing(current_stream(query.device())), attention_inputs::kOp, ": expected at most ",
+                cuda::kMostTokens, " tokens and a head size of at most ", cuda::kMostHeadSize,
+                " while a CUDA graph is being captured, got ", p.tokens, " and ", p.head_dim);
+  const Tensor lengths = to_host(length);
   const int64_t* starts = lengths.const_data_ptr<int64_t>();
   attention_inputs::check_room(starts, p.batch, p.tokens, key_cache.size(2));
   const bool level = std::all_of(starts, starts + p.batch, [&](int64_t start) { return start == starts[0]; });
   const int64_t rows = level ? p.batch : 1;
   for (int64_t row = 0; row < p.batch; row += rows) {
-    const auto part = [&](const at::Tensor& t) { return t.narrow(0, row, rows); };
+    const auto part = [&](const Tensor& t) { return narrow(t, 0, row, rows); };
     if (starts[row] < 0) {
-      part(out).fill_(std::numeric_limits<float>::quiet_NaN());
+      const int64_t bytes = p.tokens * p.heads * p.head_dim * out.element_size() * rows;
+      // All bits set is NaN in every dtype.
+      check_launch(attention_inputs::kOp, cudaMemsetAsync(out.mutable_data_ptr<char>() + row / rows * bytes,
+                                                          0xff, bytes, current_stream(query.device())));
     } else {
       attend_with_torch(part(query), part(key), part(value), part(key_cache), part(value_cache), starts[row],
                         part(out));
@@ -214,12 +239,11 @@ at::Tensor static_cache_attention(const at::Tensor& query, const at::Tensor& key
   return out;
 }
 
-at::Tensor decode_step(const at::Tensor& ids, const at::Tensor& token_table, const at::Tensor& positions,
-                       const decode_inputs::Weights& weights, at::ArrayRef<double> eps,
-                       const at::Tensor& head, const std::optional<at::Tensor>& head_scales,
-                       int64_t num_heads, at::Tensor& key_cache, at::Tensor& value_cache,
-                       const at::Tensor& length) {
-  const c10::DeviceGuard guard(key_cache.device());
+Tensor decode_step(const Tensor& ids, const Tensor& token_table, const Tensor& positions,
+                   const decode_inputs::Weights& weights, const std::vector<double>& eps, const Tensor& head,
+                   const std::optional<Tensor>& head_scales, int64_t num_heads, Tensor& key_cache,
+                   Tensor& value_cache, const Tensor& length) {
+  const DeviceGuard guard(key_cache.device());
   decode_inputs::DecodeInputs in =
       decode_inputs::read(ids, token_table, positions, weights, eps, head, head_scales, num_heads, key_cache,
                           value_cache, length, key_cache.device());
@@ -235,7 +259,7 @@ at::Tensor decode_step(const at::Tensor& ids, const at::Tensor& token_table, con
   step.vocabulary = in.vocabulary;
   step.positions_count = in.positions_count;
   step.splits = cuda::attention_splits(in.params.batch, in.params.heads, in.capacity);
-  const at::Tensor scratch = at::empty({cuda::decode_scratch(step).floats}, in.logits.options());
+  const Tensor scratch = empty({cuda::decode_scratch(step).floats}, kFloat, in.logits.device());
   step.decode.scratch = scratch.mutable_data_ptr<float>();
   check_launch(decode_inputs::kOp, cuda::launch_decode_step(step, current_stream(key_cache.device())));
   return in.logits;
@@ -244,17 +268,14 @@ at::Tensor decode_step(const at::Tensor& ids, const at::Tensor& token_table, con
 }  // namespace
 
 uintptr_t cuda_stream(int64_t device) {
-  return reinterpret_cast<uintptr_t>(current_stream({at::kCUDA, at::DeviceIndex(device)}));
+  return reinterpret_cast<uintptr_t>(current_stream({kCUDA, int32_t(device)}));
 }
 
 void set_dependent_launch(bool on) { cuda::set_dependent_launch(on); }
 
-TORCH_LIBRARY_IMPL(bark_accel, CUDA, m) {
-  m.impl("fused_sample", fused_sample);
-  m.impl("fused_multinomial", fused_multinomial);
-  m.impl("codebook_embedding_sum", codebook_embedding_sum);
-  m.impl("static_cache_attention", static_cache_attention);
-  m.impl("decode_step", decode_step);
-}
+const Implementations registered("CUDA", {implement<fused_sample>("fused_sample"),
+                                          implement<codebook_embedding_sum>("codebook_embedding_sum"),
+                                          implement<static_cache_attention>("static_cache_attention"),
+                                          implement<decode_step>("decode_step")});
 
 }  // namespace bark_accel

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -116,7 +115,7 @@ def test_accumulators_stay_in_registers(isa: str) -> None:
     """Between the first and last multiply-add of a tile nothing is stored: GCC 12 spills such arrays easily."""
     if isa not in _library.load().available_isas():
         pytest.skip(f"built without {isa}")
-    library = Path(_library.load().__file__)
+    library = _library.load().file
     text = subprocess.run(["objdump", "-d", "--no-show-raw-insn", library], capture_output=True, text=True).stdout
     bodies = re.findall(rf"^[0-9a-f]+ <\w*{isa}15multiply_floats\w*>:\n(.*?)\n\n", text, re.M | re.S)
     assert len(bodies) == 1, f"expected one multiply_floats of {isa} (a local symbol), got {len(bodies)}"

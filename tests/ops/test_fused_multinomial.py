@@ -19,7 +19,7 @@ from transformers.generation.logits_process import (
 )
 
 from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
-from bark_accel.ops import _library
+from bark_accel.ops import multinomial
 from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
 
@@ -39,11 +39,10 @@ OPTIONS = {
 @pytest.fixture(params=[True, False], ids=["lazy", "full"])
 def lazy(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Runs the test with the noise computed where it matters, and in full."""
-    library = _library.load()
-    assert library.lazy_noise(), "the lazy noise does not match this torch's"
-    library.set_lazy_noise(request.param)
+    assert multinomial.is_lazy(), "the lazy noise does not match this torch's"
+    multinomial.set_lazy(request.param)
     yield request.param
-    library.set_lazy_noise(True)
+    multinomial.set_lazy(True)
 
 
 def prepared(seed: int, skipped: int = 0, randn: bool = False) -> torch.Generator:

@@ -1,0 +1,90 @@
+"""Draws from a generator as ``torch.multinomial`` does, without the noise that cannot matter.
+
+On a CPU the generator's state goes into the compiled op and comes back advanced: the op draws the generator's words and
+takes the logarithm, which makes noise of them, only where it can decide.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _library
+from ._compiled import kernel, op
+from .checks import check_source, require
+
+STATE_BYTES = 5056  # of a CPU generator
+# Sizes around a SIMD width, a generator block (312 entries) and torch's grain of parallelism (32768).
+_TESTED_SIZES = (1, 15, 16, 17, 311, 312, 313, 1072, 10048, 32769)
+# Threads may share a generator. Any two of them seldom share a lock.
+_locks = tuple(threading.Lock() for _ in range(64))
+_wanted = True
+
+
+def set_lazy(on: bool) -> None:
+    """Compute noise where it can decide (the default), or in full; the tokens are the same.
+
+    Raises
+    ------
+    ValueError
+        Turned on for a torch whose noise is not known.
+    """
+    global _wanted
+    require(not on or _is_known(), "set_lazy", "expected a torch whose noise is known, got another one")
+    _wanted = on
+
+
+def is_lazy() -> bool:
+    """Tell whether noise is computed only where it can decide: a test at first use knows this torch's noise."""
+    return _wanted and _is_known()
+
+
+@functools.cache
+def _is_known() -> bool:
+    known = all(_equals_torch(size) for size in _TESTED_SIZES)
+    if not known:
+        warnings.warn(
+            "bark_accel: this torch draws exponential noise in a way that is not known; drawing it in full, with the "
+            "same tokens and less speed",
+            stacklevel=2,
+        )
+    return known
+
+
+def _equals_torch(size: int) -> bool:
+    """Compare noise and state after it, to the bit."""
+    theirs = torch.Generator().manual_seed(2023 + size)
+    state = theirs.get_state()
+    if state.dtype != torch.uint8 or len(state) != STATE_BYTES:
+        return False
+    expected = torch.empty(size, dtype=torch.float32, device="cpu").exponential_(1, generator=theirs)
+    noise = torch.empty(size, dtype=torch.float32, device="cpu")
+    _library.load().draw_noise(state.data_ptr(), noise.data_ptr(), size)
+    return torch.equal(noise.view(torch.int32), expected.view(torch.int32)) and torch.equal(state, theirs.get_state())
+
+
+@kernel("fused_multinomial")
+def draw(logits: Tensor, generator: torch.Generator | None, vocab_size: int, first_id: int, *rules: Any) -> Tensor:
+    """Pick a token per row; see :func:`bark_accel.ops.native.fused_multinomial`."""
+    if logits.device.type == "cpu" and is_lazy():
+        return _draw_words(logits, generator or torch.default_generator, vocab_size, first_id, *rules)
+    require(logits.dim() == 2, "fused_multinomial", f"expected logits of shape [N, L], got {list(logits.shape)}")
+    check_source("fused_multinomial", logits, generator, vocab_size, first_id)
+    noise = torch.empty(len(logits), vocab_size, dtype=torch.float32, device=logits.device)
+    return op("fused_sample")(logits, noise.exponential_(1, generator=generator), first_id, *rules)
+
+
+def _draw_words(logits: Tensor, generator: torch.Generator, *options: Any) -> Tensor:
+    if generator.device.type != "cpu":
+        raise ValueError(f"fused_multinomial: expected a generator on the cpu, got {generator.device}")
+    with _locks[id(generator) // 64 % len(_locks)]:
+        state = generator.get_state()
+        try:
+            return op("fused_multinomial.state")(logits, state, *options)
+        finally:
+            generator.set_state(state)

@@ -1,0 +1,37 @@
+"""Schemas of the ops; the compiled library registers their implementations. (torch 2.11 takes tags only from here.)"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+_RULES = (
+    "Tensor allowed, Tensor? min_eos_p=None, Tensor? temperature=None, Tensor? top_k=None, Tensor? top_p=None, "
+    "bool renormalize=True"
+)
+SCHEMAS = (
+    f"fused_sample(Tensor logits, Tensor? noise, int first_id, {_RULES}) -> Tensor",
+    f"fused_multinomial(Tensor logits, Generator? generator, int vocab_size, int first_id, {_RULES}) -> Tensor",
+    f"fused_multinomial.state(Tensor logits, Tensor(a!) state, int vocab_size, int first_id, {_RULES}) -> Tensor",
+    "codebook_embedding_sum(Tensor codes, Tensor[] tables, Tensor positions) -> Tensor",
+    "static_cache_attention(Tensor query, Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, "
+    "Tensor length) -> Tensor",
+    "decode_step(Tensor ids, Tensor token_table, Tensor positions, Tensor?[] weights, float[] eps, Tensor head, "
+    "Tensor? head_scales, int num_heads, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor length) -> Tensor",
+    "int16_linear(Tensor input, Tensor weight, Tensor? scales=None, Tensor? bias=None, bool gelu=False) -> Tensor",
+    "int8_linear(Tensor input, Tensor weight, Tensor scales, Tensor? bias=None, bool gelu=False) -> Tensor",
+    "float32_linear(Tensor input, Tensor weight, Tensor? bias=None, Tensor? residual=None, bool gelu=False) -> Tensor",
+    "float32_attention(Tensor query, Tensor key, Tensor value, bool causal=False) -> Tensor",
+    "int16_attention(Tensor query, Tensor key, Tensor value, bool causal=False) -> Tensor",
+)
+
+
+@functools.cache
+def define() -> torch.library.Library:
+    """Define the ops, once; they stay as long as the process."""
+    library = torch.library.Library("bark_accel", "DEF")
+    for schema in SCHEMAS:
+        seeded = (torch.Tag.nondeterministic_seeded,) if "Generator" in schema else ()
+        library.define(schema, tags=(torch.Tag.pt2_compliant_tag, *seeded))
+    return library
