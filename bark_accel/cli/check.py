@@ -22,21 +22,26 @@ from .present import comparison_table
 from .request import ModelChoice
 
 if TYPE_CHECKING:
+    from bark_accel.bench.approximations import SoundDistance
     from bark_accel.bench.check import Compared
     from bark_accel.bench.forced import Distance
     from bark_accel.bench.models import LoadedBark
 
 # Each way to speak once, whatever the time.
 AT_LEAST = 4
+# Utterances whose fine codes are made again in each approximate way.
+HEARD = 2
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Findings: requests with both runs, distances by precision and stage, seconds to the first sound."""
+    """Findings: requests with both runs, distances of scores by precision and stage, of sounds by approximation with
+    the number of utterances, seconds to the first sound."""
 
     compared: Sequence[Compared]
     distances: dict[str, dict[str, Distance]]
+    sounds: dict[str, tuple[SoundDistance, int]]
     first_sound_s: float
     wanted: int
 
@@ -87,6 +92,7 @@ def _loaded(choice: ModelChoice) -> LoadedBark:
 
 
 def _measure(loaded: LoadedBark, minutes: float, seconds: float, seed: int) -> tuple[Checked, str]:
+    from bark_accel.bench.approximations import WAYS, sound_distances
     from bark_accel.bench.check import compare, first_sound, inputs_of, requests
     from bark_accel.bench.forced import distances
     from bark_accel.bench.measure import run_once
@@ -106,12 +112,15 @@ def _measure(loaded: LoadedBark, minutes: float, seconds: float, seed: int) -> t
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=out) as progress:
-        task = progress.add_task("warming up", total=len(wanted) + 1)
+        task = progress.add_task("warming up", total=len(wanted) + len(WAYS) + 1)
         for model in (loaded.model, accelerated):
             warm_up(model, dict(first))
         progress.update(task, description="smaller weights")
         far = distances(loaded.model, lambda model: run_once(model, dict(first), seed))
-        progress.update(task, advance=1, description="stock and accelerated")
+        progress.update(task, advance=1, description="approximate sound")
+        voiceless = [{**inputs_of(loaded, r), "semantic_max_new_tokens": tokens} for r in wanted if r.voice is None]
+        sounds = sound_distances(loaded.model, voiceless[:HEARD], seed=seed, on_way=lambda _: progress.advance(task))
+        progress.update(task, description="stock and accelerated")
         compared: list[Compared] = []
         for one in compare(
             loaded, accelerated, wanted, seconds=60 * minutes, at_least=min(AT_LEAST, len(wanted)), tokens=tokens
@@ -119,7 +128,7 @@ def _measure(loaded: LoadedBark, minutes: float, seconds: float, seed: int) -> t
             compared.append(one)
             progress.advance(task)
     heard = first_sound(accelerated, dict(first), seed)
-    return Checked(compared, far, heard, len(wanted)), str(acceleration_report(accelerated))
+    return Checked(compared, far, sounds, heard, len(wanted)), str(acceleration_report(accelerated))
 
 
 def _show(checked: Checked, report: str) -> None:
@@ -133,6 +142,7 @@ def _show(checked: Checked, report: str) -> None:
         out.print(f"memory that a generation added, at most: {sizes}")
     out.print(f"first sound of a stream: {checked.first_sound_s:.2f} s")
     out.print(_distance_table(checked.distances))
+    out.print(_sound_table(checked.sounds))
     for tie in checked.ties:
         out.print(f"tie: {tie}", markup=False, soft_wrap=True)
     if len(checked.compared) < checked.wanted:
@@ -148,6 +158,18 @@ def _distance_table(distances: dict[str, dict[str, Distance]]) -> Table:
             table.add_row(
                 precision, stage, f"{d.relative_error:.1e}", f"{d.kl_nats:.1e}", f"{100 * d.top_1_agreement:.2f} %"
             )
+    return table
+
+
+def _sound_table(sounds: dict[str, tuple[SoundDistance, int]]) -> Table:
+    table = Table(title="sound beside stock's, from the same coarse tokens", title_justify="left")
+    for name in ("fine stage", "same codes", "nats a code", "log spectrum", "mel cepstrum"):
+        table.add_column(name, justify="left" if name == "fine stage" else "right")
+    for name, (d, _) in sounds.items():
+        same = "-" if d.same_fine_codes is None else f"{100 * d.same_fine_codes:.0f} %"
+        nats = "-" if d.nats_a_fine_code is None else f"{d.nats_a_fine_code:.2f}"
+        decibels = (f"{d.log_spectral_distance_db:.2f} dB", f"{d.mel_cepstral_distortion_db:.2f} dB")
+        table.add_row(name, same, nats, *decibels)
     return table
 
 
@@ -176,6 +198,7 @@ def _record(loaded: LoadedBark, checked: Checked, report: str, settings: dict[st
         "first_sound_s": checked.first_sound_s,
         "memory_bytes": {"stock": stock, "accelerated": accelerated},
         "against_stock": {p: {s: asdict(d) for s, d in stages.items()} for p, stages in checked.distances.items()},
+        "sound_beside_stock": {name: {"utterances": n, **asdict(d)} for name, (d, n) in checked.sounds.items()},
         "requests": [_plain(one) for one in checked.compared],
         "requests_left_out": checked.wanted - len(checked.compared),
     }

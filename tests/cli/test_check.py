@@ -42,6 +42,10 @@ def test_the_small_bark(tmp_path):
     assert len(ways) == 4 and not any(request["wrong"] for request in report["requests"])
     errors = {weights: far["semantic"]["relative_error"] for weights, far in report["against_stock"].items()}
     assert errors["same"] < 1e-5 < errors["float16"] < errors["bfloat16"] < errors["int8"] < 0.1
+    sounds = report["sound_beside_stock"]
+    assert sounds["stock"]["same_fine_codes"] == 1 and sounds["preview"]["same_fine_codes"] is None
+    assert sounds["stock"]["mel_cepstral_distortion_db"] == 0 < sounds["preview"]["mel_cepstral_distortion_db"]
+    assert {"int8", "fitting windows", "low_latency"} < set(sounds)
     assert report["summary"]["total"]["ratio"] > 0 and report["first_sound_s"] > 0
 
 

@@ -1,0 +1,199 @@
+"""Distance from stock of each named approximation of the fine stage, from the same coarse tokens.
+
+Word errors do not tell a stream without fine codes from stock; these figures do.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BarkModel
+
+from bark_accel import AudioStreamer, accelerate_bark
+from bark_accel.hf.configs import GenerationConfigs
+from bark_accel.hf.presets import generate_with_presets
+from bark_accel.hf.stage_trace import trace_stages
+
+from .models import shared_copy
+from .sound import log_spectral_distance, mel_cepstral_distortion
+
+
+@dataclass(frozen=True)
+class Way:
+    """One approximation: options of `accelerate_bark`, and settings of an `AudioStreamer` where it streams."""
+
+    options: Mapping[str, Any]
+    stream: Mapping[str, Any] | None = None
+
+
+WAYS = {
+    "float16": Way({"weights": "float16"}),
+    "int8": Way({"weights": "int8"}),
+    "w8a8": Way({"weights": "w8a8"}),
+    "fitting windows": Way({"fit_windows": True}),
+    "low_latency": Way({}, {"policy": "low_latency"}),
+}
+# suno's fine stage draws at this temperature: what difference a draw makes in stock itself.
+DRAWN = 0.5
+PREVIEW, STOCK, ANOTHER_DRAW = "preview", "stock", f"stock, another draw at {DRAWN}"
+
+
+@dataclass(frozen=True)
+class SoundDistance:
+    """Figures of one utterance beside stock's, or their means; None where there are no fine codes.
+
+    Share of fine codes that are stock's, mean surprise at a fine code in nats (by stock's fine stage), log-spectral
+    distance and mel-cepstral distortion in dB.
+    """
+
+    same_fine_codes: float | None
+    nats_a_fine_code: float | None
+    log_spectral_distance_db: float
+    mel_cepstral_distortion_db: float
+
+
+class FineReference:
+    """Stock's fine stage and codec: codes of coarse tokens, the sound of codes, how likely they are.
+
+    Parameters
+    ----------
+    model : BarkModel
+        Not accelerated, float32.
+    seed : int
+        Of each draw of fine codes.
+    """
+
+    def __init__(self, model: BarkModel, seed: int):
+        self.model, self.seed, self.configs = model, seed, GenerationConfigs.of(model)
+        self.window = self.configs.fine.max_fine_input_length
+        self.coarse_codebooks = self.configs.coarse.n_coarse_codebooks
+
+    def fine(self, model: BarkModel, tokens: Tensor, seed: int | None = None, **options: Any) -> Tensor:
+        """Codes [K, T] by the fine stage of `model`, for coarse tokens [1, coarse codebooks * T]."""
+        torch.manual_seed(self.seed if seed is None else seed)
+        c = self.configs
+        stages = (c.semantic, c.coarse, c.fine)
+        return model.fine_acoustics.generate(tokens, *stages, codebook_size=c.codebook_size, **options)[0]
+
+    def distance(self, codes: Tensor, expected: Tensor) -> SoundDistance | None:
+        """Compare codes [K, T] (fewer codebooks: a preview) with stock's; None where the coarse codes differ."""
+        coarse = self.coarse_codebooks
+        if codes.shape[1] != expected.shape[1] or not torch.equal(codes[:coarse], expected[:coarse]):
+            return None
+        waves = self._sound(codes), self._sound(expected)
+        whole = len(codes) == len(expected)
+        return SoundDistance(
+            same_fine_codes=(codes[coarse:] == expected[coarse:]).float().mean().item() if whole else None,
+            nats_a_fine_code=self._nats(codes) if whole else None,
+            log_spectral_distance_db=log_spectral_distance(*waves, self.configs.sample_rate),
+            mel_cepstral_distortion_db=mel_cepstral_distortion(*waves, self.configs.sample_rate),
+        )
+
+    def _sound(self, codes: Tensor) -> Tensor:
+        return self.model.codec_decode(codes[None])[0].float()
+
+    def _nats(self, codes: Tensor) -> float:
+        """Mean surprise at a fine code, each after the codebooks before it, in one window of stock's."""
+        frames, coarse, size = codes.shape[1], self.coarse_codebooks, self.configs.codebook_size
+        window = torch.full((1, self.window, len(codes)), size, dtype=torch.int64, device=codes.device)
+        window[0, :frames, :coarse] = codes[:coarse].t()
+        total = 0.0
+        for codebook in range(coarse, len(codes)):
+            scores = self.model.fine_acoustics(codebook, window).logits[0, :frames, :size]
+            total -= scores.log_softmax(-1).gather(1, codes[codebook][:, None]).mean().item()
+            window[0, :frames, codebook] = codes[codebook]
+        return total / (len(codes) - coarse)
+
+
+@torch.no_grad()
+def sound_distances(
+    stock: BarkModel,
+    utterances: Iterable[Mapping[str, Any]],
+    *,
+    seed: int,
+    ways: Mapping[str, Way] = WAYS,
+    on_way: Callable[[str], None] | None = None,
+) -> dict[str, tuple[SoundDistance, int]]:
+    """Say each utterance with stock, then its fine codes in each way.
+
+    Parameters
+    ----------
+    stock : BarkModel
+        Not accelerated, float32.
+    utterances : iterable of dict
+        Arguments of `generate`, one row, no voice. Those as long as a fine window are left out.
+    seed : int
+        Of every generation.
+    ways : dict
+        By name; beside them come stock itself, stock drawing another time, and coarse codes alone.
+    on_way : callable, optional
+        Called with the name of each way as it starts.
+
+    Returns
+    -------
+    dict
+        Means by way, and the number of utterances: those whose coarse codes are stock's. A way without any is left out.
+    """
+    reference = FineReference(stock, seed)
+    said = [_say(reference, inputs) for inputs in utterances]
+    said = [one for one in said if one.codes.shape[1] < reference.window]
+    codes = {
+        STOCK: [one.codes for one in said],
+        ANOTHER_DRAW: [reference.fine(stock, one.tokens, seed + 1, temperature=DRAWN) for one in said],
+        PREVIEW: [one.codes[: reference.coarse_codebooks] for one in said],
+    }
+    for name, way in ways.items():
+        if on_way is not None:
+            on_way(name)
+        codes[name] = _in_that_way(reference, said, way)
+    found = {
+        name: [reference.distance(c, one.codes) for c, one in zip(its, said, strict=True)]
+        for name, its in codes.items()
+    }
+    kept = {name: [one for one in its if one is not None] for name, its in found.items()}
+    return {name: (_mean(its), len(its)) for name, its in kept.items() if its}
+
+
+@dataclass(frozen=True)
+class _Said:
+    """An utterance of stock's: its arguments, coarse tokens [1, coarse codebooks * T] and codes [K, T]."""
+
+    inputs: Mapping[str, Any]
+    tokens: Tensor
+    codes: Tensor
+
+
+def _say(reference: FineReference, inputs: Mapping[str, Any]) -> _Said:
+    torch.manual_seed(reference.seed)
+    with trace_stages(reference.model) as trace:
+        reference.model.generate(**inputs)
+    tokens = trace.outputs["coarse"]
+    return _Said(inputs, tokens, reference.fine(reference.model, tokens))
+
+
+def _in_that_way(reference: FineReference, said: list[_Said], way: Way) -> list[Tensor]:
+    model = accelerate_bark(shared_copy(reference.model), **way.options)
+    if way.stream is None:
+        return [reference.fine(model, one.tokens) for one in said]
+    return [_streamed(model, reference.seed, one, way.stream) for one in said]
+
+
+def _streamed(model: BarkModel, seed: int, said: _Said, settings: Mapping[str, Any]) -> Tensor:
+    torch.manual_seed(seed)
+    streamer = AudioStreamer(model, **settings)
+    preset = generate_with_presets(model, **said.inputs, streamer=streamer)[2][0]
+    assert preset is not None
+    return torch.from_numpy(preset["fine_prompt"]).to(said.codes)
+
+
+def _mean(figures: list[SoundDistance]) -> SoundDistance:
+    def mean(name: str) -> Any:
+        values = [getattr(one, name) for one in figures]
+        return None if None in values else statistics.fmean(values)
+
+    return SoundDistance(**{f.name: mean(f.name) for f in fields(SoundDistance)})
