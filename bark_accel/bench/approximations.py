@@ -45,7 +45,7 @@ PREVIEW, STOCK, ANOTHER_DRAW = "preview", "stock", f"stock, another draw at {DRA
 
 @dataclass(frozen=True)
 class SoundDistance:
-    """Figures of one utterance beside stock's, or their means; None where there are no fine codes.
+    """Figures of one utterance beside stock's, or their means; None: no fine codes, or not asked for.
 
     Share of fine codes that are stock's, mean surprise at a fine code in nats (by stock's fine stage), log-spectral
     distance and mel-cepstral distortion in dB.
@@ -66,10 +66,13 @@ class FineReference:
         Not accelerated, float32.
     seed : int
         Of each draw of fine codes.
+    likelihood : bool
+        Measure how likely codes are, at the price of a fine stage each time.
     """
 
-    def __init__(self, model: BarkModel, seed: int):
-        self.model, self.seed, self.configs = model, seed, GenerationConfigs.of(model)
+    def __init__(self, model: BarkModel, seed: int, likelihood: bool):
+        self.model, self.seed, self.likelihood = model, seed, likelihood
+        self.configs = GenerationConfigs.of(model)
         self.window = self.configs.fine.max_fine_input_length
         self.coarse_codebooks = self.configs.coarse.n_coarse_codebooks
 
@@ -89,7 +92,7 @@ class FineReference:
         whole = len(codes) == len(expected)
         return SoundDistance(
             same_fine_codes=(codes[coarse:] == expected[coarse:]).float().mean().item() if whole else None,
-            nats_a_fine_code=self._nats(codes) if whole else None,
+            nats_a_fine_code=self._nats(codes) if whole and self.likelihood else None,
             log_spectral_distance_db=log_spectral_distance(*waves, self.configs.sample_rate),
             mel_cepstral_distortion_db=mel_cepstral_distortion(*waves, self.configs.sample_rate),
         )
@@ -116,6 +119,7 @@ def sound_distances(
     utterances: Iterable[Mapping[str, Any]],
     *,
     seed: int,
+    likelihood: bool = True,
     ways: Mapping[str, Way] = WAYS,
     on_way: Callable[[str], None] | None = None,
 ) -> dict[str, tuple[SoundDistance, int]]:
@@ -126,9 +130,12 @@ def sound_distances(
     stock : BarkModel
         Not accelerated, float32.
     utterances : iterable of dict
-        Arguments of `generate`, one row, no voice. Those as long as a fine window are left out.
+        Arguments of `generate`, one row, no voice; the next is asked for when stock has said one. Those as
+        long as a fine window are left out.
     seed : int
         Of every generation.
+    likelihood : bool
+        Measure how likely stock finds the codes, which takes as long as another fine stage of stock's for each.
     ways : dict
         By name; beside them come stock itself, stock drawing another time, and coarse codes alone.
     on_way : callable, optional
@@ -139,7 +146,7 @@ def sound_distances(
     dict
         Means by way, and the number of utterances: those whose coarse codes are stock's. A way without any is left out.
     """
-    reference = FineReference(stock, seed)
+    reference = FineReference(stock, seed, likelihood)
     said = [_say(reference, inputs) for inputs in utterances]
     said = [one for one in said if one.codes.shape[1] < reference.window]
     codes = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 # Each way to speak once, whatever the time.
 AT_LEAST = 4
-# Utterances whose fine codes are made again in each approximate way.
-HEARD = 2
+# Utterances whose fine codes are made again in each approximate way: another one begins before so many seconds.
+HEARD, HEARD_S = 3, 5.0
 MIB = 1 << 20
 
 
@@ -127,8 +128,17 @@ def _measure(loaded: LoadedBark, minutes: float, seconds: float, seed: int) -> t
         ):
             compared.append(one)
             progress.advance(task)
-    heard = first_sound(accelerated, dict(first), seed)
-    return Checked(compared, far, sounds, heard, len(wanted)), str(acceleration_report(accelerated))
+    sounded = first_sound(accelerated, dict(first), seed)
+    return Checked(compared, far, sounds, sounded, len(wanted)), str(acceleration_report(accelerated))
+
+
+def _begun_within(seconds: float, utterances: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The first, and those that are asked for before the time is up."""
+    end = time.monotonic() + seconds
+    for number, utterance in enumerate(utterances):
+        if number and time.monotonic() > end:
+            return
+        yield utterance
 
 
 def _show(checked: Checked, report: str) -> None:
@@ -163,13 +173,11 @@ def _distance_table(distances: dict[str, dict[str, Distance]]) -> Table:
 
 def _sound_table(sounds: dict[str, tuple[SoundDistance, int]]) -> Table:
     table = Table(title="sound beside stock's, from the same coarse tokens", title_justify="left")
-    for name in ("fine stage", "same codes", "nats a code", "log spectrum", "mel cepstrum"):
+    for name in ("fine stage", "same codes", "log spectrum", "mel cepstrum"):
         table.add_column(name, justify="left" if name == "fine stage" else "right")
     for name, (d, _) in sounds.items():
         same = "-" if d.same_fine_codes is None else f"{100 * d.same_fine_codes:.0f} %"
-        nats = "-" if d.nats_a_fine_code is None else f"{d.nats_a_fine_code:.2f}"
-        decibels = (f"{d.log_spectral_distance_db:.2f} dB", f"{d.mel_cepstral_distortion_db:.2f} dB")
-        table.add_row(name, same, nats, *decibels)
+        table.add_row(name, same, f"{d.log_spectral_distance_db:.2f} dB", f"{d.mel_cepstral_distortion_db:.2f} dB")
     return table
 
 

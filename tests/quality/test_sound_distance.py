@@ -61,5 +61,8 @@ def test_an_utterance_as_long_as_a_window_is_left_out():
     loaded = load_bark()
     inputs = loaded.inputs("one two three four five six seven eight nine")
     limits = [{"semantic_max_new_tokens": tokens, "semantic_min_new_tokens": tokens} for tokens in (20, 80)]
-    found = sound_distances(loaded.model.float(), [{**inputs, **limit} for limit in limits], seed=0, ways={})
+    found = sound_distances(
+        loaded.model.float(), [{**inputs, **limit} for limit in limits], seed=0, likelihood=False, ways={}
+    )
+    assert found[STOCK][0].nats_a_fine_code is None
     assert {count for _, count in found.values()} == {1}
