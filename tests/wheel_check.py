@@ -1,8 +1,8 @@
 """Installs a wheel into environments of several torches and Pythons, and runs the ops and the core of the parity suite.
 
 `make wheel`, then `python tests/wheel_check.py dist/*.whl ENVIRONMENT/bin/python ...`. Each environment has torch,
-Transformers, pytest, hypothesis and scipy; bark_accel comes from the wheel, for the tests run from a copy without the
-sources beside them.
+Transformers, pytest, hypothesis, scipy and, for its voices, bark (as `make test` installs it); bark_accel comes from
+the wheel, for the tests run from a copy without the sources beside them.
 """
 
 from __future__ import annotations

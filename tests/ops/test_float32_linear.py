@@ -117,6 +117,8 @@ def test_accumulators_stay_in_registers(isa: str) -> None:
         pytest.skip(f"built without {isa}")
     library = _library.load().file
     text = subprocess.run(["objdump", "-d", "--no-show-raw-insn", library], capture_output=True, text=True).stdout
+    if ".text" not in subprocess.run(["objdump", "-t", library], capture_output=True, text=True).stdout:
+        pytest.skip("built without symbols, as a wheel is")
     bodies = re.findall(rf"^[0-9a-f]+ <\w*{isa}15multiply_floats\w*>:\n(.*?)\n\n", text, re.M | re.S)
     assert len(bodies) == 1, f"expected one multiply_floats of {isa} (a local symbol), got {len(bodies)}"
     lines = bodies[0].splitlines()

@@ -41,8 +41,9 @@ def test_sources_that_stand_before_the_installed_package_are_named(tmp_path: Pat
     (site / "bark_accel" / "__init__.py").touch()
     if installed:
         (site / "bark_accel" / "_C.so").touch()
-    # Without the finder of an editable install, which knows a library of its own.
+    # Without the finder of an editable install, and without an installed package, which have a library of their own.
     code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in getattr(f, '__module__', '')]; "
+    code += f"sys.path = [p for p in sys.path if p != {str(package.parent)!r}]; "
     command = [sys.executable, "-c", f"{code}from {_library.__package__} import _library; _library.load()"]
     done = subprocess.run(
         command, cwd=clone, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=False
