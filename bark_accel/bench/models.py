@@ -259,6 +259,10 @@ def _from_pretrained(name: str, *, local_files_only: bool) -> LoadedBark:
     # Without its files, Transformers builds a tokenizer that knows special tokens only.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         return LoadedBark(model, None, name, f"{name} has no usable tokenizer (it knows no words)")
+    voices = getattr(processor, "speaker_embeddings", None)
+    if voices and Path(name).is_dir():
+        # As Transformers 4.57 does; before, it is the folder that they were saved from.
+        voices["repo_or_path"] = name
     return LoadedBark(model, processor, name)
 
 

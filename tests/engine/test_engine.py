@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from support.bark_models import SMALL, build, preset, texts
+from support.engine_requests import Asked, assert_as_alone
 from support.parity import accelerated_copy
-from support.requests import Asked, assert_as_alone
 from transformers import LogitsProcessor, MaxTimeCriteria
 
 from bark_accel import (

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.bark_models import SMALL, build, preset, speaking, texts
+from support.engine_requests import Asked, assert_as_alone, together
 from support.parity import accelerated_copy
-from support.requests import Asked, assert_as_alone, together
 from transformers import AutoProcessor
 
 from bark_accel import RequestCancelled, small_bark_path
