@@ -52,7 +52,10 @@ class Fallback(Exception):
 
 
 class TokenChoice(Fallback):
-    """Raised where only the choice of the token is not ours: Transformers' own loop makes it, over our steps."""
+    """Raised where only the choice of the token is not ours: Transformers' own loop makes it, over our steps.
+
+    Noted, not raised, where our loop calls Transformers' logits processors.
+    """
 
 
 T = TypeVar("T")
@@ -103,7 +106,7 @@ class FallbackLog:
             self.record(reason)
         elif reason not in self.choices:
             self.choices.append(reason)
-            logger.info("bark_accel runs its own steps in Transformers' token loop: %s", reason)
+            logger.info("bark_accel runs its own steps, and Transformers or the caller chooses the tokens: %s", reason)
 
 
 @dataclass
@@ -138,7 +141,8 @@ class AccelerationReport:
     """Result of `acceleration_report`; `str()` of it is a table.
 
     `fallbacks` are those that generations so far ran into; `token_choices` are the reasons why Transformers' own loop
-    chose tokens from the logits of our steps; `kv_cache_bytes` is what is kept between calls;
+    chose tokens from the logits of our steps, or which of its or the caller's processors our loop called;
+    `kv_cache_bytes` is what is kept between calls;
     `isa` is the instruction set of the compiled ops, or None where they are not used; `stock_bugs` are the names that
     `accelerate_bark(fix_stock_bugs=)` takes, each with whether it is fixed. `cuda_graphs` is False also where the
     device has none; `captured_graphs` are those kept between calls. `attention` is that of 16-bit blocks of tokens on a

@@ -40,12 +40,12 @@ class LogitsEditor:
         return self._edits == LogitsEdits()
 
     def begin(self, prompt: Tensor) -> None:
-        """Begin a generation after a prompt [B, T] int64, of which ids beyond the vocabulary do not matter."""
+        """Begin a generation after a prompt [B, T] int, of which ids beyond the vocabulary do not matter."""
         self._first = True
         if self._edits.repetition_penalty != 1.0:
             end = self._vocab_size
             self.factors = torch.ones(len(prompt), end + 1, dtype=torch.float32, device=prompt.device)
-            self.note(torch.where((prompt >= 0) & (prompt < end), prompt, end), self.factors)
+            self.note(torch.where((prompt >= 0) & (prompt < end), prompt, end).long(), self.factors)
 
     def edit(self, logits: Tensor, ids: slice, factors: Tensor | None) -> Tensor:
         """Return the logits [B, ids] of the next token, edited by the given factors."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,6 +14,7 @@ from bark_accel.ops.backend import Ops
 from bark_accel.transformer.causal import CausalModel
 
 from .edits import LogitsEditor, LogitsEdits
+from .processors import Processing, ProcessorPlan
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class SamplingConfig:
 
     `top_k` 0, `top_p` 1.0 and `min_eos_p` 0.0 mean off; `renormalize` is Transformers' `renormalize_logits`, which
     changes roundings; `stop_tokens` end a row, which is filled with `pad_token`, and none is drawn among the first
-    `min_new_tokens`. `edits` come before all of it.
+    `min_new_tokens`. `edits` come before all of it, and what `processors` call before these.
     """
 
     do_sample: bool
@@ -36,6 +37,7 @@ class SamplingConfig:
     stop_tokens: tuple[int, ...] = ()
     pad_token: int | None = None
     edits: LogitsEdits = field(default_factory=LogitsEdits)
+    processors: ProcessorPlan | None = None
 
     def sampler(self, vocab_size: int, ops: Ops) -> Sampler:
         """Make a sampler of these options."""
@@ -138,6 +140,32 @@ class Sampler:
         self._ops = ops
         self._rules: dict[tuple[TokenRange, torch.device], SampleRules] = {}
         self.editor = LogitsEditor(config.edits, vocab_size)
+        self.processing = None if config.processors is None else Processing(config.processors)
+
+    @property
+    def sees_tokens(self) -> bool:
+        """Tell whether what is drawn depends on the tokens before, so that `begin` has to tell them."""
+        return self.processing is not None or not self.editor.idle
+
+    def begin(self, prompt: Tensor) -> None:
+        """Begin a generation after a prompt [B, T] int."""
+        self.editor.begin(prompt)
+        if self.processing is not None:
+            self.processing.begin(prompt)
+
+    def head_rows(self, allowed: TokenRange, *, draft: bool = False) -> slice:
+        """The rows of the head whose logits `draw` takes: all of them where processors are called."""
+        return slice(0, self._vocab_size) if self._calls(draft) else allowed.head_rows
+
+    def _calls(self, draft: bool) -> bool:
+        plan = self.config.processors
+        return plan is not None and (plan.guesses or not draft)
+
+    @contextmanager
+    def rewound(self) -> Iterator[None]:
+        """Forget afterwards which tokens were drawn inside."""
+        with self.editor.rewound(), nullcontext() if self.processing is None else self.processing.rewound():
+            yield
 
     def rules(self, allowed: TokenRange, device: torch.device) -> SampleRules:
         """Return the rules for sampling from `allowed`; kept, because CUDA graphs read them by address."""
@@ -157,20 +185,41 @@ class Sampler:
         allowed: TokenRange,
         generator: torch.Generator | None = None,
         factors: Tensor | None = None,
+        *,
+        draft: bool = False,
     ) -> Tensor:
-        """Token ids [B] int64 from `logits` [B, head rows of `allowed`], which the editor remembers.
+        """Token ids [B] int64 from `logits` [B, `head_rows`], which are remembered.
 
-        `generator` replaces the sampler's own, `factors` the editor's.
+        `generator` replaces the sampler's own, `factors` the editor's; a `draft` is not sure to come.
         """
+        processing = self.processing
+        if processing is not None and processing.plan.has_rules:
+            allowed = TokenRange(0, self._vocab_size)
+        if processing is not None and self._calls(draft):
+            logits = processing.scores(logits, draft=draft)[:, allowed.head_rows]
         if self.editor.idle:
-            return self._drawn(logits, allowed, generator)
-        factors = self.editor.factors if factors is None else factors
-        tokens = self._drawn(self.editor.edit(logits, allowed.head_rows, factors), allowed, generator)
-        self.editor.note(tokens[:, None], factors)
+            tokens = self._drawn(logits, allowed, generator)
+        else:
+            factors = self.editor.factors if factors is None else factors
+            tokens = self._drawn(self.editor.edit(logits, allowed.head_rows, factors), allowed, generator)
+            self.editor.note(tokens[:, None], factors)
+        if processing is not None:
+            processing.note(tokens)
         return tokens
 
     def _drawn(self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None) -> Tensor:
         rules = self.rules(allowed, logits.device).arguments
-        if not self.config.do_sample:
-            return self._ops.fused_sample(logits, None, *rules)
-        return self._ops.fused_multinomial(logits, generator or self.generator, self._vocab_size, *rules)
+        try:
+            if not self.config.do_sample:
+                return self._ops.fused_sample(logits, None, *rules)
+            return self._ops.fused_multinomial(logits, generator or self.generator, self._vocab_size, *rules)
+        except ValueError:
+            if self.processing is None:
+                raise
+            return self._as_torch(logits, allowed.head_rows)
+
+    def _as_torch(self, logits: Tensor, rows: slice) -> Tensor:
+        """Choose, or raise, as Transformers does where processors have left no token, or NaN."""
+        scores = logits.new_full((len(logits), self._vocab_size), -torch.inf)
+        scores[:, rows] = logits
+        return torch.multinomial(scores.softmax(1), 1)[:, 0] if self.config.do_sample else scores.argmax(1)

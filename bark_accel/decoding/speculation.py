@@ -9,7 +9,7 @@ Speculative Decoding" (2023), with shared noise in place of their rejection samp
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,14 +33,28 @@ class Draft:
     counts: DraftCounts
 
 
+@dataclass(frozen=True)
+class Verified:
+    """The model's own logits [1, rows] of one token, and the token [1, 1] that was drafted there, if any was."""
+
+    logits: Tensor
+    drafted: Tensor | None
+
+
 @dataclass
 class Speculation:
-    """A `TokenSource` for one row. The two models share the cache: verification overwrites what a draft wrote."""
+    """A `TokenSource` for one row. The two models share the cache: verification overwrites what a draft wrote.
+
+    A token is drawn from verified logits when it is asked for, so that whoever is called in a draw is called as often
+    and in the same order as without drafts.
+    """
 
     model: CausalModel
     draft: Draft
-    _ahead: deque[Tensor] = field(default_factory=deque)
+    _ahead: deque[Verified] = field(default_factory=deque)
     _length: int = MAX_DRAFT_TOKENS
+    _drafted: int = 0
+    _accepted: int = 0
     _generator: torch.Generator | None = None
 
     def next_token(
@@ -56,31 +70,41 @@ class Speculation:
             limit = min(limit, cache.capacity - cache.position)
             last = last.to(cache.length.device)
             self._ahead.extend(self._round(last[:, None], cache, sampler, allowed, limit))
-        return self._ahead.popleft()
+        verified = self._ahead.popleft()
+        cache.truncate(cache.position + 1)
+        token = sampler.draw(verified.logits, allowed(0))
+        self._judge(token, verified.drafted, sampler.config.stop_tokens)
+        return token
 
     def _round(
         self, last: Tensor, cache: KVCache, sampler: Sampler, allowed: Callable[[int], TokenRange], limit: int
-    ) -> list[Tensor]:
-        start, stops = cache.position, sampler.config.stop_tokens
-        with sampler.editor.rewound():
+    ) -> list[Verified]:
+        """Draft, and compute the model's own logits of each draft and of one token more; the cache stays as it is."""
+        start = cache.position
+        with sampler.rewound():
             fed = self._draft_tokens(last, cache, sampler, allowed, min(self._length, limit - 1))
         cache.truncate(start)
-        ranges = [allowed(i) for i in range(len(fed))]
-        first = min(r.head_rows.start for r in ranges)
-        logits = self.model.decode(torch.cat(fed, 1), cache, slice(first, max(r.head_rows.stop for r in ranges)))
-        tokens: list[Tensor] = []
-        accepted = 0
-        for i, r in enumerate(ranges):
-            rows = slice(r.head_rows.start - first, r.head_rows.stop - first)
-            tokens.append(sampler.draw(logits[:, i, rows], r))
-            token = int(tokens[-1])
-            right = i + 1 < len(fed) and token == int(fed[i + 1])
-            accepted += right
-            if token in stops or not right:
-                break
-        cache.truncate(start + len(tokens))
-        self._count(len(fed) - 1, accepted)
-        return tokens
+        needed = [sampler.head_rows(allowed(i)) for i in range(len(fed))]
+        first = min(rows.start for rows in needed)
+        logits = self.model.decode(torch.cat(fed, 1), cache, slice(first, max(rows.stop for rows in needed)))
+        cache.truncate(start)
+        self._drafted, self._accepted = len(fed) - 1, 0
+        self.draft.counts.rounds += 1
+        self.draft.counts.drafted_tokens += self._drafted
+        parts = [logits[:, i, rows.start - first : rows.stop - first] for i, rows in enumerate(needed)]
+        return [Verified(part, drafted) for part, drafted in zip(parts, [*fed[1:], None], strict=True)]
+
+    def _judge(self, token: Tensor, drafted: Tensor | None, stops: Sequence[int]) -> None:
+        """Count a draft that was right; forget what follows a wrong one."""
+        if drafted is not None and int(token) == int(drafted):
+            self._accepted += 1
+            self.draft.counts.accepted_tokens += 1
+            if int(token) not in stops:
+                return
+        self._ahead.clear()
+        # Long drafts only pay while they are right.
+        right = self._accepted >= self._drafted
+        self._length = min(2 * self._length, MAX_DRAFT_TOKENS) if right else self._accepted + 1
 
     def _draft_tokens(
         self, last: Tensor, cache: KVCache, sampler: Sampler, allowed: Callable[[int], TokenRange], count: int
@@ -93,17 +117,12 @@ class Speculation:
             self._generator.set_state(source.get_state())
         fed = [last]
         for i in range(count):
-            logits = self.draft.model.decode(fed[-1], cache, allowed(i).head_rows)[:, -1]
-            fed.append(sampler.draw(logits, allowed(i), self._generator)[:, None])
+            rows = sampler.head_rows(allowed(i), draft=True)
+            logits = self.draft.model.decode(fed[-1], cache, rows)[:, -1]
+            try:
+                fed.append(sampler.draw(logits, allowed(i), self._generator, draft=True)[:, None])
+            except (ValueError, RuntimeError):
+                break  # after wrong tokens, processors may leave none
             if int(fed[-1]) in sampler.config.stop_tokens:
                 break
         return fed
-
-    def _count(self, drafted: int, accepted: int) -> None:
-        counts = self.draft.counts
-        counts.rounds += 1
-        counts.drafted_tokens += drafted
-        counts.accepted_tokens += accepted
-        # Long drafts only pay while they are right.
-        right = accepted >= drafted
-        self._length = min(2 * self._length, MAX_DRAFT_TOKENS) if right else accepted + 1

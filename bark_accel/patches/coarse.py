@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation.logits_process import AlternatingCodebooksLogitsProcessor
+from transformers import LogitsProcessor
+from transformers.generation.logits_process import AlternatingCodebooksLogitsProcessor, SuppressTokensLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 from transformers.models.bark.generation_configuration_bark import (
     BarkCoarseGenerationConfig,
@@ -59,6 +61,9 @@ class CoarsePatch(CausalPatch):
         if semantic_output.is_floating_point() or semantic_output.ndim != 2 or semantic_output.shape[0] == 0:
             got = f"{semantic_output.dtype} {list(semantic_output.shape)}"
             raise ValueError(f"semantic_output: expected an integer tensor [batch, T], got {got}")
+        if "logits_processor" in kwargs:
+            # Bark passes its own, so this raises.
+            return self.stock(semantic_output, semantic, coarse, codebook_size, **kwargs)
         rows, streamer = semantic_output.shape[0], kwargs.get("streamer")
         voices = Voices.read(history_prompt, rows, coarse_limits(semantic, coarse, codebook_size))
         check_coarse_streamer(streamer, voices)
@@ -109,13 +114,12 @@ class CoarsePatch(CausalPatch):
         # The prompt's length and ids decide nothing that the loop can do: what depends on them (a padding mask)
         # shows in the config.
         prompt = torch.full((rows, 1), spec.infer_token, dtype=torch.int64, device=weights.device)
-        rules = [AlternatingCodebooksLogitsProcessor(1, spec.semantic_vocab_size, spec.codebook_size)]
         sampling = resolve_sampling(
             self.stage,
             self.module,
             prompt,
             generation_config=config,
-            token_rules=rules,
+            token_rules=partial(_token_rules, spec, self.module.config.output_vocab_size),
             kwargs=kwargs,
             masks_pads=True,
             max_new_tokens=spec.window_tokens,
@@ -155,6 +159,7 @@ class CoarsePatch(CausalPatch):
         Presets of several lengths make several groups of rows, each of which draws from a generator of its own, as
         `own_generator` has it for one.
         """
+        self.note_called(sampling)
         model = self.model(weights)
         stage = CoarseStage(model, spec)
         histories = voices.coarse
@@ -166,12 +171,27 @@ class CoarsePatch(CausalPatch):
                 cache = held.enter_context(
                     self.settings.pool.borrow(model.spec, len(members), model.weights.cache_dtype, weights.device)
                 )
-                token_source = held.enter_context(self.token_source(model, weights, cache))
+                token_source = held.enter_context(self.token_source(model, weights, cache, sampling))
                 state = stage.start(len(members), part, sampling, cache, token_source)
                 if own_generator or len(groups) > 1:
                     state.sampler.generator = fork(weights.device, f"coarse {index}" if index else "coarse")
                 states.append((members, state))
             yield CoarseRows(stage, states, spec.semantic_pad_token)
+
+
+class _BeyondTheCodes(SuppressTokensLogitsProcessor):
+    """Bans ids beyond the last codebook: a class of its own, as Transformers keeps one processor of each."""
+
+
+def _token_rules(spec: CoarseSpec, vocab_size: int, prompt: Tensor) -> list[LogitsProcessor]:
+    """Bark's own processor, as `BarkCoarseModel.generate` makes it, and what is fixed of it."""
+    length, first = prompt.shape[1], spec.semantic_vocab_size
+    rules: list[LogitsProcessor] = [AlternatingCodebooksLogitsProcessor(length, first, spec.codebook_size)]
+    if spec.codes_only:
+        beyond = range(first + spec.num_codebooks * spec.codebook_size, vocab_size)
+        device: Any = prompt.device
+        rules.append(_BeyondTheCodes(beyond, device))
+    return rules
 
 
 def _groups_of_rows(spec: CoarseSpec, rows: int, histories: list[tuple[Tensor, Tensor] | None]) -> list[list[int]]:

@@ -33,7 +33,7 @@ class ReadEdits:
         rules: list[LogitsProcessor] = []
         for index, processor in enumerate(found):
             reader = _READERS.get(type(processor))
-            if processor is own[-1]:
+            if own and processor is own[-1]:
                 return [*rules, *found[index:]]
             if any(processor is rule for rule in own):
                 rules.append(processor)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteriaList
 from transformers.generation import logits_process as processors
 from transformers.generation import stopping_criteria as criteria
@@ -17,6 +18,7 @@ from bark_accel.hf.compat import prepare_generation, takes_return_dict
 from bark_accel.hf.extract import transformer_spec
 from bark_accel.report import Fallback, FallbackKind, TokenChoice
 
+from .called import Prepared
 from .edits import ReadEdits
 
 # Handled by the patches themselves, without effect on the tokens, or objects that become part of Transformers' lists.
@@ -34,9 +36,10 @@ _FOREVER = 2**31
 def resolve_sampling(
     stage: str,
     module: nn.Module,
-    *prompt: Any,
+    prompt: Tensor,
+    *,
     generation_config: GenerationConfig,
-    token_rules: Sequence[LogitsProcessor],
+    token_rules: Callable[[Tensor], Sequence[LogitsProcessor]],
     kwargs: dict[str, Any],
     masks_pads: bool = False,
     **fixed: Any,
@@ -45,12 +48,12 @@ def resolve_sampling(
 
     Parameters
     ----------
-    prompt
-        The positional arguments of that call.
-    token_rules : list of LogitsProcessor
-        Bark's own processors, which the stage implements.
+    prompt : Tensor [B, T] int
+        The ids of that call. Their length and values may be other ones than those of the generation.
+    token_rules : callable
+        Makes Bark's own processors, which the stage implements, for a prompt.
     kwargs : dict
-        The caller's arguments.
+        The caller's arguments. A `logits_processor` among them follows Bark's own.
     masks_pads : bool
         Whether the prompt holds ids that Transformers masks where they are the pad token.
     fixed
@@ -65,43 +68,44 @@ def resolve_sampling(
     """
     _check_arguments(stage, generation_config, kwargs, fixed)
     passed = {k: v for k, v in kwargs.items() if k not in ("streamer", "logits_processor")}
-    prepared = prepare_generation(
-        module,
-        *prompt,
-        generation_config=generation_config,
-        logits_processor=list(token_rules),
-        **fixed,
-        **passed,
-    )
-    config = prepared["generation_config"]
-    _check_steps(stage, config, prepared, kwargs)
+    extra = list(kwargs.get("logits_processor") or [])
+
+    def prepare(ids: Tensor) -> Prepared:
+        own = token_rules(ids)
+        arguments = prepare_generation(
+            module, ids, generation_config=generation_config, logits_processor=list(own), **fixed, **passed
+        )
+        found = list(arguments["logits_processor"])
+        after = 1 + next(i for i, p in enumerate(found) if p is own[-1])
+        return Prepared(arguments, [*found[:after], *extra, *found[after:]], own)
+
+    prepared = prepare(prompt)
+    config = prepared.arguments["generation_config"]
+    _check_steps(stage, config, prepared.arguments, kwargs)
     if getattr(config, "prefill_chunk_size", None) and {"inputs_embeds", "input_embeds"} & set(fixed):
         # Transformers feeds the ids that stand for the text, or fails.
         raise Fallback(stage, FallbackKind.ARGUMENTS, f"prefill_chunk_size={config.prefill_chunk_size}")
     if not config.use_cache and "input_embeds" in fixed:
         # Under its old name, the prompt is read only by generations that use a cache.
         raise Fallback(stage, FallbackKind.ARGUMENTS, "use_cache=False")
-    _check_lists(stage, prepared)
+    criteria_list = prepared.arguments["stopping_criteria"]
+    _check_lists(stage, logits_processor=prepared.processors, stopping_criteria=criteria_list)
     try:
         _check_mode(stage, config)
-        if kwargs.get("logits_processor") is not None:
-            names = ", ".join(type(p).__name__ for p in kwargs["logits_processor"])
-            raise TokenChoice(stage, FallbackKind.LOGITS_PROCESSOR, names)
-        read = ReadEdits(prepared["input_ids"].shape[1], transformer_spec(module).output_vocab_size)
-        found = read.take(list(prepared["logits_processor"]), token_rules)
-        warpers = _read_processors(stage, found, token_rules)
-        max_length, stop_tokens = _read_criteria(stage, prepared["stopping_criteria"])
+        max_length, stop_tokens = _read_criteria(stage, criteria_list)
     except TokenChoice as choice:
         if config.use_cache and (config._pad_token_tensor is None or not masks_pads):
             raise
         why = "a pad token, which may mask a part of the prompt" if config.use_cache else "use_cache=False"
         raise Fallback(stage, choice.reason.kind, f"{choice.reason.detail}, with {why}") from None
+    called, read, warpers = _read_processors(prepared, transformer_spec(module).output_vocab_size)
     pad = config._pad_token_tensor
     return SamplingConfig(
         do_sample=config.do_sample,
-        max_new_tokens=_whole(max_length - prepared["input_ids"].shape[1]),
+        max_new_tokens=_whole(max_length - prepared.prompt.shape[1]),
         min_new_tokens=read.min_new_tokens,
         edits=read.edits,
+        processors=prepared.plan(called, prepare),
         stop_tokens=stop_tokens,
         pad_token=None if pad is None else int(pad),
         **(warpers if config.do_sample else {}),
@@ -127,10 +131,10 @@ def _check_mode(stage: str, config: GenerationConfig) -> None:
         raise TokenChoice(stage, FallbackKind.GENERATION_MODE, detail)
 
 
-def _check_lists(stage: str, prepared: dict[str, Any]) -> None:
+def _check_lists(stage: str, **lists: Sequence[Any]) -> None:
     """Raise `Fallback` for a processor or criterion that holds a model to call, as classifier-free guidance does."""
-    for kind in ("logits_processor", "stopping_criteria"):
-        for part in prepared[kind]:
+    for kind, parts in lists.items():
+        for part in parts:
             if any(isinstance(value, nn.Module) for value in vars(part).values()):
                 raise Fallback(stage, FallbackKind[kind.upper()], f"{type(part).__name__} calls the model itself")
 
@@ -152,29 +156,41 @@ def _check_steps(stage: str, config: GenerationConfig, prepared: dict[str, Any],
         raise Fallback(stage, FallbackKind.TOKEN_LAYOUT, "pad_token_id masks a part of the prompt")
 
 
-def _read_processors(
-    stage: str, found: list[LogitsProcessor], token_rules: Sequence[LogitsProcessor]
-) -> dict[str, Any]:
-    """Options of the warpers that follow Bark's own processors, in Transformers' order, each at most once."""
+class _Unread(Exception):
+    """Raised for processors that our sampler does not have, or has in another order."""
+
+
+def _read_processors(prepared: Prepared, vocab_size: int) -> tuple[int, ReadEdits, dict[str, Any]]:
+    """Read the longest end of the list that our sampler has: how many are called before it, its edits and options."""
+    found = prepared.processors
+    for called in range(len(found)):
+        read = ReadEdits(prepared.prompt.shape[1], vocab_size)
+        own = [p for p in found[called:] if prepared.is_own(p)]
+        with suppress(_Unread):
+            if len(own) not in (0, len(prepared.own)):
+                raise _Unread
+            rest = read.take(found[called:], own) if own else found[called:]
+            return called, read, _read_warpers(rest, own)
+    return len(found), ReadEdits(prepared.prompt.shape[1], vocab_size), {}
+
+
+def _read_warpers(found: list[LogitsProcessor], own: Sequence[LogitsProcessor]) -> dict[str, Any]:
+    """Options of the warpers that follow Bark's `own` processors, in Transformers' order, each at most once."""
     options: dict[str, Any] = {}
     order = [processors.TemperatureLogitsWarper, processors.TopKLogitsWarper, processors.TopPLogitsWarper]
     order.append(processors.LogitNormalization)
-    rules, warpers = found[: len(token_rules)], found[len(token_rules) :]
-    if len(rules) != len(token_rules) or any(a is not b for a, b in zip(rules, token_rules, strict=True)):
-        raise TokenChoice(stage, FallbackKind.LOGITS_PROCESSOR, ", ".join(type(p).__name__ for p in found))
+    rules, warpers = found[: len(own)], found[len(own) :]
+    if len(rules) != len(own) or any(a is not b for a, b in zip(rules, own, strict=True)):
+        raise _Unread
     for warper in warpers:
-        if type(warper) not in order:
-            raise TokenChoice(stage, FallbackKind.LOGITS_PROCESSOR, type(warper).__name__)
+        if type(warper) not in order or getattr(warper, "min_tokens_to_keep", 1) != 1:
+            raise _Unread
         del order[: order.index(type(warper)) + 1]
         if type(warper) is processors.LogitNormalization:
             options["renormalize"] = True
         for name in ("temperature", "top_k", "top_p"):
             if hasattr(warper, name):
                 options[name] = getattr(warper, name)
-        if getattr(warper, "min_tokens_to_keep", 1) != 1:
-            raise TokenChoice(
-                stage, FallbackKind.LOGITS_PROCESSOR, f"{type(warper).__name__} keeps more than one token"
-            )
     return options
 
 

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from bark_accel.decoding.rng import after_noise
 from bark_accel.engine.row import Plan
 from bark_accel.hf.presets import presets_of
+from bark_accel.report import Fallback, FallbackKind
 from bark_accel.stages.coarse import CoarseStage, CoarseState
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.fine import FineSampling, FineStage
@@ -77,6 +78,12 @@ class RowPlan:
         _, self._semantic_spec, self._semantic_sampling = prepared
         arguments = request.arguments("coarse")
         _, self._coarse_sampling = patches.coarse.prepare(self._coarse_spec, configs.coarse, 1, arguments)
+        for patch, sampling in (
+            (patches.semantic, self._semantic_sampling),
+            (patches.coarse, self._coarse_sampling),
+        ):
+            if sampling.processors is not None:
+                raise Fallback(patch.stage, FallbackKind.LOGITS_PROCESSOR, sampling.processors.names)
         self._policy = self._make_policy(chunking)
 
     def plan(self) -> Plan:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 from transformers.generation.logits_process import (
     BarkEosPrioritizerLogitsProcessor,
     SuppressTokensLogitsProcessor,
@@ -78,6 +80,10 @@ class SemanticPatch(CausalPatch):
     ) -> Tensor:
         check_input_ids(input_ids, attention_mask, config.max_input_semantic_length)
         self.settings.stock_bugs.check_text(input_ids, attention_mask, config.max_input_semantic_length)
+        if "logits_processor" in kwargs:
+            return self.stock(
+                input_ids, config, history_prompt, attention_mask, **kwargs
+            )  # it raises: Bark passes its own
         batch_size = input_ids.shape[0]
         voices = Voices.read(history_prompt, batch_size, semantic_limits(config))
         prepared = attempt(lambda: self.prepare(config, batch_size, kwargs))
@@ -113,10 +119,6 @@ class SemanticPatch(CausalPatch):
             raise Fallback(self.stage, FallbackKind.TOKEN_LAYOUT, detail)
         # A key set to None counts: BarkModel.generate always passes it, so the config's value is never used there.
         min_eos_p = kwargs.get("min_eos_p", config.min_eos_p)
-        rules = [
-            SuppressTokensLogitsProcessor([]),
-            BarkEosPrioritizerLogitsProcessor(config.eos_token_id, min_eos_p),
-        ]
         prompt = weights.positions.new_empty(1).expand(rows, spec.prompt_tokens, 1)
         embeddings: dict[str, Any] = {prompt_argument(self.module): prompt}
         sampling = resolve_sampling(
@@ -124,11 +126,12 @@ class SemanticPatch(CausalPatch):
             self.module,
             torch.ones((rows, spec.prompt_tokens), dtype=torch.int, device=weights.device),
             generation_config=config,
-            token_rules=rules,
+            token_rules=partial(_token_rules, spec, self.module.config.output_vocab_size, min_eos_p),
             kwargs=kwargs,
             **embeddings,
         )
-        return weights, spec, replace(sampling, min_eos_p=min_eos_p or 0.0)
+        has_rules = sampling.processors is not None and sampling.processors.has_rules
+        return weights, spec, replace(sampling, min_eos_p=0.0 if has_rules else min_eos_p or 0.0)
 
     def _run(
         self,
@@ -158,13 +161,14 @@ class SemanticPatch(CausalPatch):
         prompt: SemanticPrompt,
     ) -> Iterator[tuple[SemanticStage, SemanticState]]:
         """A generation of a prompt, and a cache for it."""
+        self.note_called(sampling)
         model = self.model(weights)
         stage = SemanticStage(model, spec)
         prompt = prompt.to(weights.device)
         rows = prompt.input_ids.shape[0]
         with (
             self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache,
-            self.token_source(model, weights, cache) as token_source,
+            self.token_source(model, weights, cache, sampling) as token_source,
         ):
             yield (
                 stage,
@@ -172,3 +176,13 @@ class SemanticPatch(CausalPatch):
                     prompt.input_ids, prompt.attention_mask, prompt.voices.semantic, sampling, cache, token_source
                 ),
             )
+
+
+def _token_rules(spec: SemanticSpec, vocab_size: int, min_eos_p: Any, prompt: Tensor) -> list[LogitsProcessor]:
+    """Bark's own processors, as `BarkSemanticModel.generate` makes them."""
+    device: Any = prompt.device
+    suppressed = [*range(spec.vocab_size, spec.pad_token), *range(spec.pad_token + 1, vocab_size)]
+    return [
+        SuppressTokensLogitsProcessor(suppressed, device),
+        BarkEosPrioritizerLogitsProcessor(spec.pad_token, min_eos_p, device),
+    ]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bark_accel._forked import avoid_lost_threads
 from bark_accel.decoding.cuda_graphs import GraphStore
+from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.decoding.speculation import Draft, Speculation
 from bark_accel.decoding.token_source import TokenSource
 from bark_accel.hf import extract
@@ -191,16 +192,22 @@ class CausalPatch(StagePatch[TransformerWeights]):
         with step_view(self.module, model, lambda rows: pool.borrow(model.spec, rows, *place)) as view:
             yield view
 
+    def note_called(self, sampling: SamplingConfig) -> None:
+        """Tell the report which processors are called."""
+        if sampling.processors is not None:
+            names = sampling.processors.names
+            self.settings.log.note(TokenChoice(self.stage, FallbackKind.LOGITS_PROCESSOR, names))
+
     @contextmanager
     def token_source(
-        self, model: CausalModel, weights: TransformerWeights, cache: KVCache
+        self, model: CausalModel, weights: TransformerWeights, cache: KVCache, sampling: SamplingConfig
     ) -> Iterator[TokenSource | None]:
         """Yield the token source of one generation with `cache`: drafts where they are on, else graphs if possible."""
         rows = cache.keys.shape[1]
         draft = self.draft(weights, rows)
         if draft is not None:
             yield Speculation(model, draft)
-        elif self.settings.cuda_graphs:
+        elif self.settings.cuda_graphs and sampling.processors is None:
             with self.graphs.lend(model, cache) as graphs:
                 yield graphs
         else:

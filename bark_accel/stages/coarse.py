@@ -141,9 +141,10 @@ class CoarseStage:
         opens = len(state.window) == state.window_tokens
         fed = self._open_window(state) if opens else state.window[-1][:, None]
         active = self._active_rows(state)
-        if active is not None and state.token_source is None:
+        if active is not None and state.token_source is None and state.sampler.processing is None:
             state.rows.keep(active)
-        return Feed(state.rows.select(fed), self._allowed[len(state.window) % 2].head_rows)
+        rows = state.sampler.head_rows(self._allowed[len(state.window) % 2])
+        return Feed(state.rows.select(fed), rows)
 
     def take(self, state: CoarseState, logits: Tensor) -> Tensor:
         """Draw the next token [B] int64 of every row from the logits of what was fed."""
@@ -182,8 +183,8 @@ class CoarseStage:
         # -0 keeps everything, as the same slice does in Transformers.
         coarse_start = state.coarse.shape[1] - state.coarse[:, -spec.max_history_tokens :].shape[1]
         previous, state.prompt = state.prompt, Prompt(semantic, coarse_start)
-        if not state.sampler.editor.idle:
-            state.sampler.editor.begin(self.prompt_ids(state))
+        if state.sampler.sees_tokens:
+            state.sampler.begin(self.prompt_ids(state))
         if previous is not None and previous.coarse_start == coarse_start and previous.semantic.equal(semantic):
             fed = state.cache.position - spec.max_input_tokens - 1
             return state.coarse[:, coarse_start + fed :].contiguous()

@@ -77,7 +77,7 @@ class SemanticStage:
         rows = input_ids.shape[0]
         sampler = Sampler.of(self._model, sampling)
         # Transformers lets ones stand for the prompt.
-        sampler.editor.begin(torch.ones((rows, 1), dtype=torch.int64, device=prompt.device))
+        sampler.begin(torch.ones((rows, prompt.shape[1]), dtype=torch.int, device=prompt.device))
         return SemanticState(cache, sampler, prompt, [True] * rows, ActiveRows(cache, rows), token_source)
 
     def step(self, state: SemanticState) -> Tensor:
@@ -92,11 +92,12 @@ class SemanticStage:
 
     def feed(self, state: SemanticState) -> Feed:
         """Say what the model is to be fed, as a part of a step; `take` is the other one."""
-        rows = self._allowed_after(state, len(state.tokens)).head_rows
+        rows = state.sampler.head_rows(self._allowed_after(state, len(state.tokens)))
         if state.prompt is not None:
             prompt, state.prompt = state.prompt, None
             return Feed(prompt, rows)
-        state.rows.keep(state.unfinished)
+        if state.sampler.processing is None:
+            state.rows.keep(state.unfinished)
         last = state.rows.select(state.tokens[-1].to(self._model.weights.device))
         return Feed(last[:, None], rows)
 
@@ -111,6 +112,8 @@ class SemanticStage:
         config = state.sampler.config
         if config.stop_tokens:
             tokens = _pad_finished(tokens, state.unfinished, config.pad_token)
+            if state.sampler.processing is not None and not all(state.unfinished):
+                state.sampler.processing.pad(tokens)
             ids = tokens.tolist()
             state.unfinished = [u and t not in config.stop_tokens for u, t in zip(state.unfinished, ids, strict=True)]
         state.tokens.append(tokens)

@@ -410,16 +410,16 @@ def test_streamed_rows_hear_nothing_of_the_others(fast, policy, interleave):
 
 # Transformers' own loops.
 
-PROCESSORS = {
-    "semantic": {"semantic_no_repeat_ngram_size": 3},
-    "coarse": {"coarse_no_repeat_ngram_size": 3},
+CRITERIA = {
+    "semantic": {"semantic_max_time": 60.0},
+    "coarse": {"coarse_max_time": 60.0},
 }
 
 
-@pytest.mark.parametrize("stage", [*PROCESSORS, "fine"])
+@pytest.mark.parametrize("stage", [*CRITERIA, "fine"])
 def test_in_stocks_own_loop_rows_run_one_by_one(stock, stage):
     quick = accelerated_copy(stock, strict=False)
-    options = PROCESSORS.get(stage, {})
+    options = CRITERIA.get(stage, {})
     if stage == "fine":
         quick.fine_acoustics.layers[0].mlp.in_proj.register_forward_hook(lambda module, args, output: output)
     got, audio, _ = run(quick, 0, **INPUTS, history_prompt=VOICES, semantic_max_new_tokens=40, **options)
@@ -438,7 +438,7 @@ def test_in_stocks_own_loop_rows_run_one_by_one(stock, stage):
 def test_batch_tails_in_stocks_own_loop(stock):
     """Without and with a streamer, which listens to the loop."""
     quick = accelerated_copy(stock, strict=False, fix_stock_bugs=["batch_tails"])
-    options = {"semantic_max_new_tokens": 40, **PROCESSORS["coarse"]}
+    options = {"semantic_max_new_tokens": 40, **CRITERIA["coarse"]}
     got, audio, _ = run(quick, 0, **INPUTS, **options)
     for row in range(4):
         assert_row_alone(stock, row, None, got, **options)

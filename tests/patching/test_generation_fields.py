@@ -9,7 +9,7 @@ from support.bark_models import SMALL, texts
 from support.generation_fields import CASES, claims, installed_fields
 from support.parity import accelerated_copy, assert_equal_to_stock, run
 
-from bark_accel import acceleration_report
+from bark_accel import FallbackKind, acceleration_report
 from bark_accel.hf.compat import TESTED_VERSIONS
 
 BASE = {"do_sample": True, "fine_temperature": 0.7, "semantic_max_new_tokens": 24}
@@ -52,4 +52,7 @@ def chosen_by(fast: transformers.BarkModel, stage: str) -> str:
     """Who chose the tokens of a stage, by the report: no other stage has anything to say."""
     report = acceleration_report(fast)
     assert {reason.stage for reason in (*report.fallbacks, *report.token_choices)} <= {stage}
-    return "stock" if report.fallbacks else "loop" if report.token_choices else "fused"
+    if report.fallbacks or not report.token_choices:
+        return "stock" if report.fallbacks else "fused"
+    called = {reason.kind for reason in report.token_choices} == {FallbackKind.LOGITS_PROCESSOR}
+    return "called" if called else "loop"

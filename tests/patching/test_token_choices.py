@@ -89,12 +89,12 @@ def test_with_voices(small_model, voice):
     [
         ({"semantic_guidance_scale": 1.5}, "semantic", KINDS.LOGITS_PROCESSOR),
         ({"coarse_guidance_scale": 2.5}, "coarse", KINDS.LOGITS_PROCESSOR),
-        ({"coarse_pad_token_id": 75, "coarse_no_repeat_ngram_size": 3}, "coarse", KINDS.LOGITS_PROCESSOR),
+        ({"coarse_pad_token_id": 75, "coarse_no_repeat_ngram_size": 3}, "coarse", KINDS.TOKEN_LAYOUT),
     ],
     ids=["guidance", "coarse guidance", "a pad token in the prompt"],
 )
 def test_what_needs_more_than_a_step_runs_stocks_model(small_model, options, stage, kind):
-    """A processor that calls the model itself; a pad token that masks a part of the prompt."""
+    """A processor that calls the model itself; a pad token, which could mask a part of the prompt."""
     fast = accelerated_copy(small_model, strict=False)
     assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT, **options)
     report = acceleration_report(fast)

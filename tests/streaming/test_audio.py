@@ -289,6 +289,7 @@ class TestTransformersLoop:
             {"no_repeat_ngram_size": 3, "min_eos_p": 0.01},
             {"semantic_min_p": 0.05, "coarse_typical_p": 0.9},
             {"semantic_max_time": 60.0},
+            {"coarse_max_time": 60.0, "semantic_min_p": 0.05},
         ],
         ids=str,
     )

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, WatermarkingConfig
 TABLE = Path(__file__).parents[2] / "docs" / "options.md"
 # `| field | semantic | coarse | note |`; a claim may hold for one major version: `none, loop in 4.x`.
 _ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|")
-_CLAIM = re.compile(r"^(fused|none|loop|stock|nobody)(?:, (fused|none|loop|stock|nobody) in 4\.x)?$")
+_CLAIM = re.compile(r"^(fused|none|called|loop|stock|nobody)(?:, (fused|none|called|loop|stock|nobody) in 4\.x)?$")
 
 
 @dataclass(frozen=True)
@@ -122,5 +122,5 @@ def claims() -> dict[str, dict[str, str]]:
 
 def _claim(cell: str) -> str:
     claim = _CLAIM.match(cell.strip())
-    assert claim, f"expected fused, none, loop, stock or nobody, perhaps with another one in 4.x, got {cell!r}"
+    assert claim, f"expected fused, none, called, loop, stock or nobody, perhaps with another one in 4.x, got {cell!r}"
     return claim[2] if claim[2] and transformers.__version__.startswith("4.") else claim[1]

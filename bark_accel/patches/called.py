@@ -1,0 +1,61 @@
+"""Transformers' logits processors that our sampler lacks: those up to the last such one are called, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import LogitsProcessor
+from transformers.generation import logits_process as processors
+
+from bark_accel.decoding.processors import Called, ProcessorPlan
+
+# What they do follows from ids and scores alone, so that they may be called for drafts.
+_PURE_NAMES = """
+    EncoderNoRepeatNGramLogitsProcessor EncoderRepetitionPenaltyLogitsProcessor EpsilonLogitsWarper EtaLogitsWarper
+    ExponentialDecayLengthPenalty ForcedBOSTokenLogitsProcessor ForcedEOSTokenLogitsProcessor
+    InfNanRemoveLogitsProcessor LogitNormalization MinLengthLogitsProcessor MinNewTokensLengthLogitsProcessor
+    MinPLogitsWarper NoBadWordsLogitsProcessor NoRepeatNGramLogitsProcessor RepetitionPenaltyLogitsProcessor
+    SequenceBiasLogitsProcessor SuppressTokensAtBeginLogitsProcessor SuppressTokensLogitsProcessor
+    TemperatureLogitsWarper TopHLogitsWarper TopKLogitsWarper TopPLogitsWarper TypicalLogitsWarper
+"""
+_PURE = {getattr(processors, name, None) for name in _PURE_NAMES.split()}
+_QUIET = {processors.TemperatureLogitsWarper, processors.TopKLogitsWarper, processors.TopPLogitsWarper}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A generation as Transformers prepares it: what would reach its loop, all processors, Bark's `own` among them."""
+
+    arguments: dict[str, Any]
+    processors: list[LogitsProcessor]
+    own: Sequence[LogitsProcessor]
+
+    @property
+    def prompt(self) -> Tensor:
+        """The ids [B, T] that the first call of a processor gets."""
+        return self.arguments["input_ids"]
+
+    def is_own(self, processor: LogitsProcessor) -> bool:
+        return any(processor is rule for rule in self.own)
+
+    def guesses(self, processor: LogitsProcessor) -> bool:
+        """Tell whether it may be called for a token that is not sure to come."""
+        return self.is_own(processor) or type(processor) in _PURE
+
+    def plan(self, count: int, prepare: Callable[[Tensor], Prepared]) -> ProcessorPlan | None:
+        """Plan to call the first `count` processors, if any, prepared anew for each prompt [B, T]."""
+        first = self.processors[:count]
+        if not first:
+            return None
+
+        def begin(prompt: Tensor) -> Called:
+            prepared = prepare(prompt)
+            called = prepared.processors[:count]
+            return Called(prepared.prompt, called, [p for p in called if prepared.guesses(p)])
+
+        names = [type(p).__name__ for p in first if not self.is_own(p) and type(p) not in _QUIET]
+        has_rules = any(self.is_own(p) for p in first)
+        return ProcessorPlan(begin, any(map(self.guesses, first)), has_rules, ", ".join(names))
