@@ -119,19 +119,21 @@ def test_a_voice_by_name_in_a_pipeline(speaking_model):
     speech = []
     processor = AutoProcessor.from_pretrained(small_bark_path())
     fast = accelerated_copy(speaking_model)
+    # Some versions' pipelines leave dicts in the model's config.
+    max_length = layout_of(speaking_model).max_input
     speaker = pipeline("text-to-speech", model=fast, tokenizer=processor.tokenizer, processor=processor)
     with pytest.raises(TypeError, match=r"preprocess_params={'voice_preset': 'slt'}"):
         speaker("one two", forward_params={"history_prompt": "slt", **SHORT})
     for options in (
-        {"preprocess_params": {"voice_preset": "slt", "max_length": layout_of(fast).max_input}},
-        {"preprocess_params": {"max_length": layout_of(fast).max_input}},
+        {"preprocess_params": {"voice_preset": "slt", "max_length": max_length}},
+        {"preprocess_params": {"max_length": max_length}},
     ):
         torch.manual_seed(0)
         said = speaker("one two", **options, forward_params={**SHORT, "do_sample": True})
         speech.append(torch.as_tensor(said["audio"]))
     assert speech[0].shape != speech[1].shape or not torch.equal(*speech)
     torch.manual_seed(0)
-    inputs = processor("one two", voice_preset="slt", max_length=layout_of(fast).max_input)
+    inputs = processor("one two", voice_preset="slt", max_length=max_length)
     expected = fast.generate(**inputs, **SHORT, do_sample=True)
     assert torch.equal(speech[0].flatten(), expected.flatten())
 
