@@ -115,7 +115,7 @@ def test_a_voice_by_name(small_model):
 def test_a_voice_by_name_in_a_pipeline(speaking_model):
     """The way that the error names."""
     skip_where_stock_fails("text-to-speech pipeline")
-    skip_where_stock_fails("voices of a folder")
+    skip_where_stock_fails("a voice in a pipeline")
     speech = []
     processor = AutoProcessor.from_pretrained(small_bark_path())
     fast = accelerated_copy(speaking_model)
