@@ -102,9 +102,10 @@ class Speculation:
             if int(token) not in stops:
                 return
         self._ahead.clear()
-        # Long drafts only pay while they are right.
+        # Long drafts only pay while they are right; one wrong token is often alone.
         right = self._accepted >= self._drafted
-        self._length = min(2 * self._length, MAX_DRAFT_TOKENS) if right else self._accepted + 1
+        longest = 2 * self._length if right else max(self._length // 2, self._accepted + 1)
+        self._length = min(longest, MAX_DRAFT_TOKENS)
 
     def _draft_tokens(
         self, last: Tensor, cache: KVCache, sampler: Sampler, allowed: Callable[[int], TokenRange], count: int
