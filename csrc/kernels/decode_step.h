@@ -20,7 +20,7 @@ inline Range share(const Team& team, int64_t n) {
 // Shared buffers, then those of one thread; all [rows, ...] float32 unless said otherwise.
 struct DecodeBuffers {
   float *hidden, *qkv, *attended, *inner, *product;  // width, 3 width, width, inner, width
-  float *normed, *row_scales, *attention;            // max(width, inner), 1, one query
+  float *normed, *row_scales, *attention;            // max(width, inner), 1, queries_floats()
   int16_t* quantized;                                // max(width, inner)
 };
 
@@ -34,7 +34,7 @@ inline int64_t shared_floats(const DecodeParams& p) {
 
 inline int64_t own_floats(const DecodeParams& p) {
   const int64_t rows = p.batch * p.tokens, depth = round_up(decode_depth(p), 2 * kWidth);
-  const int64_t attention = 2 * round_up(p.width / p.heads, kWidth) + round_up(p.longest + p.tokens, kWidth);
+  const int64_t attention = queries_floats(p.width / p.heads, p.longest + p.tokens);
   return round_up(rows * depth + rows * depth / 2 + rows + attention, 16);
 }
 
@@ -167,30 +167,47 @@ inline Range attention_share(const DecodeParams& p, const Team& team) {
   return pairs;
 }
 
+// Keys or values of a pair (row, head).
+template <typename T>
+CachedRows<T> rows_of_pair(const DecodeParams& p, const void* cache, const int64_t* strides, int64_t pair) {
+  const int64_t slot = p.slots[pair / p.heads], head = pair % p.heads;
+  return {static_cast<const T*>(cache) + slot * strides[0] + head * strides[1], strides[2]};
+}
+
+template <typename T>
+HeadCache<T> cache_of_pair(const DecodeParams& p, const CacheView& cache, int64_t pair, int64_t end) {
+  const auto length = [&](int64_t i) { return p.lengths[p.slots[i / p.heads]]; };
+  const int64_t next = pair + 1 < end ? pair + 1 : pair;
+  return head_cache(rows_of_pair<T>(p, cache.keys, cache.key_strides, pair),
+                    rows_of_pair<T>(p, cache.values, cache.value_strides, pair), length(pair),
+                    rows_of_pair<T>(p, cache.keys, cache.key_strides, next), next == pair ? 0 : length(next),
+                    p.width / p.heads);
+}
+
 template <typename T>
 void decode_attention(const DecodeParams& p, int64_t layer, Range pairs, const DecodeBuffers& b) {
   const int64_t head_dim = p.width / p.heads;
   const float scale = 1.0f / __builtin_sqrtf(float(head_dim));
   for (int64_t i = pairs.begin; i < pairs.end; ++i) {
-    const int64_t row = i / p.heads * p.tokens, h = i % p.heads, slot = p.slots[i / p.heads];
-    const int64_t length = p.lengths[slot];
-    const CacheView cache = p.caches[layer];
-    T* keys = static_cast<T*>(cache.keys) + slot * cache.key_strides[0] + h * cache.key_strides[1];
-    T* values = static_cast<T*>(cache.values) + slot * cache.value_strides[0] + h * cache.value_strides[1];
+    const int64_t row = i / p.heads * p.tokens, h = i % p.heads, length = p.lengths[p.slots[i / p.heads]];
+    const float* qkv = b.qkv + row * 3 * p.width + h * head_dim;
+    const HeadCache<T> cache = cache_of_pair<T>(p, p.caches[layer], i, pairs.end);
     for (int64_t t = 0; t < p.tokens; ++t) {
-      const float* source = b.qkv + (row + t) * 3 * p.width + h * head_dim;
-      float* query = b.attention;
-      T* key = keys + (length + t) * cache.key_strides[2];
-      T* value = values + (length + t) * cache.value_strides[2];
+      T* key = const_cast<T*>(cache.keys.at(length + t));
+      T* value = const_cast<T*>(cache.values.at(length + t));
       for (int64_t d = 0; d < head_dim; d += kWidth) {
         const int64_t n = min64(kWidth, head_dim - d);
-        store(query + d, load_first(source + d, n) * scale);
-        store_first(key + d, load_first(source + p.width + d, n), n);
-        store_first(value + d, load_first(source + 2 * p.width + d, n), n);
+        store_first(key + d, load_first(qkv + t * 3 * p.width + p.width + d, n), n);
+        store_first(value + d, load_first(qkv + t * 3 * p.width + 2 * p.width + d, n), n);
       }
-      attend_query(query, keys, cache.key_strides[2], values, cache.value_strides[2], length + t + 1,
-                   head_dim, b.attended + (row + t) * p.width + h * head_dim);
     }
+    const auto start = [&](int64_t t, float* query) {
+      for (int64_t d = 0; d < head_dim; d += kWidth) {
+        store(query + d, load_first(qkv + t * 3 * p.width + d, min64(kWidth, head_dim - d)) * scale);
+      }
+    };
+    attend_head(b.attention, cache, p.tokens, length + 1, head_dim, b.attended + row * p.width + h * head_dim,
+                p.width, start);
   }
 }
 

@@ -1,5 +1,6 @@
 // Row-major weights [N, K] times a few rows of activations [R, K]: every weight is read once, whatever R is.
-// Four weight rows go side by side, each from its own quarter of the range: four long sequential streams.
+// A few weight rows go side by side, each from its own part of the range: as many long sequential streams.
+// How they are cut into tiles does not show in any sum.
 #pragma once
 
 #include "vec.h"
@@ -38,8 +39,7 @@ inline void sum_tile(const VecF (&acc)[N][R], float (&sums)[N][R]) {
   for (int i = kWhole; i < N * R; ++i) sums[i / R][i % R] = sum_lanes(acc[i / R][i % R]);
 }
 
-// kPrefetch fetches the next weight rows: worth it where this tile's own weights are in the cache already, so
-// that memory would be idle.
+// kPrefetch fetches the next weight rows.
 template <typename T, int N, int R, bool kPrefetch>
 inline void dot_tile(const T* const (&w)[N], int64_t stride, const float* x, int64_t x_stride, int64_t depth,
                      float (&sums)[N][R]) {
@@ -70,45 +70,19 @@ inline void dot_tile(const T* const (&w)[N], int64_t stride, const float* x, int
   sum_tile(acc, sums);
 }
 
-// N weight rows times R activation rows from r on.
-template <typename T, int N, int R, bool kPrefetch = false>
-inline void dot_tile_at(const MatrixView& m, const int64_t* row, const Activations& a, int64_t r,
-                        Result result) {
-  const T* w[N];
-  for (int n = 0; n < N; ++n) w[n] = static_cast<const T*>(m.weight) + row[n] * m.stride;
-  float sums[N][R];
-  dot_tile<T, N, R, kPrefetch>(w, m.stride, a.x + r * a.x_stride, a.x_stride, m.depth, sums);
-  for (int n = 0; n < N; ++n) {
-    for (int i = 0; i < R; ++i) result.put(r + i, row[n], sums[n][i]);
-  }
-}
-
-template <typename T, int N>
-inline void dot_rows_of(const MatrixView& m, const int64_t (&row)[N], const Activations& a, Result result) {
-  constexpr int kRows =
-      kWidth == 16 ? N : (N + 1) / 2;  // weight rows a tile of 4: their sums must stay in registers
-  int64_t r = 0;
-  for (; r + 4 <= a.rows; r += 4) {
-    for (int n = 0; n < N; n += kRows) {
-      r == 0 ? dot_tile_at<T, kRows, 4>(m, row + n, a, r, result)
-             : dot_tile_at<T, kRows, 4, true>(m, row + n, a, r, result);
-    }
-  }
-  for (; r + 2 <= a.rows; r += 2) dot_tile_at<T, N, 2>(m, row, a, r, result);
-  for (; r < a.rows; ++r) dot_tile_at<T, N, 1>(m, row, a, r, result);
-}
-
 // ---- int8 weights, int16 activations: exact integer sums within a group of weights that share a scale. Four
 // sums at a time share one vector: a quarter of its lanes each, added as integers, then scaled and added to
 // the groups before. However a tile is cut, a sum has the same quarters in the same order.
 
-template <int N, int R>
-inline void dot_tile_int8(const int8_t* const (&w)[N], const float* const (&scales)[N], const int16_t* x,
-                          int64_t x_stride, int64_t depth, float* sums) {
+template <int N, int R, bool kPrefetch>
+inline void dot_tile_int8(const int8_t* const (&w)[N], int64_t stride, const float* const (&scales)[N],
+                          const int16_t* x, int64_t x_stride, int64_t depth, float* sums) {
   constexpr int kFours = (N * R + 3) / 4;
   VecF acc[kFours] = {};
   for (int64_t begin = 0, g = 0; begin < depth; begin += kInt8Group, ++g) {
     VecI inner[4 * kFours] = {};
+    BARK_UNROLL
+    for (int n = 0; kPrefetch && n < N; ++n) __builtin_prefetch(w[n] + stride + begin, 0, 2);
     if (begin + kInt8Group <= depth) {
       BARK_UNROLL
       for (int k = 0; k < kInt8Group; k += 2 * kWidth) {
@@ -150,32 +124,57 @@ inline void dot_tile_int8(const int8_t* const (&w)[N], const float* const (&scal
   for (int i = 0; i < kFours; ++i) store_sum_of_fours(sums + 4 * i, acc[i]);
 }
 
-template <int N, int R>
-inline void dot_rows_int8_tile(const MatrixView& m, const int64_t* row, const Activations& a, int64_t r,
-                               Result result) {
-  const int8_t* w[N];
-  const float* scales[N];
-  for (int n = 0; n < N; ++n) {
-    w[n] = static_cast<const int8_t*>(m.weight) + row[n] * m.stride;
-    scales[n] = m.scales + row[n] * m.scale_stride;
-  }
-  float sums[(N * R + 3) / 4 * 4];
-  dot_tile_int8<N, R>(w, scales, a.quantized + r * a.x_stride, a.x_stride, m.depth, sums);
-  for (int n = 0; n < N; ++n) {
-    for (int i = 0; i < R; ++i) result.put(r + i, row[n], sums[n * R + i] * a.scales[r + i]);
+// ---- tiles of either kind
+
+// N weight rows times R activation rows from r on.
+template <typename T, int N, int R, bool kPrefetch>
+inline void dot_tile_at(const MatrixView& m, const int64_t* row, const Activations& a, int64_t r,
+                        Result result) {
+  const T* w[N];
+  for (int n = 0; n < N; ++n) w[n] = static_cast<const T*>(m.weight) + row[n] * m.stride;
+  if constexpr (sizeof(T) > 1) {
+    float sums[N][R];
+    dot_tile<T, N, R, kPrefetch>(w, m.stride, a.x + r * a.x_stride, a.x_stride, m.depth, sums);
+    for (int n = 0; n < N; ++n) {
+      for (int i = 0; i < R; ++i) result.put(r + i, row[n], sums[n][i]);
+    }
+  } else {
+    const float* scales[N];
+    for (int n = 0; n < N; ++n) scales[n] = m.scales + row[n] * m.scale_stride;
+    float sums[(N * R + 3) / 4 * 4];
+    dot_tile_int8<N, R, kPrefetch>(w, m.stride, scales, a.quantized + r * a.x_stride, a.x_stride, m.depth,
+                                   sums);
+    for (int n = 0; n < N; ++n) {
+      for (int i = 0; i < R; ++i) result.put(r + i, row[n], sums[n * R + i] * a.scales[r + i]);
+    }
   }
 }
 
-template <int N>
-inline void dot_rows_int8(const MatrixView& m, const int64_t (&row)[N], const Activations& a, Result result) {
-  constexpr int kAtOnce =
-      kWidth == 16 ? N : (N + 1) / 2;  // weight rows a tile: its sums must stay in registers
-  int64_t r = 0;
-  for (; r + 4 <= a.rows; r += 4) {
-    for (int n = 0; n < N; n += kAtOnce) dot_rows_int8_tile<kAtOnce, 4>(m, row + n, a, r, result);
+// All tiles of R activation rows from r on; returns the first row that is left. Tiles whose weights are in
+// the cache already leave memory idle, so the first ones fetch the next weight rows meanwhile.
+template <typename T, int R, int kAtOnce, int N>
+inline int64_t dot_tiles(const MatrixView& m, const int64_t (&row)[N], const Activations& a, int64_t r,
+                         Result result) {
+  static_assert(N % kAtOnce == 0);
+  for (; r + R <= a.rows; r += R) {
+    for (int n = 0; n < N; n += kAtOnce) {
+      R > 1 && r < 8 ? dot_tile_at<T, kAtOnce, R, true>(m, row + n, a, r, result)
+                     : dot_tile_at<T, kAtOnce, R, false>(m, row + n, a, r, result);
+    }
   }
-  for (; r + 2 <= a.rows; r += 2) dot_rows_int8_tile<N, 2>(m, row, a, r, result);
-  for (; r < a.rows; ++r) dot_rows_int8_tile<N, 1>(m, row, a, r, result);
+  return r;
+}
+
+template <typename T, int N>
+inline void dot_rows_of(const MatrixView& m, const int64_t (&row)[N], const Activations& a, Result result) {
+  // Weight rows beside 4 activation rows: their sums must stay in registers.
+  constexpr int kAtOnce = kWidth == 16 ? N : (N + 1) / 2;
+  constexpr bool kIsInt8 = sizeof(T) == 1;
+  int64_t r = 0;
+  r = dot_tiles<T, 4, kAtOnce>(m, row, a, r, result);
+  if constexpr (kWidth == 16 && kIsInt8) r = dot_tiles<T, 3, N>(m, row, a, r, result);
+  r = dot_tiles<T, 2, N>(m, row, a, r, result);
+  dot_tiles<T, 1, N>(m, row, a, r, result);
 }
 
 template <int N>
@@ -188,7 +187,7 @@ inline void dot_any(const MatrixView& m, const int64_t (&row)[N], const Activati
     case DType::kBFloat16:
       return dot_rows_of<BFloat16, N>(m, row, a, result);
     case DType::kInt8:
-      return dot_rows_int8<N>(m, row, a, result);
+      return dot_rows_of<int8_t, N>(m, row, a, result);
   }
 }
 

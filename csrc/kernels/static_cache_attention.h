@@ -8,7 +8,7 @@
 namespace bark_accel::BARK_ACCEL_ISA {
 
 inline int64_t attention_scratch(const AttentionParams& p) {
-  const int64_t decode = 2 * round_up(p.head_dim, kWidth) + round_up(p.longest + p.tokens, kWidth);
+  const int64_t decode = queries_floats(p.head_dim, p.longest + p.tokens);
   const int64_t block =
       kBlockQueries * (p.head_dim + kTileKeys + block_dim(p) + 2) + kTileKeys * (p.head_dim + block_dim(p));
   return decode > block ? decode : block;
@@ -17,9 +17,19 @@ inline int64_t attention_scratch(const AttentionParams& p) {
 template <typename T>
 void decode_pairs(const AttentionParams& p, int64_t begin, int64_t end, float* scratch) {
   for (int64_t i = begin; i < end; ++i) {
-    if (is_idle(p, pair_at(p, i))) continue;
-    append_pair<T>(p, pair_at(p, i));
-    for (int64_t t = 0; t < p.tokens; ++t) decode_query<T>(p, pair_at(p, i), t, scratch);
+    const Pair pair = pair_at(p, i);
+    if (is_idle(p, pair)) continue;
+    append_pair<T>(p, pair);
+    const CachedRows<T> keys{cache_of<T>(p.key_cache, p.key_cache_strides, pair), p.key_cache_strides[2]};
+    const CachedRows<T> values{cache_of<T>(p.value_cache, p.value_cache_strides, pair),
+                               p.value_cache_strides[2]};
+    const int64_t length = p.lengths[pair.b];
+    const auto start = [&](int64_t t, float* query) {
+      convert(query, row_of<T>(p.query, p.query_strides, pair, t), p.head_dim);
+      for (int64_t d = 0; d < p.head_dim; ++d) query[d] *= p.scale;
+    };
+    attend_head(scratch, head_cache(keys, values, length + p.tokens, {}, 0, p.head_dim), p.tokens, length + 1,
+                p.head_dim, out_row<T>(p, pair, 0), p.heads * p.head_dim, start);
   }
 }
 
