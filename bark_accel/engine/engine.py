@@ -1,17 +1,12 @@
-"""The thread that runs requests, and the door to it."""
+"""The door to an engine: requests come in, handles go out."""
 
 from __future__ import annotations
 
-import atexit
-import logging
-import os
-import threading
+import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from numbers import Integral, Real
 from typing import Any, Protocol
 
-import torch
 from torch import Generator
 
 from bark_accel._arguments import whole_number
@@ -20,13 +15,12 @@ from bark_accel.streaming.policies import Chunking
 from bark_accel.streaming.streamer import AudioStreamer, on_current_stream
 from bark_accel.transformer.causal import CausalModel
 
-from .errors import EngineBusy, EngineClosed
+from .errors import EngineClosed
 from .request import SpeechRequest
 from .row import Plan, Row
 from .scheduler import Scheduler
 from .slots import Slots
-
-logger = logging.getLogger("bark_accel")
+from .worker import Worker
 
 
 class Source(Protocol):
@@ -47,6 +41,9 @@ class Source(Protocol):
         It draws from `generator`, and calls `check`, which may raise to stop it. Raises for bad arguments and for what
         cannot be done, before any work.
         """
+
+    def check_weights(self) -> None:
+        """Raise `ValueError` where the model's weights are not what they were when the engine was made."""
 
 
 def make_row(
@@ -69,7 +66,7 @@ def make_row(
     generator.manual_seed(seed)
     request = SpeechRequest(streamer, seed, deadline_s, whole=policy is None)
     chunking = None if policy is None else streamer
-    return Row(source.prepare(arguments, chunking, request.check, generator), request)
+    return Row(source.prepare(arguments, chunking, request.check, generator), request, source.check_weights)
 
 
 class Engine:
@@ -79,27 +76,19 @@ class Engine:
         self.max_rows = whole_number("max_rows", max_rows, 1)
         self.max_queued = whole_number("max_queued", max_queued, 0)
         avoid_lost_threads()
-        self._source = make_source()
+        self._source: Source | None = make_source()
         slots = Slots(self._source.models, self.max_rows)
         self.cache_bytes = slots.nbytes
         """Bytes of the key-value caches."""
-        self._scheduler = Scheduler(self._source.models, slots)
-        self._changed = threading.Condition()
-        self._arrived: list[Row] = []
-        self._unfinished: set[SpeechRequest] = set()
-        self._closed = self._drains = False
-        self._process = os.getpid()
-        self._thread = threading.Thread(
-            target=self._run, args=(on_current_stream(),), name="bark_accel.engine", daemon=True
-        )
-        self._thread.start()
-        _live.add(self)
+        scheduler = Scheduler(self._source.models, slots)
+        self._worker = Worker(scheduler, self.max_rows, self.max_queued, on_current_stream())
+        # Who drops an engine may hold its requests.
+        weakref.finalize(self, self._worker.leave, drain=True).atexit = False
 
     @property
     def requests(self) -> int:
         """Number of requests that are not done."""
-        with self._changed:
-            return self._count()
+        return self._worker.unfinished
 
     def submit(
         self,
@@ -145,9 +134,9 @@ class Engine:
             What `generate` would raise before any work, for more than one row, for options that need Transformers' own
             loop or model, and for a model that has changed since the engine was made.
         """
-        self._check_open()
+        self._worker.check_open()
         row = make_row(
-            self._source,
+            self._open_source(),
             {"input_ids": input_ids, **generate_kwargs},
             seed=seed,
             policy=policy,
@@ -156,30 +145,26 @@ class Engine:
             max_chunk_frames=max_chunk_frames,
             lookahead_frames=lookahead_frames,
         )
-        with self._changed:
-            self._check_open()
-            self._arrived.append(row)
-            self._unfinished.add(row.request)
-            self._changed.notify_all()
+        self._worker.add(row)
         return row.request
 
     def close(self, *, drain: bool = False) -> None:
-        """Take no more requests and end the thread.
+        """Take no more requests, end the thread, and give up the caches and the model.
 
         Parameters
         ----------
         drain : bool
-            Finish the requests that are there, however long it takes. Otherwise they end with `EngineClosed`.
+            Finish the requests that are there, however long it takes; whoever is interrupted in that (Ctrl-C) cancels
+            them. Otherwise they end with `EngineClosed`, within the time of one prompt or one pass of the fine stage.
         """
-        with self._changed:
-            self._closed, self._drains = True, drain
-            left = [] if drain else list(self._unfinished)
-            self._changed.notify_all()
-        for request in left:
-            request.end(EngineClosed("expected audio, got an engine that was closed before it was done"))
-        if self._process == os.getpid():
-            self._thread.join()
-        _live.discard(self)
+        self._worker.close(drain=drain)
+        self._source = None
+
+    def _open_source(self) -> Source:
+        source = self._source
+        if source is None:  # closed a moment ago
+            raise EngineClosed("BarkEngine: expected an open engine, got one that was closed")
+        return source
 
     def __enter__(self) -> Engine:
         return self
@@ -187,53 +172,3 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """Finish what is there, or, where the block raised, cancel it."""
         self.close(drain=kind is None)
-
-    def _check_open(self) -> None:
-        """Raise unless there is room for one more."""
-        if self._process != os.getpid():
-            raise RuntimeError("BarkEngine: expected the process that made it, got a child of it, which has no thread")
-        with self._changed:
-            if self._closed:
-                raise EngineClosed("BarkEngine: expected an open engine, got one that was closed")
-            if self._count() >= self.max_rows + self.max_queued:
-                most = f"{self.max_rows} running (max_rows) and {self.max_queued} waiting (max_queued)"
-                raise EngineBusy(f"BarkEngine: expected at most {most} requests, got one more")
-
-    def _count(self) -> int:
-        self._unfinished = {request for request in self._unfinished if not request.done()}
-        return len(self._unfinished)
-
-    # The thread.
-
-    def _run(self, place: AbstractContextManager) -> None:
-        try:
-            with torch.no_grad(), place:
-                while self._next_turn():
-                    self._scheduler.turn()
-        except Exception as error:  # a bug: nobody may wait for ever
-            logger.exception("bark_accel: the engine's thread failed")
-            with self._changed:
-                self._closed = True
-                left = list(self._unfinished)
-            for request in left:
-                request.end(error)
-
-    def _next_turn(self) -> bool:
-        """Wait for something to do; False where nothing will come."""
-        with self._changed:
-            while not (self._arrived or self._scheduler.busy or self._closed):
-                self._changed.wait()
-            arrived, self._arrived = self._arrived, []
-            for row in arrived:
-                self._scheduler.add(row)
-            return self._scheduler.busy
-
-
-# Engines that nobody has closed.
-_live: set[Engine] = set()
-
-
-@atexit.register
-def _close_all() -> None:
-    for engine in list(_live):
-        engine.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 
 class EngineBusy(RuntimeError):
     """Raised by `submit` where as many requests wait as may wait."""
@@ -17,3 +19,19 @@ class RequestCancelled(Exception):
 
 class DeadlineExceeded(TimeoutError):
     """Raised by a request that was not done in the seconds it was given."""
+
+
+class RequestEnded(Exception):
+    """Raised inside an engine where a request that has ended would go on."""
+
+
+class EngineTraceback(Exception):
+    """The cause of an error that an engine's thread met: its traceback as text."""
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """Take the traceback from an error, whose frames keep caches and models; its text becomes the error's cause."""
+    if error.__traceback__ is not None and not isinstance(error, DeadlineExceeded):
+        error.__cause__ = EngineTraceback("\n" + "".join(traceback.format_exception(error)))
+    error.__context__ = None
+    return error.with_traceback(None)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bark_accel.streaming.streamer import AudioStreamer
 
-from .errors import DeadlineExceeded, RequestCancelled
+from .errors import DeadlineExceeded, RequestCancelled, RequestEnded, without_frames
 
 # Seconds after which a listener of the whole utterance is as urgent as one who has just come for a stream.
 _PATIENCE_S = 30.0
@@ -115,11 +115,9 @@ class SpeechRequest:
     # The engine's side.
 
     def check(self) -> None:
-        """Raise what ended it, or `DeadlineExceeded` where it is late."""
+        """Raise `RequestEnded` where it has ended, or `DeadlineExceeded` where it is late."""
         if self._future.done():
-            error = self._future.exception()
-            assert error is not None
-            raise error
+            raise RequestEnded
         if self._deadline_s is not None and time.monotonic() - self._submitted_at > self._deadline_s:
             raise DeadlineExceeded(f"expected audio in {self._deadline_s} s, got a request that is {self.status}")
 
@@ -137,13 +135,14 @@ class SpeechRequest:
         """Take the end of the audio, and the voice preset that it makes."""
         self.preset = preset
         audio = torch.cat(self._pieces) if self._pieces else torch.empty(0, dtype=torch.float32, device="cpu")
+        self._pieces = []
         self.status = "done"
         if _settle(self._future, audio, None):
             self._streamer.finish()
 
     def end(self, error: BaseException) -> None:
         """End it with an error, unless it has ended."""
-        if _settle(self._future, None, error):
+        if _settle(self._future, None, without_frames(error)):
             self._streamer.fail(error)
             self.status = "done"
 

@@ -36,9 +36,12 @@ class Plan:
 
 
 class Row:
-    """One request on its way: `step` is what it has to feed next, None before and after the two causal stages."""
+    """One request on its way: `step` is what it has to feed next, None before and after the two causal stages.
 
-    def __init__(self, plan: Plan, request: SpeechRequest):
+    `check_weights` raises where audio that was made would be of changed weights.
+    """
+
+    def __init__(self, plan: Plan, request: SpeechRequest, check_weights: Callable[[], None]):
         self.request = request
         self.step: Step | None = None
         self._plan = plan
@@ -46,7 +49,8 @@ class Row:
         self._semantic_tokens: Tensor | None = None
         self._semantic: SemanticState | None = None
         self._coarse: CoarseState | None = None
-        self._decoder = plan.decoder(request.deliver)
+        self._decoder = plan.decoder(self._deliver)
+        self._check_weights = check_weights
 
     def start(self, slot: Slot) -> None:
         """Begin with the semantic stage; keeps the slot up to the end of the coarse one."""
@@ -92,6 +96,10 @@ class Row:
             self.request.status = "fine"
             self.leave()
 
+    def _deliver(self, chunk: Tensor) -> None:
+        self._check_weights()
+        self.request.deliver(chunk)
+
     def _step(self, state: SemanticState | CoarseState) -> Step:
         assert self._slot is not None
         if isinstance(state, SemanticState):
@@ -109,7 +117,7 @@ class Row:
         return self._decoder.done
 
     def decode(self) -> None:
-        """Do the work of a fine window, and of the codec where a chunk is complete."""
+        """Compute one pass of the fine stage, and decode the chunk that it completes."""
         self._decoder.advance()
 
     def finish(self) -> None:

@@ -13,7 +13,7 @@ from transformers import BarkModel
 
 from bark_accel.engine.engine import Engine
 from bark_accel.engine.row import Plan
-from bark_accel.hf.offload import takes_turns
+from bark_accel.hf.offload import keeps_elsewhere, takes_turns
 from bark_accel.hf.points import submodels
 from bark_accel.report import Fallback
 from bark_accel.streaming.policies import Chunking
@@ -65,10 +65,10 @@ class ModelSource:
     @torch.no_grad()
     def __init__(self, model: BarkModel):
         patch = model_patch(model) if isinstance(model, BarkModel) else None
+        if isinstance(model, BarkModel):
+            _check_stays(model)
         patch = model_patch(accelerate_bark(model)) if patch is None else patch
         assert patch is not None
-        if any(takes_turns(submodel) for submodel in submodels(model).values()):
-            raise ValueError("BarkEngine: expected a model that stays on its device, got one with enable_cpu_offload()")
         self._model, self._patch = model, patch
         self._found = _fingerprint(model)
         try:
@@ -122,12 +122,26 @@ class ModelSource:
     def _check_same(self) -> None:
         """Raise `ValueError` for a model that is not what it was when the engine was made."""
         if model_patch(self._model) is not self._patch:
-            what = "restored or accelerated again"
-        elif _fingerprint(self._model) != self._found:
-            what = "moved, cast or given other weights"
-        else:
-            return
-        raise ValueError(f"BarkEngine: expected the model as it was when the engine was made, got one that was {what}")
+            raise _changed("restored or accelerated again")
+        _check_stays(self._model)
+        self.check_weights()
+
+    def check_weights(self) -> None:
+        if _fingerprint(self._model) != self._found:
+            raise _changed("moved, cast or given other weights")
+
+
+def _changed(what: str) -> ValueError:
+    return ValueError(f"BarkEngine: expected the model as it was when the engine was made, got one that was {what}")
+
+
+def _check_stays(model: BarkModel) -> None:
+    """Raise `ValueError` where accelerate moves the model's weights."""
+    parts = list(submodels(model).values())
+    if any(takes_turns(part) for part in parts):
+        raise ValueError("BarkEngine: expected a model that stays on its device, got one with enable_cpu_offload()")
+    if any(keeps_elsewhere(module) for part in parts for module in part.modules()):
+        raise ValueError("BarkEngine: expected a model that stays on its device, got one that accelerate offloads")
 
 
 def _fingerprint(model: BarkModel) -> list[tuple[object, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,12 +56,14 @@ class FineGroup:
 class FineState:
     """One batch of utterances of known length.
 
-    Of the `frames` frames that the longest row has, `known_frames` have their coarse codes.
+    Of the `frames` frames that the longest row has, `known_frames` have their coarse codes. `passes` are those left of
+    the windows that have begun.
     """
 
     groups: list[FineGroup]
     sampling: FineSampling
     known_frames: int = 0
+    passes: Iterator[None] | None = None
 
     @property
     def frames(self) -> int:
@@ -115,12 +117,16 @@ class FineStage:
         Tensor [B, num_codebooks, T] int64
             0 after a row's end.
         """
-        codes = coarse_codes(self._spec, coarse_tokens)
-        state = self.start(row_frames(self._spec, coarse_tokens), histories, sampling)
-        self.push(state, codes)
+        state = self.begin(coarse_tokens, histories, sampling)
         while self.ready(state):
-            self.step(state)
-        return state.result(end=codes.shape[1])
+            self.advance(state)
+        return state.result(end=coarse_tokens.shape[1] // self._spec.num_coarse_codebooks)
+
+    def begin(self, coarse_tokens: Tensor, histories: Sequence[Tensor | None], sampling: FineSampling) -> FineState:
+        """Begin what `run` does; `advance` it while it is ready."""
+        state = self.start(row_frames(self._spec, coarse_tokens), histories, sampling)
+        self.push(state, coarse_codes(self._spec, coarse_tokens))
+        return state
 
     def start(self, frames: Sequence[int], histories: Sequence[Tensor | None], sampling: FineSampling) -> FineState:
         """Begin an utterance of `frames` frames in all for each row; `histories` as in `run`."""
@@ -158,27 +164,42 @@ class FineStage:
         ends = (min(g.windows[0][0] + self._spec.max_input_frames - g.history_frames, g.frames) for g in waiting)
         return bool(waiting) and state.known_frames >= max(ends)
 
+    def advance(self, state: FineState) -> None:
+        """Compute a pass of the next window of every row that has one.
+
+        With the last of its passes a window ends; frames that no later window writes are settled then.
+        """
+        passes, state.passes = state.passes or self._passes(state), None
+        for _ in passes:
+            state.passes = passes
+            return
+
     def step(self, state: FineState) -> None:
-        """Predict the next window of every row that has one. Frames that no later window writes are settled."""
+        """Predict the next window of every row that has one."""
+        self.advance(state)
+        while state.passes is not None:
+            self.advance(state)
+
+    def _passes(self, state: FineState) -> Iterator[None]:
+        """Predict the next window of every row that has one; yields between passes."""
         batches: dict[tuple[int, int], list[Tensor]] = {}
         ends: dict[tuple[int, int], int] = {}
-        for group in state.groups:
-            if group.windows:
-                start, fill_start = group.windows.pop(0)
-                window = group.codes[:, start : start + group.window_frames]
-                shape = fill_start - start, group.window_frames
-                end = min(group.window_frames, group.history_frames + group.frames - start)
-                batches.setdefault(shape, []).append(window)
-                ends[shape] = max(ends.get(shape, 0), end)
+        begun = [group for group in state.groups if group.windows]
+        for group in begun:
+            start, fill_start = group.windows[0]
+            window = group.codes[:, start : start + group.window_frames]
+            shape = fill_start - start, group.window_frames
+            end = min(group.window_frames, group.history_frames + group.frames - start)
+            batches.setdefault(shape, []).append(window)
+            ends[shape] = max(ends.get(shape, 0), end)
         for shape, windows in batches.items():
-            rows = slice(shape[0], ends[shape])
-            if len(windows) == 1:
-                self._fill(windows[0], rows, state.sampling)
-                continue
-            joined = torch.cat(windows)
-            self._fill(joined, rows, state.sampling)
-            for window, filled in zip(windows, joined.split([w.shape[0] for w in windows]), strict=True):
-                window.copy_(filled)
+            joined = windows[0] if len(windows) == 1 else torch.cat(windows)
+            yield from self._fill(joined, slice(shape[0], ends[shape]), state.sampling)
+            if len(windows) > 1:
+                for window, filled in zip(windows, joined.split([w.shape[0] for w in windows]), strict=True):
+                    window.copy_(filled)
+        for group in begun:
+            del group.windows[0]
 
     def _windows(self, frames: int, history_frames: int, total_frames: int) -> list[tuple[int, int]]:
         """(first frame of the window, first frame it writes) of each window."""
@@ -190,14 +211,16 @@ class FineStage:
         last = total_frames - spec.max_input_frames
         return [(min(i * hop, last), min(history_frames + i * hop, total_frames - hop)) for i in range(count)]
 
-    def _fill(self, window: Tensor, rows: slice, sampling: FineSampling) -> None:
+    def _fill(self, window: Tensor, rows: slice, sampling: FineSampling) -> Iterator[None]:
         """Predict codebook after codebook of `window` [B, T, K] in place, from frame `rows.start` on.
 
-        Of the last codebook, which no other pass reads, only `rows`.
+        Of the last codebook, which no other pass reads, only `rows`. Yields between passes.
         """
         spec, weights = self._spec, self._weights
         codebooks_without_head = len(weights.token_tables) - len(weights.heads)
         for codebook in range(spec.num_coarse_codebooks, spec.num_codebooks):
+            if codebook > spec.num_coarse_codebooks:
+                yield
             if sampling.before_pass is not None:
                 sampling.before_pass()
             predicted = rows if codebook == spec.num_codebooks - 1 else slice(rows.start, window.shape[1])

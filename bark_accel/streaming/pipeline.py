@@ -79,7 +79,7 @@ class ChunkDecoder:
         return self._state.frames == self._total_frames
 
     def advance(self) -> None:
-        """Do the work of a chunk, or of a window on the way to one; may emit it."""
+        """Do the work of a chunk, or a pass of the fine stage on the way to one; may emit it."""
         codes = self._policy.take()
         if codes is not None:
             self._decode(codes, final=self._state.frames + codes.shape[2] == self._total_frames)

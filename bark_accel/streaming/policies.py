@@ -31,7 +31,7 @@ class Policy(Protocol):
         """Tell whether `take` has work to do."""
 
     def take(self) -> Tensor | None:
-        """The next codes [B, K, T], or None where more frames or windows have to come first (or none are left)."""
+        """Do the next work, at most a pass of the fine stage: the codes [B, K, T] that it completes, or None."""
 
 
 @dataclass
@@ -70,9 +70,9 @@ class _Hopping:
 
     def take(self) -> Tensor | None:
         frames = self._due()
-        if frames == 0:
+        codes = self._complete(frames) if frames else None
+        if codes is None:
             return None
-        codes = self._complete(torch.cat(self._pending[: frames + self._lookahead_frames], dim=1), frames)
         del self._pending[:frames]
         self._emitted_frames += frames
         self._hops.advance()
@@ -86,8 +86,12 @@ class _Hopping:
                 return remaining if len(self._pending) == remaining else 0
         return hop if len(self._pending) >= seen else 0
 
-    def _complete(self, tokens: Tensor, frames: int) -> Tensor:
-        """Codes [B, K, frames] of the first frames of coarse tokens [B, num_coarse_codebooks * T], T >= frames."""
+    def _tokens(self, frames: int) -> Tensor:
+        """The coarse tokens [B, num_coarse_codebooks * T] of the next frames and of the lookahead, if it is there."""
+        return torch.cat(self._pending[: frames + self._lookahead_frames], dim=1)
+
+    def _complete(self, frames: int) -> Tensor | None:
+        """Work on the next frames: their codes [B, K, frames], or None where there is more to do."""
         raise NotImplementedError
 
 
@@ -98,8 +102,8 @@ class Preview(_Hopping):
         super().__init__(hops, lookahead_frames=0)
         self._spec = spec
 
-    def _complete(self, tokens: Tensor, frames: int) -> Tensor:
-        return coarse_codes(self._spec, tokens).transpose(1, 2)
+    def _complete(self, frames: int) -> Tensor:
+        return coarse_codes(self._spec, self._tokens(frames)).transpose(1, 2)
 
 
 class LowLatency(_Hopping):
@@ -123,11 +127,17 @@ class LowLatency(_Hopping):
         self._histories = histories
         self._sampling = sampling
         self._generator = generator
+        self._state: FineState | None = None
 
-    def _complete(self, tokens: Tensor, frames: int) -> Tensor:
-        whole = self._emitted_frames == 0 and frames == self._total_frames
-        self._sampling.generator = None if whole else self._generator
-        codes = self._fine.run(tokens, self._histories, self._sampling)[:, :, :frames]
+    def _complete(self, frames: int) -> Tensor | None:
+        if self._state is None:
+            whole = self._emitted_frames == 0 and frames == self._total_frames
+            self._sampling.generator = None if whole else self._generator
+            self._state = self._fine.begin(self._tokens(frames), self._histories, self._sampling)
+        self._fine.advance(self._state)
+        if self._fine.ready(self._state):
+            return None
+        codes, self._state = self._state.result(end=frames), None
         spec = self._fine.spec
         past = row_histories(spec, self._histories, codes.shape[0], codes.device)
         self._histories = [torch.cat(row, 1)[:, -spec.max_history_frames :] for row in zip(past, codes, strict=True)]
@@ -180,12 +190,15 @@ class Exact:
         return (early or known == total) and self._fine.ready(self._fed_state())
 
     def take(self) -> Tensor | None:
-        while self.ready():
-            state = self._fed_state()
-            self._fine.step(state)
-            if state.settled_frames > self._emitted_frames:
-                return self._settled(state)
-        return None
+        if not self.ready():
+            return None
+        state = self._fed_state()
+        self._fine.advance(state)
+        return self._settled(state) if self._gives_out(state.settled_frames) else None
+
+    def _gives_out(self, settled_frames: int) -> bool:
+        """Tell whether these frames are enough for a chunk."""
+        return settled_frames > self._emitted_frames
 
     def _settled(self, state: FineState) -> Tensor:
         codes = state.result(self._emitted_frames, state.settled_frames)
@@ -212,17 +225,13 @@ class Exact:
 
 
 class Whole(Exact):
-    """Transformers' own windows, one at a time, and all codes at once."""
+    """Transformers' own windows, and all codes at once."""
 
     def __init__(self, fine: FineStage, sampling: FineSampling, histories: Sequence[Tensor | None]):
         super().__init__(fine, fine.spec, histories, sampling, None)
 
-    def take(self) -> Tensor | None:
-        if not self.ready():
-            return None
-        state = self._fed_state()
-        self._fine.step(state)
-        return self._settled(state) if state.settled_frames == self._total_frames else None
+    def _gives_out(self, settled_frames: int) -> bool:
+        return settled_frames == self._total_frames
 
 
 class Chunking(Protocol):

@@ -182,7 +182,7 @@ def test_nobody_listens(engine):
     request = finished(engine.submit(**LONG, policy="preview", first_chunk_frames=1, max_chunk_frames=1))
     assert len(list(request)) > 100
     finished(engine.submit(**SHORT))
-    assert not engine._scheduler.busy and engine.requests == 0 and not engine._unfinished
+    assert engine.requests == 0 and not engine._worker._unfinished
 
 
 def test_many_requests_through_few_rows(fast, engine):
@@ -270,7 +270,7 @@ def test_closed_in_the_middle(fast, drain):
 
 def test_a_bug_in_the_loop_leaves_nobody_waiting(fast, monkeypatch):
     monkeypatch.setattr(Scheduler, "turn", lambda self: 1 / 0)
-    monkeypatch.setattr("bark_accel.engine.engine.logger.disabled", True)
+    monkeypatch.setattr("bark_accel.engine.worker.logger.disabled", True)
     with BarkEngine(fast) as engine:
         request = engine.submit(**LONG)
         with pytest.raises(ZeroDivisionError):

@@ -26,6 +26,14 @@ SPEC = FineSpec(
 )
 
 
+class FakeState:
+    def __init__(self, codes):
+        self.codes, self.passes = codes, 3
+
+    def result(self, end):
+        return self.codes[:, :, :end]
+
+
 class FakeFine:
     """Gives the coarse codes back as all codebooks, and keeps (frames seen, history frames, drawn from a fork)."""
 
@@ -34,12 +42,18 @@ class FakeFine:
     def __init__(self):
         self.calls = []
 
-    def run(self, tokens, histories, sampling):
+    def ready(self, state):
+        return state.passes > 0
+
+    def advance(self, state):
+        state.passes -= 1
+
+    def begin(self, tokens, histories, sampling):
         frames = tokens.shape[1] // 2
         self.calls.append(
             (frames, 0 if histories[0] is None else histories[0].shape[1], sampling.generator is not None)
         )
-        return tokens.view(1, frames, 2).transpose(1, 2).repeat(1, 4, 1)
+        return FakeState(tokens.view(1, frames, 2).transpose(1, 2).repeat(1, 4, 1))
 
 
 def low_latency(first, growth, largest, lookahead):
@@ -58,9 +72,10 @@ def run(policy, total, planned_at):
         policy.push(torch.tensor([[frame, frame]]))
         if frame == total - 1 and planned_at >= total:
             policy.plan([total])
-        while (codes := policy.take()) is not None:
-            chunks.append(codes)
-            pushed_at.append(frame + 1)
+        while policy.ready():
+            if (codes := policy.take()) is not None:
+                chunks.append(codes)
+                pushed_at.append(frame + 1)
     assert torch.equal(torch.cat(chunks, dim=2)[0, 0], torch.arange(total))
     assert policy.take() is None
     return [c.shape[2] for c in chunks], pushed_at
