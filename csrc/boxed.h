@@ -9,6 +9,9 @@
 #include "tensor.h"
 
 namespace bark_accel {
+
+[[noreturn]] void refuse(const std::string& message);  // checks.h
+
 namespace boxed {
 
 // A stack entry as a T; what it owns goes to the T.
@@ -71,6 +74,13 @@ StableIValue give(const std::optional<T>& value) {
   return value ? reinterpret_cast<StableIValue>(new StableIValue(give(*value))) : 0;
 }
 
+template <class T>
+bool is_none(const T&) {
+  return false;
+}
+inline bool is_none(const Tensor& tensor) { return !tensor.defined(); }
+inline bool is_none(const std::optional<Tensor>& tensor) { return tensor && !tensor->defined(); }
+
 template <auto function>
 struct Kernel;
 template <class... Arguments, Tensor (*function)(Arguments...)>
@@ -83,6 +93,10 @@ struct Kernel<function> {
   template <size_t... i>
   static void call(StableIValue* stack, std::index_sequence<i...>) {
     std::tuple<std::decay_t<Arguments>...> arguments{Entry<std::decay_t<Arguments>>::take(stack[i])...};
+    // Only now, when all of them have an owner.
+    ((is_none(std::get<i>(arguments)) ? refuse(joined("expected a tensor as argument ", i, ", got None"))
+                                      : void()),
+     ...);
     stack[0] = give(std::apply(function, arguments).release());
   }
 };

@@ -117,10 +117,15 @@ inline SampleParams checked_params(const char* op, const Tensor& logits, int64_t
   return p;
 }
 
+constexpr int64_t kMaxDraws = int64_t(1) << 31;
+
 inline void check_vocab_size(const char* op, int64_t vocab_size, int64_t first_id, const Tensor& logits) {
   const int64_t stop = first_id + logits.size(1);
   BARK_CHECK(vocab_size >= stop, op, "expected vocab_size >= ", stop, ", the end of the logits' ids, got ",
              vocab_size);
+  const int64_t rows = logits.size(0);
+  BARK_CHECK(rows == 0 || vocab_size <= kMaxDraws / rows, op, "expected at most ", kMaxDraws,
+             " numbers to draw, got ", rows, " rows of ", vocab_size);
 }
 
 }  // namespace bark_accel::sample_inputs

@@ -119,7 +119,11 @@ inline std::ostream& operator<<(std::ostream& out, Sizes sizes) {
 class Tensor {
  public:
   Tensor() = default;
-  explicit Tensor(AtenTensorHandle owned) : handle_(owned) { describe(); }
+  // Delegates, so that what is owned is given back even where it cannot be described.
+  explicit Tensor(AtenTensorHandle owned) : Tensor() {
+    handle_ = owned;
+    describe();
+  }
   Tensor(Tensor&& other) noexcept { swap(other); }
   Tensor(const Tensor& other) : Tensor(other.new_handle()) {}
   Tensor& operator=(Tensor other) noexcept {
@@ -138,6 +142,8 @@ class Tensor {
     return same;
   }
 
+  // Not None, as Python says.
+  bool defined() const { return defined_; }
   int64_t dim() const { return sizes_.count(); }
   Sizes sizes() const { return sizes_; }
   Sizes strides() const { return strides_; }
@@ -174,6 +180,8 @@ class Tensor {
  private:
   void describe() {
     if (!handle_) return;
+    check_torch(aoti_torch_is_defined(handle_, &defined_));
+    if (!defined_) return;
     int64_t dim = 0, *sizes = nullptr, *strides = nullptr;
     check_torch(aoti_torch_get_dim(handle_, &dim));
     check_torch(aoti_torch_get_sizes(handle_, &sizes));
@@ -193,6 +201,7 @@ class Tensor {
 
   void swap(Tensor& other) noexcept {
     std::swap(handle_, other.handle_);
+    std::swap(defined_, other.defined_);
     std::swap(sizes_, other.sizes_);
     std::swap(strides_, other.strides_);
     std::swap(type_, other.type_);
@@ -200,6 +209,7 @@ class Tensor {
   }
 
   AtenTensorHandle handle_ = nullptr;
+  bool defined_ = false;
   Sizes sizes_, strides_;
   ScalarType type_{};
   Device device_{};

@@ -14,7 +14,7 @@ from transformers import BarkModel
 from bark_accel import stream
 from bark_accel.hf.voices import resolve_voice, voice_names
 
-from .measure import Run, Verdict, judge_tokens, run_once
+from .measure import Run, Verdict, judge_tokens, run_once, waveform_difference
 from .models import LoadedBark
 
 # Words that the small Bark knows too.
@@ -30,6 +30,9 @@ TEXTS = (
     "close the door please",
     "six seven eight nine zero",
 )
+
+# Of the largest sample that there is, 1: sixty decibels below.
+SAMPLE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,16 @@ def compare(
         stock, stock_bytes = _with_memory(loaded.model, inputs, request.seed)
         fast, fast_bytes = _with_memory(accelerated, inputs, request.seed)
         verdict = judge_tokens(loaded.model, inputs, request.seed, stock, fast)
+        verdict.wrong.extend([] if verdict.ties else _wrong_sound(stock, fast))
         yield Compared(request, stock, fast, verdict, stock_bytes, fast_bytes)
+
+
+def _wrong_sound(stock: Run, accelerated: Run) -> list[str]:
+    """Say where equal codes were not decoded to the same sound: a line, or none."""
+    difference = waveform_difference(stock, accelerated)
+    if difference <= SAMPLE_TOLERANCE:  # NaN is not
+        return []
+    return [f"codec: expected stock's samples within {SAMPLE_TOLERANCE}, got a difference of {difference:.1g}"]
 
 
 def first_sound(accelerated: BarkModel, inputs: dict[str, Any], seed: int) -> float:

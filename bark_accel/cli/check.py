@@ -63,7 +63,7 @@ class Checked:
         said = f"{len(self.compared)} requests, greedy and sampled"
         if self.wrong:
             requests = len({line.partition(": ")[0] for line in self.wrong})
-            return f"NOT stock's tokens in {requests} of {said}."
+            return f"NOT stock's speech in {requests} of {said}."
         but = f" but for {len(self.ties)} that rounding decides" if self.ties else ""
         return f"Stock's tokens in all of {said}{but}; {total:.1f} times as fast as stock."
 
@@ -120,7 +120,10 @@ def _measure(loaded: LoadedBark, minutes: float, seconds: float, seed: int) -> t
         far = distances(loaded.model, lambda model: run_once(model, dict(first), seed))
         progress.update(task, advance=1, description="approximate sound")
         voiceless = [{**inputs_of(loaded, r), "semantic_max_new_tokens": tokens} for r in wanted if r.voice is None]
-        sounds = sound_distances(loaded.model, voiceless[:HEARD], seed=seed, on_way=lambda _: progress.advance(task))
+        heard = _begun_within(HEARD_S, voiceless[:HEARD])
+        sounds = sound_distances(
+            loaded.model, heard, seed=seed, likelihood=False, on_way=lambda _: progress.advance(task)
+        )
         progress.update(task, description="stock and accelerated")
         compared: list[Compared] = []
         for one in compare(
@@ -191,7 +194,7 @@ def _memory(compared: Sequence[Compared]) -> tuple[Any, Any]:
 
 def _record(loaded: LoadedBark, checked: Checked, report: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Everything, for a bug report: a model in a folder is named by the folder's own name, without its path."""
-    name = Path(loaded.name).name if Path(loaded.name).exists() else loaded.name
+    name = Path(loaded.name).resolve().name if Path(loaded.name).exists() else loaded.name
     stock, accelerated = _memory(checked.compared)
     return {
         "verdict": checked.verdict(),

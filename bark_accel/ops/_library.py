@@ -129,21 +129,23 @@ def load() -> Library:
     Raises
     ------
     ImportError
-        The library is missing, or torch is too old for it.
+        The library is missing or another one, torch is too old for it, or another copy of the package is in use.
     ValueError
         ``BARK_ACCEL_ISA`` names an instruction set that this CPU or build does not have.
     """
     _check_torch()
     if not LIBRARY.is_file():
         raise ImportError(_missing())
+    # Before the library, which would take the place of another copy's.
+    schemas.define()
     try:
         library = Library(LIBRARY)
-    except OSError as error:
+        library.isa()
+    except (OSError, AttributeError) as error:
         raise ImportError(
             f"bark_accel: the compiled library does not load with torch {torch.__version__}; {_REBUILD}. "
             f"The loader said: {error}"
         ) from error
-    schemas.define()
     _choose_isa(library)
     return library
 

@@ -247,9 +247,15 @@ def check_noise(op: str, noise: Tensor, logits: Tensor, first_id: int) -> None:
     require(noise.shape[1] >= stop, op, f"expected noise for at least {stop} ids, got {noise.shape[1]}")
 
 
+MAX_DRAWS = 1 << 31
+
+
 def check_source(op: str, logits: Tensor, generator: torch.Generator | None, vocab_size: int, first_id: int) -> None:
     stop, device = first_id + logits.shape[1], logits.device
     require(vocab_size >= stop, op, f"expected vocab_size >= {stop}, the end of the logits' ids, got {vocab_size}")
+    rows = logits.shape[0]
+    most = f"expected at most {MAX_DRAWS} numbers to draw, got {rows} rows of {vocab_size}"
+    require(rows * vocab_size <= MAX_DRAWS, op, most)
     require(
         generator is None or generator.device.type == device.type,
         op,

@@ -1,12 +1,14 @@
 """Draws from a generator as ``torch.multinomial`` does, without the noise that cannot matter.
 
 On a CPU the generator's state goes into the compiled op and comes back advanced: the op draws the generator's words and
-takes the logarithm, which makes noise of them, only where it can decide.
+takes the logarithm, which makes noise of them, only where it can decide. Threads of ours may share a generator; draws
+of torch's own that another thread makes of it meanwhile may be given out twice.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import warnings
 from typing import Any
@@ -22,7 +24,18 @@ STATE_BYTES = 5056  # of a CPU generator
 # Sizes around a SIMD width, a generator block (312 entries) and torch's grain of parallelism (32768).
 _TESTED_SIZES = (1, 15, 16, 17, 311, 312, 313, 1072, 10048, 32769)
 # Threads may share a generator. Any two of them seldom share a lock.
-_locks = tuple(threading.Lock() for _ in range(64))
+_locks: tuple[threading.Lock, ...]
+
+
+def _renew_locks() -> None:
+    global _locks
+    _locks = tuple(threading.Lock() for _ in range(64))
+
+
+_renew_locks()
+if hasattr(os, "register_at_fork"):
+    # A thread that is not in the child may hold one.
+    os.register_at_fork(after_in_child=_renew_locks)
 _wanted = True
 
 

@@ -126,9 +126,9 @@ def fused_multinomial(
     ValueError
         As :func:`fused_sample` does, on a ``vocab_size`` that is too small, and on a generator of another device.
     """
-    return multinomial.draw(
-        logits, generator, vocab_size, first_id, allowed, min_eos_p, temperature, top_k, top_p, renormalize
-    )
+    # Tensors without data, and classes that look at every op, have to see this one.
+    draw = multinomial.draw if type(logits) is Tensor else op("fused_multinomial")
+    return draw(logits, generator, vocab_size, first_id, allowed, min_eos_p, temperature, top_k, top_p, renormalize)
 
 
 @fake("fused_multinomial")

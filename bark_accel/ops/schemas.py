@@ -29,8 +29,20 @@ SCHEMAS = (
 
 @functools.cache
 def define() -> torch.library.Library:
-    """Define the ops, once; they stay as long as the process."""
-    library = torch.library.Library("bark_accel", "DEF")
+    """Define the ops, once; they stay as long as the process.
+
+    Raises
+    ------
+    ImportError
+        Another copy of the package has defined them.
+    """
+    try:
+        library = torch.library.Library("bark_accel", "DEF")
+    except RuntimeError as error:
+        raise ImportError(
+            "bark_accel: expected to define its ops once in a process, but another copy of it, or itself before it was "
+            "imported anew, has defined them; start a new process"
+        ) from error
     for schema in SCHEMAS:
         seeded = (torch.Tag.nondeterministic_seeded,) if "Generator" in schema else ()
         library.define(schema, tags=(torch.Tag.pt2_compliant_tag, *seeded))

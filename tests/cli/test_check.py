@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 from support.bark_models import SUNO, build
 from typer.testing import CliRunner
 
+import bark_accel.cli.check
 from bark_accel import small_bark_path
 from bark_accel.bench.check import TEXTS, requests
 from bark_accel.bench.forced import distances
 from bark_accel.bench.measure import run_once
 from bark_accel.bench.models import load_bark, shared_copy, unknown_words
 from bark_accel.cli.app import app
+from bark_accel.cli.check import _begun_within
 from bark_accel.stages.fine import FineStage
 
 QUICK = ("--minutes", 0, "--seconds", 0.2)
@@ -56,10 +59,33 @@ def test_other_tokens_than_stocks(tmp_path, monkeypatch):
     monkeypatch.setattr(FineStage, "_draw", lambda *arguments: draw(*arguments).index_fill(0, torch.tensor([3]), 0))
     result = run(*QUICK, "--model", tmp_path / "model", "--json", tmp_path / "report.json")
     assert result.exit_code == 1
-    assert "NOT stock's tokens in 4 of 4 requests" in result.output and "fine: " in result.output
+    assert "NOT stock's speech in 4 of 4 requests" in result.output and "fine: " in result.output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["verdict"].startswith("NOT") and all(request["wrong"] for request in report["requests"])
     assert {request["voice"] for request in report["requests"]} == {None}
+
+
+def test_a_codec_that_is_broken(monkeypatch):
+    """Equal tokens are not all: the sound of NaN is none."""
+    accelerate = bark_accel.cli.check.accelerate_bark
+
+    def broken(model, **options):
+        fast = accelerate(model, **options)
+        fast.codec_model = copy.deepcopy(fast.codec_model)
+        with torch.no_grad():
+            next(fast.codec_model.decoder.parameters()).fill_(float("nan"))
+        return fast
+
+    monkeypatch.setattr(bark_accel.cli.check, "accelerate_bark", broken)
+    result = run(*QUICK)
+    assert result.exit_code == 1 and "NOT stock's tokens" not in result.output, result.output
+    assert "NOT stock's speech in 4 of 4" in result.output and "codec: expected stock's samples" in result.output
+
+
+def test_utterances_begin_within_their_time(monkeypatch):
+    now = iter((0.0, 4.0, 6.0))
+    monkeypatch.setattr(bark_accel.cli.check.time, "monotonic", lambda: next(now))
+    assert list(_begun_within(5.0, [{"a": 1}, {"b": 2}, {"c": 3}])) == [{"a": 1}, {"b": 2}]
 
 
 @pytest.mark.parametrize(

@@ -452,3 +452,13 @@ def test_parameters_are_accepted_without_grad_mode(backend: Any, op: str, name: 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
     return [entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, torch.Tensor)]
+
+
+def test_none_for_a_tensor_is_refused_and_holds_nothing() -> None:
+    """The dispatcher lets it pass; tensors beside it are given back."""
+    logits, temperature = torch.randn(2, 8), torch.ones(1, dtype=torch.float64)
+    before = temperature._use_count()
+    for _ in range(10):
+        with pytest.raises(ValueError, match="expected a tensor as argument 3, got None"):
+            ops.fused_sample(logits, None, 0, None, None, temperature)  # type: ignore[arg-type]
+    assert temperature._use_count() == before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.generation.logits_process import (
     BarkEosPrioritizerLogitsProcessor,
     LogitsProcessorList,
@@ -197,3 +200,38 @@ def test_threads_share_a_generator(lazy: bool) -> None:
 def test_refuses_a_generator_of_another_device(draw: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match=r"fused_multinomial: expected a generator on the cpu, got cuda"):
         draw(torch.randn(1, 8), torch.Generator("cuda"), 8, *rules(0, 0, 8))
+
+
+@pytest.mark.parametrize("vocab_size", [2**63 - 1, 2**62, 2**61, 2**40, 2**31 // 4 + 1])
+@pytest.mark.parametrize("lazy", [True, False])
+def test_more_numbers_than_can_be_drawn(vocab_size: int, lazy: bool) -> None:
+    """Refused before any is: their count would wrap around."""
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    multinomial.set_lazy(lazy)
+    try:
+        with pytest.raises(ValueError, match=r"expected at most 2147483648 numbers to draw, got 4 rows of"):
+            ops.fused_multinomial(torch.randn(4, 64), generator, vocab_size, 0, torch.tensor([[0, 64, -1]]))
+    finally:
+        multinomial.set_lazy(True)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_without_data() -> None:
+    """As torch.compile asks for it."""
+    with FakeTensorMode():
+        picked = ops.fused_multinomial(torch.empty(3, 64), None, 100, 0, torch.empty(1, 3, dtype=torch.int64))
+    assert picked.shape == (3,) and picked.dtype == torch.int64
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_lock_that_a_thread_held_at_a_fork() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lock = multinomial._locks[id(generator) // 64 % len(multinomial._locks)]
+    with lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        child = os.fork()
+        if child == 0:
+            free = multinomial._locks[id(generator) // 64 % len(multinomial._locks)].acquire(timeout=5)
+            os._exit(0 if free else 1)
+    assert os.waitpid(child, 0)[1] == 0

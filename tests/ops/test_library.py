@@ -65,6 +65,24 @@ def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch, fresh_loa
         _library.load()
 
 
+def test_a_library_that_is_another_one(monkeypatch: pytest.MonkeyPatch, fresh_loader: None) -> None:
+    other = next((Path(torch.__file__).parent / "lib").glob("libc10.so"))
+    monkeypatch.setattr(_library, "LIBRARY", other)
+    with pytest.raises(ImportError, match=r"does not load with torch .*undefined symbol"):
+        _library.load()
+
+
+def test_a_package_that_is_imported_anew() -> None:
+    """Its ops are the process's; so are another copy's."""
+    script = (
+        "import sys; from bark_accel.ops import _library; _library.load()\n"
+        "for name in [n for n in sys.modules if n.startswith('bark_accel')]: del sys.modules[name]\n"
+        "from bark_accel.ops import _library; _library.load()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "ImportError: bark_accel: expected to define its ops once in a process" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("version", ["1.13.1", "2.10.0+cpu", "2.9.1"])
 def test_old_torch(monkeypatch: pytest.MonkeyPatch, fresh_loader: None, version: str) -> None:
     monkeypatch.setattr(torch, "__version__", version)
