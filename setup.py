@@ -54,6 +54,7 @@ X86 = platform.machine().lower() in {"x86_64", "amd64"}
 ISA_FLAGS: dict[str, list[str]] = {"generic": []}
 if X86:
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    ISA_FLAGS["avx_vnni"] = [*ISA_FLAGS["avx2"], "-mavxvnni"]
     ISA_FLAGS["avx512"] = [
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
         "-mprefer-vector-width=512",

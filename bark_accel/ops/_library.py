@@ -1,7 +1,7 @@
 """Finds and loads the compiled library, or says exactly why it cannot and what to run.
 
-``BARK_ACCEL_ISA`` (``generic``, ``avx2``, ``avx512`` or ``avx512_vnni``) picks the kernels' instruction set when the
-library loads; unset, the best one of this CPU is used.
+``BARK_ACCEL_ISA`` (``generic``, ``avx2``, ``avx_vnni``, ``avx512`` or ``avx512_vnni``) picks the kernels' instruction
+set when the library loads; unset, the best one of this CPU is used.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ std::vector<const KernelTable*> supported_tables() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     tables.push_back(&avx2_kernels());
+    if (__builtin_cpu_supports("avxvnni")) tables.push_back(&avx_vnni_kernels());
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
       tables.push_back(&avx512_kernels());

@@ -12,13 +12,17 @@ namespace bark_accel::BARK_ACCEL_ISA {
 
 constexpr float kTiniestInt8 = 1e-36f;  // 127 times its reciprocal is finite; groups below count as zero
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 
 constexpr int kTogether = 4;
 constexpr int32_t kWeightFlip = int32_t(0x80808080u);  // weights plus 128: vpdpbusd wants one side unsigned
 
 inline VecI add_lanes(VecI acc, VecPairs weights, VecPairs inputs) {
+#if defined(__AVX512VNNI__)
   return (VecI)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)weights, (__m512i)inputs);
+#else
+  return (VecI)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)weights, (__m256i)inputs);
+#endif
 }
 
 inline VecPairs load_lanes(const int8_t* p) { return load_pairs(reinterpret_cast<const int32_t*>(p)); }

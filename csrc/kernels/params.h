@@ -226,6 +226,7 @@ struct KernelTable {
 const KernelTable& generic_kernels();
 #ifdef BARK_ACCEL_X86
 const KernelTable& avx2_kernels();
+const KernelTable& avx_vnni_kernels();
 const KernelTable& avx512_kernels();
 const KernelTable& avx512_vnni_kernels();
 #endif

@@ -353,6 +353,8 @@ inline void store_sum_of_fours(float* p, VecF v) {
 inline VecI add_products(VecI acc, VecS a, VecS b) {
 #if defined(__AVX512VNNI__)
   return (VecI)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#elif defined(__AVXVNNI__)
+  return (VecI)_mm256_dpwssd_avx_epi32((__m256i)acc, (__m256i)a, (__m256i)b);
 #elif defined(__AVX512BW__)
   return (VecI)((VecU)acc + (VecU)_mm512_madd_epi16((__m512i)a, (__m512i)b));
 #elif defined(__AVX2__)
