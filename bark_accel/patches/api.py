@@ -11,6 +11,7 @@ import transformers
 from transformers import BarkModel
 
 from bark_accel._arguments import check_flags
+from bark_accel._caller import warn_caller
 from bark_accel._forked import avoid_lost_threads, watch
 from bark_accel._version import __version__
 from bark_accel.hf import extract
@@ -151,6 +152,7 @@ def accelerate_bark(
     if release_originals:
         release([*patches.values()])
     warn_of_untested()
+    _warn_of_slow_weights(weights, backend, model.device)
     _remove_patches(model)
     by_stage = {"model": whole, "codec": whole, **patches}
     for stage, point in POINTS.items():
@@ -364,6 +366,14 @@ def _stage_report(patch: StagePatch) -> StageReport:
         drafts=replace(patch.draft_counts) if isinstance(patch, CausalPatch) else None,
         blocked_by=blocked,
     )
+
+
+def _warn_of_slow_weights(weights: str, backend: str, device: torch.device) -> None:
+    if weights != "same" and device.type == "cpu" and runs_natively(backend, device) and _isa() == "generic":
+        warn_caller(
+            f"bark_accel: weights={weights!r} saves memory but no time here: it is slower than float32 with the "
+            "generic kernels, which run where a CPU has no AVX2 or BARK_ACCEL_ISA says so"
+        )
 
 
 def _isa() -> str:

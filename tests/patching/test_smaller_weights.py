@@ -7,6 +7,7 @@ import io
 import operator
 import pickle
 import threading
+import warnings
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from support.parity import accelerated_copy, run
 from transformers import BarkModel
 
 from bark_accel import accelerate_bark, acceleration_report, restore_bark
+from bark_accel.ops import _library
 from bark_accel.transformer import precision
 from bark_accel.transformer.precision import ConvertedWeights
 from bark_accel.transformer.weights import tensors_of
@@ -247,3 +249,20 @@ def test_restoring_gives_stocks_weights_back(small_model):
     assert not same(tokens_of(fast), tokens_of(small_model))
     restore_bark(fast)
     assert same(tokens_of(fast), tokens_of(small_model))
+
+
+@pytest.mark.parametrize("isa", _library.load().available_isas())
+@pytest.mark.parametrize("weights", ["same", *PRECISIONS])
+def test_a_warning_where_smaller_weights_are_slower(small_model, isa, weights):
+    library = _library.load()
+    before = library.isa()
+    library.set_isa(isa)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            accelerate_bark(copy.deepcopy(small_model), weights=weights)
+    finally:
+        library.set_isa(before)
+    slower = [str(warning.message) for warning in caught if "slower than float32" in str(warning.message)]
+    assert len(slower) == (isa == "generic" and weights != "same")
+    assert all(f"weights={weights!r}" in message for message in slower)
