@@ -1,9 +1,10 @@
-"""CUDA graphs of a decode step: a whole token, its drawing included, is one launch.
+"""CUDA graphs of decode steps: some whole tokens, their drawing included, are one launch.
 
-A graph replays kernels on fixed addresses. What changes from token to token (ids, position, where the drawn token goes)
-is kept in device memory and moved on by the graph itself, so that many replays follow each other without the host.
-Noise comes from a generator of the graphs' own, which starts in the caller's state; the caller's follows token by
-token as they are given out, so tokens drawn too far (after the end of speech) leave no trace in it.
+A graph replays kernels on fixed addresses. What changes from token to token (ids, position, where the drawn token goes,
+random numbers) is kept in device memory and moved on by the graph itself, so that a graph can hold many tokens and many
+replays follow each other without the host. Noise starts in the caller's state; the caller's generator follows token by
+token as they are given out, so tokens drawn too far (after the end of speech) leave no trace in it. Where the ops do
+not know torch's noise (`graph_draw`), it comes from a generator of the graphs' own, one token a graph.
 
 After the notes on CUDA graphs, memory pools and generators in PyTorch's documentation.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ import torch
 from torch import Generator, Tensor
 
 from bark_accel.ops.checks import raise_bad_rows
+from bark_accel.ops.graph_draw import NextStep, advance, follows_torch, states_after
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
 
@@ -32,6 +34,8 @@ from .sampling import Sampler, SampleRules, SamplingConfig, TokenRange
 EOS_CHECK_TOKENS = 8
 # Tokens per block, at most, when no stop token has to be checked.
 MAX_BLOCK_TOKENS = 64
+# Tokens that one graph holds.
+GRAPH_TOKENS = 8
 # LRU bounds: graph sets a stage, graphs a set. A user may vary batch sizes and sampling options.
 MAX_KEPT = 4
 MAX_GRAPHS = 8
@@ -90,12 +94,14 @@ class Replay:
     """A captured step, and what it reads that nobody else would keep."""
 
     run: Callable[[], None]
-    rules: SampleRules
+    rules: Sequence[SampleRules]
     editor: LogitsEditor
 
 
 class StepGraphs:
-    """The graphs of one model, batch and cache, one for each range of ids and sampling config; a `TokenSource`.
+    """The graphs of one model, batch and cache, one for the id ranges of some tokens and a sampling config.
+
+    A `TokenSource`.
 
     Serves one generation at a time (`start`). Holds no weights: matrices are read where they stand, LayerNorms and
     biases from copies that `start` refreshes. What a graph reads of its sampler is kept beside it. Tokens are drawn
@@ -109,11 +115,14 @@ class StepGraphs:
         with torch.inference_mode(False):
             self._ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
             self._drawn = torch.zeros(MAX_BLOCK_TOKENS, rows, dtype=torch.int64, device=device)
-            self._count = torch.zeros(1, dtype=torch.int64, device=device)
+            self._count = torch.zeros(rows, dtype=torch.int64, device=device)
+            self._philox = torch.zeros(2, dtype=torch.int64, device=device)
             self._vectors = [torch.empty_like(t) for t in model.vectors]
             self._factors = torch.ones(rows, model.spec.output_vocab_size + 1, device=device, dtype=torch.float32)
         self._generator = generator
-        self._replays: OrderedDict[tuple[TokenRange, SamplingConfig], Replay] = OrderedDict()
+        self._entries = rows * model.spec.output_vocab_size
+        self._knows_noise = model.ops.draw_next is not None and follows_torch(device, model.ops.draw_next)
+        self._replays: OrderedDict[tuple[tuple[TokenRange, ...], SamplingConfig], Replay] = OrderedDict()
         self._ahead: deque[tuple[Tensor, Tensor, Tensor | None]] = deque()
         self._model: CausalModel | None = None
         self.usable = True
@@ -167,18 +176,36 @@ class StepGraphs:
         self._model.check_room(cache.position, 1)
         room = min(cache.capacity, self._model.weights.positions.shape[0]) - cache.position
         count = min(limit, room, EOS_CHECK_TOKENS if config.stop_tokens else MAX_BLOCK_TOKENS)
-        ranges = [allowed(i) for i in range(count)]
-        replays = {r: self._replay(r, last, cache, sampler) for r in dict.fromkeys(ranges)}
-        if config.do_sample:
-            self._generator.set_state(source.get_state())
+        parts = split([allowed(i) for i in range(count)], GRAPH_TOKENS if self._draws(sampler) else 1)
+        replays = {part: self._replay(part, last, cache, sampler) for part in dict.fromkeys(parts)}
         self._rewind(last, cache, sampler)
-        states = []
-        for r in ranges:
-            replays[r].run()
-            states.append(self._generator.get_state() if config.do_sample else None)
+        states = self._run([replays[part] for part in parts], count, sampler, source)
         cache.position += count
         drawn = self._drawn[:count].clone()
         self._ahead.extend(zip(drawn, drawn.cpu(), states, strict=True))
+
+    def _run(self, replays: list[Replay], tokens: int, sampler: Sampler, source: Generator) -> Sequence[Tensor | None]:
+        """Replay; return the source's state after each of the tokens, or None where nothing is drawn."""
+        if not sampler.config.do_sample:
+            for replay in replays:
+                replay.run()
+            return [None] * tokens
+        state = source.get_state()
+        if self._draws(sampler):
+            self._philox.copy_(state.view(torch.int64))
+            for replay in replays:
+                replay.run()
+            return states_after(state, tokens, advance(self._entries, self._philox.device))
+        self._generator.set_state(state)
+        states = []
+        for replay in replays:
+            replay.run()
+            states.append(self._generator.get_state())
+        return states
+
+    def _draws(self, sampler: Sampler) -> bool:
+        """Tell whether the sampler's kernel has the noise, and moves on what the next token reads."""
+        return self._knows_noise and sampler.draws_all_ids
 
     def _rewind(self, last: Tensor, cache: KVCache, sampler: Sampler) -> None:
         """Make the next replay the first of a block that follows `last` at the cache's position."""
@@ -188,12 +215,12 @@ class StepGraphs:
             self._factors.copy_(sampler.editor.factors)
         cache.truncate(cache.position)
 
-    def _replay(self, allowed: TokenRange, last: Tensor, cache: KVCache, sampler: Sampler) -> Replay:
-        key = allowed, replace(sampler.config, max_new_tokens=0, stop_tokens=(), pad_token=None)
+    def _replay(self, ranges: tuple[TokenRange, ...], last: Tensor, cache: KVCache, sampler: Sampler) -> Replay:
+        key = ranges, replace(sampler.config, max_new_tokens=0, stop_tokens=(), pad_token=None)
         if key not in self._replays:
             self._rewind(last, cache, sampler)
             self.usable = False
-            self._replays[key] = self._capture(allowed, cache, sampler)
+            self._replays[key] = self._capture(ranges, cache, sampler)
             self.usable = True
         self._replays.move_to_end(key)
         # A window takes turns between two: never the ones in use.
@@ -201,27 +228,51 @@ class StepGraphs:
             self._replays.popitem(last=False)
         return self._replays[key]
 
-    def _capture(self, allowed: TokenRange, cache: KVCache, sampler: Sampler) -> Replay:
-        rules = sampler.rules(allowed, self._ids.device)
+    def _capture(self, ranges: tuple[TokenRange, ...], cache: KVCache, sampler: Sampler) -> Replay:
+        rules = [sampler.rules(allowed, self._ids.device) for allowed in dict.fromkeys(ranges)]
         model, generator = self._model, self._generator if sampler.config.do_sample else None
         assert model is not None
         factors = None if sampler.editor.factors is None else self._factors
+        draws = self._draws(sampler)
+        next_step = NextStep(self._ids, self._drawn, self._count, cache.length)
 
-        def step() -> None:
-            logits = model.step_logits(self._ids, cache, allowed.head_rows)[:, -1]
-            drawn = sampler.draw(logits, allowed, generator, factors)
-            self._ids.copy_(drawn[:, None])
-            self._drawn.index_copy_(0, self._count, drawn[None])
-            self._count.add_(1)
-            cache.length.add_(1)
+        def steps() -> None:
+            for allowed in ranges:
+                logits = model.step_logits(self._ids, cache, allowed.head_rows)[:, -1]
+                if draws:
+                    sampler.draw_next(logits, allowed, self._philox, next_step, factors)
+                else:
+                    _move_on(next_step, sampler.draw(logits, allowed, generator, factors))
 
         try:
-            return Replay(self._capturer.capture(step, generator), rules, sampler.editor)
+            return Replay(self._capturer.capture(steps, None if draws else generator), rules, sampler.editor)
         except RuntimeError as error:
             raise RuntimeError(
                 "bark_accel: the decode step could not be captured as a CUDA graph; "
                 f"accelerate_bark(model, cuda_graphs=False) works without. {type(error).__name__}: {error}"
             ) from error
+
+
+def _move_on(step: NextStep, drawn: Tensor) -> None:
+    """Do to `step` what `draw_next` does, for ids [N] that were drawn otherwise."""
+    step.ids.copy_(drawn[:, None])
+    step.drawn.index_copy_(0, step.counts[:1], drawn[None])
+    step.counts.add_(1)
+    step.length.add_(1)
+
+
+def split(ranges: Sequence[TokenRange], tokens: int) -> list[tuple[TokenRange, ...]]:
+    """Cut the ranges of tokens to come into those of graphs: of `tokens` where they are alike or take turns, or of one.
+
+    Others would be patterns that never come again, a capture each.
+    """
+    parts, at = [], 0
+    while at < len(ranges):
+        part = tuple(ranges[at : at + tokens])
+        regular = len(part) == tokens and part[2:] == part[:-2]
+        parts.append(part if regular else part[:1])
+        at += len(parts[-1])
+    return parts
 
 
 @dataclass

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bark_accel.ops.backend import Ops
+from bark_accel.ops.graph_draw import NextStep
 from bark_accel.transformer.causal import CausalModel
 
 from .edits import LogitsEditor, LogitsEdits
@@ -132,6 +133,9 @@ class Sampler:
     so that the same seed gives the same token while only the allowed rows of the head are computed.
     """
 
+    draws_all_ids = True
+    """Noise is drawn for the whole vocabulary, as `draw_next` does."""
+
     def __init__(self, config: SamplingConfig, vocab_size: int, ops: Ops):
         self.config = config
         self._vocab_size = vocab_size
@@ -206,6 +210,21 @@ class Sampler:
         if processing is not None:
             processing.note(tokens)
         return tokens
+
+    def draw_next(
+        self, logits: Tensor, allowed: TokenRange, philox: Tensor, step: NextStep, factors: Tensor | None
+    ) -> None:
+        """Draw as `draw` does, with torch's noise after the state `philox` [2] int64, and move `step` on.
+
+        Only with ops that have a `draw_next`, and where `draws_all_ids`.
+        """
+        assert self._ops.draw_next is not None
+        if not self.editor.idle:
+            logits = self.editor.edit(logits, allowed.head_rows, factors)
+        rules = self.rules(allowed, logits.device).arguments
+        noise = philox if self.config.do_sample else None
+        tokens = self._ops.draw_next(logits, noise, self._vocab_size, step, *rules)
+        self.editor.note(tokens[:, None], factors)
 
     def _drawn(self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None) -> Tensor:
         rules = self.rules(allowed, logits.device).arguments

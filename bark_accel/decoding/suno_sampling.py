@@ -47,6 +47,7 @@ class SunoSampler(Sampler):
     """Draws one token per row; the generator advances past the noise of the allowed ids."""
 
     config: SunoSampling
+    draws_all_ids = False
 
     def rules(self, allowed: TokenRange, device: torch.device) -> SampleRules:
         """Return the rules for ids that are counted from the first allowed one."""

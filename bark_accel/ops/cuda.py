@@ -6,7 +6,7 @@ not look at ids and lengths, which are on the device. Those that do not fit give
 
 from dataclasses import replace
 
-from . import native, reference
+from . import graph_draw, native, reference
 from .interface import Ops
 
 OPS = replace(
@@ -16,4 +16,5 @@ OPS = replace(
     int16_linear=reference.int16_linear,
     int8_linear=reference.int8_linear,
     int16_attention=reference.int16_attention,
+    draw_next=graph_draw.draw_next,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -56,7 +56,10 @@ class StepCache(NamedTuple):
 
 @dataclass(frozen=True)
 class Ops:
-    """The ops that a generation uses; `bark_accel.ops.native` has their signatures, shapes and errors."""
+    """The ops that a generation uses; `bark_accel.ops.native` has their signatures, shapes and errors.
+
+    `draw_next` (`bark_accel.ops.graph_draw`) is for CUDA graphs; None where there is none.
+    """
 
     fused_sample: Callable[..., Tensor]
     fused_multinomial: Callable[..., Tensor]
@@ -68,8 +71,9 @@ class Ops:
     int16_linear: Callable[..., Tensor]
     int8_linear: Callable[..., Tensor]
     int16_attention: Callable[..., Tensor]
+    draw_next: Callable[..., Tensor] | None = None
 
     @classmethod
     def of(cls, module: Any) -> Ops:
         """Take the ops that a module has under these names."""
-        return cls(*(getattr(module, field.name) for field in fields(cls)))
+        return cls(*(getattr(module, field.name) for field in fields(cls) if field.default is MISSING))

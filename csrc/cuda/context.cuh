@@ -5,7 +5,7 @@
 //   thread(), threads(), block()  indices; blocks and threads are one-dimensional, threads a multiple of 32
 //   barrier()                     waits for all threads of the block; orders shared memory, and global memory in the block
 //   shuffle(value, lane)          the value that another lane of the warp passed; all 32 lanes call it; orders no memory
-//   atomic_add(address, value)    on shared memory
+//   atomic_add(address, value)    on shared memory; what was there before
 //   shared()                      the block's shared memory, aligned to 16 bytes
 //   wait_for_previous()           what earlier kernels wrote is visible; comes before any use of memory that kernels write
 //   release_next()                the next kernel may be scheduled; its wait_for_previous() still waits for all of this one
@@ -51,8 +51,8 @@ struct DeviceContext {
     return __shfl_sync(0xffffffffu, value, lane);
   }
   template <class T>
-  BARK_DEVICE void atomic_add(T* address, T value) const {
-    atomicAdd(address, value);
+  BARK_DEVICE T atomic_add(T* address, T value) const {
+    return atomicAdd(address, value);
   }
   BARK_DEVICE char* shared() const {
     extern __shared__ __align__(16) char memory[];

@@ -88,8 +88,10 @@ struct HostContext {
   template <class T>
   T shuffle(T value, int lane, const char* file = __builtin_FILE(), int line = __builtin_LINE()) const;
   template <class T>
-  void atomic_add(T* address, T value) const {
+  T atomic_add(T* address, T value) const {
+    const T before = *address;
     *address += value;
+    return before;
   }
   void wait_for_previous() const;
   void release_next() const {}

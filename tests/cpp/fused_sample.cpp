@@ -244,9 +244,115 @@ void refused(Run& run) {
   check(run, {o}, DType::kFloat32, std::move(logits), std::move(noise), 1);
 }
 
+struct OneThread {
+  template <class T>
+  T atomic_add(T* address, T value) const {
+    const T before = *address;
+    *address += value;
+    return before;
+  }
+};
+
+// Two 32-bit words count as one of 64 bits would.
+void bins(Run& run) {
+  FusedSample<float>::Shared shared{};
+  unsigned long long sum = 0;
+  for (int i = 0; i < 100; ++i) {
+    const auto weight = (unsigned long long)(run.uniform() * 0x1p55);
+    FusedSample<float>::add(OneThread{}, shared, 3, weight);
+    FusedSample<float>::add(OneThread{}, shared, 3, 1u);
+    run.expect(shared.bin(3) == (sum += weight + 1), "a bin of 64 bits");
+  }
+}
+
+// Known answers of Random123, which curand's Philox equals.
+void philox_words(Run& run) {
+  const struct {
+    PhiloxWords counter;
+    uint64_t key;
+    PhiloxWords expected;
+  } known[] = {
+      {{{0, 0, 0, 0}}, 0, {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}}},
+      {{{~0u, ~0u, ~0u, ~0u}}, ~0ull, {{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}}},
+      {{{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}},
+       0x299f31d0a4093822,
+       {{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}},
+  };
+  for (const auto& k : known) {
+    const PhiloxWords got = philox(k.counter, k.key);
+    for (int i = 0; i < 4; ++i) run.expect(got.word[i] == k.expected.word[i], "Philox4x32-10");
+  }
+}
+
+// One draw as torch's kernel makes it: threads with a generator each, which stride over the entries.
+std::vector<float> torch_noise(uint64_t seed, uint64_t offset, int64_t entries, int64_t lanes,
+                               uint64_t* calls) {
+  std::vector<float> noise(entries);
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    uint64_t call = offset / 4;
+    for (int64_t i = lane; i < (entries + lanes * 4 - 1) / (lanes * 4) * lanes * 4; i += lanes * 4, ++call) {
+      const PhiloxWords words = philox({{uint32_t(call), uint32_t(call >> 32), uint32_t(lane), 0}}, seed);
+      for (int64_t word = 0; word < 4; ++word) {
+        if (i + lanes * word < entries) noise[i + lanes * word] = exponential_of(words.word[word]);
+      }
+    }
+    *calls = call - offset / 4;
+  }
+  return noise;
+}
+
+// Several tokens after one another, each where the one before has left off.
+void next_steps(Run& run) {
+  const int64_t rows = run.integer(1, 3), columns = run.size(150), room = run.integer(1, 4);
+  const int64_t first_id = run.integer(0, 9), vocabulary = first_id + columns + run.integer(0, 9);
+  const bool greedy = run.integer(0, 3) == 0;
+  Options o{columns, first_id, 0, columns, -1, 0, 0.8f, run.size(columns), 1, true, greedy};
+  const Rules held({o});
+  const int64_t before[2] = {int64_t(uint64_t(run.random()) << 32 | run.random()),
+                             int64_t(run.integer(0, 9)) * 4 + (run.coin() ? int64_t(1) << 34 : 0)};
+  std::vector<int64_t> ids(rows, -99), next_ids(rows, -99), drawn(rows * room, -99), count(rows, 0);
+  std::vector<int64_t> length(rows, 7), seen;
+  FusedSampleParams p{};
+  p.sample.row_stride = columns;
+  p.sample.dtype = DType::kFloat32;
+  p.sample.first_id = first_id;
+  p.sample.renormalize = true;
+  p.rules = held.at(columns);
+  p.rows = rows;
+  p.ids = ids.data();
+  p.next = {next_ids.data(), drawn.data(), count.data(), length.data(), room};
+  const int64_t entries = rows * vocabulary, lanes = 32 * run.integer(1, 8);
+  if (!greedy) p.philox = {before, count.data(), vocabulary, uint32_t(entries), uint32_t(lanes)};
+  uint64_t offset = uint64_t(before[1]), calls = 0;
+  for (int64_t token = 0; token < 4; ++token) {
+    Buffer<float> logits = Buffer<float>::normal(run, rows * columns);
+    p.sample.logits = logits.data();
+    launch_fused_sample(run.executor, p);
+    const std::vector<float> noise = torch_noise(uint64_t(before[0]), offset, entries, lanes, &calls);
+    offset += 4 * calls;
+    for (int64_t n = 0; n < rows; ++n) {
+      std::vector<double> row, given;
+      for (int64_t c = 0; c < columns; ++c) row.push_back(logits[n * columns + c]);
+      for (int64_t v = 0; v < vocabulary; ++v) given.push_back(noise[n * vocabulary + v]);
+      int64_t expected = 0;
+      if (reference(o, row, given, &expected)) run.expect(ids[n] == expected, "a token of torch's noise");
+      run.expect(next_ids[n] == ids[n], "the id that the next step reads");
+      run.expect(count[n] == token + 1 && length[n] == 8 + token, "count and length");
+      seen.push_back(ids[n]);
+    }
+  }
+  for (int64_t i = 0; i < room * rows; ++i) run.expect(drawn[i] == seen[i], "the tokens so far");
+}
+
 constexpr Case kCases[] = {
-    {"small", 80, true, small},       {"ties", 80, true, ties},       {"random rows", 24, false, random_rows},
-    {"semantic", 2, false, semantic}, {"refused", 40, true, refused},
+    {"bins", 1, false, bins},
+    {"philox words", 1, false, philox_words},
+    {"next steps", 40, true, next_steps},
+    {"small", 80, true, small},
+    {"ties", 80, true, ties},
+    {"random rows", 24, false, random_rows},
+    {"semantic", 2, false, semantic},
+    {"refused", 40, true, refused},
 };
 
 }  // namespace

@@ -13,7 +13,7 @@ from torch import Tensor
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.decoding.rng import default_generator
 from bark_accel.decoding.sampling import SampleRules, SamplingConfig, TokenRange
-from bark_accel.ops import backend, device_check
+from bark_accel.ops import backend, device_check, graph_draw
 from bark_accel.ops import reference as torch_ops
 from bark_accel.ops._library import load
 from bark_accel.ops.interface import StepCache, StepWeights
@@ -72,6 +72,12 @@ def test_multinomial_equals_torch_in_value_and_state(native: Any, device: torch.
         got = native.fused_multinomial(probabilities.log(), None, 10048, *rules.arguments)
         assert torch.equal(got, expected)
         assert torch.equal(default_generator(device).get_state(), state)
+
+
+@pytest.mark.needs_gpu
+def test_the_samplers_noise_is_torchs(native: Any, device: torch.device) -> None:
+    """Else graphs hold one token and torch's draws: slower, with the same tokens."""
+    assert graph_draw.follows_torch(device, native.draw_next)
 
 
 def test_bad_logits_are_refused(native: Any, device: torch.device) -> None:

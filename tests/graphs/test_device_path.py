@@ -48,7 +48,7 @@ def test_a_step_over_torch_ops_needs_no_data(
     # A meta device has no generator.
     replays = graphs.StepGraphs(CallCapturer(), model, cache, generator=None)  # type: ignore[arg-type]
     replays.start(model)
-    replays._capture(TokenRange(0, 100, eos=100), cache, Sampler.of(model, config)).run()
+    replays._capture((TokenRange(0, 100, eos=100),), cache, Sampler.of(model, config)).run()
 
 
 @torch.no_grad()
