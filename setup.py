@@ -63,11 +63,10 @@ if X86:
 
 
 # The .cu files know nothing of torch, and the runtime is linked in: one build loads with and without torch's CUDA.
-CUDA_ARCHS = "sm_80 sm_90 compute_90"
-NVCC_FLAGS = [
-    *("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
-    *("-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=[sm_90,compute_90]"),
-]
+NVCC_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+# Turing to Blackwell, and PTX of PTX_ARCH for what comes. BARK_ACCEL_CUDA_ARCHS="80 90" builds fewer, in less time.
+CUDA_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
+PTX_ARCH = "90"
 
 
 # Objects of the .cu files, kept between builds: a machine without nvcc can link those that another one made
@@ -96,6 +95,35 @@ def find_cuda() -> Path | None:
 CUDA_HOME = find_cuda()
 
 
+def nvcc_of(home: Path) -> str | Path | None:
+    """The compiler: headers may stand without theirs, as those of torch's own packages do."""
+    return home / "bin" / "nvcc" if (home / "bin" / "nvcc").is_file() else shutil.which("nvcc")
+
+
+def cuda_archs(home: Path) -> list[str]:
+    """Architectures to build for: those asked for, else all of CUDA_ARCHS that this nvcc knows."""
+    wanted = os.environ.get("BARK_ACCEL_CUDA_ARCHS", "").split()
+    unknown = [arch for arch in wanted if not arch.isdigit()]
+    if unknown:
+        raise SystemExit(f"bark_accel: BARK_ACCEL_CUDA_ARCHS: expected numbers such as '80 90', got {' '.join(wanted)}")
+    nvcc = nvcc_of(home)
+    if wanted or nvcc is None:
+        return wanted or list(CUDA_ARCHS)
+    known = subprocess.run([nvcc, "--list-gpu-arch"], check=True, capture_output=True, text=True).stdout.split()
+    return [arch for arch in CUDA_ARCHS if f"compute_{arch}" in known]
+
+
+def gencode(archs: list[str]) -> list[str]:
+    """Options of nvcc for machine code of these architectures, and PTX where PTX_ARCH is one of them."""
+    codes = ((arch, f"[sm_{arch},compute_{arch}]" if arch == PTX_ARCH else f"sm_{arch}") for arch in archs)
+    return [option for arch, code in codes for option in ("-gencode", f"arch=compute_{arch},code={code}")]
+
+
+def archs_text(archs: list[str]) -> str:
+    """What the library says of itself."""
+    return " ".join([f"sm_{arch}" for arch in archs] + [f"compute_{PTX_ARCH}"] * (PTX_ARCH in archs))
+
+
 def cuda_objects(home: Path) -> list[str]:
     """Objects of the .cu files, compiled where they are missing or older than a source."""
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
@@ -112,16 +140,20 @@ def cuda_objects(home: Path) -> list[str]:
         ROOT / "setup.py",
     ]
     changed = max(path.stat().st_mtime for path in headers)
-    # Headers may stand without their compiler, as those of torch's own packages do.
-    nvcc = home / "bin" / "nvcc" if (home / "bin" / "nvcc").is_file() else shutil.which("nvcc")
+    nvcc, options = nvcc_of(home), gencode(cuda_archs(home))
     if nvcc is None:
         raise SystemExit(f"bark_accel: expected nvcc in {home / 'bin'} or on the PATH for the CUDA kernels, found none")
 
+    said = CUDA_OBJECTS / "archs"
+    if not said.is_file() or said.read_text() != " ".join(options):
+        changed = float("inf")
+
     def compile_one(source: Path, built: Path) -> None:
         if not built.is_file() or built.stat().st_mtime <= max(changed, source.stat().st_mtime):
-            subprocess.run([nvcc, *NVCC_FLAGS, "-c", source, "-o", built], check=True)
+            subprocess.run([nvcc, *NVCC_FLAGS, *options, "-c", source, "-o", built], check=True)
 
     in_parallel(compile_one, sources, objects)
+    said.write_text(" ".join(options))
     return [str(built) for built in objects]
 
 
@@ -167,7 +199,7 @@ def cuda_options() -> dict[str, list]:
         return {"sources": [], "macros": [], "include_dirs": [], "library_dirs": [], "libraries": []}
     return {
         "sources": ["csrc/cuda/bind.cpp"],
-        "macros": [("BARK_ACCEL_CUDA_ARCHS", f'"{CUDA_ARCHS}"')],
+        "macros": [("BARK_ACCEL_CUDA_ARCHS", f'"{archs_text(cuda_archs(CUDA_HOME))}"')],
         "include_dirs": [str(CUDA_HOME / "include")],
         "library_dirs": [str(CUDA_HOME / name) for name in ("lib64", "lib") if (CUDA_HOME / name).is_dir()],
         "libraries": ["cudart_static", "rt", "dl", "pthread"],

@@ -29,6 +29,8 @@ GPU = torch.device("cuda", 0)
         ("sm_80 sm_90", (8, 0), True),
         ("sm_80 sm_90", (12, 0), True),
         ("sm_80 sm_90", (7, 5), False),
+        ("sm_75 sm_80", (7, 5), True),
+        ("sm_75 sm_100 sm_120 compute_90", (7, 0), False),
         (None, None, False),
     ],
 )
@@ -42,8 +44,9 @@ def test_a_gpu_is_served_by_code_that_it_can_run(
     assert backend.get_ops("auto", GPU) == (cuda_ops.OPS if native else Ops.of(torch_ops))
     assert not backend.runs_natively("torch", GPU)
     if not native:
+        oldest = r"\(8, 0\)" if archs == "sm_80 sm_90" else r"\(7, 5\)"
         with pytest.raises(
-            ValueError, match=r"compute capability \(8, 0\) or later, got cuda:0; use 'auto' or 'torch'"
+            ValueError, match=rf"compute capability {oldest} or later, got cuda:0; use 'auto' or 'torch'"
         ):
             backend.check_backend("native", GPU)
 

@@ -90,7 +90,7 @@ class Library:
         return self._function("cuda_stream", ctypes.c_size_t, ctypes.c_int64)(device)
 
     def set_dependent_launch(self, on: bool) -> None:
-        """Turn on programmatic dependent launch (compute capability 9.0 and later); it is off at first."""
+        """Turn programmatic dependent launch on (at first, from compute capability 9.0 on) or off."""
         self._function("set_dependent_launch", None, ctypes.c_bool)(on)
 
     def _text(self, name: str) -> str:

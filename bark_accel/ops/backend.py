@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import torch
@@ -11,8 +12,6 @@ from ._library import cuda_archs
 from .interface import Ops
 
 BACKENDS = ("auto", "native", "torch")
-# Of GPUs: sm_80 is the oldest code in the library (setup.py); later ones compile what they lack from PTX.
-FIRST_CAPABILITY = (8, 0)
 
 
 def runs_natively(backend: str, device: torch.device) -> bool:
@@ -40,7 +39,13 @@ def _is_tested(device: torch.device) -> bool:
 
 
 def _is_recent(gpu: torch.device) -> bool:
-    return torch.cuda.get_device_capability(gpu) >= FIRST_CAPABILITY
+    return torch.cuda.get_device_capability(gpu) >= first_capability()
+
+
+def first_capability() -> tuple[int, int]:
+    """Return that of the oldest code in the library; later ones compile what they lack from PTX."""
+    codes = re.findall(r"sm_(\d+)(\d)", cuda_archs() or "")
+    return min((int(major), int(minor)) for major, minor in codes)
 
 
 def check_backend(backend: str, device: torch.device) -> None:
@@ -73,7 +78,8 @@ def _require_native(device: torch.device) -> None:
     if not is_served(device):
         served = "the CPU"
         if device.type == "cuda":
-            served += f", or a library built with CUDA and a GPU of compute capability {FIRST_CAPABILITY} or later"
+            oldest = first_capability() if cuda_archs() else (7, 5)
+            served += f", or a library built with CUDA and a GPU of compute capability {oldest} or later"
         raise ValueError(f"backend='native': expected a model on {served}, got {device}; use 'auto' or 'torch'")
     fault = native_fault(device)
     if fault is not None:

@@ -1,17 +1,18 @@
 // Attention of a few new tokens over a static cache, split along the cache (split-K, "flash decoding"): every
-// block appends and attends its own share of the positions for one (batch row, head), and a second kernel
-// combines the shares. Lengths are read on the device, so that a captured graph replays at any length;
-// shares past them are empty. A row whose length does not fit the cache writes nothing and gives NaN.
+// block appends and attends its own share of the positions for one (batch row, head); a second kernel, or the
+// product that reads them (gemv_input.cuh), combines the shares. Lengths are read on the device, so that a
+// captured graph replays at any length; shares past them are empty. A row whose length does not fit the cache
+// writes nothing and gives NaN.
 #pragma once
 
-#include "numbers.cuh"
+#include "gemv_input.cuh"
 
 namespace bark_accel::cuda {
 
 constexpr int64_t kMostTokens = 16;
 constexpr int64_t kMostHeadSize = 256;
 constexpr int64_t kMostPositions = 256;  // of one share
-constexpr int64_t kWantedBlocks = 264;   // two for each multiprocessor of the largest GPUs of today
+constexpr int64_t kWantedBlocks = 132;   // one for each multiprocessor of the largest GPUs of today
 constexpr int64_t kFewestPositions = 32;
 
 struct AttentionSplitParams {
@@ -52,8 +53,10 @@ struct AttentionSplit {
   static constexpr int kGroup = 8;  // lanes that share a key
   static constexpr int kLoad = kVector<Cache>;
 
-  BARK_BOTH static int64_t columns(const Params& p) { return ceil_div(p.head_dim, kLoad); }
-  BARK_BOTH static int64_t most_positions(const Params& p) { return ceil_div(p.capacity, p.splits); }
+  BARK_BOTH static int columns(const Params& p) { return (int(p.head_dim) + kLoad - 1) / kLoad; }
+  BARK_BOTH static int most_positions(const Params& p) {
+    return (int(p.capacity) + int(p.splits) - 1) / int(p.splits);
+  }
 
   static Grid grid(const Params& p) {
     const int64_t query = p.tokens * p.head_dim, scores = p.tokens * most_positions(p);
@@ -62,21 +65,27 @@ struct AttentionSplit {
   }
 
   struct Share {
-    int64_t row, head, split, length, begin, end;
+    int row, head, split;
+    int length, begin, end;  // positions; nothing where the length does not fit
     Cache *keys, *values;
   };
+
+  BARK_DEVICE static int lesser(int a, int b) { return a < b ? a : b; }
 
   template <class Context>
   BARK_DEVICE static Share share_of(const Context& ctx, const Params& p) {
     Share s;
-    s.split = ctx.block() % p.splits;
-    s.head = ctx.block() / p.splits % p.heads;
-    s.row = ctx.block() / p.splits / p.heads;
-    s.length = p.lengths[s.row];
-    const bool fits = s.length >= 0 && s.length <= p.capacity - p.tokens;
-    const int64_t total = fits ? s.length + p.tokens : 0, size = ceil_div(total, p.splits);
-    s.begin = smaller(s.split * size, total);
-    s.end = smaller(s.begin + size, total);
+    const int block = int(ctx.block()), splits = int(p.splits), heads = int(p.heads);
+    const int pair = block / splits;
+    s.split = block - pair * splits;
+    s.row = pair / heads;
+    s.head = pair - s.row * heads;
+    const int64_t length = p.lengths[s.row];
+    const bool fits = length >= 0 && length <= p.capacity - p.tokens;
+    s.length = fits ? int(length) : 0;
+    const int total = fits ? s.length + int(p.tokens) : 0, size = (total + splits - 1) / splits;
+    s.begin = lesser(s.split * size, total);
+    s.end = lesser(s.begin + size, total);
     const CacheView& c = p.cache;
     s.keys = static_cast<Cache*>(c.keys) + s.row * c.key_strides[0] + s.head * c.key_strides[1];
     s.values = static_cast<Cache*>(c.values) + s.row * c.value_strides[0] + s.head * c.value_strides[1];
@@ -85,15 +94,16 @@ struct AttentionSplit {
 
   // Row t of what this batch row and head brings.
   BARK_DEVICE static const Source* source(const void* base, const int64_t (&strides)[3], const Share& s,
-                                          int64_t t) {
+                                          int t) {
     return static_cast<const Source*>(base) + s.row * strides[0] + t * strides[1] + s.head * strides[2];
   }
 
   template <class Context>
   BARK_DEVICE static void append(const Context& ctx, const Params& p, const Share& s) {
-    const int64_t first = larger(s.begin, s.length), count = larger(0, s.end - first) * p.head_dim;
-    for (int64_t i = ctx.thread(); i < count; i += kThreads) {
-      const int64_t at = first + i / p.head_dim, d = i % p.head_dim, t = at - s.length;
+    const int first = s.begin > s.length ? s.begin : s.length, size = int(p.head_dim);
+    const int count = (s.end - first) * size;
+    for (int i = ctx.thread(); i < count; i += kThreads) {
+      const int at = first + i / size, d = i % size, t = at - s.length;
       s.keys[at * p.cache.key_strides[2] + d] =
           from_float<Cache>(to_float(source(p.key, p.key_strides, s, t)[d]));
       s.values[at * p.cache.value_strides[2] + d] =
@@ -105,24 +115,24 @@ struct AttentionSplit {
   template <class Context>
   BARK_DEVICE static void score(const Context& ctx, const Params& p, const Share& s, const float* query,
                                 float* scores) {
-    const int part = ctx.thread() % kGroup;
-    for (int64_t base = s.begin; base < s.end;
+    const int part = ctx.thread() % kGroup, size = int(p.head_dim), room = most_positions(p);
+    for (int base = s.begin; base < s.end;
          base += kThreads / kGroup) {  // the same for every lane: they shuffle
-      const int64_t at = base + ctx.thread() / kGroup;
-      const Cache* key = s.keys + smaller(at, s.end - 1) * p.cache.key_strides[2];
-      for (int64_t t = 0; t < p.tokens; ++t) {
+      const int at = base + ctx.thread() / kGroup;
+      const Cache* key = s.keys + lesser(at, s.end - 1) * p.cache.key_strides[2];
+      for (int t = 0; t < int(p.tokens); ++t) {
         float dot = 0;
-        for (int64_t d = part * kLoad; d < p.head_dim; d += kGroup * kLoad) {
+        for (int d = part * kLoad; d < size; d += kGroup * kLoad) {
           float k[kLoad];
-          load_vector(key + d, p.head_dim - d, p.aligned, k);
+          load_vector(key + d, size - d, p.aligned, k);
           BARK_UNROLL
           for (int e = 0; e < kLoad; ++e) {
-            if (d + e < p.head_dim) dot += k[e] * query[t * p.head_dim + d + e];
+            if (d + e < size) dot += k[e] * query[t * size + d + e];
           }
         }
         dot = warp_reduce(ctx, dot, Sum{}, kGroup);
         if (part == 0 && at < s.end) {
-          scores[t * most_positions(p) + at - s.begin] = at <= s.length + t ? dot : -infinity();
+          scores[t * room + at - s.begin] = at <= s.length + t ? dot : -infinity();
         }
       }
     }
@@ -131,12 +141,12 @@ struct AttentionSplit {
   // Scores become exponentials; their statistics go to memory.
   template <class Context>
   BARK_DEVICE static void weigh(const Context& ctx, const Params& p, const Share& s, float* scores) {
-    for (int64_t t = warp_of(ctx); t < p.tokens; t += kThreads / kWarp) {
+    for (int t = warp_of(ctx); t < int(p.tokens); t += kThreads / kWarp) {
       float* row = scores + t * most_positions(p);
       float top = -infinity(), sum = 0;
-      for (int64_t i = lane_of(ctx); i < s.end - s.begin; i += kWarp) top = larger_float(top, row[i]);
+      for (int i = lane_of(ctx); i < s.end - s.begin; i += kWarp) top = larger_float(top, row[i]);
       top = warp_reduce(ctx, top, LargerFloat{});
-      for (int64_t i = lane_of(ctx); i < s.end - s.begin; i += kWarp) {
+      for (int i = lane_of(ctx); i < s.end - s.begin; i += kWarp) {
         row[i] = top == -infinity() ? 0.0f : expf(row[i] - top);
         sum += row[i];
       }
@@ -155,22 +165,23 @@ struct AttentionSplit {
     BARK_DEVICE float operator()(float a, float b) const { return larger_float(a, b); }
   };
 
-  BARK_DEVICE static int64_t share_index(const Params& p, const Share& s, int64_t t) {
-    return ((s.row * p.tokens + t) * p.heads + s.head) * p.splits + s.split;
+  BARK_DEVICE static int64_t share_index(const Params& p, const Share& s, int t) {
+    return ((int64_t(s.row) * p.tokens + t) * p.heads + s.head) * p.splits + s.split;
   }
 
   // Threads are (group of positions, column of kLoad elements); the groups are summed in shared memory.
   template <class Context>
   BARK_DEVICE static void mix(const Context& ctx, const Params& p, const Share& s, const float* scores,
                               float* partial) {
-    const int64_t groups = kThreads / columns(p), group = ctx.thread() / columns(p);
-    const int64_t d = ctx.thread() % columns(p) * kLoad;
-    for (int64_t t = 0; t < p.tokens; ++t) {
-      const float* weights = scores + t * most_positions(p);
+    const int width = columns(p), size = int(p.head_dim), room = most_positions(p);
+    const int groups = kThreads / width, group = ctx.thread() / width;
+    const int d = (ctx.thread() - group * width) * kLoad;
+    for (int t = 0; t < int(p.tokens); ++t) {
+      const float* weights = scores + t * room;
       float acc[kLoad] = {};
-      for (int64_t at = s.begin + group; group < groups && at < s.end; at += groups) {
+      for (int at = s.begin + group; group < groups && at < s.end; at += groups) {
         float v[kLoad];
-        load_vector(s.values + at * p.cache.value_strides[2] + d, p.head_dim - d, p.aligned, v);
+        load_vector(s.values + at * p.cache.value_strides[2] + d, size - d, p.aligned, v);
         BARK_UNROLL
         for (int e = 0; e < kLoad; ++e) acc[e] += weights[at - s.begin] * v[e];
       }
@@ -178,11 +189,10 @@ struct AttentionSplit {
       BARK_UNROLL
       for (int e = 0; e < kLoad; ++e) partial[e * kThreads + ctx.thread()] = acc[e];
       ctx.barrier();
-      for (int64_t i = ctx.thread(); i < p.head_dim; i += kThreads) {
+      for (int i = ctx.thread(); i < size; i += kThreads) {
         float sum = 0;
-        for (int64_t g = 0; g < groups; ++g)
-          sum += partial[i % kLoad * kThreads + g * columns(p) + i / kLoad];
-        p.shares[share_index(p, s, t) * p.head_dim + i] = sum;
+        for (int g = 0; g < groups; ++g) sum += partial[i % kLoad * kThreads + g * width + i / kLoad];
+        p.shares[share_index(p, s, t) * size + i] = sum;
       }
     }
   }
@@ -196,9 +206,9 @@ struct AttentionSplit {
     ctx.release_next();
     ctx.wait_for_previous();
     const Share s = share_of(ctx, p);
-    for (int64_t i = ctx.thread(); i < p.tokens * p.head_dim; i += kThreads) {
-      const int64_t t = i / p.head_dim;
-      query[i] = to_float(source(p.query, p.query_strides, s, t)[i % p.head_dim]) * scale;
+    const int size = int(p.head_dim);
+    for (int i = ctx.thread(); i < int(p.tokens) * size; i += kThreads) {
+      query[i] = to_float(source(p.query, p.query_strides, s, i / size)[i % size]) * scale;
     }
     append(ctx, p, s);
     ctx.barrier();
@@ -222,23 +232,10 @@ struct AttentionCombine {
   BARK_DEVICE static void run(const Context& ctx, const Params& p) {
     ctx.release_next();
     ctx.wait_for_previous();
-    const int64_t first = ctx.block() * p.splits;
-    const float* stats = p.stats + 2 * first;
-    float top = -infinity(), total = 0;
-    for (int64_t i = 0; i < p.splits; ++i) top = fmaxf(top, stats[2 * i]);
-    for (int64_t i = 0; i < p.splits; ++i) total += scaled(stats + 2 * i, top, stats[2 * i + 1]);
-    for (int64_t d = ctx.thread(); d < p.head_dim; d += kThreads) {
-      float sum = 0;
-      for (int64_t i = 0; i < p.splits; ++i) {
-        sum += scaled(stats + 2 * i, top, p.shares[(first + i) * p.head_dim + d]);
-      }
-      static_cast<Out*>(p.out)[ctx.block() * p.head_dim + d] = from_float<Out>(sum / total);
+    const SharesInput in{p.shares, p.stats, int(p.splits), int(p.head_dim)};
+    for (int d = ctx.thread(); d < in.head_dim; d += kThreads) {
+      static_cast<Out*>(p.out)[ctx.block() * in.head_dim + d] = from_float<Out>(combined(in, ctx.block(), d));
     }
-  }
-
-  // Empty shares count nothing. Where all are empty, 0 / 0 makes the result NaN.
-  BARK_DEVICE static float scaled(const float* stats, float top, float value) {
-    return stats[0] == -infinity() ? 0.0f : expf(stats[0] - top) * value;
   }
 };
 

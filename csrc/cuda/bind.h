@@ -8,7 +8,7 @@ namespace bark_accel {
 // The stream that the ops launch on: torch's current one.
 uintptr_t cuda_stream(int64_t device);
 
-// Programmatic dependent launch (compute capability 9.0 and later), off at first.
+// Programmatic dependent launch (compute capability 9.0 and later).
 void set_dependent_launch(bool on);
 
 }  // namespace bark_accel

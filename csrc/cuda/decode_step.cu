@@ -5,7 +5,15 @@
 namespace bark_accel::cuda {
 namespace {
 
-std::atomic<bool> dependent{false};
+std::atomic<bool> wanted{true};
+
+// Of the current device; 0 where it cannot be told.
+int capability() {
+  int device = 0, major = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return major;
+}
 
 // The kernels of a step, each compiled in its own file.
 struct StepExecutor {
@@ -15,26 +23,16 @@ struct StepExecutor {
   void note(cudaError_t status) {
     if (error == cudaSuccess) error = status;
   }
-  void embed(const EmbedParams& p, DType tables) { note(launch_embed(p, tables, stream)); }
   void gemv(const GemvParams& p) { note(launch_gemv(p, stream)); }
   void attention(const AttentionSplitParams& p, DType cache) {
     note(launch_attention_split(p, DType::kFloat32, cache, stream));
-  }
-  void combine(const AttentionCombineParams& p) {
-    note(launch_attention_combine(p, DType::kFloat32, stream));
   }
 };
 
 }  // namespace
 
-void set_dependent_launch(bool on) { dependent.store(on, std::memory_order_relaxed); }
-bool dependent_launch() { return dependent.load(std::memory_order_relaxed); }
-
-cudaError_t launch_embed(const EmbedParams& params, DType tables, cudaStream_t stream) {
-  DeviceExecutor executor{stream};
-  launch_embed(executor, params, tables);
-  return executor.error;
-}
+void set_dependent_launch(bool on) { wanted.store(on, std::memory_order_relaxed); }
+bool dependent_launch() { return wanted.load(std::memory_order_relaxed) && capability() >= 9; }
 
 cudaError_t launch_decode_step(const DecodeStepParams& params, cudaStream_t stream) {
   StepExecutor executor{stream};

@@ -1,6 +1,5 @@
-// A whole causal transformer over a few new tokens: six kernels a layer, the embedding before and the head
-// after them. What the kernels do and in which order is the same for the device and for the emulator: only
-// the Executor differs.
+// A whole causal transformer over a few new tokens: five kernels a layer and the head after them. What the
+// kernels do and in which order is the same for the device and for the emulator: only the Executor differs.
 #pragma once
 
 #include "attention.cuh"
@@ -15,44 +14,8 @@ struct DecodeStepParams {
   int64_t splits;
 };
 
-struct EmbedParams {
-  const int64_t *ids, *lengths;  // [rows], [rows / tokens]
-  int64_t rows, tokens, width, capacity, vocabulary, positions_count;
-  const void *token_table, *positions;
-  int64_t token_stride, position_stride;
-  float* hidden;  // [rows, width]; NaN where the id, the position or the cache does not fit
-};
-
-template <class Value>
-struct Embed {
-  using Params = EmbedParams;
-  static constexpr int kThreads = 256;
-
-  static Grid grid(const Params& p) { return {p.rows, kThreads, 0}; }
-
-  template <class Context>
-  BARK_DEVICE static void run(const Context& ctx, const Params& p) {
-    ctx.release_next();
-    ctx.wait_for_previous();
-    const int64_t row = ctx.block(), id = p.ids[row], length = p.lengths[row / p.tokens];
-    const bool fits = id >= 0 && id < p.vocabulary && length >= 0 &&
-                      length <= smaller(p.positions_count, p.capacity) - p.tokens;
-    const Value* token = static_cast<const Value*>(p.token_table) + (fits ? id : 0) * p.token_stride;
-    const Value* position =
-        static_cast<const Value*>(p.positions) + (fits ? length + row % p.tokens : 0) * p.position_stride;
-    for (int64_t c = ctx.thread(); c < p.width; c += kThreads) {
-      p.hidden[row * p.width + c] = fits ? to_float(token[c]) + to_float(position[c]) : not_a_number();
-    }
-  }
-};
-
-template <class Executor>
-void launch_embed(Executor& executor, const EmbedParams& p, DType tables) {
-  with_float_type(tables, [&](auto zero) { executor.template launch<Embed<decltype(zero)>>(p); });
-}
-
 struct DecodeScratch {
-  float *hidden, *qkv, *attended, *inner, *shares, *stats;
+  float *hidden, *qkv, *inner, *shares, *stats;
   int64_t floats;  // of all of them
 };
 
@@ -67,7 +30,6 @@ inline DecodeScratch decode_scratch(const DecodeStepParams& step) {
   };
   s.hidden = take(rows * p.width);
   s.qkv = take(rows * 3 * p.width);
-  s.attended = take(rows * p.width);
   s.inner = take(rows * p.inner);
   s.shares = take(rows * p.width * step.splits);
   s.stats = take(rows * p.heads * step.splits * 2);
@@ -118,24 +80,38 @@ inline AttentionSplitParams decode_attention(const DecodeStepParams& step, const
   return a;
 }
 
-// Executor: gemv(GemvParams), attention(AttentionSplitParams, DType cache), combine(AttentionCombineParams),
-// embed(EmbedParams, DType).
+// The first product of all: of the tokens' embeddings, which it keeps as the residual stream.
+inline GemvParams embedded(GemvParams g, const DecodeStepParams& step, float* hidden) {
+  const DecodeParams& p = step.decode;
+  g.input = Input::kEmbedding;
+  g.embedding = {
+      p.ids,         p.lengths,   int(p.tokens),  step.capacity,     step.vocabulary, step.positions_count,
+      p.token_table, p.positions, p.token_stride, p.position_stride, p.table_dtype,   hidden};
+  // Within a step nothing writes weights; before it, somebody may have.
+  g.waits_first = true;
+  return g;
+}
+
+inline GemvParams of_shares(GemvParams g, const DecodeStepParams& step, const DecodeScratch& s) {
+  g.input = Input::kShares;
+  g.shares = {s.shares, s.stats, int(step.splits), int(step.decode.width / step.decode.heads)};
+  return g;
+}
+
+// Executor: gemv(GemvParams), attention(AttentionSplitParams, DType cache).
 template <class Executor>
 void decode_step(Executor& executor, const DecodeStepParams& step) {
   const DecodeParams& p = step.decode;
   const int64_t rows = p.batch * p.tokens;
   const DecodeScratch s = decode_scratch(step);
-  executor.embed(
-      {p.ids, p.lengths, rows, p.tokens, p.width, step.capacity, step.vocabulary, step.positions_count,
-       p.token_table, p.positions, p.token_stride, p.position_stride, s.hidden},
-      p.table_dtype);
   for (int64_t i = 0; i < p.layers_count; ++i) {
     const DecodeLayer& layer = p.layers[i];
-    executor.gemv(
-        normed_product(layer.norm_1, layer.qkv, 3 * p.width, s.hidden, rows, s.qkv, Finish::kStore));
+    const GemvParams qkv =
+        normed_product(layer.norm_1, layer.qkv, 3 * p.width, s.hidden, rows, s.qkv, Finish::kStore);
+    executor.gemv(i == 0 ? embedded(qkv, step, s.hidden) : qkv);
     executor.attention(decode_attention(step, s, i), p.cache_dtype);
-    executor.combine({s.shares, s.stats, rows * p.heads, p.width / p.heads, step.splits, s.attended});
-    executor.gemv(product(layer.attention_out, p.width, s.attended, rows, s.hidden, Finish::kAdd));
+    executor.gemv(
+        of_shares(product(layer.attention_out, p.width, nullptr, rows, s.hidden, Finish::kAdd), step, s));
     executor.gemv(
         normed_product(layer.norm_2, layer.mlp_in, p.inner, s.hidden, rows, s.inner, Finish::kGelu));
     executor.gemv(product(layer.mlp_out, p.width, s.inner, rows, s.hidden, Finish::kAdd));

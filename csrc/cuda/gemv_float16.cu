@@ -2,6 +2,6 @@
 
 namespace bark_accel::cuda {
 
-template void launch_gemv_of<Half>(DeviceExecutor&, const GemvParams&);
+template void launch_gemv_of<Half>(DeviceExecutor&, const GemvParams&, bool);
 
 }  // namespace bark_accel::cuda

@@ -15,14 +15,13 @@ cudaError_t launch_gemv(const GemvParams& params, cudaStream_t stream);
 cudaError_t launch_attention_split(const AttentionSplitParams& params, DType source, DType cache,
                                    cudaStream_t stream);
 cudaError_t launch_attention_combine(const AttentionCombineParams& params, DType out, cudaStream_t stream);
-cudaError_t launch_embed(const EmbedParams& params, DType tables, cudaStream_t stream);
 cudaError_t launch_decode_step(const DecodeStepParams& params, cudaStream_t stream);
 cudaError_t launch_fused_sample(const FusedSampleParams& params, cudaStream_t stream);
 cudaError_t launch_codebook_embedding_sum(const CodebookEmbeddingSumParams& params, DType tables,
                                           cudaStream_t stream);
 
-// Programmatic dependent launch: a kernel may be scheduled before the one ahead of it has ended. Off at
-// first.
+// Programmatic dependent launch: a kernel may be scheduled before the one ahead of it has ended. On where the
+// device has it (compute capability 9.0 and later).
 void set_dependent_launch(bool on);
 bool dependent_launch();
 

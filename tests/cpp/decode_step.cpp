@@ -13,12 +13,10 @@ using namespace support;
 
 struct StepExecutor {
   Executor& executor;
-  void embed(const EmbedParams& p, DType tables) { launch_embed(executor, p, tables); }
   void gemv(const GemvParams& p) { launch_gemv(executor, p); }
   void attention(const AttentionSplitParams& p, DType cache) {
     launch_attention_split(executor, p, DType::kFloat32, cache);
   }
-  void combine(const AttentionCombineParams& p) { launch_attention_combine(executor, p, DType::kFloat32); }
 };
 
 DecodeStepParams params(const Model& m, Caches& caches, std::vector<DecodeLayer>& layers,
@@ -140,7 +138,59 @@ void embedding_sums(Run& run) {
   }
 }
 
+// Counts what would be launched.
+struct CountingExecutor {
+  int64_t launches = 0;
+
+  template <class Kernel>
+  void launch(const typename Kernel::Params& params) {
+    launches += Kernel::grid(params).blocks > 0;
+  }
+  void gemv(const GemvParams& p) { launch_gemv(*this, p); }
+  void attention(const AttentionSplitParams& p, DType cache) {
+    launch_attention_split(*this, p, DType::kFloat32, cache);
+  }
+};
+
+// bark-small's and bark's shapes: kernels of a step, which the sampler's is to be added to.
+void launches_of_a_step(Run& run) {
+  const struct {
+    int64_t layers, heads, width, most;
+  } shapes[] = {{12, 12, 768, 61}, {24, 16, 1024, 121}};
+  for (const auto& shape : shapes) {
+    for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8}) {
+      const auto matrix = [&](int64_t depth) {
+        return MatrixView{nullptr, depth, depth, dtype, nullptr, depth / kInt8Group, kInt8Group, nullptr};
+      };
+      const MatrixView wide = matrix(shape.width), deep = matrix(4 * shape.width);
+      const float one = 1;
+      const NormView norm{&one, nullptr, 1e-5f};
+      const std::vector<DecodeLayer> layers(shape.layers, {norm, wide, wide, norm, wide, deep});
+      const std::vector<CacheView> caches(shape.layers);
+      DecodeStepParams step{};
+      DecodeParams& p = step.decode;
+      p.batch = run.integer(1, kMostRows);
+      p.tokens = 1;
+      p.width = shape.width;
+      p.heads = shape.heads;
+      p.inner = 4 * shape.width;
+      p.layers_count = shape.layers;
+      p.head_rows = 10001;
+      p.layers = layers.data();
+      p.caches = caches.data();
+      p.norm_final = norm;
+      p.head = wide;
+      step.capacity = 1024;
+      step.splits = attention_splits(p.batch, shape.heads, 1024);
+      CountingExecutor counting;
+      decode_step(counting, step);
+      run.expect(counting.launches <= shape.most, std::to_string(counting.launches) + " kernels a step");
+    }
+  }
+}
+
 constexpr Case kCases[] = {
+    {"launches of a step", 1, false, launches_of_a_step},
     {"small models", 24, true, small_models},
     {"models", 8, false, models},
     {"bad inputs", 8, false, bad_inputs},

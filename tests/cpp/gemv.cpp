@@ -67,6 +67,17 @@ void check(Run& run, Problem& p, MatrixView matrix, Weight weight) {
   g.y = p.y.data();
   g.finish = p.finish;
   launch_gemv(run.executor, g);
+  if (p.finish == Finish::kStore) {
+    // To the bit what the last row gets alone.
+    std::vector<float> alone(p.outputs);
+    GemvParams last = g;
+    last.x = g.x + (p.rows - 1) * p.depth;
+    last.y = alone.data();
+    last.rows = 1;
+    launch_gemv(run.executor, last);
+    const float* together = p.y.data() + (p.rows - 1) * p.outputs;
+    run.expect(!std::memcmp(alone.data(), together, p.outputs * sizeof(float)), "a row alone");
+  }
   for (int64_t r = 0; r < p.rows; ++r) {
     const std::vector<double> x = input_row(p, r);
     for (int64_t n = 0; n < p.outputs; ++n) {

@@ -191,13 +191,13 @@ def test_an_id_or_length_that_does_not_fit_gives_nan(native: Any, device: torch.
 @pytest.mark.needs_gpu
 def test_dependent_launch_changes_nothing(native: Any, device: torch.device) -> None:
     inputs = decode_inputs(device, torch.float16, 1, layers=12)
-    expected = native.decode_step(*inputs)
-    load().set_dependent_launch(True)
+    load().set_dependent_launch(False)
     try:
-        for _ in range(20):
-            assert torch.equal(native.decode_step(*inputs), expected)
+        expected = native.decode_step(*inputs)
     finally:
-        load().set_dependent_launch(False)
+        load().set_dependent_launch(True)
+    for _ in range(20):
+        assert torch.equal(native.decode_step(*inputs), expected)
 
 
 @pytest.mark.needs_gpu
