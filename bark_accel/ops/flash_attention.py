@@ -8,8 +8,6 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from .block_checks import check_int16_attention_inputs
-
 ATTENTIONS = ("sdpa", "flash_attn")
 
 
@@ -42,8 +40,7 @@ def check_attention(attention: str, device: torch.device, exact: bool) -> None:
 
 
 def int16_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
-    """Compute :func:`bark_accel.ops.reference.int16_attention`. Its causal mask, too, ends at the last key."""
-    check_int16_attention_inputs(query, key, value, causal)
+    """Compute :func:`bark_accel.ops.tensor_cores.int16_attention`. Its causal mask, too, ends at the last key."""
     dtype = torch.float16 if key.dtype == torch.float32 else key.dtype
     query, key, value = (t.to(dtype) for t in (query, key.transpose(1, 2), value.transpose(1, 2)))
-    return import_module("flash_attn").flash_attn_func(query, key, value, causal=causal).flatten(2).float()
+    return import_module("flash_attn").flash_attn_func(query, key, value, causal=causal).flatten(2)

@@ -181,11 +181,14 @@ def float32_linear(
 def float32_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
     """Plain-torch reference of :func:`bark_accel.ops.float32_attention`."""
     check_float32_attention_inputs(query, key, value, causal)
-    return _attend(query.transpose(1, 2), key, value, causal).transpose(1, 2).flatten(2)
+    return attend(query.transpose(1, 2), key, value, causal).transpose(1, 2).flatten(2)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """Attention [B, H, T, D]; the last query sees every key. Without a mask it is what flash attention takes."""
+def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """Attend with query [B, H, T, D] to key and value [B, H, S, D]; the last query sees every key.
+
+    Without a mask it is what flash attention takes.
+    """
     tokens, keys = query.shape[2], key.shape[2]
     mask = None
     if causal and 1 < tokens < keys:
@@ -200,12 +203,17 @@ def int16_linear(
     """Plain-torch reference of :func:`bark_accel.ops.int16_linear`: 16-bit weights take the device's 16-bit product."""
     check_int16_linear_inputs(input, weight, scales, bias)
     if scales is not None:
-        weight = weight.float() * scales.repeat_interleave(INT8_GROUP, dim=1)[:, : weight.shape[1]]
-        weight = weight if op_checks.on_host(weight) else weight.half()
+        weight = expanded(weight, scales)
     product = F.linear(input.to(weight.dtype), weight).float()
     if bias is not None:
         product = product + bias
     return F.gelu(product) if gelu else product
+
+
+def expanded(weight: Tensor, scales: Tensor) -> Tensor:
+    """Return what int8 weights mean: float32 on the CPU, else float16, for tensor cores."""
+    meant = weight.float() * scales.repeat_interleave(INT8_GROUP, dim=1)[:, : weight.shape[1]]
+    return meant if op_checks.on_host(weight) else meant.half()
 
 
 def int8_linear(
@@ -230,7 +238,7 @@ def int16_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = Fa
     check_int16_attention_inputs(query, key, value, causal)
     if key.dtype == torch.float32 and not op_checks.on_host(key):
         key, value = key.half(), value.half()
-    attended = _attend(query.transpose(1, 2).to(key.dtype), key, value, causal)
+    attended = attend(query.transpose(1, 2).to(key.dtype), key, value, causal)
     return attended.transpose(1, 2).flatten(2).float()
 
 

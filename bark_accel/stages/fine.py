@@ -229,7 +229,7 @@ class FineStage:
                 weights, self._transformer, hidden, self._ops, predicted.start, predicted.stop
             )
             head = output_rows(weights.heads[codebook - codebooks_without_head], 0, spec.codebook_size)
-            logits = linear(hidden, head, self._ops)
+            logits = linear(hidden, head, self._ops).float()
             # Every frame of a whole window draws, also those that nobody reads: the generator ends where it did.
             padded = F.pad(logits, (0, 0, 0, spec.max_input_frames - predicted.stop))
             with drawing("fine", weights.cache_dtype):

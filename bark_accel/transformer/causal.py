@@ -101,7 +101,7 @@ class CausalModel:
     def prefill_logits(self, hidden: Tensor, cache: KVCache, rows: slice) -> Tensor:
         """The same for token plus position embeddings [B, T, C] float32, which are overwritten."""
         hidden = prefill(self.weights, self.spec, hidden, cache, self.ops)
-        return linear(hidden, output_rows(self.weights.heads[0], rows.start, rows.stop), self.ops)
+        return linear(hidden, output_rows(self.weights.heads[0], rows.start, rows.stop), self.ops).float()
 
     def decode(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:
         """Append tokens [B, T]; scores [B, T, rows] float32 after each of them."""

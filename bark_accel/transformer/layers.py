@@ -25,14 +25,20 @@ def is_exact(linear: Linear) -> bool:
 
 
 def linear(hidden: Tensor, linear: Linear, ops: Ops, *, gelu: bool = False) -> Tensor:
-    """Product [..., out] float32 of hidden [..., in] float32, with an exact GELU after it if asked for."""
+    """Product [..., out] of hidden [..., in], with an exact GELU after it if asked for.
+
+    Both are float32, but on a GPU smaller weights give, and take, 16 bits.
+    """
     rows = hidden.reshape(-1, hidden.shape[-1])
     if is_exact(linear):
         product = ops.float32_linear(rows, linear.weight, linear.bias, gelu=gelu)
     else:
         bias = None if linear.bias is None else linear.bias.float()
-        product_of = ops.int8_linear if linear.int8_blocks else ops.int16_linear
-        product = product_of(rows, linear.weight, linear.scales, bias, gelu)
+        if linear.wide is not None:
+            product = ops.int16_linear(rows, linear.wide, None, bias, gelu)
+        else:
+            product_of = ops.int8_linear if linear.int8_blocks else ops.int16_linear
+            product = product_of(rows, linear.weight, linear.scales, bias, gelu)
     return product.view(*hidden.shape[:-1], -1)
 
 
@@ -49,4 +55,5 @@ def output_rows(linear: Linear, first: int, last: int | None = None) -> Linear:
     rows = slice(first, last)
     bias = None if linear.bias is None else linear.bias[rows]
     scales = None if linear.scales is None else linear.scales[rows]
-    return replace(linear, weight=linear.weight[rows], bias=bias, scales=scales)
+    wide = None if linear.wide is None else linear.wide[rows]
+    return replace(linear, weight=linear.weight[rows], bias=bias, scales=scales, wide=wide)

@@ -8,14 +8,16 @@ What is gathered or tiny (embedding tables, LayerNorms, biases) stays the model'
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bark_accel.ops import checks as op_checks
 from bark_accel.ops.checks import INT8_GROUP
+from bark_accel.ops.reference import expanded
 
 from .weights import Layer, Linear, TransformerWeights, map_tensors
 
@@ -76,7 +78,7 @@ def quantize(linear: Linear) -> Linear:
     # Some rows at a time: float32 copies of whole matrices would leave holes in the heap, as large as the model.
     for rows in zip(weight.split(_ROWS), int8.split(_ROWS), scales.split(_ROWS), strict=True):
         _quantize_rows(*rows)
-    return Linear(int8, linear.bias, scales)
+    return Linear(int8, linear.bias, scales, wide=None if op_checks.on_host(weight) else expanded(int8, scales))
 
 
 def _quantize_rows(weight: Tensor, int8: Tensor, scales: Tensor) -> None:
@@ -118,7 +120,7 @@ class ConvertedWeights:
         if precision == "same":
             return weights
         with self._lock:
-            now = tuple(_fingerprint(matrix.weight) for matrix in _matrices(weights))
+            now = _fingerprints([matrix.weight for matrix in _matrices(weights)])
             before, kept = self._kept.get(precision, (None, ()))
             if before != now:
                 kept = tuple(replace(matrix, bias=None) for matrix in _matrices(convert(weights, precision)))
@@ -140,8 +142,18 @@ class ConvertedWeights:
         return kept
 
 
-def _fingerprint(tensor: Tensor) -> tuple:
+def _fingerprints(tensors: Sequence[Tensor]) -> list[tuple]:
+    """One for each, with a single wait for the device they are on."""
+    sums = [_sampled_sum(t) for t in tensors]
+    totals = torch.stack([one.to(sums[0].device) for one in sums]).tolist()
+    return [_fingerprint(t, total) for t, total in zip(tensors, totals, strict=True)]
+
+
+def _sampled_sum(tensor: Tensor) -> Tensor:
     flat = tensor.detach().flatten()
-    sample = flat[:: max(1, flat.numel() // 64)].double()
+    return flat[:: max(1, flat.numel() // 64)].double().sum()
+
+
+def _fingerprint(tensor: Tensor, total: float) -> tuple:
     version = 0 if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), version, tensor.dtype, tensor.shape, tensor.device, sample.sum().item()
+    return tensor.data_ptr(), version, tensor.dtype, tensor.shape, tensor.device, total

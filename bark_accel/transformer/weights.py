@@ -27,13 +27,14 @@ class Linear:
     """weight [out, in] in the model's dtype, bias [out] or None.
 
     An int8 weight has scales [out, ceil(in / INT8_GROUP)] float32. `int8_blocks`: beside it, blocks of many tokens are
-    rounded to int8 too.
+    rounded to int8 too. `wide` [out, in] float16: on a GPU, the same numbers for products of many rows.
     """
 
     weight: Tensor
     bias: Tensor | None
     scales: Tensor | None = None
     int8_blocks: bool = False
+    wide: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ struct CodebookEmbeddingSumParams {
   int64_t table_strides[kMostTables];
   const void* positions;  // [P, C]
   int64_t position_stride;
-  float* out;    // [B, T, C]; NaN where a code is outside the vocabulary
-  int32_t* bad;  // [B, T]: the first such codebook, or -1
+  float* out;  // [B, T, C]; NaN where a code is outside the vocabulary
 };
 
 template <class Value>
@@ -34,12 +33,12 @@ struct CodebookEmbeddingSum {
                              : static_cast<const int32_t*>(p.codes)[at];
   }
 
-  BARK_DEVICE static int32_t first_bad(const Params& p, int64_t row) {
+  BARK_DEVICE static bool fits(const Params& p, int64_t row) {
     for (int64_t k = 0; k < p.tables_count; ++k) {
       const int64_t c = code(p, row, k);
-      if (c < 0 || c >= p.vocabulary) return int32_t(k);
+      if (c < 0 || c >= p.vocabulary) return false;
     }
-    return -1;
+    return true;
   }
 
   template <class Context>
@@ -47,15 +46,14 @@ struct CodebookEmbeddingSum {
     ctx.release_next();
     ctx.wait_for_previous();
     const int64_t row = ctx.block();
-    const int32_t bad = first_bad(p, row);
-    if (ctx.thread() == 0) p.bad[row] = bad;
+    const bool all_fit = fits(p, row);
     for (int64_t c = ctx.thread(); c < p.width; c += kThreads) {
       float sum = 0;
-      for (int64_t k = 0; k < p.tables_count && bad < 0; ++k) {
+      for (int64_t k = 0; k < p.tables_count && all_fit; ++k) {
         sum += to_float(static_cast<const Value*>(p.tables[k])[code(p, row, k) * p.table_strides[k] + c]);
       }
       const Value* position = static_cast<const Value*>(p.positions) + row % p.frames * p.position_stride;
-      p.out[row * p.width + c] = bad < 0 ? sum + to_float(position[c]) : not_a_number();
+      p.out[row * p.width + c] = all_fit ? sum + to_float(position[c]) : not_a_number();
     }
   }
 };
