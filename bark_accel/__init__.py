@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .patches.api import accelerate_bark, acceleration_report, free_memory, restore_bark
     from .patches.engine import BarkEngine
     from .patches.speaker import long_form
+    from .patches.warmup import warmup
     from .report import AccelerationError, AccelerationReport, FallbackKind, FallbackReason, StageReport
     from .small_bark import small_bark_path
     from .stages.ragged import trim_rows
@@ -58,6 +59,7 @@ _HOME = {
     "small_bark_path": "small_bark",
     "stream": "streaming.streamer",
     "trim_rows": "stages.ragged",
+    "warmup": "patches.warmup",
 }
 
 __all__ = [
@@ -87,6 +89,7 @@ __all__ = [
     "small_bark_path",
     "stream",
     "trim_rows",
+    "warmup",
 ]
 
 

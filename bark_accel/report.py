@@ -149,7 +149,7 @@ class AccelerationReport:
     GPU. `native_fault` says why plain torch ops run on a GPU that the compiled ones are made for: how they differed
     from torch's when they were compared at first use there; None where they did not. `float32` says who computes
     float32 products and attention of blocks of tokens on a CPU and where that was decided, None where there are none.
-    `fit_windows` is as in `accelerate_bark`.
+    `fit_windows` is as in `accelerate_bark`. `decode_step` says which kernels a token's step runs on, and why.
     """
 
     stages: tuple[StageReport, ...]
@@ -168,6 +168,7 @@ class AccelerationReport:
     stock_bugs: dict[str, bool]
     native_fault: str | None = None
     fit_windows: bool = False
+    decode_step: str = ""
 
     def __str__(self) -> str:
         header = ("stage", "ops", "dtype", "weights", "device", "copied", "drafts accepted")
@@ -181,6 +182,7 @@ class AccelerationReport:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         lines.append(f"backend {self.backend}, strict {self.strict}, isa {self.isa}, {self.threads} thread{s}")
         lines.append(f"float32 blocks: {self.float32 or 'none on a CPU'}")
+        lines.append(f"decode step: {self.decode_step}")
         lines.append(self._on_gpu())
         lines.append(f"kv cache kept: {_mib(self.kv_cache_bytes)}; {versions}")
         fixed, kept = ([n for n, is_fixed in self.stock_bugs.items() if is_fixed is which] for which in (True, False))

@@ -11,6 +11,7 @@ After the notes on CUDA graphs, memory pools and generators in PyTorch's documen
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +41,24 @@ GRAPH_TOKENS = 8
 MAX_KEPT = 4
 MAX_GRAPHS = 8
 
+GRAPHS_VARIABLE = "BARK_ACCEL_CUDA_GRAPHS"
+
 # Two captures at once would see each other's synchronisations.
 _capture_lock = threading.Lock()
+
+
+def graphs_are_on() -> bool:
+    """Tell whether the environment lets graphs be used: `BARK_ACCEL_CUDA_GRAPHS` is not 0.
+
+    Raises
+    ------
+    ValueError
+        The variable is neither 0 nor 1.
+    """
+    value = os.environ.get(GRAPHS_VARIABLE) or "1"
+    if value not in ("0", "1"):
+        raise ValueError(f"{GRAPHS_VARIABLE}: expected 0 or 1, got {value!r}")
+    return value == "1"
 
 
 class Capturer(Protocol):

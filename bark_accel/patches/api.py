@@ -14,6 +14,7 @@ from bark_accel._arguments import check_flags
 from bark_accel._caller import warn_caller
 from bark_accel._forked import avoid_lost_threads, watch
 from bark_accel._version import __version__
+from bark_accel.decoding.cuda_graphs import graphs_are_on
 from bark_accel.hf import extract
 from bark_accel.hf.compat import check_signatures, warn_of_untested
 from bark_accel.hf.inputs import check_not_meta
@@ -30,6 +31,7 @@ from .model import ModelPatch
 from .points import PATCHES, stage_patch
 from .release import check_released, release
 from .stage_patch import CausalPatch, Settings, StagePatch
+from .step_kind import step_kind
 from .stock_bugs import STOCK_BUGS, StockBugs
 
 _METHODS = tuple(dict.fromkeys(point.method for point in POINTS.values()))
@@ -206,7 +208,7 @@ def acceleration_report(model: BarkModel) -> AccelerationReport:
     ValueError
         `model` is not accelerated.
     """
-    patch = _patch_of_accelerated(model, "acceleration_report")
+    patch = accelerated_patch(model, "acceleration_report")
     settings, stage_patches = patch.settings, _stage_patches(model)
     stages = tuple(_stage_report(h) for h in (*stage_patches, patch.codec_patch()))
     native = runs_natively(settings.backend, model.device)
@@ -221,7 +223,8 @@ def acceleration_report(model: BarkModel) -> AccelerationReport:
         threads=torch.get_num_threads(),
         kv_cache_bytes=settings.pool.nbytes,
         stock_bugs={name: settings.stock_bugs.fixes(name) for name in STOCK_BUGS},
-        cuda_graphs=settings.cuda_graphs and model.device.type == "cuda",
+        cuda_graphs=settings.cuda_graphs and graphs_are_on() and model.device.type == "cuda",
+        decode_step=step_kind(settings, model.device),
         captured_graphs=sum(h.graphs.count for h in stage_patches if isinstance(h, CausalPatch)),
         native_fault=_native_fault(settings, model.device),
         attention=settings.attention if model.device.type == "cuda" else "sdpa",
@@ -265,12 +268,13 @@ def free_memory(model: BarkModel) -> int:
         `model` is not accelerated.
     """
     avoid_lost_threads()
-    patch = _patch_of_accelerated(model, "free_memory")
+    patch = accelerated_patch(model, "free_memory")
     freed = patch.settings.pool.clear() + sum(stage.free_memory() for stage in _stage_patches(model))
     return freed + (release_memory() if runs_natively(patch.settings.backend, model.device) else 0)
 
 
-def _patch_of_accelerated(model: Any, name: str) -> ModelPatch:
+def accelerated_patch(model: Any, name: str) -> ModelPatch:
+    """Return the patch of an accelerated model; raises as the function `name` does for others."""
     _check_model(model)
     patch = model_patch(model)
     if patch is None:

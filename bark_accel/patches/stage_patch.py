@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bark_accel._forked import avoid_lost_threads
-from bark_accel.decoding.cuda_graphs import GraphStore
+from bark_accel.decoding.cuda_graphs import GraphStore, graphs_are_on
 from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.decoding.speculation import Draft, Speculation
 from bark_accel.decoding.token_source import TokenSource
@@ -207,7 +207,7 @@ class CausalPatch(StagePatch[TransformerWeights]):
         draft = self.draft(weights, rows)
         if draft is not None:
             yield Speculation(model, draft)
-        elif self.settings.cuda_graphs and sampling.processors is None:
+        elif self.settings.cuda_graphs and graphs_are_on() and sampling.processors is None:
             with self.graphs.lend(model, cache) as graphs:
                 yield graphs
         else:

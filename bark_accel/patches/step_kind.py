@@ -1,0 +1,40 @@
+"""What a decode step runs on, and why, in words for the report."""
+
+from __future__ import annotations
+
+import torch
+
+from bark_accel.decoding.cuda_graphs import GRAPH_TOKENS, GRAPHS_VARIABLE, graphs_are_on
+from bark_accel.ops.backend import get_ops, is_served, native_fault, runs_natively
+from bark_accel.ops.graph_draw import follows_torch
+
+from .stage_patch import Settings
+
+
+def step_kind(settings: Settings, device: torch.device) -> str:
+    """Name the kernels of a decode step on a device, and how they are launched."""
+    kernels = (
+        "compiled kernels" if runs_natively(settings.backend, device) else f"plain torch, {_why(settings, device)}"
+    )
+    return f"{kernels}; {_launched(settings, device)}" if device.type == "cuda" else kernels
+
+
+def _why(settings: Settings, device: torch.device) -> str:
+    if settings.backend == "torch":
+        return "backend='torch'"
+    if not is_served(device):
+        return f"the library has no kernels for {device}"
+    return f"the compiled ones are wrong here: {native_fault(device)}"
+
+
+def _launched(settings: Settings, device: torch.device) -> str:
+    if not settings.cuda_graphs:
+        return "one by one, cuda_graphs=False"
+    if not graphs_are_on():
+        return f"one by one, {GRAPHS_VARIABLE}=0"
+    draw = get_ops(settings.backend, device, settings.attention).draw_next
+    if draw is None:
+        return "graphs of one token, plain torch draws"
+    return (
+        f"graphs of {GRAPH_TOKENS} tokens" if follows_torch(device, draw) else "graphs of one token, torch's own noise"
+    )

@@ -1,0 +1,51 @@
+"""Does before the first request what it would have to wait for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import BarkModel
+
+from bark_accel.decoding.rng import seeded
+from bark_accel.report import AccelerationReport
+
+from .api import accelerated_patch, acceleration_report
+
+# Semantic tokens of a warm-up: the coarse stage then has a whole window and the start of another.
+_TOKENS = 24
+
+
+def warmup(model: BarkModel, **inputs: Any) -> AccelerationReport:
+    """Generate half a second once, without a trace, so that the first request finds everything there.
+
+    Compiled ops are compared on a GPU, caches are allocated, weights read and copied, and CUDA graphs captured for the
+    batch size and sampling options given. Random state and results of later calls are as without it.
+
+    Parameters
+    ----------
+    model : BarkModel
+        Accelerated.
+    **inputs
+        Arguments of `model.generate`, as later calls will have them: the processor's tensors, `history_prompt`,
+        sampling options. No `streamer`.
+
+    Returns
+    -------
+    AccelerationReport
+        What the call ran on; `decode_step` says why.
+
+    Raises
+    ------
+    TypeError
+        `model` is not a `BarkModel`, or a `streamer` is given.
+    ValueError
+        `model` is not accelerated, or as `model.generate` raises.
+    """
+    accelerated_patch(model, "warmup")
+    if inputs.get("streamer") is not None:
+        raise TypeError("warmup: expected no streamer, for there is nothing to hear, got one")
+    limit = inputs.get("semantic_max_new_tokens") or _TOKENS
+    with seeded(0, model.device), torch.no_grad():
+        model.generate(**inputs | {"semantic_max_new_tokens": min(limit, _TOKENS)})
+    return acceleration_report(model)
