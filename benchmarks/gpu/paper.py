@@ -2,7 +2,7 @@
 
 python -m benchmarks.gpu.paper
 
-A step's time is estimated as the larger of two bounds for each kernel: its bytes at the card's bandwidth, or what can be
+A step is estimated as the larger of two bounds for each kernel, its bytes at the card's bandwidth or what can be
 in flight at once over the memory's latency; and a gap between dependent kernels. Bytes and kernels follow from the
 shapes. Bandwidths are the vendors' figures. A GPU's own figures are to be held against these rows.
 """
@@ -15,8 +15,8 @@ LATENCY_S = 0.7e-6  # of a load from memory
 GAP_S = 1.3e-6  # between dependent kernels of a graph
 EARLY_GAP_S = 0.9e-6  # with programmatic dependent launch (an assumption)
 REACHED = 0.9  # of the bandwidth that a vendor names
-CONTEXT, CAPACITY = 600, 1024
-# csrc/cuda/gemv.cuh: blocks are pairs of outputs for each group of 8 warps; loads of 16 bytes that a lane has in flight.
+CONTEXT = 600
+# csrc/cuda/gemv.cuh: 8 warps a block, pairs of outputs, loads of 16 bytes that a lane has in flight.
 WARPS, LANES, OUTPUTS, LOADS = 8, 32, 2, 4
 
 
