@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from .patches.api import accelerate_bark, acceleration_report, free_memory, restore_bark
     from .patches.engine import BarkEngine
     from .patches.speaker import long_form
+    from .patches.stream_speed import stream_speed
     from .patches.warmup import warmup
     from .report import AccelerationError, AccelerationReport, FallbackKind, FallbackReason, StageReport
     from .small_bark import small_bark_path
     from .stages.ragged import trim_rows
-    from .streaming.streamer import AudioStreamer, stream
+    from .streaming.listening import stream
+    from .streaming.plan import StreamPlan, StreamSpeed
+    from .streaming.streamer import AudioStreamer
     from .voices.preset import load_voice_preset, save_voice_preset
 
 # Imported when they are first used: torch takes more than a second, and `bark-accel --help` needs none of it.
@@ -47,6 +50,8 @@ _HOME = {
     "SpeechRequest": "engine.request",
     "SpokenChunk": "longform.reader",
     "StageReport": "report",
+    "StreamPlan": "streaming.plan",
+    "StreamSpeed": "streaming.plan",
     "accelerate_bark": "patches.api",
     "acceleration_report": "patches.api",
     "batch_inputs": "hf.voices",
@@ -57,7 +62,8 @@ _HOME = {
     "restore_bark": "patches.api",
     "save_voice_preset": "voices.preset",
     "small_bark_path": "small_bark",
-    "stream": "streaming.streamer",
+    "stream": "streaming.listening",
+    "stream_speed": "patches.stream_speed",
     "trim_rows": "stages.ragged",
     "warmup": "patches.warmup",
 }
@@ -77,6 +83,8 @@ __all__ = [
     "SpeechRequest",
     "SpokenChunk",
     "StageReport",
+    "StreamPlan",
+    "StreamSpeed",
     "accelerate_bark",
     "acceleration_report",
     "batch_inputs",
@@ -88,6 +96,7 @@ __all__ = [
     "save_voice_preset",
     "small_bark_path",
     "stream",
+    "stream_speed",
     "trim_rows",
     "warmup",
 ]

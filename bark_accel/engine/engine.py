@@ -11,8 +11,9 @@ from torch import Generator
 
 from bark_accel._arguments import whole_number
 from bark_accel._forked import avoid_lost_threads
+from bark_accel.streaming.listening import on_current_stream
 from bark_accel.streaming.policies import Chunking
-from bark_accel.streaming.streamer import AudioStreamer, on_current_stream
+from bark_accel.streaming.streamer import AudioStreamer
 from bark_accel.transformer.causal import CausalModel
 
 from .errors import EngineClosed

@@ -127,6 +127,15 @@ class ChunkStore:
         return self._folder / f"{_CHUNK}{index:06d}.npz"
 
 
+def kept_setting(folder: Path, name: str) -> Any:
+    """A setting of the run that a folder holds, None where there is none; raises `ValueError` for a damaged one."""
+    path = folder / _MANIFEST
+    try:
+        return _read_manifest(path).get(name)
+    except OSError:
+        return None
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         there = json.loads(path.read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ from bark_accel.voices.preset import VoicePreset
 from .points import StagePatches
 from .request import Request
 from .stage_runs import CompiledRun, LoopRun, StageRun
+from .stream_plan import stream_plan
 
 # Fallback kinds for which Transformers calls no streamer.
 _NO_TOKENS = {FallbackKind.GENERATION_MODE, FallbackKind.EXTRA_OUTPUTS}
@@ -38,7 +39,7 @@ class AudioGeneration:
         self._request = request
         self._streamer = streamer
         self._spec = patches.coarse.spec(request.configs.coarse_spec, request.voices)
-        self._compiled = CompiledRun(patches, request, self._spec, own_generators=streamer.interleave)
+        self._compiled = CompiledRun(patches, request, self._spec, own_generators=bool(streamer.interleave))
         self._fallbacks = self._compiled.fallbacks
         loops = LoopRun(patches, request, self._spec, self._fallbacks)
         self._semantic_run: StageRun = loops if "semantic" in self._fallbacks else self._compiled
@@ -49,6 +50,10 @@ class AudioGeneration:
         codec = patches.codec.ready_stage()
         if request.rows > 1 and not codec.cuts_right_only:
             raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, "rows that end at different times")
+        chosen = self._compiled.greedy if streamer.interleave is None else streamer.interleave
+        self._interleaved = chosen and not self._fallbacks
+        if not self._fallbacks:
+            streamer.plan = stream_plan(streamer, patches, request, self._spec, interleaved=self._interleaved)
         self._decoder = ChunkDecoder(self._policy(), codec, self._spec, emit)
         self.semantic_tokens: Tensor | None = None
         """[B, T], once all are there."""
@@ -58,7 +63,7 @@ class AudioGeneration:
         for fallback in self._fallbacks.values():
             self._patches.semantic.settings.log.note(fallback)
         to_decoder = TokenListener(self._streamer.check, self._decoder.push)
-        if self._streamer.interleave and not self._fallbacks:
+        if self._interleaved:
             self.semantic_tokens = self._run_interleaved(to_decoder)
         else:
             self.semantic_tokens = self._semantic_run.semantic(TokenListener(self._streamer.check))

@@ -25,6 +25,7 @@ from bark_accel.voices.preset import VoicePreset
 from .points import StagePatches
 from .request import Request
 from .semantic import SemanticPrompt
+from .stream_plan import stream_plan
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,10 @@ class RowPlan:
         histories = self._voices.fine
         if chunking is None:
             return Whole(*self._fine(), histories)
+        # As `stream` plans it for the request alone.
+        greedy = not (self._semantic_sampling.do_sample or self._coarse_sampling.do_sample)
+        spec, request = self._coarse_spec, self._request
+        chunking.plan = stream_plan(chunking, self._patches, request, spec, interleaved=greedy)
         return make_policy(chunking, self._fine_spec, self._device, histories, self._fine, self._upcoming_generator)
 
     def _fine(self) -> tuple[FineStage, FineSampling]:

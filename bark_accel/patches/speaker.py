@@ -8,6 +8,7 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,27 @@ from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.points import submodels
 from bark_accel.hf.presets import check_generate, generate_with_presets
 from bark_accel.hf.voices import resolve_voice
-from bark_accel.longform.chunk_store import ChunkStore
+from bark_accel.longform.chunk_store import ChunkStore, kept_setting
 from bark_accel.longform.languages import characters_per_second as usual_characters_per_second
 from bark_accel.longform.languages import check_language
 from bark_accel.longform.reader import LongForm, LongTextOptions
 from bark_accel.longform.text import plan_chunks
 from bark_accel.longform.utterance import Utterance
+from bark_accel.streaming.listening import check_arguments, stream
 from bark_accel.streaming.owner import owner_of
-from bark_accel.streaming.streamer import POLICIES, AudioStreamer, check_arguments, stream
+from bark_accel.streaming.plan import StreamSpeed
+from bark_accel.streaming.streamer import POLICIES, AudioStreamer
 from bark_accel.transformer.weights import tensors_of
 from bark_accel.voices.preset import VoicePreset, preset_digest
 from bark_accel.voices.voices import Voices
 
 from .model import ModelPatch
 from .stage_patch import Settings, StagePatch
+from .stream_speed import stream_speed
 
 _DEFAULT_BATCH_SIZE = 4
+# In a folder's manifest.
+_SPEED = "stream speed"
 # Set by long_form itself.
 _TAKEN = {"input_ids", "attention_mask", "history_prompt", "streamer", "generation_config"}
 _TAKEN |= {"return_output_lengths", "trim"}
@@ -161,7 +167,8 @@ def long_form(
     preset = resolve_voice(processor, voice)
     Voices.read(preset, 1, GenerationConfigs.of(model).code_limits, name="voice")
     plain = None if work_dir is None else _plain(generate_kwargs)
-    speaker = BarkSpeaker(model, processor, generate_kwargs, policy if stream else None)
+    speed = _stream_speed(model, work_dir) if stream and policy == "low_latency" else None
+    speaker = BarkSpeaker(model, processor, generate_kwargs, policy if stream else None, speed)
     chunks = plan_chunks(
         text,
         speaker.count_tokens,
@@ -178,6 +185,7 @@ def long_form(
             "seed": seed,
             "batch_size": batch_size,
             "stream": policy if stream else None,
+            **({} if speed is None else {_SPEED: asdict(speed)}),
             "generation arguments": plain,
             "model": model_digest(model),
             "float32 sums": _float32_sums(model),
@@ -198,13 +206,23 @@ class BarkSpeaker:
         Of `generate`.
     policy : str, optional
         Of an `AudioStreamer`; None: nothing will be streamed.
+    speed : StreamSpeed, optional
+        Of an `AudioStreamer`.
     """
 
-    def __init__(self, model: BarkModel, processor: Any, arguments: dict[str, Any], policy: str | None):
+    def __init__(
+        self,
+        model: BarkModel,
+        processor: Any,
+        arguments: dict[str, Any],
+        policy: str | None,
+        speed: StreamSpeed | None = None,
+    ):
         self._model = model
         self._processor = processor
         self._arguments = arguments
         self._policy = policy
+        self._speed = speed
         configs = GenerationConfigs.of(model)
         semantic = configs.semantic
         self.max_tokens = semantic.max_input_semantic_length
@@ -242,7 +260,7 @@ class BarkSpeaker:
 
     def stream(self, text: str, voice: VoicePreset | None, seed: int) -> Generator[Tensor, None, Utterance]:
         assert self._policy is not None
-        streamer = AudioStreamer(self._model, policy=self._policy)
+        streamer = AudioStreamer(self._model, policy=self._policy, speed=self._speed)
         pieces = []
         with seeded(seed, self._model.device):
             for piece in stream(self._model, **self._inputs([text], voice), streamer=streamer):
@@ -294,6 +312,15 @@ def _float32_sums(model: BarkModel) -> str | None:
     owner = owner_of(model.generate, ModelPatch)
     chosen = None if owner is None else owner.float32_choice()
     return None if chosen is None else f"products {chosen.products}, attention {chosen.attention}"
+
+
+def _stream_speed(model: BarkModel, work_dir: str | Path | None) -> StreamSpeed | None:
+    """Return the speed by which streams are planned: that of the folder's run, else this machine's now."""
+    owner = owner_of(model.generate, ModelPatch)
+    if owner is None or not owner.settings.fit_windows or model.device.type != "cpu":
+        return None
+    kept = None if work_dir is None else kept_setting(Path(work_dir), _SPEED)
+    return stream_speed(model) if kept is None else StreamSpeed(**kept)
 
 
 def _facts(config: Any) -> Any:

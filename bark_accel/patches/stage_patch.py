@@ -27,6 +27,7 @@ from bark_accel.ops.backend import Ops, get_ops, is_served, runs_natively
 from bark_accel.ops.checks import MAX_HEAD_SIZE
 from bark_accel.report import DraftCounts, Fallback, FallbackKind, FallbackLog, TokenChoice
 from bark_accel.stages.codec_weights import CodecWeights
+from bark_accel.streaming.plan import StreamSpeed
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache, KVCachePool
 from bark_accel.transformer.precision import INT8_WEIGHTS, ConvertedWeights, convert
@@ -52,6 +53,7 @@ class Settings:
     attention: str = "sdpa"
     fit_windows: bool = False
     pool: KVCachePool = field(default_factory=KVCachePool)
+    stream_speeds: dict[tuple[int, int], StreamSpeed] = field(default_factory=dict)
 
 
 W = TypeVar("W", TransformerWeights, CodecWeights)

@@ -65,6 +65,12 @@ class CompiledRun:
         prepared = {"semantic": self._semantic, "coarse": self._coarse}
         return {stage: result for stage, result in prepared.items() if isinstance(result, Fallback)}
 
+    @property
+    def greedy(self) -> bool:
+        """Tell whether neither stage draws, so that the order of their steps changes no token."""
+        prepared = (self._semantic, self._coarse)
+        return not any(isinstance(its, Fallback) or its[-1].do_sample for its in prepared)
+
     def semantic(self, listener: TokenListener) -> Tensor:
         with self.started_semantic() as (stage, state):
             return run_semantic(stage, state, listener)

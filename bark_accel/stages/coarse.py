@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -209,6 +209,21 @@ def token_ranges(spec: CoarseSpec, vocab_size: int) -> tuple[TokenRange, TokenRa
     second = first + spec.codebook_size
     end = second + spec.codebook_size if spec.codes_only else vocab_size
     return TokenRange(first, second), TokenRange(second, min(end, vocab_size))
+
+
+def prompts(spec: CoarseSpec, semantic_history: int, coarse_history: int) -> Iterator[tuple[int, int]]:
+    """Tokens of each window of a generation without an end, and of its prompt those that the cache lacks."""
+    generated, previous = 0, None
+    while True:
+        semantic_start = max(
+            0, semantic_history + round(generated / spec.tokens_per_semantic) - spec.max_semantic_history_tokens
+        )
+        past = coarse_history + generated
+        place = semantic_start, max(0, past - spec.max_history_tokens)
+        # The last token of a window has not been fed when the next one begins.
+        fed = 1 if place == previous else spec.max_input_tokens + 1 + min(past, spec.max_history_tokens)
+        yield spec.window_tokens, fed
+        generated, previous = generated + spec.window_tokens, place
 
 
 def row_lengths(spec: CoarseSpec, semantic_tokens: Tensor) -> Tensor:

@@ -87,5 +87,10 @@ class FineSpec:
         """Length of a window that has to hold so many frames and padding."""
         if not self.fit_windows:
             return self.max_input_frames
-        multiple = math.ceil(self.max_input_frames / FIT_PARTS)
+        multiple = self.window_multiple
         return min(self.max_input_frames, math.ceil((frames + FIT_PADDING) / multiple) * multiple)
+
+    @property
+    def window_multiple(self) -> int:
+        """Length that divides those of fitting windows."""
+        return math.ceil(self.max_input_frames / FIT_PARTS)

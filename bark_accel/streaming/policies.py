@@ -17,6 +17,8 @@ from bark_accel.decoding.rng import default_generator, fork
 from bark_accel.stages.fine import FineSampling, FineStage, FineState, coarse_codes, row_histories
 from bark_accel.stages.spec import FineSpec
 
+from .plan import StreamPlan, StreamSpeed
+
 
 class Policy(Protocol):
     """Takes coarse frames in, gives finished codes out; every frame once, in order."""
@@ -44,6 +46,17 @@ class Hops:
 
     def advance(self) -> None:
         self.frames = int(min(self.largest, self.frames * self.growth))
+
+
+class PlannedHops(Hops):
+    """Frames of the next chunk, as a plan has them; after the last one, that again."""
+
+    def __init__(self, plan: StreamPlan):
+        self._lengths = iter(plan.chunk_frames)
+        super().__init__(next(self._lengths), 1.0, max(plan.chunk_frames))
+
+    def advance(self) -> None:
+        self.frames = next(self._lengths, self.frames)
 
 
 class _Hopping:
@@ -109,8 +122,9 @@ class Preview(_Hopping):
 class LowLatency(_Hopping):
     """Transformers' own fine pass on [codes given out | new frames | padding], the last `lookahead_frames` dropped.
 
-    Six passes over a full window for every hop, whatever its length. One hop over the whole utterance is exactly
-    what Transformers does, drawn from the generation's own generator; otherwise codes are drawn from `generator`.
+    Six passes for every hop, over a full window whatever its length unless windows fit. One hop over the whole
+    utterance is exactly what Transformers does, drawn from the generation's own generator; otherwise codes are drawn
+    from `generator`, and see no more than `history_frames` before theirs (None: as many as in Transformers).
     """
 
     def __init__(
@@ -121,27 +135,35 @@ class LowLatency(_Hopping):
         histories: Sequence[Tensor | None],
         sampling: FineSampling,
         generator: Generator,
+        history_frames: int | None = None,
     ):
         super().__init__(hops, lookahead_frames)
+        self._history_frames = history_frames
         self._fine = fine
         self._histories = histories
         self._sampling = sampling
         self._generator = generator
         self._state: FineState | None = None
+        self._seen: Sequence[Tensor | None] = histories
 
     def _complete(self, frames: int) -> Tensor | None:
         if self._state is None:
             whole = self._emitted_frames == 0 and frames == self._total_frames
             self._sampling.generator = None if whole else self._generator
-            self._state = self._fine.begin(self._tokens(frames), self._histories, self._sampling)
+            self._seen = self._histories if whole else [self._recent(history) for history in self._histories]
+            self._state = self._fine.begin(self._tokens(frames), self._seen, self._sampling)
         self._fine.advance(self._state)
         if self._fine.ready(self._state):
             return None
         codes, self._state = self._state.result(end=frames), None
-        spec = self._fine.spec
-        past = row_histories(spec, self._histories, codes.shape[0], codes.device)
-        self._histories = [torch.cat(row, 1)[:, -spec.max_history_frames :] for row in zip(past, codes, strict=True)]
+        past = row_histories(self._fine.spec, self._seen, codes.shape[0], codes.device)
+        self._histories = [torch.cat(row, 1) for row in zip(past, codes, strict=True)]
         return codes
+
+    def _recent(self, history: Tensor | None) -> Tensor | None:
+        """The end of a history, as far as a chunk may see it."""
+        longest = self._fine.spec.max_history_frames if self._history_frames is None else self._history_frames
+        return None if history is None else history[:, max(0, history.shape[1] - longest) :]
 
 
 class Exact:
@@ -241,6 +263,9 @@ class Chunking(Protocol):
     first_chunk_frames: int
     max_chunk_frames: int
     lookahead_frames: int
+    start: str
+    plan: StreamPlan | None
+    speed: StreamSpeed | None
 
 
 def make_policy(
@@ -255,14 +280,18 @@ def make_policy(
 
     `fine` gives the fine stage where one is needed; for `histories` and `upcoming_generator` see the policies.
     """
-    hops = Hops(chunking.first_chunk_frames, hop_growth(chunking.policy, device), chunking.max_chunk_frames)
+    plan, growth = chunking.plan, hop_growth(chunking.policy, device)
+    hops = Hops(chunking.first_chunk_frames, growth, chunking.max_chunk_frames)
     if chunking.policy == "preview":
         return Preview(spec, hops)
     stage, sampling = fine()
     if chunking.policy == "exact":
         return Exact(stage, spec, histories, sampling, upcoming_generator)
     generator = fork(device, "fine", sampling.source)
-    return LowLatency(stage, hops, chunking.lookahead_frames, histories, sampling, generator)
+    if plan is None:
+        return LowLatency(stage, hops, chunking.lookahead_frames, histories, sampling, generator)
+    planned = PlannedHops(plan)
+    return LowLatency(stage, planned, plan.lookahead_frames, histories, sampling, generator, plan.history_frames)
 
 
 def hop_growth(policy: str, device: torch.device) -> float:

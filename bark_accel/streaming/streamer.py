@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import inspect
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from bark_accel._arguments import whole_number
-from bark_accel._forked import avoid_lost_threads
 from bark_accel.voices.preset import VoicePreset
 
 from .owner import owner_of
+from .plan import STARTS, StreamPlan, StreamSpeed
 
 if TYPE_CHECKING:
     from transformers import BarkModel
@@ -62,8 +58,8 @@ class AudioStreamer:
         whole utterance. `"preview"`: the coarse codebooks only, no fine stage.
     first_chunk_frames, max_chunk_frames : int
         Length of the first chunk and bound of the later ones (75 frames a second). Low-latency chunks double in
-        length on an accelerator and go to the bound at once on a CPU; a preview's all have the first one's length.
-        Unused by `"exact"`.
+        length on an accelerator and go to the bound at once on a CPU, unless they are planned; a preview's all have the
+        first one's length. Unused by `"exact"`.
     lookahead_frames : int
         Frames that the fine stage sees beyond a low-latency chunk.
     timeout : float, optional
@@ -72,10 +68,25 @@ class AudioStreamer:
     max_queued_chunks : int
         Chunks that may wait for the listener before the generation pauses. No utterance of suno's models has more
         than 64 with the default lengths, so that a generation pauses only where it is asked to.
-    interleave : bool
+    interleave : bool, optional
         Generate coarse tokens before the semantic stage has ended. Each stage then draws from a generator of its own:
         the same seed gives the same audio again, but not the audio of a run without it. Unused where Transformers'
-        own loop has to run a stage.
+        own loop has to run a stage. None: where no token is drawn (greedy), so that none changes.
+    start : {"soonest", "smooth"}
+        Of a low-latency stream on a CPU, of a model with `fit_windows=True`: its chunks are planned from the machine's
+        speed so that as little silence as it allows follows the first sound, which comes as soon as the first chunk
+        has its length (`"soonest"`), or as late as it has to for no silence at all (`"smooth"`).
+    speed : StreamSpeed, optional
+        The speed to plan for. None: this machine's, measured before the first stream of a model (half a second with
+        bark-small) and kept with it.
+    plan : StreamPlan, optional
+        A low-latency stream's chunks, lookahead and history, which then have no other source: an earlier stream's
+        `plan`, with the same seed, gives its sound again.
+
+    Attributes
+    ----------
+    plan : StreamPlan, optional
+        What was given or planned; None before the generation has started, and for a stream without a plan.
 
     Raises
     ------
@@ -93,7 +104,10 @@ class AudioStreamer:
         lookahead_frames: int = 15,
         timeout: float | None = None,
         max_queued_chunks: int = 64,
-        interleave: bool = False,
+        interleave: bool | None = None,
+        start: str = "soonest",
+        speed: StreamSpeed | None = None,
+        plan: StreamPlan | None = None,
     ):
         if policy not in POLICIES:
             raise ValueError(f"policy: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
@@ -105,9 +119,16 @@ class AudioStreamer:
             raise ValueError(
                 f"timeout: expected None or seconds > 0, at most {threading.TIMEOUT_MAX:.0f}, got {timeout!r}"
             )
-        if not isinstance(interleave, bool):
-            raise TypeError(f"interleave: expected True or False, got {interleave!r}")
-        self.sampling_rate = _source(model).sampling_rate
+        if not (interleave is None or isinstance(interleave, bool)):
+            raise TypeError(f"interleave: expected None, True or False, got {interleave!r}")
+        if start not in STARTS:
+            raise ValueError(f"start: expected one of {', '.join(map(repr, STARTS))}, got {start!r}")
+        for name, value, kind in (("speed", speed, StreamSpeed), ("plan", plan, StreamPlan)):
+            if not (value is None or isinstance(value, kind)):
+                raise TypeError(f"{name}: expected None or a {kind.__name__}, got {value!r}")
+        if plan is not None and policy != "low_latency":
+            raise ValueError(f"plan: expected policy 'low_latency' with it, got {policy!r}")
+        self.sampling_rate = source_of(model).sampling_rate
         self.policy = policy
         self.first_chunk_frames = first_chunk_frames
         self.max_chunk_frames = max_chunk_frames
@@ -115,6 +136,9 @@ class AudioStreamer:
         self.timeout = None if timeout is None else float(timeout)
         self.max_queued_chunks = max_queued_chunks
         self.interleave = interleave
+        self.start = start
+        self.speed = speed
+        self.plan = plan
         self.row_lengths_samples: list[int] | None = None
         """Samples of each row; None until that is settled (at the latest when the generation has ended)."""
         self.presets: list[VoicePreset] | None = None
@@ -290,104 +314,7 @@ class AudioStreamer:
         return TimeoutError(f"AudioStreamer: no audio for {self.timeout} s; {state}")
 
 
-def stream(model: BarkModel, **generate_kwargs: Any) -> Iterator[Tensor]:
-    """Generate in a thread of its own, on the caller's CUDA stream, and yield the audio as it comes.
-
-    The arguments are checked here, unless `model.generate` is wrapped; the generation starts with the first chunk asked
-    for. Closing the iterator (or leaving the loop, once the iterator is freed) cancels it; the thread is joined in any
-    case.
-
-    Parameters
-    ----------
-    model : BarkModel
-        Accelerated.
-    generate_kwargs
-        What `model.generate` takes. `streamer=AudioStreamer(model, ...)` chooses other settings than the default ones.
-
-    Yields
-    ------
-    Tensor
-        As `AudioStreamer` does.
-
-    Raises
-    ------
-    Whatever `generate` raises: for bad arguments at once, for the rest with the next chunk.
-    """
-    for name in inspect.signature(AudioStreamer).parameters.keys() & generate_kwargs:
-        raise TypeError(f"{name}: expected in streamer=AudioStreamer(model, {name}=...), got it as generate's argument")
-    streamer = generate_kwargs.pop("streamer", None)
-    if streamer is None:
-        streamer = AudioStreamer(model)
-    if not isinstance(streamer, AudioStreamer):
-        raise TypeError(f"streamer: expected an AudioStreamer, got {type(streamer).__name__}")
-    check_arguments(model, {**generate_kwargs, "streamer": streamer})
-    avoid_lost_threads()  # the generation has a thread of its own, what the caller does with the audio this one
-    streamer.reserve()
-    return _listen(model, streamer, generate_kwargs, on_current_stream())
-
-
-def check_arguments(model: Any, generate_kwargs: dict[str, Any]) -> None:
-    """Raise what `generate` would in a thread of its own, before any work; a wrapper's arguments are not known yet."""
-    source = _source(model)
-    if getattr(model.generate, "__self__", None) is not source:
-        return
-    place = on_current_stream()
-
-    def check() -> None:
-        with place:
-            source.check(**generate_kwargs)
-
-    # Modes such as autocast are a thread's own.
-    with ThreadPoolExecutor(1, "bark_accel.check") as thread:
-        thread.submit(check).result()
-
-
-def on_current_stream() -> AbstractContextManager:
-    """Return a context that puts another thread on this thread's CUDA stream and device."""
-    return torch.cuda.stream(torch.cuda.current_stream()) if torch.cuda.is_initialized() else nullcontext()
-
-
-def _listen(
-    model: BarkModel, streamer: AudioStreamer, generate_kwargs: dict[str, Any], place: AbstractContextManager
-) -> Iterator[Tensor]:
-    def generate() -> None:
-        try:
-            with place:
-                model.generate(**generate_kwargs, streamer=streamer)
-        except BaseException as error:
-            # What fails before the generation has taken the streamer has not reached the listener yet.
-            streamer.fail(error)
-
-    worker = threading.Thread(target=generate, name="bark_accel.stream", daemon=True)
-
-    def leave() -> None:
-        streamer.cancel()
-        # The garbage collector may close the iterator in any thread, the worker too.
-        if threading.current_thread() is not worker:
-            worker.join()
-
-    worker.start()
-    _live.add(leave)
-    try:
-        yield from streamer
-    finally:
-        _live.discard(leave)
-        leave()
-
-
-# What ends each stream that is still listened to.
-_live: set[Callable[[], None]] = set()
-
-
-# An iterator that outlives the program's end would wait for a thread that Python has frozen by then. Registered once:
-# `atexit.unregister` only blanks an entry, and Python's table would grow with every stream.
-@atexit.register
-def _leave_all() -> None:
-    for leave in list(_live):
-        leave()
-
-
-def _source(model: Any) -> AudioSource:
+def source_of(model: Any) -> AudioSource:
     source = owner_of(getattr(model, "generate", None), AudioSource)
     if source is None:
         raise ValueError(

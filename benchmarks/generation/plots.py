@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 
+from bark_accel import StreamPlan
 from benchmarks.generation.timeline import Chunk, Timeline
 
 matplotlib.use("Agg")
@@ -43,20 +44,25 @@ def save_stages(path: Path, record: dict[str, Any]) -> None:
 
 
 def save_timeline(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """One line a stream: when each chunk was ready (ticks), when it plays (bars), and stock's whole time (dot)."""
+    """One line a stream: each chunk planned (rings), ready (ticks) and playing (bars), and stock's whole time (dot)."""
     lines = [(record, name, its) for record in records for name, its in record["streams"].items()]
     figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.32 * len(lines)), layout="constrained")
     for line, (record, name, its) in enumerate(lines):
-        timeline = Timeline(tuple(Chunk(**chunk) for chunk in its["chunks"]), its["total_s"])
+        plan = StreamPlan(**its["plan"]) if its.get("plan") else None
+        timeline = Timeline(tuple(Chunk(**chunk) for chunk in its["chunks"]), its["total_s"], plan)
         bars = [(start, c.audio_s) for start, c in zip(timeline.plays_at_s, timeline.chunks, strict=True)]
         colour = next(colour for policy, colour in STREAM_COLOURS.items() if policy in name)
         axes.broken_barh(bars, (line - 0.3, 0.45), color=colour, edgecolor="white", linewidth=0.5)
         axes.plot([c.ready_s for c in timeline.chunks], [line + 0.3] * len(bars), "|", color="#333333", markersize=6)
+        planned = timeline.planned_at_s
+        axes.plot(planned, [line + 0.3] * len(planned), "o", color="#333333", markersize=4, fillstyle="none")
         axes.plot(record["modes"]["stock"]["total"]["median"], line, "o", color="#9aa5b1")
     axes.set_yticks(range(len(lines)), [_label(record, name) for record, name, _ in lines], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    axes.set_xlabel("seconds after the call (bars: sound; ticks: a chunk is ready; grey: stock has its whole waveform)")
+    axes.set_xlabel(
+        "seconds after the call (bars: sound; ticks: a chunk is ready; rings: planned; grey: stock has all of it)"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

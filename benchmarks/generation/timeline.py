@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import BarkModel
 
-from bark_accel import AudioStreamer, stream
+from bark_accel import AudioStreamer, StreamPlan, stream
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,15 @@ class Timeline:
 
     chunks: tuple[Chunk, ...]
     total_s: float
+    plan: StreamPlan | None = None
+
+    @property
+    def planned_at_s(self) -> list[float]:
+        """Seconds at which each chunk was expected, by the plan and the first one's time; empty without a plan."""
+        if self.plan is None or not self.plan.ready_s:
+            return []
+        late_s = self.chunks[0].ready_s - self.plan.ready_s[0]
+        return [ready_s + late_s for ready_s in self.plan.ready_s[: len(self.chunks)]]
 
     @property
     def plays_at_s(self) -> list[float]:
@@ -62,4 +71,4 @@ def run_stream(model: BarkModel, options: dict[str, Any], arguments: dict[str, A
     start, chunks = time.perf_counter(), []
     for chunk in stream(model, streamer=streamer, **arguments):
         chunks.append(Chunk(time.perf_counter() - start, chunk.shape[1] / streamer.sampling_rate))
-    return Timeline(tuple(chunks), time.perf_counter() - start)
+    return Timeline(tuple(chunks), time.perf_counter() - start, streamer.plan)

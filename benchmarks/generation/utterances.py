@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import BarkModel
 
-from bark_accel import accelerate_bark, acceleration_report
+from bark_accel import accelerate_bark, acceleration_report, stream_speed
 from bark_accel.bench.measure import (
     Run,
     commit,
@@ -55,6 +55,8 @@ STREAMS: dict[str, dict[str, Any]] = {
     "preview, interleave": {"policy": "preview", "interleave": True},
     "low_latency": {"policy": "low_latency"},
     "low_latency, interleave": {"policy": "low_latency", "interleave": True},
+    "low_latency, smooth": {"policy": "low_latency", "start": "smooth"},
+    "low_latency, interleave, smooth": {"policy": "low_latency", "interleave": True, "start": "smooth"},
     "exact": {"policy": "exact"},
 }
 
@@ -128,6 +130,8 @@ def measure(wanted: Measurement) -> dict[str, Any]:
     arguments = arguments_of(case, stock)
     for model in (stock, *models.values()):
         warm_up(model, arguments)
+    for mode in wanted.streamed_modes if wanted.streams else ():
+        stream_speed(models[mode], rows=case.batch)
     runs: dict[str, list[Run]] = {name: [] for name in ("stock", *modes)}
     timelines: dict[str, list[Timeline]] = {}
     differences: dict[str, list[str]] = {mode: [] for mode in modes}
@@ -188,6 +192,7 @@ def stream_summary(timelines: Sequence[Timeline], stock: Sequence[Run]) -> dict[
         "underruns": len(typical.underruns_s),
         "stalled_s": sum(typical.underruns_s),
         "chunks": [asdict(chunk) for chunk in typical.chunks],
+        "plan": None if typical.plan is None else asdict(typical.plan),
     }
 
 

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 from support.bark_models import SMALL, build
+from support.parity import accelerated_copy
 from support.tiny_text import CHUNKS, TEXT
 from test_long_form import SAMPLED, assert_same
 
-from bark_accel import accelerate_bark, long_form
+from bark_accel import StreamSpeed, accelerate_bark, long_form
 
 # Says TEXT with a work folder; a line for each chunk that is ready.
 SCRIPT = """
@@ -28,7 +29,7 @@ import json, sys, torch
 sys.path.insert(0, sys.argv[1])
 from support.bark_models import SMALL, build
 from support.tiny_text import TEXT, tiny_processor
-from bark_accel import accelerate_bark, long_form
+from bark_accel import StreamSpeed, accelerate_bark, long_form
 torch.set_num_threads(1)
 model = accelerate_bark(build(SMALL))
 for chunk in long_form(model, tiny_processor(), TEXT, work_dir=sys.argv[2], **json.loads(sys.argv[3])):
@@ -105,6 +106,21 @@ def test_a_killed_stream_begins_its_chunk_again(fast, processor, tmp_path):
         one, other = (torch.cat([c.audio for c in chunks if c.index == index]) for chunks in (resumed, expected))
         assert torch.equal(one, other)
     assert [c.index for c in resumed if c.final] == list(range(len(CHUNKS)))
+
+
+def test_a_stream_goes_on_with_the_plan_it_began_with(small_model, processor, tmp_path, monkeypatch):
+    """On a machine that is meanwhile slower."""
+    options = {"do_sample": True, "fine_temperature": 0.6, "semantic_max_new_tokens": 90, "stream": True}
+    whole = []
+    for second in (1e-6, 1.0):
+        speed = StreamSpeed(second, second, second, second)
+        monkeypatch.setattr("bark_accel.patches.stream_plan.measure_speed", lambda *_, s=speed: s)
+        model = accelerated_copy(small_model, fit_windows=True)
+        kept = long_form(model, processor, TEXT, work_dir=tmp_path, **options)
+        whole.append([kept.waveform(), long_form(model, processor, TEXT, **options).waveform()])
+        (tmp_path / "chunk_000001.npz").unlink()
+    assert torch.equal(whole[0][0], whole[1][0]) and torch.equal(whole[0][0], whole[0][1])
+    assert not torch.equal(whole[0][1], whole[1][1]), "another speed has another sound"
 
 
 CHANGES = {

@@ -20,6 +20,7 @@ from bark_accel import AccelerationError, AudioStreamer, FallbackKind, accelerat
 from bark_accel.decoding.sampling import TokenRange
 from bark_accel.hf import compat
 from bark_accel.hf.stage_trace import trace_stages
+from bark_accel.patches.audio_generation import AudioGeneration
 from bark_accel.patches.token_loop import BarkTokenRules
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.semantic import SemanticStage
@@ -266,6 +267,46 @@ class TestInterleave:
         streamer = AudioStreamer(fast, policy="exact", interleave=True)
         audio = torch.cat(streamed(fast, streamer=streamer, **ONE, **options), dim=1)
         torch.testing.assert_close(audio, expected, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("policy", POLICIES)
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {**TWO, "history_prompt": [preset(SMALL, 9, 15), None]},
+            {"history_prompt": preset(SMALL, 60, 91), "fine_temperature": 0.6},
+            {"semantic_repetition_penalty": 1.3, "coarse_bad_words_ids": [[130], [170]], "semantic_min_new_tokens": 40},
+            {"min_eos_p": 0.02, **TWO},
+        ],
+        ids=["plain", "voices", "voice, drawn codes", "edits", "ends"],
+    )
+    @pytest.mark.parametrize("weights", ["same", "int8"])
+    def test_greedy_is_interleaved_by_itself(self, small_model, monkeypatch, policy, options, weights):
+        """With the sound, codes and random state of a stream that is not."""
+        fast = accelerated_copy(small_model, weights=weights)
+        inputs = {**ONE, "do_sample": False, "fine_temperature": None, "semantic_max_new_tokens": 88, **options}
+        interleaved, run = [], AudioGeneration._run_interleaved
+        monkeypatch.setattr(
+            AudioGeneration, "_run_interleaved", lambda self, to: interleaved.append(1) or run(self, to)
+        )
+        heard = []
+        for interleave in (False, None):
+            streamer = AudioStreamer(fast, policy=policy, first_chunk_frames=8, interleave=interleave)
+            chunks = streamed(fast, streamer=streamer, **inputs)
+            heard.append((torch.cat(chunks, 1), torch.get_rng_state(), [c.shape for c in chunks], streamer.presets))
+        assert len(interleaved) == 1
+        assert torch.equal(heard[0][0], heard[1][0]) and torch.equal(heard[0][1], heard[1][1])
+        assert heard[0][2] == heard[1][2]
+        if policy != "preview":
+            for one, other in zip(heard[0][3], heard[1][3], strict=True):
+                assert all((one[part] == other[part]).all() for part in one)
+
+    @pytest.mark.parametrize("drawn", ["semantic_do_sample", "coarse_do_sample"])
+    def test_what_is_drawn_is_not_interleaved_by_itself(self, pair, monkeypatch, drawn):
+        _, fast = pair
+        monkeypatch.setattr(AudioGeneration, "_run_interleaved", None)
+        inputs = {**ONE, "semantic_do_sample": False, "coarse_do_sample": False, drawn: True}
+        assert streamed(fast, **inputs, semantic_max_new_tokens=60)
 
 
 class Favour(LogitsProcessor):

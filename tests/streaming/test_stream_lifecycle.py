@@ -20,12 +20,12 @@ import torch
 from support.bark_models import SMALL, build, preset, texts
 from support.parity import accelerated_copy
 
-from bark_accel import AudioStreamer, acceleration_report, restore_bark, stream
+from bark_accel import AudioStreamer, StreamPlan, acceleration_report, restore_bark, stream
 from bark_accel.stages.coarse import CoarseStage
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.fine import FineStage
 from bark_accel.stages.semantic import SemanticStage
-from bark_accel.streaming import streamer as streamer_module
+from bark_accel.streaming import listening
 
 INPUTS = texts(SMALL, [6])
 OPTIONS = {"semantic_max_new_tokens": 60, "fine_temperature": None}
@@ -295,7 +295,7 @@ def test_streams_leave_no_entries_in_the_table_of_what_runs_at_exit(fast):
         list(stream(fast, **INPUTS, **OPTIONS))
     next(stream(fast, **INPUTS, **OPTIONS))
     gc.collect()
-    assert atexit._ncallbacks() == before and not streamer_module._live
+    assert atexit._ncallbacks() == before and not listening._live
 
 
 def test_nothing_comes_in_time(fast, monkeypatch):
@@ -438,7 +438,11 @@ def test_a_replaced_sub_model_is_checked_as_far_as_it_goes():
         ({"max_queued_chunks": True}, "max_queued_chunks: expected a whole number >= 1, got True"),
         ({"timeout": 0}, "timeout: expected None or seconds > 0, at most .*, got 0"),
         ({"timeout": float("inf")}, "timeout: expected None or seconds > 0, at most .*, got inf"),
-        ({"interleave": 1}, "interleave: expected True or False"),
+        ({"start": "late"}, "start: expected one of 'soonest', 'smooth', got 'late'"),
+        ({"plan": [30]}, r"plan: expected None or a StreamPlan, got \[30\]"),
+        ({"plan": StreamPlan((30,), 15, 128), "policy": "preview"}, "plan: expected policy 'low_latency' with it"),
+        ({"speed": 2.0}, "speed: expected None or a StreamSpeed, got 2.0"),
+        ({"interleave": 1}, "interleave: expected None, True or False"),
     ],
 )
 def test_bad_settings(fast, options, message):

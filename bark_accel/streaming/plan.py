@@ -1,0 +1,183 @@
+"""Plan of a stream's chunks: lengths for which each is ready before the one before it has been played."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bark_accel._arguments import whole_number
+from bark_accel.stages.coarse import prompts
+from bark_accel.stages.spec import FIT_PADDING, CoarseSpec, FineSpec
+
+STARTS = ("soonest", "smooth")
+# Work is planned to take so many times as long as was measured.
+_RESERVE = 1.15
+# The share of the fine stage's longest history that a chunk sees.
+_HISTORY_PART = 4
+
+
+@dataclass(frozen=True)
+class StreamSpeed:
+    """Seconds that a machine needs for the parts of a stream, all rows together.
+
+    `token_s`: a token of a causal stage; `prompt_token_s`: one of a prompt; `fine_frame_s`: a frame of a fine window,
+    padding counted, in all passes; `codec_frame_s`: a frame of sound. `dataclasses.asdict` and `StreamSpeed(**values)`
+    write and read it.
+
+    Raises
+    ------
+    ValueError
+        A number is not finite, or below 0.
+    """
+
+    token_s: float
+    prompt_token_s: float
+    fine_frame_s: float
+    codec_frame_s: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+                raise ValueError(f"{name}: expected seconds >= 0, got {value!r}")
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """Lengths in frames that decide what the fine stage sees of a low-latency stream.
+
+    `chunk_frames`: of each chunk, the last one of all that follow; `lookahead_frames`: seen beyond a chunk;
+    `history_frames`: seen before it. `ready_s`: seconds after the semantic tokens at which each chunk is expected, and
+    `silence_s`: of silence after the first sound, both empty in a plan that was not made from a speed.
+    `dataclasses.asdict` and `StreamPlan(**values)` write and read it.
+
+    Raises
+    ------
+    ValueError
+        A length is not a whole number, or there are no chunks.
+    """
+
+    chunk_frames: tuple[int, ...]
+    lookahead_frames: int
+    history_frames: int
+    ready_s: tuple[float, ...] = ()
+    silence_s: float | None = None
+
+    def __post_init__(self) -> None:
+        chunks = tuple(whole_number("chunk_frames", frames, 1) for frames in self.chunk_frames)
+        if not chunks:
+            raise ValueError("chunk_frames: expected at least one chunk, got none")
+        numbers: dict[str, Any] = {
+            "chunk_frames": chunks,
+            "lookahead_frames": whole_number("lookahead_frames", self.lookahead_frames, 0),
+            "history_frames": whole_number("history_frames", self.history_frames, 0),
+            "ready_s": tuple(map(float, self.ready_s)),
+        }
+        for name, value in numbers.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """The longest that a generation may become, as its stages have it.
+
+    `semantic_history` and `coarse_history` are tokens, `fine_history` frames, of a voice preset; `frames` are to be
+    generated; `interleaved`: their semantic tokens as well.
+    """
+
+    coarse: CoarseSpec
+    fine: FineSpec
+    frames: int
+    semantic_history: int = 0
+    coarse_history: int = 0
+    fine_history: int = 0
+    interleaved: bool = False
+
+
+def plan_stream(
+    speed: StreamSpeed, utterance: Utterance, *, start: str, first: int, longest: int, lookahead: int
+) -> StreamPlan:
+    """Plan chunks of at least `first` frames, at most `longest`, so that the least silence follows the first sound.
+
+    Of plans with as little of it, the one with the longest chunks: the fine stage sees more, and has less to do. The
+    first chunk has `first` frames, or fills the window that these need; with `start` "smooth" it is as long as it has
+    to be for no silence at all, the whole utterance if need be.
+    """
+    work = _Work(speed, utterance, lookahead)
+    firsts = work.lengths(0, first, utterance.fine.max_input_frames)
+    firsts = [*firsts, max(first, utterance.frames)] if start == "smooth" else firsts[:2]
+    best: list[StreamPlan] = []
+    for frames in firsts:
+        plans = [
+            work.plan(frames, first, end, late)
+            for end in work.lengths(utterance.frames, first, longest)
+            for late in (min, max)
+        ]
+        best.append(min(plans, key=lambda plan: (plan.silence_s, -max(plan.chunk_frames[1:], default=0))))
+        if not best[-1].silence_s:
+            return best[-1]
+    return min(best, key=lambda plan: plan.silence_s or 0.0)
+
+
+class _Work:
+    """Costs of the chunks of an utterance, in seconds, with a reserve."""
+
+    def __init__(self, speed: StreamSpeed, utterance: Utterance, lookahead: int):
+        self._utterance, self._lookahead = utterance, lookahead
+        self._fine, self._frames = utterance.fine, utterance.frames
+        self._history = self._fine.max_history_frames // _HISTORY_PART
+        self._fine_frame_s = _RESERVE * speed.fine_frame_s
+        self._codec_frame_s = _RESERVE * speed.codec_frame_s
+        self._drawn_s = [_RESERVE * seconds for seconds in _drawn_s(speed, utterance)]
+
+    def plan(self, first: int, shortest: int, longest: int, late: Callable[[Iterable[int]], int]) -> StreamPlan:
+        """Take at each point the longest chunk that is ready in time, up to `longest`; `late` chooses where none is."""
+        rate = self._utterance.coarse.rate_hz
+        chunks, done = [first], min(first, self._frames)
+        ready = [self._chunk_s(0, first)]
+        played_s, silence_s = ready[0] + done / rate, 0.0
+        while done < self._frames:
+            lengths = self.lengths(done, shortest, longest)
+            in_time = [frames for frames in lengths if ready[-1] + self._chunk_s(done, frames) <= played_s]
+            chunks.append(max(in_time) if in_time else late(lengths))
+            ready.append(ready[-1] + self._chunk_s(done, chunks[-1]))
+            silence_s += max(0.0, ready[-1] - played_s)
+            played_s = max(ready[-1], played_s) + chunks[-1] / rate
+            done = min(self._frames, done + chunks[-1])
+        # A thousandth of a second is nothing that anybody hears, or that a machine keeps.
+        rounded = tuple(round(seconds, 3) for seconds in ready)
+        return StreamPlan(tuple(chunks), self._lookahead, self._history, rounded, round(silence_s, 3))
+
+    def lengths(self, done: int, shortest: int, longest: int) -> list[int]:
+        """The shortest chunk after `done` frames, and those up to the longest that leave no room in their window."""
+        taken = self._seen_before(done) + self._lookahead + FIT_PADDING
+        ends = range(0, self._fine.max_input_frames + 1, self._fine.window_multiple)
+        return sorted({shortest, *(end - taken for end in ends if shortest <= end - taken <= longest)})
+
+    def _seen_before(self, done: int) -> int:
+        return min(self._history, self._utterance.fine_history + done)
+
+    def _chunk_s(self, done: int, frames: int) -> float:
+        """Seconds of work between `done` frames of sound and `frames` more."""
+        seen = min(self._frames, done + frames + self._lookahead)
+        drawn = min(self._frames, done + self._lookahead) if done else 0
+        window = self._seen_before(done) + seen - done
+        windows = 1 + max(0, math.ceil((window - self._fine.max_input_frames) / self._fine.max_history_frames))
+        fine_s = windows * self._fine.window_frames(window) * self._fine_frame_s
+        return self._drawn_s[seen] - self._drawn_s[drawn] + fine_s + frames * self._codec_frame_s
+
+
+def _drawn_s(speed: StreamSpeed, utterance: Utterance) -> Sequence[float]:
+    """Seconds until the coarse tokens of 0, 1, 2, ... frames are drawn."""
+    spec = utterance.coarse
+    semantic_s = speed.token_s / spec.tokens_per_semantic if utterance.interleaved else 0.0
+    seconds, tokens_s = 0.0, [0.0]
+    for window, fed in prompts(spec, utterance.semantic_history, utterance.coarse_history):
+        seconds += fed * speed.prompt_token_s
+        for _ in range(window):
+            seconds += speed.token_s + semantic_s
+            tokens_s.append(seconds)
+        if len(tokens_s) > utterance.frames * spec.num_codebooks:
+            return tokens_s[:: spec.num_codebooks]
+    raise AssertionError("prompts do not end")
