@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from support.bark_models import SMALL, texts
 
 from benchmarks.__main__ import COMMANDS, file_of, is_suite, listing, purpose
+from benchmarks.generation.baselines import BASELINES
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
@@ -61,3 +64,15 @@ def test_the_older_spelling_of_a_gpu_run_works_from_any_folder(tmp_path):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_file_changes_where_modules_come_from(file):
     assert "sys.path" not in file.read_text()
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@torch.no_grad()
+def test_baselines_are_stock_s_with_other_weights(small_model, name):
+    model = BASELINES[name](small_model)
+    assert "generate" not in vars(model) and small_model.dtype == torch.float32
+    head = model.semantic.lm_head.weight
+    weight = head() if callable(head) else head
+    assert weight.dtype == (torch.bfloat16 if name == "stock bfloat16" else torch.qint8)
+    audio = model.generate(**texts(SMALL, [4]), semantic_max_new_tokens=8)
+    assert audio.shape == small_model.generate(**texts(SMALL, [4]), semantic_max_new_tokens=8).shape

@@ -35,6 +35,7 @@ from bark_accel.bench.measure import (
 )
 from bark_accel.bench.models import fake_inputs, quiet_transformers, random_bark, semantic_tokens, shared_copy
 from bark_accel.cli.demo import TEXT
+from benchmarks.generation.baselines import BASELINES
 from benchmarks.generation.plots import save_stages, save_timeline
 from benchmarks.generation.timeline import Timeline, run_stream
 
@@ -87,7 +88,12 @@ class Measurement:
 
 
 SUITE = (
-    Measurement(Case(5, False, 1, "bark-small"), streams=("preview", "low_latency"), repeats=2),
+    Measurement(
+        Case(5, False, 1, "bark-small"),
+        modes=(*BASELINES, *PRECISIONS),
+        streams=("preview", "low_latency"),
+        repeats=2,
+    ),
     Measurement(
         Case(10, True, 1, "bark-small"),
         modes=("int8",),
@@ -98,7 +104,7 @@ SUITE = (
         streams=("preview", "low_latency", "low_latency, interleave"),
         streamed_modes=("int8",),
     ),
-    Measurement(Case(5, True, 1, "bark-small"), streams=("preview, interleave",)),
+    Measurement(Case(5, True, 1, "bark-small"), modes=(*BASELINES, *PRECISIONS), streams=("preview, interleave",)),
     Measurement(Case(2, False, 1, "bark-small"), streams=("preview", "low_latency", "exact"), repeats=2),
     Measurement(Case(2, False, 1, "bark")),
     Measurement(Case(2, False, 8, "bark-small")),
@@ -126,7 +132,7 @@ def measure(wanted: Measurement) -> dict[str, Any]:
     case, modes, repeats = wanted.case, wanted.modes, wanted.repeats
     quiet_transformers()
     stock = random_bark(case.shape)
-    models = {mode: accelerate_bark(shared_copy(stock), strict=True, **MODES[mode]) for mode in modes}
+    models = {mode: model_of(mode, stock) for mode in modes}
     arguments = arguments_of(case, stock)
     for model in (stock, *models.values()):
         warm_up(model, arguments)
@@ -142,7 +148,7 @@ def measure(wanted: Measurement) -> dict[str, Any]:
             print(f"{name}: {runs[name][-1].total_s:.2f} s", flush=True)
         for mode in modes:
             pair = runs["stock"][-1], runs[mode][-1]
-            if MODES[mode].keys() & {"weights", "fit_windows"}:
+            if mode in BASELINES or MODES[mode].keys() & {"weights", "fit_windows"}:
                 differences[mode] += token_differences(*pair)
             else:
                 verdict = judge_tokens(stock, arguments, seed, *pair)
@@ -165,9 +171,16 @@ def measure(wanted: Measurement) -> dict[str, Any]:
         "modes": {name: mode_summary(runs["stock"], its) for name, its in runs.items()},
         "token_differences": differences,
         "ties": ties,
-        "drafts": {mode: drafts(model) for mode, model in models.items()},
+        "drafts": {mode: drafts(model) for mode, model in models.items() if mode not in BASELINES},
         "streams": {name: stream_summary(its, runs["stock"]) for name, its in timelines.items()},
     }
+
+
+def model_of(mode: str, stock: BarkModel) -> BarkModel:
+    """The model of a mode: a baseline's own copy, or an accelerated one on stock's weights."""
+    if mode in BASELINES:
+        return BASELINES[mode](stock)
+    return accelerate_bark(shared_copy(stock), strict=True, **MODES[mode])
 
 
 def mode_summary(stock: Sequence[Run], runs: Sequence[Run]) -> dict[str, Any]:
@@ -222,7 +235,9 @@ def main() -> None:
     parser.add_argument("--preset", action="store_true", help="with a full-size voice preset")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--shape", default="bark-small")
-    parser.add_argument("--modes", default=",".join(PRECISIONS), help=f"of {', '.join(MODES)}", type=_names)
+    parser.add_argument(
+        "--modes", default=",".join(PRECISIONS), help=f"of {', '.join([*BASELINES, *MODES])}", type=_names
+    )
     parser.add_argument("--streams", default="", help=f"of {'; '.join(STREAMS)} (separated by ;)", type=_streams)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
@@ -230,8 +245,9 @@ def main() -> None:
     options = parser.parse_args()
     wanted = list(SUITE) if options.suite else []
     if options.seconds is not None:
+        ours = [mode for mode in options.modes if mode in MODES]
         case = Case(options.seconds, options.preset, options.batch, options.shape)
-        wanted.append(Measurement(case, options.modes, options.streams, options.modes, options.repeats))
+        wanted.append(Measurement(case, options.modes, options.streams, ours, options.repeats))
     for measurement in wanted:
         # An accelerated model and its patches refer to each other.
         gc.collect()
