@@ -17,7 +17,7 @@ from bark_accel.hf.offload import device_of
 from bark_accel.report import DraftCounts
 from bark_accel.stages.coarse import CoarseStage, history_lengths
 from bark_accel.stages.fine import FineSampling
-from bark_accel.stages.spec import CoarseSpec, FineSpec
+from bark_accel.stages.spec import FIT_PADDING, CoarseSpec, FineSpec
 from bark_accel.streaming.plan import StreamPlan, StreamSpeed, Utterance, plan_stream
 from bark_accel.streaming.policies import Chunking
 
@@ -70,8 +70,7 @@ def measure_speed(patches: StagePatches, rows: int, spec: CoarseSpec, fine: Fine
     """Measure by a coarse window, a fine one and some sound of random tokens; no generator moves."""
     random = torch.Generator("cpu").manual_seed(0)
     token_s, prompt_token_s = _causal_s(patches, rows, spec, random)
-    window = fine.window_multiple * 3
-    frames = window - fine.window_multiple // 2
+    frames = max(1, fine.window_multiple * 3 - FIT_PADDING)
     codes = _ids((rows, fine.num_coarse_codebooks * frames), fine.codebook_size, random)
     stage = patches.fine.ready_stage(patches.fine.prepare(), replace(fine, fit_windows=True))
     sampling = FineSampling(0.5, generator=fork(torch.device("cpu"), "trial"))

@@ -235,3 +235,10 @@ class TestStreams:
         with pytest.raises(ValueError, match="rows: expected a whole number >= 1, got 0"):
             stream_speed(fitting, rows=0)
         assert stream_speed(fitting, rows=2) != stream_speed(fitting)
+
+    def test_a_frame_s_time_is_of_the_window_that_was_computed(self, small_model, monkeypatch):
+        timed = planning._timed
+        monkeypatch.setattr(planning, "_timed", lambda work: (1.0, timed(work)[1]))
+        for fit in (False, True):
+            model = accelerated_copy(small_model, fit_windows=fit)
+            assert stream_speed(model).fine_frame_s == 1 / (3 * SMALL.fine_input // 16)
