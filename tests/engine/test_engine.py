@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -46,6 +49,13 @@ def leaves_no_thread():
     before = set(threading.enumerate())
     yield
     assert set(threading.enumerate()) == before
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -288,6 +298,112 @@ def test_a_block_that_raises_cancels(fast, error):
         request.result(0)
 
 
+def test_whoever_is_interrupted_while_it_drains_cancels_the_rest(fast, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), BarkEngine(fast, max_rows=1) as engine:
+        requests = [engine.submit(**LONG) for _ in range(4)]
+        thread = engine._worker._thread
+        join, calls = thread.join, []
+
+        def interrupted():
+            calls.append(None)
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+            join()
+
+        monkeypatch.setattr(thread, "join", interrupted)
+    with pytest.raises(EngineClosed):
+        requests[-1].result(0)
+
+
+def test_closing_waits_for_one_pass_of_the_fine_stage(fast, monkeypatch):
+    engine = BarkEngine(fast)
+    passes, begun, ended = [], threading.Event(), threading.Event()
+
+    def wait_in_the_second_pass(*args):
+        passes.append(None)
+        if len(passes) == 2:
+            begun.set()
+            assert ended.wait(60)
+        return forward(*args)
+
+    forward = fine.bidirectional_forward
+    monkeypatch.setattr(fine, "bidirectional_forward", wait_in_the_second_pass)
+    request = engine.submit(**LONG)
+    assert begun.wait(60)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    wait_for(request.done)
+    ended.set()
+    closing.join(60)
+    assert not closing.is_alive() and len(passes) == 2
+
+
+@torch.no_grad()
+def test_others_go_on_between_the_passes_of_a_window(fast, monkeypatch):
+    source = ModelSource(fast)
+    scheduler = Scheduler(source.models, Slots(source.models, 2))
+    rows = [make_row(source, SHORT, seed=1), make_row(source, LONG, seed=2)]
+    passes = []
+    forward = fine.bidirectional_forward
+    monkeypatch.setattr(fine, "bidirectional_forward", lambda *args: passes.append(None) or forward(*args))
+    for row in rows:
+        scheduler.add(row)
+    turns = 0
+    while scheduler.busy:
+        before, stepped, short_is_done = len(passes), rows[1].step, rows[0].request.done()
+        scheduler.turn()
+        assert len(passes) - before <= 1
+        if not short_is_done and len(passes) > before:
+            turns += 1
+            assert rows[1].step is not stepped
+    assert turns == 6, "a window of the short one, while the long one has tokens to come"
+
+
+ENDS = {
+    "done": ({}, lambda request: request.result(60)),
+    "cancelled": ({}, lambda request: wait_for(lambda: request.status == "coarse") or request.cancel()),
+    "late": ({"deadline_s": 0.05}, lambda request: wait_for(request.done)),
+    "failed": (
+        {"semantic_min_new_tokens": 500, "semantic_max_new_tokens": 600},
+        lambda request: wait_for(request.done),
+    ),
+    "closed": ({}, lambda request: None),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_kept_request_keeps_neither_caches_nor_the_model(end):
+    model = accelerated_copy(build(SMALL))
+    found = weakref.ref(model)
+    engine = BarkEngine(model)
+    arguments, act = ENDS[end]
+    request = engine.submit(**{**LONG, **arguments})
+    act(request)
+    engine.close()
+    assert request.done()
+    del model, arguments
+    gc.collect()
+    assert found() is None
+    assert not [each for each in gc.get_objects() if type(each) is Slots]
+    if end == "failed":
+        with pytest.raises(IndexError, match="positions") as caught:
+            request.result(0)
+        assert "in take_together" in str(caught.value.__cause__) or "check_room" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_an_engine_that_is_dropped_finishes_what_it_has_and_ends_its_thread(fast, busy):
+    before = set(threading.enumerate())
+    engine = BarkEngine(fast)
+    request = engine.submit(**LONG, seed=3)
+    if not busy:
+        finished(request)
+    del engine
+    gc.collect()
+    assert_as_alone(fast, Asked(LONG, seed=3), finished(request))
+    wait_for(lambda: set(threading.enumerate()) == before)
+
+
 CHANGES = {
     "moved": lambda model: model.half(),
     "loaded": lambda model: model.load_state_dict(build(SMALL, seed=5).state_dict()),
@@ -304,6 +420,26 @@ def test_a_model_that_has_changed(change):
         CHANGES[change](model)
         with pytest.raises(ValueError, match="as it was when the engine was made, got one that was"):
             engine.submit(**SHORT)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["loaded", "restored"])
+def test_a_model_that_changes_while_a_request_runs(change):
+    model, stays = (accelerated_copy(build(SMALL)) for _ in range(2))
+    source = ModelSource(model)
+    scheduler = Scheduler(source.models, Slots(source.models, 1))
+    row = make_row(source, LONG, seed=1)
+    scheduler.add(row)
+    while row.request.status != "coarse":
+        scheduler.turn()
+    CHANGES[change](model)
+    while scheduler.busy:
+        scheduler.turn()
+    if change == "loaded":
+        with pytest.raises(ValueError, match="got one that was moved, cast or given other weights"):
+            row.request.result(0)
+    else:
+        assert_as_alone(stays, Asked(LONG, seed=1), row.request)
 
 
 def test_a_model_in_training_mode():

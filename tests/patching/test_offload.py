@@ -168,8 +168,22 @@ def test_removed_hooks_leave_the_fast_path(small_model, tmp_path):
     assert not acceleration_report(fast).fallbacks
 
 
-def test_an_engine_names_an_offloaded_model(small_model, tmp_path):
-    fast = accelerated_copy(small_model)
-    enable(fast, tmp_path)
-    with pytest.raises(ValueError, match="stays on its device, got one with enable_cpu_offload"):
-        BarkEngine(fast)
+@pytest.mark.parametrize("strict", [None, False, True])
+@pytest.mark.parametrize("offload", [enable, to_cpu])
+def test_an_engine_refuses_an_offloaded_model(small_model, tmp_path, offload: Offload, strict):
+    model = copy.deepcopy(small_model) if strict is None else accelerated_copy(small_model, strict=strict)
+    offload(model, tmp_path)
+    with pytest.raises(ValueError, match=r"stays on its device, got one (with enable_cpu_offload|that accelerate)"):
+        BarkEngine(model)
+    if strict is None:
+        with pytest.raises(ValueError, match="not; call accelerate_bark"):
+            acceleration_report(model)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_engine_takes_no_requests_of_a_model_that_is_offloaded_later(small_model, tmp_path, strict):
+    fast = accelerated_copy(small_model, strict=strict)
+    with BarkEngine(fast) as engine:
+        enable(fast, tmp_path)
+        with pytest.raises(ValueError, match="stays on its device, got one with enable_cpu_offload"):
+            engine.submit(**texts(SMALL, [4]))
