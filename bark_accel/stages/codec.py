@@ -219,9 +219,10 @@ def _products(x: Tensor, conv: Conv, frames: int) -> Tensor:
     """[B, frames, out] of the padded input [B, left + frames, in]."""
     shifts = [tap * conv.dilation for tap in range(conv.weight.shape[0])]
     if conv.weight.shape[2] == 1:
-        # All taps in one product; with one column each, products would not pay.
-        by_tap = conv.weight[:, :, 0] @ x.transpose(1, 2)
-        y = torch.stack([by_tap[:, tap, shift : shift + frames] for tap, shift in enumerate(shifts)]).sum(0)
+        # All taps in one product; with one column each, products would not pay. Time comes first here, too: with the
+        # operands the other way round, MKL's sums depend on the number of threads.
+        by_tap = torch.stack([row @ conv.weight[:, :, 0].T for row in x])
+        y = torch.stack([by_tap[:, shift : shift + frames, tap] for tap, shift in enumerate(shifts)]).sum(0)
         return (y if conv.bias is None else y.add_(conv.bias))[..., None]
     y = _biased(x, frames, conv.bias, conv.weight.shape[2])
     for row, out in zip(x, y, strict=True):

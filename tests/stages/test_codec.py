@@ -15,9 +15,9 @@ from bark_accel.report import Fallback
 from bark_accel.stages.codec import CodecStage
 
 
-def build(**options):
+def build(num_filters=4, **options):
     torch.manual_seed(0)
-    model = EncodecModel(EncodecConfig(num_filters=4, **options)).eval()
+    model = EncodecModel(EncodecConfig(num_filters=num_filters, **options)).eval()
     for layer in model.quantizer.layers:
         layer.codebook.embed.normal_()
     return model
@@ -49,6 +49,17 @@ def test_equals_stock(options, frames):
 def test_other_architectures_fall_back(options):
     with pytest.raises(Fallback, match="codec"):
         extract.codec_weights(build(**options))
+
+
+@torch.no_grad()
+def test_sums_do_not_depend_on_the_number_of_threads(two_threads):
+    stage = CodecStage(extract.codec_weights(build(num_filters=32)))
+    codes = torch.randint(0, 1024, (1, 8, 300))
+    made = []
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        made.append(stage.run(codes))
+    assert all(torch.equal(waveform, made[0]) for waveform in made[1:])
 
 
 def test_no_frames():
