@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,12 @@ from bark_accel.transformer.causal import CausalModel
 from .row import Row
 from .slots import Slots, take_together
 
-# Tokens of prompts that are fed in one turn; the prompt that reaches them is the last.
+# Tokens of prompts that are fed in a turn, on the average: a longer prompt is paid for by the turns after it.
 _PROMPT_TOKENS = 512
+# The same beside somebody who runs dry.
+_PROMPT_TOKENS_BESIDE = 128
+# Seconds of audio: who has less left to hear, runs dry.
+_RUNS_DRY_S = 5.0
 
 
 class Scheduler:
@@ -29,6 +34,7 @@ class Scheduler:
         self._slots = slots
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
+        self._prompt_tokens = _PROMPT_TOKENS
 
     @property
     def busy(self) -> bool:
@@ -63,17 +69,17 @@ class Scheduler:
                 row.start(slot)
 
     def _feed_prompts(self) -> None:
-        """Feed prompts, which rows do not share, of the most urgent listeners: one at least."""
-        left = _PROMPT_TOKENS
-        for row in _by_urgency(self._rows):
+        """Feed prompts, which rows do not share, those of the most urgent listeners first."""
+        rows = _by_urgency(row for row in self._rows if row.step is not None and not row.step.feed.is_step)
+        share = _PROMPT_TOKENS_BESIDE if rows and self._is_less_urgent(rows[0]) else _PROMPT_TOKENS
+        self._prompt_tokens = min(self._prompt_tokens + share, share)
+        for row in rows:
             step = row.step
-            if step is None or step.feed.is_step:
-                continue
+            if self._prompt_tokens <= 0 or step is None:
+                return
             with self._guarding(row):
                 row.take(step.alone())
-            left -= step.feed.tokens.shape[1]
-            if left <= 0:
-                return
+            self._prompt_tokens -= step.feed.tokens.shape[1]
 
     def _feed_tokens(self, model: CausalModel) -> None:
         """Feed a token of every row that has one for this model."""
@@ -94,10 +100,19 @@ class Scheduler:
                     row.take(logits)
 
     def _decode(self) -> None:
-        """Compute one fine window: on a CPU, several at once take longer for each."""
+        """Compute a pass over one fine window: on a CPU, several at once take longer for each."""
         for row in _by_urgency(row for row in self._rows if row.decodes)[:1]:
-            with self._guarding(row):
-                row.decode()
+            if not self._is_less_urgent(row):
+                with self._guarding(row):
+                    row.decode()
+
+    def _is_less_urgent(self, row: Row) -> bool:
+        """Tell whether a listener who waits for tokens of one row runs dry, and before that of another row."""
+        others = (
+            other.request.waits_from for other in self._rows if other.step is not None and other.step.feed.is_step
+        )
+        first = min(others, default=row.request.waits_from)
+        return first < min(row.request.waits_from, time.monotonic() + _RUNS_DRY_S)
 
     def _finish(self) -> None:
         for row in [row for row in self._rows if row.done]:

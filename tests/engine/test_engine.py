@@ -28,6 +28,7 @@ from bark_accel import (
     free_memory,
     restore_bark,
 )
+from bark_accel.engine import scheduler as scheduling
 from bark_accel.engine.engine import make_row
 from bark_accel.engine.scheduler import Scheduler
 from bark_accel.engine.slots import Slots
@@ -357,6 +358,55 @@ def test_others_go_on_between_the_passes_of_a_window(fast, monkeypatch):
             turns += 1
             assert rows[1].step is not stepped
     assert turns == 6, "a window of the short one, while the long one has tokens to come"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("policy", [None, "preview"])
+def test_who_runs_dry_comes_before_the_fine_stage_of_others(fast, policy, monkeypatch):
+    """A stream that nothing was heard of yet; a waveform that is wanted whole has no such haste."""
+    source = ModelSource(fast)
+    scheduler = Scheduler(source.models, Slots(source.models, 2))
+    first = make_row(source, SHORT, seed=1)
+    first.request.waits_from += 1
+    scheduler.add(first)
+    while first.request.status != "fine":
+        scheduler.turn()
+    second = make_row(source, LONG, seed=2, policy=policy)
+    scheduler.add(second)
+    scheduler.turn()
+    passes = []
+    forward = fine.bidirectional_forward
+    monkeypatch.setattr(fine, "bidirectional_forward", lambda *args: passes.append(None) or forward(*args))
+    for _ in range(3):
+        scheduler.turn()
+    assert len(passes) == (3 if policy is None else 0)
+    while scheduler.busy:
+        scheduler.turn()
+    assert_as_alone(fast, Asked(SHORT, seed=1), first.request)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dry", [False, True])
+def test_prompts_have_a_share_of_each_turn(fast, dry, monkeypatch):
+    monkeypatch.setattr(scheduling, "_PROMPT_TOKENS", 60)
+    monkeypatch.setattr(scheduling, "_PROMPT_TOKENS_BESIDE", 6)
+    source = ModelSource(fast)
+    scheduler = Scheduler(source.models, Slots(source.models, 6))
+    stream = make_row(source, LONG, seed=1, policy="preview" if dry else None, first_chunk_frames=100)
+    scheduler.add(stream)
+    scheduler.turn()
+    rows = [make_row(source, SHORT, seed=seed) for seed in range(5)]
+    for row in rows:
+        scheduler.add(row)
+    turns = 0
+    while any(row.step is None or not row.step.feed.is_step for row in rows):
+        scheduler.turn()
+        turns += 1
+    assert turns > 5 if dry else turns <= 5
+    while scheduler.busy:
+        scheduler.turn()
+    for seed, row in enumerate(rows):
+        assert_as_alone(fast, Asked(SHORT, seed=seed), row.request)
 
 
 ENDS = {
