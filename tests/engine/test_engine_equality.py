@@ -17,7 +17,13 @@ from bark_accel.patches.engine import ModelSource
 
 # Shorter and longer than what the windows use of a history, and of odd lengths.
 VOICES = [None, preset(SMALL, 9, 15, seed=1), preset(SMALL, 60, 91, seed=2), preset(SMALL, 20, 30, seed=3)]
-MODELS = {"float32": {}, "float16": {"weights": "float16"}, "int8": {"weights": "int8"}, "drafts": {"speculate": True}}
+MODELS = {
+    "float32": {},
+    "float16": {"weights": "float16"},
+    "int8": {"weights": "int8"},
+    "drafts": {"speculate": True},
+    "fitting windows": {"fit_windows": True},
+}
 
 
 @functools.cache
