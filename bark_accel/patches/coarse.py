@@ -70,8 +70,7 @@ class CoarsePatch(CausalPatch):
         spec = self.spec(extract.coarse_spec(semantic, coarse, codebook_size), voices)
         prepared = attempt(lambda: self.prepare(spec, coarse, rows, kwargs))
         if isinstance(prepared, Fallback):
-            if self.codes_only:
-                kwargs = {**kwargs, "suppress_tokens": self._suppressed(spec, coarse, kwargs)}
+            kwargs = self.for_stock(spec, coarse, kwargs)
             configs = (semantic, coarse, codebook_size)
             with self.looped(prepared) as module:
                 tokens, lengths = self._stock_rows(module, semantic_output, configs, voices, kwargs)
@@ -137,11 +136,13 @@ class CoarsePatch(CausalPatch):
         """Transformers' numbers, and what is fixed of its bugs."""
         return replace(spec, codes_only=self.codes_only, rows_end=self.rows_end(voices))
 
-    def _suppressed(self, spec: CoarseSpec, config: BarkCoarseGenerationConfig, kwargs: dict[str, Any]) -> list[int]:
-        """The caller's suppressed tokens and the ids beyond the last codebook, for Transformers' own loop."""
+    def for_stock(self, spec: CoarseSpec, config: BarkCoarseGenerationConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The caller's arguments for Transformers' own loop; ids beyond the last codebook suppressed where that is fixed."""
+        if not spec.codes_only:
+            return kwargs
         end = spec.semantic_vocab_size + spec.num_codebooks * spec.codebook_size
         given = kwargs.get("suppress_tokens", config.suppress_tokens)
-        return [*(given or []), *range(end, self.module.config.output_vocab_size)]
+        return {**kwargs, "suppress_tokens": [*(given or []), *range(end, self.module.config.output_vocab_size)]}
 
     @contextmanager
     def started(

@@ -5,17 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 from torch import Generator, Tensor
 
 from bark_accel.decoding.rng import after_noise
-from bark_accel.decoding.sampling import TokenRange
-from bark_accel.hf.compat import run_with_loop
 from bark_accel.hf.offload import device_of
 from bark_accel.report import Fallback, attempt
-from bark_accel.stages.coarse import row_lengths, token_ranges
+from bark_accel.stages.coarse import row_lengths
 from bark_accel.stages.coarse_rows import CoarseRows
 from bark_accel.stages.loops import TokenListener, run_coarse, run_semantic
 from bark_accel.stages.semantic import SemanticStage, SemanticState
@@ -24,7 +21,7 @@ from bark_accel.stages.spec import ENDED, CoarseSpec
 from .points import StagePatches
 from .request import Request
 from .semantic import SemanticPrompt
-from .token_loop import BarkTokenRules, TokenLoop, TokenTap
+from .token_loop import TokenTap, run_listened
 
 
 class StageRun(Protocol):
@@ -124,17 +121,10 @@ class LoopRun:
 
     def semantic(self, listener: TokenListener) -> Tensor:
         request, patch = self._request, self._patches.semantic
-        config, kwargs = request.configs.semantic, request.arguments("semantic")
-        spec, tap = request.configs.semantic_spec, TokenTap(listener.before_token, listener.on_token)
-        rules = BarkTokenRules(
-            [TokenRange(0, min(spec.vocab_size, spec.pad_token), eos=spec.pad_token)],
-            end_tokens=torch.as_tensor(config.eos_token_id, dtype=torch.int64).flatten().tolist(),
-            min_eos_p=kwargs.get("min_eos_p", config.min_eos_p),
-            tap=tap,
-        )
-        named = patch.by_name(config, request.voices.argument(), request.attention_mask)
+        tap = TokenTap(listener.before_token, listener.on_token)
+        named = patch.by_name(request.configs.semantic, request.voices.argument(), request.attention_mask)
         with patch.looped(self._fallbacks["semantic"]) as module:
-            return _run_listened(module, rules, tap, request.input_ids, **named, **kwargs)
+            return run_listened(module, tap, request.input_ids, **named, **request.arguments("semantic"))
 
     def coarse(self, semantic_tokens: Tensor, listener: TokenListener) -> None:
         request, patch = self._request, self._patches.coarse
@@ -149,13 +139,7 @@ class LoopRun:
             listener.on_token(tokens)
 
         tap = TokenTap(listener.before_token, hear)
-        rules = BarkTokenRules(token_ranges(self._spec, patch.module.config.output_vocab_size), tap=tap)
         named = patch.by_name(configs.semantic, configs.coarse, configs.codebook_size, request.voices.argument())
+        arguments = patch.for_stock(self._spec, configs.coarse, request.arguments("coarse"))
         with patch.looped(self._fallbacks["coarse"]) as module:
-            _run_listened(module, rules, tap, semantic_tokens, **named, **request.arguments("coarse"))
-
-
-def _run_listened(module: Any, rules: BarkTokenRules, tap: TokenTap, tokens: Tensor, **kwargs: Any) -> Any:
-    """A stage in Transformers' own loop, with an ear for its tokens."""
-    loop = TokenLoop(rules, tap, kwargs.pop("logits_processor", None) or [])
-    return run_with_loop(type(module).generate, module, loop, tokens, **kwargs)
+            run_listened(module, tap, semantic_tokens, **named, **arguments)

@@ -10,18 +10,13 @@ from support.bark_models import SMALL, build, preset, stage_configs, texts
 from support.parity import accelerated_copy
 from support.stock_limits import skip_where_stock_fails
 from transformers.generation.logits_process import (
-    AlternatingCodebooksLogitsProcessor,
-    BarkEosPrioritizerLogitsProcessor,
     LogitsProcessor,
-    SuppressTokensLogitsProcessor,
 )
 
 from bark_accel import AccelerationError, AudioStreamer, FallbackKind, acceleration_report, stream
-from bark_accel.decoding.sampling import TokenRange
 from bark_accel.hf import compat
 from bark_accel.hf.stage_trace import trace_stages
 from bark_accel.patches.audio_generation import AudioGeneration
-from bark_accel.patches.token_loop import BarkTokenRules
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.semantic import SemanticStage
 from bark_accel.streaming.pipeline import ChunkDecoder
@@ -349,8 +344,9 @@ class TestTransformersLoop:
         torch.testing.assert_close(audio, generated(small_model, **ONE, **options)[0], rtol=0, atol=1e-6)
         assert expected_audio.shape[1] == sum(chunk.shape[1] for chunk in chunks)
 
-    def test_a_users_processor_follows_barks_rules(self, small_model, tapped):
-        """Transformers' `BarkModel.generate` itself cannot take one."""
+    @pytest.mark.parametrize("others", [{}, {"semantic_max_time": 60.0, "coarse_max_time": 60.0}], ids=["ours", "its"])
+    def test_a_users_processor_follows_barks_rules(self, small_model, tapped, others):
+        """In our own loop and in Transformers', whose `BarkModel.generate` itself cannot take one."""
         fast = accelerated_copy(small_model, strict=False)
         chunks = streamed(
             fast,
@@ -358,6 +354,7 @@ class TestTransformersLoop:
             semantic_max_new_tokens=40,
             semantic_logits_processor=[Favour(3)],
             coarse_logits_processor=[Favour(2)],
+            **others,
         )
         assert chunks and (tapped["semantic"] % 3 == 0).float().mean() > 0.8
         coarse = torch.stack(tapped["coarse"], dim=1)
@@ -421,23 +418,3 @@ class TestTransformersLoop:
         torch.testing.assert_close(chunks[0], expected, rtol=0, atol=1e-6)
         report = acceleration_report(fast)
         assert kind in {reason.kind for reason in (*report.fallbacks, *report.token_choices)}
-
-    @pytest.mark.parametrize("min_eos_p", [None, 0.02, 0.5])
-    def test_semantic_rules_equal_transformers(self, min_eos_p):
-        scores = 4 * torch.randn(50, 112)
-        scores[::2, 105] += 15
-        suppressed = [*range(100, 105), *range(106, 112)]
-        expected = SuppressTokensLogitsProcessor(suppressed)(None, scores)
-        expected = BarkEosPrioritizerLogitsProcessor(105, min_eos_p)(None, expected)
-        rules = BarkTokenRules([TokenRange(0, 100, eos=105)], end_tokens=[105], min_eos_p=min_eos_p)
-        ended = (expected[:, :100] == -torch.inf).all(1)
-        assert (not min_eos_p) == (not ended.any())
-        assert torch.equal(rules(torch.zeros(50, 7), scores), expected)
-
-    def test_coarse_rules_equal_transformers(self):
-        rules = BarkTokenRules([TokenRange(100, 164), TokenRange(164, 237)])
-        rules.start(5)
-        stock = AlternatingCodebooksLogitsProcessor(5, 100, 64)
-        for length in range(5, 9):
-            ids, scores = torch.zeros(3, length, dtype=torch.int64), torch.randn(3, 237)
-            assert torch.equal(rules(ids, scores), stock(ids, scores))
