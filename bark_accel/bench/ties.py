@@ -125,7 +125,7 @@ class _Choices(TorchFunctionMode):
             yield self
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in (torch.argmax, torch.multinomial):
+        if func not in (torch.argmax, torch.multinomial) or _draws_beams(func, args, kwargs or {}):
             return self.call(func, args, kwargs or {})
         self.count += 1
         return self.choose(func, args, kwargs or {})
@@ -174,7 +174,9 @@ class _Judging(_Choices):
         if func is torch.Tensor.float:
             func = torch.Tensor.double
         args = [torch.float64 if value is torch.float32 else value for value in args]
-        return func(*args, **{k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()})
+        result = func(*args, **{k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()})
+        # Logits processors make tensors of torch's default dtype, which can not be written to others.
+        return result.double() if isinstance(result, Tensor) and result.dtype == torch.float32 else result
 
     def choose(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         made = self._made[self.count - 1]
@@ -189,6 +191,11 @@ class _Judging(_Choices):
         if self.count == len(self._made):
             raise _AllJudged
         return made.ids.view(*args[0].shape[:-1], *([1] if drawn else []))
+
+
+def _draws_beams(func: Any, args: Any, kwargs: Any) -> bool:
+    """Tell whether several ids are drawn at once: ties of beams are not looked for."""
+    return func is torch.multinomial and kwargs.get("num_samples", *args[1:2] or (1,)) != 1
 
 
 def _logits(func: Any, scores: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class CoarsePatch(CausalPatch):
         return replace(spec, codes_only=self.codes_only, rows_end=self.rows_end(voices))
 
     def for_stock(self, spec: CoarseSpec, config: BarkCoarseGenerationConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The caller's arguments for Transformers' own loop, with suppressed what is fixed of the last codebook's ids."""
+        """The caller's arguments for Transformers' own loop: ids beyond the last codebook suppressed, where fixed."""
         if not spec.codes_only:
             return kwargs
         end = spec.semantic_vocab_size + spec.num_codebooks * spec.codebook_size
