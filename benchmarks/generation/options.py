@@ -52,6 +52,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "repetition_penalty": {"repetition_penalty": 1.2},
     "repetition_penalty, without drafts": {"repetition_penalty": 1.2},
     "min_p": {"min_p": 0.05},
+    "typical_p": {"typical_p": 0.9},
+    "epsilon_cutoff": {"epsilon_cutoff": 0.001},
+    "eta_cutoff": {"eta_cutoff": 0.001},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 4},
     "caller's processor": {"prefix_allowed_tokens_fn": lambda row, ids: ALLOWED},
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.bark_models import SMALL, stage_configs, texts
-from support.parity import accelerated_copy, assert_same_run, run
+from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_run, run
 from transformers import LogitsProcessor
 from transformers.generation.logits_process import AlternatingCodebooksLogitsProcessor
 from transformers.generation.logits_process import BarkEosPrioritizerLogitsProcessor as EosPrioritizer
@@ -147,3 +147,13 @@ def test_only_what_depends_on_its_arguments_alone_is_called_for_drafts(small_mod
     assert len(seen) == 30 and not any(seen)
     drafts = acceleration_report(fast).stages[0].drafts
     assert drafts.accepted_tokens > drafts.drafted_tokens / 2
+
+
+@pytest.mark.parametrize("top_k", [20, 0], ids=["few", "all"])
+@pytest.mark.parametrize("option", [{"typical_p": 0.7}, {"eta_cutoff": 0.5}, {"min_p": 0.3}], ids=str)
+def test_warpers_of_few_and_of_all_candidates(small_model, option, top_k):
+    """Each decides tokens; where a top k has left few, some are made to work on those."""
+    fast, options = accelerated_copy(small_model), {**TWO, **SAMPLED, "top_k": top_k}
+    tokens = assert_equal_to_stock(small_model, fast, **options, **option)["coarse"]
+    plain = run(small_model, 0, **options)[0]["coarse"]
+    assert tokens.shape != plain.shape or not torch.equal(tokens, plain)

@@ -11,9 +11,11 @@ import transformers
 from transformers import GenerationConfig, WatermarkingConfig
 
 TABLE = Path(__file__).parents[2] / "docs" / "options.md"
-# `| field | semantic | coarse | note |`; a claim may hold for one major version: `none, loop in 4.x`.
+# `| field | semantic | coarse | note |`; older versions may have a claim of their own: `none, called in 4.x and 5.0`.
 _ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|")
-_CLAIM = re.compile(r"^(fused|none|called|loop|stock|nobody)(?:, (fused|none|called|loop|stock|nobody) in 4\.x)?$")
+_CLAIM = re.compile(
+    r"^(fused|none|called|loop|stock|nobody)(?:, (fused|none|called|loop|stock|nobody) in (4\.x|4\.x and 5\.0))?$"
+)
 
 
 @dataclass(frozen=True)
@@ -123,4 +125,5 @@ def claims() -> dict[str, dict[str, str]]:
 def _claim(cell: str) -> str:
     claim = _CLAIM.match(cell.strip())
     assert claim, f"expected fused, none, called, loop, stock or nobody, perhaps with another one in 4.x, got {cell!r}"
-    return claim[2] if claim[2] and transformers.__version__.startswith("4.") else claim[1]
+    old = {None: (), "4.x": ("4.",), "4.x and 5.0": ("4.", "5.0.")}[claim[3]]
+    return claim[2] if transformers.__version__.startswith(old) else claim[1]
