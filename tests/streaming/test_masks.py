@@ -14,7 +14,7 @@ from bark_accel import AudioStreamer, BarkEngine, accelerate_bark, acceleration_
 MASKS = {"semantic_suppress_tokens": [0], "semantic_begin_suppress_tokens": [1]}
 
 
-@pytest.mark.parametrize("others", [{}, {"semantic_no_repeat_ngram_size": 3}], ids=["fused", "loop"])
+@pytest.mark.parametrize("others", [{}, {"semantic_no_repeat_ngram_size": 3}], ids=["fused", "called"])
 def test_both_masks_whoever_chooses(others):
     skip_where_stock_fails("two masks")
     stock, inputs = build(SMALL), texts(SMALL, [5])
