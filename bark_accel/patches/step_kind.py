@@ -1,4 +1,4 @@
-"""What a decode step runs on, and why, in words for the report."""
+"""Describes what a decode step runs on, and why, in words for the report."""
 
 from __future__ import annotations
 
