@@ -30,6 +30,8 @@ SHAPES = {
     "bark-small": {"num_layers": 12, "num_heads": 12, "hidden_size": 768},
     "bark": {"num_layers": 24, "num_heads": 16, "hidden_size": 1024},
 }
+SMALL_CHUNK_S = 3.0
+"""Seconds that the small Bark has learnt to say at once."""
 # suno's semantic head has 10 000 tokens, the end of speech, and 47 rows that mean nothing.
 _UNUSED_OUTPUTS = 48
 _WEIGHT_STD = 0.02

@@ -203,6 +203,73 @@ def read(
 
 
 @app.command()
+def serve(
+    model: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="[NAME=]PATH_OR_ID[:WEIGHTS]",
+            help="A model that clients may name; several times for several, loaded when they are first asked for. Not "
+            "given: the small Bark that comes with bark_accel.",
+        ),
+    ] = None,
+    weights: Weights = "same",
+    device: Device = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is all of them.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
+    max_rows: Annotated[int, typer.Option(min=1, help="Utterances of a model generated at once.")] = 8,
+    max_queued: Annotated[int, typer.Option(min=0, help="Requests that may wait; one more gets 429.")] = 32,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds for a request.")] = 120.0,
+    drain: Annotated[int, typer.Option(min=0, help="Seconds that requests have to finish after SIGTERM.")] = 30,
+    max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request, uploads included.")] = 1 << 20,
+    max_memory: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.1, help="GiB of loaded models; idle ones are unloaded. Not given: no bound."),
+    ] = None,
+    api_key_file: Annotated[Optional[Path], typer.Option(help="Accepted API keys, one a line.")] = None,  # noqa: UP045
+    cors_origin: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Origin of another site whose pages may call, such as https://example.org."),
+    ] = None,
+    allow_host: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Accepted Host header. Not given: this machine's own names at 127.0.0.1, any elsewhere."),
+    ] = None,
+    voices_dir: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder that keeps uploaded voices. Not given: they end with the server."),
+    ] = None,
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Threads of a step. Not given: all cores; one for the small Bark."),
+    ] = None,
+) -> None:
+    """Serve speech over HTTP: OpenAI's API, streamed, and a page to try it."""
+    with friendly_errors():
+        from .serve import ServeOptions
+        from .serve import serve as run
+
+        options = ServeOptions(
+            tuple(model or ()),
+            weights,
+            device,
+            host,
+            port,
+            max_rows,
+            max_queued,
+            deadline,
+            drain,
+            max_body,
+            max_memory,
+            api_key_file,
+            tuple(cors_origin or ()),
+            tuple(allow_host or ()),
+            voices_dir,
+            threads,
+        )
+        run(options)
+
+
+@app.command()
 def bench(
     seconds: Annotated[float, typer.Option(min=0.02, help="Length of the utterance.")] = 5.0,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each, taken in turns.")] = 3,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bark_accel import LongForm, SpokenChunk, long_form
+from bark_accel.bench.models import SMALL_CHUNK_S
 
 from .console import fail, numbered, out, user_errors, warn
 from .outputs import STDOUT
@@ -25,9 +26,6 @@ from .text_input import read_text
 if TYPE_CHECKING:
     from bark_accel.bench.models import LoadedBark
     from bark_accel.voices.preset import VoicePreset
-
-# The small Bark has learnt to say short utterances.
-_SMALL_CHUNK_S = 3.0
 
 
 def read(file: Path, encoding: str, request: Request, options: ReadOptions) -> None:
@@ -69,7 +67,7 @@ def _read(loaded: LoadedBark, text: str, request: Request, options: ReadOptions)
 def _plan(
     loaded: LoadedBark, text: str, request: Request, options: ReadOptions, on_progress: Callable[[int, int], None]
 ) -> LongForm:
-    lengths = {} if loaded.vocabulary is None else {"max_chunk_s": _SMALL_CHUNK_S}
+    lengths = {} if loaded.vocabulary is None else {"max_chunk_s": SMALL_CHUNK_S}
     arguments = {**lengths, **options.given(), **limits(loaded, request)}
     voice = find_voice(loaded, request.voice)
     with user_errors(ValueError):

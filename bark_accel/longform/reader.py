@@ -20,6 +20,8 @@ from .utterance import Utterance
 
 # A voice is not carried on from less than this: a single word says little about it.
 _MIN_CARRIED_S = 1.0
+PARAGRAPH_PAUSE_S = 0.75
+CHUNK_PAUSE_S = 0.25
 
 
 class Speaker(Protocol):
@@ -137,7 +139,7 @@ class LongForm:
         found = [None if self._store is None else self._store.read(index) for index in indices]
         if any(utterance is None for utterance in found):
             # Rows of a batch share the random numbers, so it is generated as a whole again.
-            seed = _chunk_seed(self._options.seed, indices[0])
+            seed = chunk_seed(self._options.seed, indices[0])
             if self._options.stream:
                 said = [(yield from self._streamed(indices[0], voice, seed))]
             else:
@@ -190,6 +192,6 @@ class LongForm:
         return chunk.preset if enough else voice
 
 
-def _chunk_seed(seed: int, index: int) -> int:
+def chunk_seed(seed: int, index: int) -> int:
     """Derive the seed of a chunk: 32 bits, as many as torch's CPU generator uses."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])

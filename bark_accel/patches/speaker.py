@@ -27,7 +27,7 @@ from bark_accel.hf.voices import resolve_voice
 from bark_accel.longform.chunk_store import ChunkStore, kept_setting
 from bark_accel.longform.languages import characters_per_second as usual_characters_per_second
 from bark_accel.longform.languages import check_language
-from bark_accel.longform.reader import LongForm, LongTextOptions
+from bark_accel.longform.reader import CHUNK_PAUSE_S, PARAGRAPH_PAUSE_S, LongForm, LongTextOptions
 from bark_accel.longform.text import plan_chunks
 from bark_accel.longform.utterance import Utterance
 from bark_accel.streaming.listening import check_arguments, stream
@@ -67,8 +67,8 @@ def long_form(
     language: str = "en",
     max_chunk_s: float = 13.0,
     characters_per_second: float | None = None,
-    paragraph_pause_s: float = 0.75,
-    chunk_pause_s: float = 0.25,
+    paragraph_pause_s: float = PARAGRAPH_PAUSE_S,
+    chunk_pause_s: float = CHUNK_PAUSE_S,
     on_progress: Callable[[int, int], None] | None = None,
     **generate_kwargs: Any,
 ) -> LongForm:

@@ -13,7 +13,7 @@ from support.tiny_text import CHUNKS, PARAGRAPH_ENDS, TEXT
 
 from bark_accel import generate_with_preset, long_form, save_voice_preset
 from bark_accel.decoding import rng
-from bark_accel.longform.reader import _chunk_seed
+from bark_accel.longform.reader import chunk_seed
 
 # Ends some utterances early.
 SAMPLED = {"do_sample": True, "semantic_max_new_tokens": 30, "min_eos_p": 0.01}
@@ -36,7 +36,7 @@ def assert_same(one, other) -> None:
 def one_by_one(model, processor, voice=None, carry=False, options=SAMPLED):
     """The chunks as a user would say them: seed, generate, take the codes."""
     for index, text in enumerate(CHUNKS):
-        torch.manual_seed(_chunk_seed(7, index))
+        torch.manual_seed(chunk_seed(7, index))
         inputs = processor(text, max_length=SMALL.max_input, voice_preset=voice)
         audio, made = generate_with_preset(model, **inputs, **options)
         yield audio[0], made
@@ -91,7 +91,7 @@ def test_rows_of_a_batch_have_their_own_lengths(fast, processor):
     said = list(long_form(fast, processor, TEXT, batch_size=4, **SAMPLED))
     for start in range(0, len(CHUNKS), 4):
         group = CHUNKS[start : start + 4]
-        torch.manual_seed(_chunk_seed(0, start))
+        torch.manual_seed(chunk_seed(0, start))
         inputs = processor(group, max_length=SMALL.max_input)
         inputs["history_prompt"] = [None] * len(group)
         audio, lengths = fast.generate(**inputs, **SAMPLED, return_output_lengths=True)
@@ -157,7 +157,7 @@ def test_seeds_differ_and_leave_the_caller_alone(fast, processor):
     assert torch.equal(torch.get_rng_state(), state)
     assert_same(first, again)
     assert not torch.equal(first[0].audio, other[0].audio)
-    assert len({_chunk_seed(seed, index) for seed in range(10) for index in range(100)}) == 1000
+    assert len({chunk_seed(seed, index) for seed in range(10) for index in range(100)}) == 1000
 
 
 @pytest.mark.parametrize("policy", ["exact", "low_latency", "preview"])

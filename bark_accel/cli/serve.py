@@ -1,0 +1,82 @@
+"""`serve`: options of the command line into the settings of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from .console import UserError, out, user_errors, warn
+from .request import ModelChoice
+
+# Modules of the extra `serve`.
+_NEEDED = ("fastapi", "uvicorn", "multipart", "av", "prometheus_client", "sentencex")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """The options as they were given."""
+
+    models: tuple[str, ...]
+    weights: str
+    device: str | None
+    host: str
+    port: int
+    max_rows: int
+    max_queued: int
+    deadline_s: float
+    drain_s: int
+    max_body: int
+    max_memory_gib: float | None
+    api_key_file: Path | None
+    cors_origins: tuple[str, ...]
+    hosts: tuple[str, ...]
+    voices_dir: Path | None
+    threads: int | None
+
+
+def serve(options: ServeOptions) -> None:
+    """Run a server until it is told to end."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise UserError(f"serve needs {', '.join(missing)}: run pip install 'bark_accel[serve]'")
+    from bark_accel.bench.models import quiet_transformers
+    from bark_accel.server.run import run
+    from bark_accel.server.settings import LOOPBACK
+
+    ModelChoice(None, options.device, None, options.weights).check()
+    settings = settings_of(options)
+    quiet_transformers()
+    if options.host not in LOOPBACK and not settings.api_keys:
+        warn(f"anybody who reaches {options.host} may use this server; --api-key-file asks for a key")
+    threads = options.threads or (1 if all(spec.path is None for spec in settings.models) else None)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    named = ", ".join(spec.name for spec in settings.models)
+    out.print(f"serving {named} on http://{options.host}:{options.port}", markup=False, soft_wrap=True)
+    run(settings, options.host, options.port)
+
+
+def settings_of(options: ServeOptions):
+    """The settings that the options mean; raises `UserError` for what cannot be."""
+    from bark_accel.server.settings import LOOPBACK, SMALL_BARK, ModelSpec, Settings, read_keys
+
+    hosts = options.hosts or (("localhost", "127.0.0.1") if options.host in LOOPBACK else ())
+    with user_errors(ValueError, OSError):
+        given = options.models or (SMALL_BARK,)
+        return Settings(
+            models=tuple(ModelSpec.parse(text, options.weights) for text in given),
+            max_rows=options.max_rows,
+            max_queued=options.max_queued,
+            deadline_s=options.deadline_s,
+            max_body_bytes=options.max_body,
+            api_keys=() if options.api_key_file is None else read_keys(options.api_key_file),
+            cors_origins=options.cors_origins,
+            hosts=() if "*" in hosts else hosts,
+            voices_dir=options.voices_dir,
+            max_memory_bytes=None if options.max_memory_gib is None else int(options.max_memory_gib * 2**30),
+            device=options.device,
+            drain_s=options.drain_s,
+        )

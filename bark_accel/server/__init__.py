@@ -1,0 +1,1 @@
+"""A speech server: OpenAI's API, streaming, a web page. Nothing in the library imports it."""

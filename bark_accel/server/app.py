@@ -1,0 +1,76 @@
+"""The application, as any ASGI server runs it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import Depends, FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from bark_accel import __version__
+
+from .access import KeyRing, NeedsKey
+from .catalogue_routes import catalogue_routes
+from .errors import ApiError, install_handlers
+from .settings import Settings
+from .speech_routes import speech_routes
+from .state import State
+from .status_routes import status_routes
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Make the server's application; the first model is loaded when it starts."""
+    state = State.of(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load_first(state))
+        try:
+            yield
+        finally:
+            state.ready = False
+            loading.cancel()
+            with suppress(asyncio.CancelledError):
+                await loading
+            await state.models.close()
+            state.voices.close()
+
+    ring = KeyRing(settings.api_keys)
+    needs_key = NeedsKey(ring)
+    app = FastAPI(
+        title="bark_accel",
+        version=__version__,
+        description="Bark text-to-speech with OpenAI's API.",
+        lifespan=lifespan,
+        max_body_size=settings.max_body_bytes,
+        # Their pages load scripts of others.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.server = state
+    install_handlers(app)
+    app.include_router(speech_routes(state), dependencies=[Depends(needs_key)])
+    app.include_router(catalogue_routes(state), dependencies=[Depends(needs_key)])
+    app.include_router(status_routes(state, needs_key))
+    if settings.hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*settings.hosts])
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[*settings.cors_origins],
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type"],
+            expose_headers=["x-bark-seed", "retry-after", "warning"],
+        )
+    return app
+
+
+async def _load_first(state: State) -> None:
+    try:
+        await state.models.get(state.models.default)
+        state.ready = True
+    except ApiError as error:
+        state.failure = error.message

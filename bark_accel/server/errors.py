@@ -1,0 +1,102 @@
+"""Errors as OpenAI's API has them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from bark_accel import DeadlineExceeded, EngineBusy, EngineClosed
+
+logger = logging.getLogger("bark_accel.server")
+
+
+class ErrorDetail(BaseModel):
+    """The reason of a refusal."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The error object of the API."""
+
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """A refusal: an HTTP status, and what the error object says."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = headers or {}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error object."""
+        detail = ErrorDetail(message=self.message, type=_kind(self.status), param=self.param, code=self.code)
+        return ErrorBody(error=detail).model_dump()
+
+    def response(self) -> JSONResponse:
+        """The answer to the request."""
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def _kind(status: int) -> str:
+    if status == 429:
+        return "rate_limit_exceeded"
+    if status == 401:
+        return "authentication_error"
+    return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """Tell what an exception of the engine, or a bug, means to a client."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, (DeadlineExceeded, TimeoutError)):
+        return ApiError(504, "the request was not done within the server's deadline", code="deadline_exceeded")
+    if isinstance(error, EngineBusy):
+        return ApiError(429, "the server has as many requests as it takes", code="busy", headers={"Retry-After": "1"})
+    if isinstance(error, EngineClosed):
+        return ApiError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
+    logger.error("a request failed", exc_info=error)
+    return ApiError(500, "the server failed; its log says why", code="internal_error")
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Answer every error with the error object."""
+
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:]) or None
+        return ApiError(400, f"{place or 'body'}: {first['msg']}", code="invalid_value", param=place).response()
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {})).response()
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response()

@@ -1,0 +1,172 @@
+"""A loaded model that many requests share."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+
+from bark_accel import BarkEngine, SpeechRequest, accelerate_bark
+from bark_accel.bench.models import SMALL_CHUNK_S, LoadedBark, load_bark, text_tokens, unknown_words
+from bark_accel.hf.configs import GenerationConfigs
+from bark_accel.hf.voices import resolve_voice, voice_names
+from bark_accel.longform.languages import CHARACTERS_PER_SECOND, characters_per_second
+from bark_accel.longform.text import TextChunk, plan_chunks
+from bark_accel.voices.preset import VoicePreset
+from bark_accel.voices.voices import Voices
+
+from .errors import ApiError
+from .settings import ModelSpec, Settings
+
+# As `long_form` has it.
+_CHUNK_S = 13.0
+_LANGUAGE = re.compile(r"(?:^|/)([a-z]{2})_speaker")
+# Weight of the newest request in the mean that `Retry-After` is made of.
+_NEWEST = 0.2
+
+
+class Speaker:
+    """A model, its engine and its line: requests enter, are generated, and leave."""
+
+    def __init__(self, spec: ModelSpec, loaded: LoadedBark, settings: Settings):
+        self.name = spec.name
+        self.vocabulary = loaded.vocabulary
+        self.voices = voice_names(loaded.processor)
+        self.users = 0
+        """Requests that have entered and not left."""
+        self._loaded = loaded
+        self._rows, self._queued = settings.max_rows, settings.max_queued
+        most = self._rows + self._queued
+        # A long text has a chunk ahead of the one that is heard, so the engine's own bound is never met.
+        self._engine = BarkEngine(loaded.model, max_rows=self._rows, max_queued=2 * most)
+        self._presets: dict[str, VoicePreset | None] = {}
+        # Of the tokenizer, which is no thread's friend.
+        self._lock = threading.Lock()
+        self._mean_s = 1.0
+        self.max_tokens = text_tokens(loaded, "")[1]
+        configs = GenerationConfigs.of(loaded.model)
+        self._code_limits, self._token_rate = configs.code_limits, configs.semantic.semantic_rate_hz
+        self.sampling_rate = configs.sample_rate
+
+    @classmethod
+    def load(cls, spec: ModelSpec, settings: Settings) -> Speaker:
+        """Load a model and let it speak once, so that nobody waits for what is done at first use."""
+        loaded = load_bark(spec.path)
+        if settings.device is not None:
+            torch.nn.Module.to(loaded.model, settings.device)
+        accelerate_bark(loaded.model, weights=spec.weights)
+        speaker = cls(spec, loaded, settings)
+        text = "hello" if loaded.vocabulary is None else loaded.vocabulary[0]
+        speaker.submit(text, None, seed=0, policy="low_latency", semantic_max_new_tokens=12).result()
+        return speaker
+
+    # The line.
+
+    def enter(self) -> None:
+        """Take a place; raises `ApiError` (429) where none is left."""
+        if self.users >= self._rows + self._queued:
+            wait = max(1, min(60, math.ceil(self._mean_s * (self._queued + 1) / self._rows)))
+            message = f"{self.name} has {self._rows} requests running and {self._queued} waiting; try again later"
+            raise ApiError(429, message, code="busy", headers={"Retry-After": str(wait)})
+        self.users += 1
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self.users -= 1
+
+    def took(self, seconds: float) -> None:
+        """Learn how long a request takes."""
+        self._mean_s += _NEWEST * (seconds - self._mean_s)
+
+    @property
+    def rows_in_use(self) -> int:
+        return min(self._engine.requests, self._rows)
+
+    @property
+    def waiting(self) -> int:
+        return max(0, self._engine.requests - self._rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights and of the engine's caches; copies in other precisions are not counted."""
+        return sum(t.nbytes for t in self._loaded.model.parameters()) + self._engine.cache_bytes
+
+    # Texts and voices.
+
+    def plan(self, text: str, voice: str | None) -> list[TextChunk]:
+        """Cut a text into what the model says at once; raises `ApiError` for what it cannot say."""
+        with self._lock:
+            self._check_words(text)
+            code = _language(voice)
+            seconds = _CHUNK_S if self.vocabulary is None else SMALL_CHUNK_S
+            lengths = {"max_tokens": self.max_tokens, "max_characters": seconds * characters_per_second(code)}
+            try:
+                return plan_chunks(text, self._count_tokens, language=code, **lengths)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise ApiError(400, f"input: {error}", param="input", code="invalid_text") from None
+
+    def preset(self, voice: str | None) -> VoicePreset | None:
+        """One of the model's own voices; None: what it says without any."""
+        with self._lock:
+            if voice not in self._presets:
+                assert voice is None or voice in self.voices
+                self._presets[voice] = resolve_voice(self._loaded.processor, voice)  # type: ignore[index]
+            return self._presets[voice]  # type: ignore[index]
+
+    def check_preset(self, preset: VoicePreset) -> None:
+        """Raise `ApiError` for a voice of another kind of model."""
+        try:
+            Voices.read(preset, 1, self._code_limits, name="voice")
+        except (TypeError, ValueError) as error:
+            raise ApiError(400, f"{error} (a voice of another model?)", param="voice", code="invalid_voice") from None
+
+    def submit(self, text: str, preset: VoicePreset | None, *, seed: int, policy: str, **options: Any) -> SpeechRequest:
+        """Let the engine say one chunk."""
+        with self._lock:
+            inputs = self._loaded.any_processor([text], max_length=self.max_tokens)
+        ids = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        given = {name: value for name, value in options.items() if value is not None}
+        return self._engine.submit(**ids, history_prompt=preset, seed=seed, policy=policy, **given)
+
+    def tokens(self, text: str) -> int:
+        """Tokens of a text."""
+        with self._lock:
+            return self._count_tokens(text)
+
+    def spoken_tokens(self, samples: int) -> int:
+        """Semantic tokens of so many samples."""
+        return round(samples / self.sampling_rate * self._token_rate)
+
+    def close(self) -> None:
+        """End what is left, and the engine's thread."""
+        self._engine.close()
+
+    def _check_words(self, text: str) -> None:
+        if self._count_tokens(text) == 0:
+            raise ApiError(400, "input: expected words, got a text without any", param="input", code="no_words")
+        unknown = [] if self.vocabulary is None else unknown_words(self._loaded, text)
+        if unknown:
+            words = ", ".join(unknown[:20])
+            message = (
+                f"the small Bark does not know: {words}. It says digits and these words: "
+                f"{', '.join(self.vocabulary or ())}. For any other text serve another model, such as suno/bark-small"
+            )
+            raise ApiError(400, message, param="input", code="unknown_words")
+
+    def _count_tokens(self, text: str) -> int:
+        return text_tokens(self._loaded, text)[0]
+
+
+def silence(seconds: float, rate: int) -> np.ndarray:
+    """Samples [S] of nothing."""
+    return np.zeros(round(seconds * rate), dtype=np.float32)
+
+
+def _language(voice: str | None) -> str:
+    """The language of a voice's name, such as v2/de_speaker_3; English where it has none."""
+    found = _LANGUAGE.search(voice or "")
+    return found[1] if found and found[1] in CHARACTERS_PER_SECOND else "en"

@@ -1,0 +1,159 @@
+"""One request for speech: its chunks of text, and their sound in order."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from anyio import to_thread
+
+from bark_accel import SpeechRequest
+from bark_accel.longform.reader import CHUNK_PAUSE_S, PARAGRAPH_PAUSE_S, chunk_seed
+from bark_accel.longform.text import TextChunk
+from bark_accel.voices.preset import VoicePreset
+
+from .errors import ApiError
+from .metrics import Metrics
+from .schema import SpeechOptions
+from .speaker import Speaker, silence
+from .voices import UploadedVoices, aliased
+
+# torch's CPU generator uses as many bits.
+_SEED_BITS = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request: who says which chunks of text, in which voice, with which random numbers."""
+
+    speaker: Speaker
+    chunks: list[TextChunk]
+    voice: VoicePreset | None
+    seed: int
+    policy: str
+    temperature: float | None
+
+
+def make_plan(speaker: Speaker, voices: UploadedVoices, options: SpeechOptions, text: str) -> Plan:
+    """Check a request and find its voice. Raises `ApiError`."""
+    name = options.voice_name or "alloy"
+    preset = find_voice(speaker, voices, name)
+    chunks = speaker.plan(text, name)
+    seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
+    return Plan(speaker, chunks, preset, seed, options.policy, options.temperature)
+
+
+def find_voice(speaker: Speaker, voices: UploadedVoices, name: str) -> VoicePreset | None:
+    """The voice of a name: the model's own, uploaded, or an alias. Raises `ApiError` (400) where there is none."""
+    if name in speaker.voices:
+        return speaker.preset(name)
+    uploaded = voices.get(name)
+    if uploaded is not None:
+        speaker.check_preset(uploaded)
+        return uploaded
+    aliases = aliased(speaker.voices)
+    if name not in aliases:
+        message = f"there is no voice {name!r}; GET /v1/audio/voices lists them"
+        raise ApiError(400, message, param="voice", code="voice_not_found")
+    return speaker.preset(aliases[name])
+
+
+class Speech:
+    """The sound of a plan, generated at most one chunk of text ahead of its listener.
+
+    It holds a place in the speaker's line from `__enter__` to `__exit__`, which ends whatever is still generated.
+    """
+
+    def __init__(self, plan: Plan, metrics: Metrics):
+        self.samples = 0
+        """Samples that were given out."""
+        self.ended = False
+        self._plan = plan
+        self._metrics = metrics
+        self._started = time.monotonic()
+        self._requests: list[SpeechRequest] = []
+        self._closed = False
+
+    def __enter__(self) -> Speech:
+        self._plan.speaker.enter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closed = True
+        self._plan.speaker.leave()
+        for request in self._requests:
+            request.cancel()
+
+    @property
+    def sampling_rate(self) -> int:
+        return self._plan.speaker.sampling_rate
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens, as the API counts them."""
+        speaker = self._plan.speaker
+        read = sum(speaker.tokens(chunk.text) for chunk in self._plan.chunks)
+        spoken = speaker.spoken_tokens(self.samples)
+        return {"input_tokens": read, "output_tokens": spoken, "total_tokens": read + spoken}
+
+    async def __aiter__(self) -> AsyncIterator[np.ndarray]:
+        """Samples [S] float32, as they come."""
+        async for samples in self._chunks():
+            if not self.samples:
+                self._metrics.first_sound.observe(time.monotonic() - self._started)
+            self.samples += samples.size
+            self._metrics.sound.inc(samples.size / self.sampling_rate)
+            yield samples
+        self._count()
+
+    async def _chunks(self) -> AsyncIterator[np.ndarray]:
+        chunks, voice = self._plan.chunks, self._plan.voice
+        following = await self._submit(0, voice)
+        for index, chunk in enumerate(chunks):
+            request = following
+            last = index + 1 == len(chunks)
+            ahead = None
+            async for piece in request:
+                yield piece.numpy()
+                # Without a voice, the chunks after the first have the voice that it made.
+                if ahead is None and not last and voice is not None:
+                    ahead = await self._submit(index + 1, voice)
+            if last:
+                return
+            voice = voice or _carried(request)
+            following = ahead or await self._submit(index + 1, voice)
+            pause = PARAGRAPH_PAUSE_S if chunk.ends_paragraph else CHUNK_PAUSE_S
+            yield silence(pause * (2 if chunk.break_follows else 1), self.sampling_rate)
+
+    async def _submit(self, index: int, voice: VoicePreset | None) -> SpeechRequest:
+        plan = self._plan
+        seed = plan.seed if len(plan.chunks) == 1 else chunk_seed(plan.seed, index)
+        options = {"seed": seed, "policy": plan.policy, "temperature": plan.temperature}
+        submit: Callable[[], SpeechRequest] = partial(
+            plan.speaker.submit,
+            plan.chunks[index].text,
+            voice,
+            **options,  # type: ignore[arg-type]
+        )
+        # Not left by a cancelled task, so that no request is lost.
+        request = await to_thread.run_sync(submit)
+        self._requests = [*(request for request in self._requests if not request.done()), request]
+        if self._closed:
+            request.cancel()
+        return request
+
+    def _count(self) -> None:
+        self.ended = True
+        seconds, heard_s = time.monotonic() - self._started, self.samples / self.sampling_rate
+        self._plan.speaker.took(seconds)
+        if heard_s:
+            self._metrics.real_time_factor.observe(seconds / heard_s)
+
+
+def _carried(request: SpeechRequest) -> VoicePreset | None:
+    preset = request.preset
+    return preset if preset is not None and preset["coarse_prompt"].shape[1] > 0 else None

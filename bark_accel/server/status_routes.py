@@ -1,0 +1,57 @@
+"""The page, health and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from fastapi import APIRouter, Depends
+from prometheus_client import generate_latest
+from pydantic import BaseModel
+from starlette.responses import HTMLResponse, Response
+
+from .access import NeedsKey
+from .errors import ApiError, ErrorBody
+from .state import State
+
+_PAGE = Path(__file__).parent / "page.html"
+# The page is one file and calls this server only.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+    "media-src blob:; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class Status(BaseModel):
+    """Answer of `/health` and `/ready`."""
+
+    status: Literal["ok"] = "ok"
+
+
+def status_routes(state: State, needs_key: NeedsKey) -> APIRouter:
+    """The routes that say how the server is; all but the figures are open to everybody."""
+    router = APIRouter(tags=["server"])
+
+    @router.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        headers = {"content-security-policy": _POLICY, "referrer-policy": "no-referrer"}
+        return HTMLResponse(_PAGE.read_text(), headers={**headers, "x-content-type-options": "nosniff"})
+
+    @router.get("/health")
+    async def health() -> Status:
+        """Tell that the process answers."""
+        return Status()
+
+    @router.get("/ready", responses={503: {"model": ErrorBody}})
+    async def ready() -> Status:
+        """Tell that the first model is loaded and has spoken."""
+        if not state.ready:
+            raise ApiError(503, state.failure or "the model is being loaded", code="not_ready")
+        return Status()
+
+    @router.get("/metrics", dependencies=[Depends(needs_key)], response_class=Response)
+    async def metrics() -> Response:
+        """Figures in Prometheus' text format."""
+        return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return router

@@ -1,0 +1,184 @@
+"""What holds when many come, somebody leaves, or somebody sends what is no good."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from support.servers import running, until
+
+from bark_accel import small_bark_path
+from bark_accel.server.settings import ModelSpec, Settings
+
+BODY = {"model": "tts-1", "voice": "alloy", "input": "Hello, my dog is cute.", "response_format": "pcm", "seed": 5}
+LONG = {**BODY, "input": "Hello, my dog is cute. Good morning, my cat is big. " * 60}
+SPEECH = "/v1/audio/speech"
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """One row, one that waits."""
+    with running(Settings(max_rows=1, max_queued=1, max_body_bytes=20_000)) as server:
+        yield server
+
+
+@pytest.fixture
+def client(narrow):
+    with httpx.Client(base_url=narrow.url, timeout=60) as client:
+        yield client
+
+
+def test_who_is_too_many_is_told_to_come_back(narrow, client):
+    with client.stream("POST", SPEECH, json=LONG), client.stream("POST", SPEECH, json=LONG):
+        answer = client.post(SPEECH, json=BODY)
+        assert answer.status_code == 429 and 1 <= int(answer.headers["retry-after"]) <= 60
+        assert answer.json()["error"]["type"] == "rate_limit_exceeded"
+    until(lambda: not users(narrow))
+    assert client.post(SPEECH, json=BODY).status_code == 200
+
+
+def test_a_client_that_leaves_frees_its_row(narrow, client):
+    with client.stream("POST", SPEECH, json=LONG) as answer:
+        next(answer.iter_bytes())
+        assert narrow.engine.requests
+    until(lambda: not narrow.engine.requests and not users(narrow), 2)
+
+
+def test_a_client_that_leaves_before_the_first_sound(narrow):
+    """It closes its socket as soon as its request is there."""
+    host, port = narrow.url.removeprefix("http://").split(":")
+    before = narrow.state.metrics.left._value.get()
+    body = httpx.Request("POST", narrow.url, json=LONG).read()
+    head = f"POST {SPEECH} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(body)}\r\n"
+    head += "content-type: application/json\r\n"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + b"\r\n" + body)
+        until(lambda: users(narrow))
+    until(lambda: not narrow.engine.requests and not users(narrow), 2)
+    assert narrow.state.metrics.left._value.get() == before + 1
+
+
+def test_a_slow_reader_holds_back_what_follows(narrow, client):
+    """Chunks of text beyond those that fill the sockets' buffers are not generated."""
+    with client.stream("POST", SPEECH, json={**LONG, "response_format": "wav", "speed": 0.25}) as answer:
+        pieces = answer.iter_raw()
+        next(pieces)
+        made = narrow.state.metrics
+        until(lambda: not narrow.engine.requests)
+        # All 120 sentences are some 200 s, 25 MB of this format.
+        assert users(narrow) == 1
+    until(lambda: not users(narrow), 2)
+    assert made.sound._value.get() < 200
+
+
+def test_bodies_are_bounded(client):
+    answer = client.post(SPEECH, content=b"x" * 30_000, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+
+    def endless():
+        for _ in range(100):
+            yield b" " * 1000
+
+    assert client.post(SPEECH, content=endless(), headers={"content-type": "application/json"}).status_code == 413
+
+
+def test_the_same_bytes_alone_and_under_load(server):
+    asked = [{**BODY, "seed": seed, "response_format": name} for name in ("mp3", "opus", "flac") for seed in range(3)]
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        alone = [client.post(SPEECH, json=body).content for body in asked]
+        with ThreadPoolExecutor(len(asked)) as pool:
+            crowd = list(pool.map(lambda body: client.post(SPEECH, json=body).content, asked))
+    assert crowd == alone and len(set(alone)) == len(alone)
+
+
+def test_a_short_rush(server):
+    """More than twice as many as there is room for, some of whom leave: 200 or 429, nothing else, and then all is free."""
+    statuses = []
+
+    def ask(number: int) -> None:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            try:
+                with client.stream("POST", SPEECH, json={**BODY, "seed": number}) as answer:
+                    statuses.append(answer.status_code)
+                    if number % 5:
+                        answer.read()
+            except httpx.HTTPError as error:
+                statuses.append(error)
+
+    with ThreadPoolExecutor(100) as pool:
+        list(pool.map(ask, range(100)))
+    assert set(statuses) == {200, 429}
+    until(lambda: not users(server) and not server.engine.requests)
+    figures = httpx.get(f"{server.url}/metrics").text
+    assert 'bark_accel_rows_in_use{model="small-bark"} 0.0' in figures
+    assert 'bark_accel_requests_total{status="429"}' in figures and 'status="5' not in figures
+
+
+def users(server) -> int:
+    return sum(speaker.users for speaker in server.state.models.loaded())
+
+
+def test_a_deadline():
+    with running(Settings(deadline_s=0.02)) as server:
+        answer = httpx.post(server.url + SPEECH, json=BODY)
+        assert answer.status_code == 504 and answer.json()["error"]["code"] == "deadline_exceeded"
+        until(lambda: not server.engine.requests)
+
+
+def test_after_the_first_sound_a_deadline_breaks_off():
+    """A shorter sound would pass for the whole."""
+    with running(Settings(deadline_s=1.5)) as server, httpx.Client(base_url=server.url) as client:
+        with pytest.raises(httpx.RemoteProtocolError):
+            client.post(SPEECH, json=LONG)
+        events = client.post(SPEECH, json={**LONG, "stream_format": "sse"}).text.strip().split("\n\n")
+        assert '"speech.audio.delta"' in events[0] and '"deadline_exceeded"' in events[-1]
+
+
+def test_keys():
+    with running(Settings(api_keys=("secret", "other"))) as server, httpx.Client(base_url=server.url) as client:
+        assert client.get("/health").status_code == client.get("/").status_code == 200
+        for path in ("/v1/models", "/v1/audio/voices", "/metrics"):
+            for key in ("Bearer secre", "secret", "Basic secret", ""):
+                answer = client.get(path, headers={"authorization": key})
+                assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
+            for key in ("secret", "other"):
+                assert client.get(path, headers={"authorization": f"Bearer {key}"}).status_code == 200
+        assert client.post(SPEECH, json=BODY).status_code == 401
+
+
+def test_other_sites_and_other_names():
+    settings = Settings(hosts=("127.0.0.1",), cors_origins=("https://good.example",))
+    with running(settings) as server, httpx.Client(base_url=server.url) as client:
+        assert client.get("/health", headers={"host": "evil.example"}).status_code == 400
+        allowed = client.get("/health", headers={"origin": "https://good.example"}).headers
+        assert allowed["access-control-allow-origin"] == "https://good.example"
+        refused = client.get("/health", headers={"origin": "https://evil.example"}).headers
+        assert "access-control-allow-origin" not in refused
+
+
+def test_several_models_are_loaded_when_asked_for():
+    small = str(small_bark_path())
+    settings = Settings(models=(ModelSpec("small-bark"), ModelSpec("int8", small, "int8")), max_memory_bytes=1)
+    with running(settings) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+
+        def loaded():
+            return {m["id"] for m in client.get("/v1/models").json()["data"] if m["loaded"] and not m["alias_of"]}
+
+        assert loaded() == {"small-bark"}
+        assert client.post(SPEECH, json={**BODY, "model": "int8"}).content != client.post(SPEECH, json=BODY).content
+        with client.stream("POST", SPEECH, json=LONG):
+            refused = client.post(SPEECH, json={**BODY, "model": "int8"})
+            assert refused.status_code == 503 and refused.json()["error"]["code"] == "no_memory"
+        until(lambda: not users(server))
+        assert client.post(SPEECH, json={**BODY, "model": "int8"}).status_code == 200
+        assert loaded() == {"int8"}
+
+
+def test_a_model_that_cannot_be_loaded(tmp_path):
+    settings = Settings(models=(ModelSpec("gone", str(tmp_path)),))
+    with running(settings, ready=False) as server, httpx.Client(base_url=server.url) as client:
+        until(lambda: server.state.failure)
+        assert client.get("/health").status_code == 200
+        assert client.get("/ready").status_code == client.post(SPEECH, json=BODY).status_code == 503

@@ -1,0 +1,140 @@
+"""Voices from outside: kept, used, deleted; refused where they are none."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+
+import httpx
+import numpy as np
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from support.servers import running
+
+from bark_accel import small_bark_path
+from bark_accel.server.app import create_app
+from bark_accel.server.settings import Settings
+
+VOICE = (small_bark_path() / "speaker_embeddings" / "rms.npz").read_bytes()
+BODY = {"model": "tts-1", "input": "Good morning", "response_format": "pcm", "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        yield client
+
+
+def upload(client, content: bytes, name: str = "mine", **form):
+    return client.post("/v1/audio/voices", data={"name": name, **form}, files={"file": ("v.npz", content)})
+
+
+def ids(client) -> list[str]:
+    return [voice["id"] for voice in client.get("/v1/audio/voices").json()["voices"]]
+
+
+def test_a_voice_comes_speaks_and_goes(client):
+    assert upload(client, VOICE).status_code == 201 and "mine" in ids(client)
+    said = {
+        v: client.post("/v1/audio/speech", json={**BODY, "voice": v}).content for v in ("mine", "rms", "slt", "echo")
+    }
+    assert said["mine"] == said["rms"] == said["echo"] != said["slt"]
+    assert upload(client, VOICE).status_code == 409
+    assert client.delete("/v1/audio/voices/mine").json()["deleted"] and "mine" not in ids(client)
+    assert client.delete("/v1/audio/voices/mine").status_code == 404
+    assert client.post("/v1/audio/speech", json={**BODY, "voice": "mine"}).status_code == 400
+
+
+@pytest.mark.parametrize("name", ["", "..", "../up", "a/b", "a" * 65, ".hidden", "ä", "x\n", "slt", "alloy"])
+def test_names_that_cannot_be(client, name):
+    assert upload(client, VOICE, name).status_code in (400, 409)
+
+
+def test_voices_of_the_model_stay(client):
+    for name in ("slt", "alloy", "..%2Fslt", "%2e%2e"):
+        assert client.delete(f"/v1/audio/voices/{name}").status_code in (404, 405)
+
+
+class Trap:
+    def __reduce__(self):
+        return (pytest.fail, ("unpickled",))
+
+
+def packed(**arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def codes(**changed) -> dict:
+    return {
+        "semantic_prompt": np.arange(20),
+        "coarse_prompt": np.zeros((2, 40), int),
+        "fine_prompt": np.zeros((6, 40), int),
+        **changed,
+    }
+
+
+def bomb() -> bytes:
+    """A gigabyte of zeros in few bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("semantic_prompt.npy", "w") as part:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (1 << 27,)})
+        part.write(header.getvalue() + bytes(1 << 20))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello",
+        pickle.dumps(Trap()),
+        packed(**codes(semantic_prompt=np.array([Trap()], dtype=object))),
+        packed(semantic_prompt=np.arange(20)),
+        packed(**codes(semantic_prompt=np.array([9999]))),
+        packed(**codes(fine_prompt=np.zeros((8, 40), int))),
+        packed(**codes(coarse_prompt=np.full((2, 40), np.nan))),
+        VOICE[: len(VOICE) // 2],
+        bomb(),
+    ],
+    ids=["empty", "text", "pickle", "objects", "missing", "codes", "codebooks", "nan", "cut", "bomb"],
+)
+def test_files_that_are_no_voice(client, content):
+    answer = upload(client, content)
+    assert answer.status_code == 400 and answer.json()["error"]["message"], answer.text
+    assert "/tmp" not in answer.text and "mine" not in ids(client)
+
+
+def test_files_that_are_too_large(client):
+    assert upload(client, bytes(1 << 20)).status_code == 413
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, len(VOICE) - 1), put=st.binary(min_size=1, max_size=8))
+def test_damaged_files(client, place, put):
+    content = VOICE[:place] + put + VOICE[place + len(put) :]
+    answer = upload(client, content, "damaged")
+    assert answer.status_code in (201, 400), answer.text
+    if answer.status_code == 201:
+        client.delete("/v1/audio/voices/damaged")
+
+
+def test_voices_of_a_folder_stay(tmp_path):
+    for expected in (201, 409):
+        with running(Settings(voices_dir=tmp_path)) as server, httpx.Client(base_url=server.url) as client:
+            assert upload(client, VOICE).status_code == expected
+
+
+schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
+
+
+@schema.parametrize()
+@settings(max_examples=12, suppress_health_check=[*HealthCheck])
+def test_no_request_makes_it_fail(server, case):
+    case.call_and_validate(base_url=server.url, checks=[not_a_server_error], timeout=30)

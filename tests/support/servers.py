@@ -1,0 +1,62 @@
+"""A real server on loopback, in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+from fastapi import FastAPI
+
+from bark_accel.server.run import make_server
+from bark_accel.server.settings import Settings
+from bark_accel.server.state import State
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers, and its insides."""
+
+    url: str
+    app: FastAPI
+
+    @property
+    def state(self) -> State:
+        return self.app.state.server
+
+    @property
+    def engine(self):
+        """The engine of the first model."""
+        (speaker, *_) = self.state.models.loaded()
+        return speaker._engine
+
+
+@contextmanager
+def running(settings: Settings, *, ready: bool = True) -> Iterator[Running]:
+    """Serve until the block is left."""
+    server = make_server(settings, "127.0.0.1", 0)
+    server.config.log_level = "error"
+    server.config.configure_logging()
+    thread = threading.Thread(target=server.run, name="uvicorn")
+    thread.start()
+    try:
+        until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        running = Running(f"http://127.0.0.1:{port}", server.config.app)
+        if ready:
+            until(lambda: httpx.get(f"{running.url}/ready").status_code == 200)
+        yield running
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def until(true, seconds: float = 30.0) -> None:
+    """Wait until `true()` is, or fail."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "expected it within half a minute"
+        time.sleep(0.005)
