@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 from .errors import ApiError
 
 # A browser's WebSocket has no headers of its own: as in OpenAI's realtime API, the key is the rest of a subprotocol.
-_KEY_PROTOCOL = "openai-insecure-api-key."
+KEY_PROTOCOL = "openai-insecure-api-key."
 
 
 class KeyRing:
@@ -68,4 +68,4 @@ def websocket_key(websocket: WebSocket) -> str | None:
     if kind.lower() == "bearer" and key:
         return key
     offered = (name.strip() for name in websocket.headers.get("sec-websocket-protocol", "").split(","))
-    return next((name.removeprefix(_KEY_PROTOCOL) for name in offered if name.startswith(_KEY_PROTOCOL)), None)
+    return next((name.removeprefix(KEY_PROTOCOL) for name in offered if name.startswith(KEY_PROTOCOL)), None)

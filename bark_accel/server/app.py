@@ -16,6 +16,7 @@ from .access import KeyRing, NeedsKey
 from .catalogue_routes import catalogue_routes
 from .errors import ApiError, install_handlers
 from .settings import Settings
+from .socket import socket_routes
 from .speech_routes import speech_routes
 from .state import State
 from .status_routes import status_routes
@@ -53,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.server = state
     install_handlers(app)
     app.include_router(speech_routes(state), dependencies=[Depends(needs_key)])
+    app.include_router(socket_routes(state, ring))
     app.include_router(catalogue_routes(state), dependencies=[Depends(needs_key)])
     app.include_router(status_routes(state, needs_key))
     if settings.hosts:

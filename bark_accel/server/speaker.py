@@ -68,11 +68,16 @@ class Speaker:
 
     def enter(self) -> None:
         """Take a place; raises `ApiError` (429) where none is left."""
-        if self.users >= self._rows + self._queued:
+        if self.full:
             wait = max(1, min(60, math.ceil(self._mean_s * (self._queued + 1) / self._rows)))
             message = f"{self.name} has {self._rows} requests running and {self._queued} waiting; try again later"
             raise ApiError(429, message, code="busy", headers={"Retry-After": str(wait)})
         self.users += 1
+
+    @property
+    def full(self) -> bool:
+        """No place is left."""
+        return self.users >= self._rows + self._queued
 
     def leave(self) -> None:
         """Give the place back."""
@@ -101,7 +106,7 @@ class Speaker:
         """Cut a text into what the model says at once; raises `ApiError` for what it cannot say."""
         with self._lock:
             self._check_words(text)
-            code = _language(voice)
+            code = language_of(voice)
             seconds = _CHUNK_S if self.vocabulary is None else SMALL_CHUNK_S
             lengths = {"max_tokens": self.max_tokens, "max_characters": seconds * characters_per_second(code)}
             try:
@@ -166,7 +171,7 @@ def silence(seconds: float, rate: int) -> np.ndarray:
     return np.zeros(round(seconds * rate), dtype=np.float32)
 
 
-def _language(voice: str | None) -> str:
+def language_of(voice: str | None) -> str:
     """The language of a voice's name, such as v2/de_speaker_3; English where it has none."""
     found = _LANGUAGE.search(voice or "")
     return found[1] if found and found[1] in CHARACTERS_PER_SECOND else "en"

@@ -23,7 +23,7 @@ from .speaker import Speaker, silence
 from .voices import UploadedVoices, aliased
 
 # torch's CPU generator uses as many bits.
-_SEED_BITS = 32
+SEED_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def make_plan(speaker: Speaker, voices: UploadedVoices, options: SpeechOptions, 
     name = options.voice_name or "alloy"
     preset = find_voice(speaker, voices, name)
     chunks = speaker.plan(text, name)
-    seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
+    seed = secrets.randbits(SEED_BITS) if options.seed is None else options.seed
     return Plan(speaker, chunks, preset, seed, options.policy, options.temperature)
 
 
