@@ -18,6 +18,7 @@ COMMANDS = {
     "batches": "generation.batches",
     "engine": "generation.engine",
     "options": "generation.options",
+    "server": "server.load",
     "memory": "generation.memory",
     "speech": "speech.quality",
     "layouts": "speech.layouts",
