@@ -39,7 +39,7 @@ LEAVE = 0.1
 
 @dataclass
 class Answer:
-    """How one request went; a status of 0: its client left first."""
+    """The outcome of one request; a status of 0: its client left first."""
 
     status: int = 0
     first_s: float | None = None
