@@ -12,7 +12,7 @@ from .console import UserError, out, user_errors, warn
 from .request import ModelChoice
 
 # Modules of the extra `serve`.
-_NEEDED = ("fastapi", "uvicorn", "multipart", "av", "prometheus_client", "sentencex")
+_NEEDED = ("fastapi", "uvicorn", "websockets", "multipart", "av", "prometheus_client", "sentencex")
 
 
 @dataclass(frozen=True)

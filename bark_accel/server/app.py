@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from anyio import to_thread
 from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -21,6 +22,9 @@ from .speech_routes import speech_routes
 from .state import State
 from .status_routes import status_routes
 
+# For encoders and tokenizers. Each keeps memory of its own: dozens, anyio's default, only make the process grow.
+_THREADS = 4
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Make the server's application; the first model is loaded when it starts."""
@@ -28,6 +32,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        to_thread.current_default_thread_limiter().total_tokens = _THREADS
         loading = asyncio.create_task(_load_first(state))
         try:
             yield
