@@ -310,6 +310,47 @@ def check(
 
 
 @app.command()
+def corpus(
+    texts: Annotated[
+        Path, typer.Argument(help="A Parquet or .csv file with a column text, and if you like voice and seed.")
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="A folder that every node sees; the same command goes on with it after a stop.")
+    ],
+    num_actors: Annotated[int, typer.Option(min=1, help="Models at once, each in a process of its own.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPUs of each.")] = 1,
+    num_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each: 0.25 lets four share one.")] = 0.0,
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of a Ray cluster, or auto for this node's. Not given: a new one, of this machine alone."),
+    ] = None,
+    format: Annotated[str, typer.Option(help="parquet (audio in tables), or wav (a file for each row).")] = "parquet",
+    rows_per_part: Annotated[int, typer.Option(min=1, help="Rows of a file, said by one actor.")] = 32,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Say files with failed rows again.")] = False,
+    model: Model = None,
+    voice: Voice = None,
+    seed: Seed = 0,
+    max_seconds: MaxSeconds = None,
+    weights: Weights = "same",
+    device: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Where models run. Not given: cuda with --num-gpus, else cpu."),
+    ] = None,
+    dtype: Dtype = None,
+) -> None:
+    """Say every row of a table, on all cores of a machine or on a Ray cluster, into Parquet or .wav files."""
+    with friendly_errors():
+        from .corpus import Cluster
+        from .corpus import corpus as run
+        from .request import ModelChoice
+
+        speaker = {"voice": voice, "seed": seed, "max_seconds": max_seconds, "device": device}
+        files = {"format": format, "rows_per_part": rows_per_part, "retry_failed": retry_failed}
+        choice = ModelChoice(model, None, dtype, weights)
+        run(texts, out, Cluster(num_actors, threads, num_gpus, address), choice, {**speaker, **files})
+
+
+@app.command()
 def info() -> None:
     """Show the build, the versions and the machine."""
     with friendly_errors():

@@ -23,7 +23,7 @@ ROOMS = [
     "stages",
     "streaming",
 ]
-ROOMS += ["engine", "longform", "hf", "patches", FACE, "suno", "notebook", "bench", "server", "cli", "__main__"]
+ROOMS += ["engine", "longform", "hf", "patches", FACE, "suno", "notebook", "bench", "ray", "server", "cli", "__main__"]
 
 
 def module_name(path: Path) -> str:
