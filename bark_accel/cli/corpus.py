@@ -44,12 +44,11 @@ def corpus(texts: Path, folder: Path, cluster: Cluster, choice: ModelChoice, opt
 def _synthesize(texts: Path, folder: Path, cluster: Cluster, options: dict[str, Any]) -> CorpusSummary:
     # Ray reports its use to its makers unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
+    # Before Ray itself: it says what to install where Ray is missing.
+    from bark_accel.ray import synthesize_corpus  # isort: skip
 
-        from bark_accel.ray import synthesize_corpus
-    except ImportError as error:
-        raise ImportError(f"a corpus needs Ray: pip install 'bark_accel[ray]' ({error})") from None
+    import ray
+
     if not ray.is_initialized():
         with user_errors(ConnectionError, ValueError):
             ray.init(address=cluster.address or "local", include_dashboard=False if cluster.address is None else None)
