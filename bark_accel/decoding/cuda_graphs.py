@@ -160,6 +160,11 @@ class StepGraphs:
         self._ahead.clear()
         self._model = None
 
+    @property
+    def ahead(self) -> bool:
+        """See `TokenSource`."""
+        return bool(self._ahead)
+
     def next_token(
         self,
         last: Tensor,

@@ -57,6 +57,11 @@ class Speculation:
     _accepted: int = 0
     _generator: torch.Generator | None = None
 
+    @property
+    def ahead(self) -> bool:
+        """See `TokenSource`; where not, the cache is as a step without drafts leaves it."""
+        return bool(self._ahead)
+
     def next_token(
         self,
         last: Tensor,

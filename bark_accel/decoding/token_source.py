@@ -18,6 +18,11 @@ class TokenSource(Protocol):
     Must return the same tokens, and leave the random generator in the same state, as step-by-step decoding.
     """
 
+    @property
+    def ahead(self) -> bool:
+        """Tell whether the next token needs no more of the model."""
+        ...
+
     def next_token(
         self,
         last: Tensor,

@@ -67,10 +67,16 @@ class Row:
             self._next_coarse(self._coarse)
         elif self._semantic is not None:
             self._plan.semantic.take(self._semantic, logits)
-            if self._semantic.done:
-                self._start_coarse(self._semantic.result())
-            else:
-                self.step = self._step(self._semantic)
+            self._next_semantic(self._semantic)
+
+    def run_ahead(self) -> None:
+        """Do the same by the step's source, without what was to be fed."""
+        if self._coarse is not None:
+            self._decoder.feed(self._plan.coarse.step(self._coarse))
+            self._next_coarse(self._coarse)
+        elif self._semantic is not None:
+            self._plan.semantic.step(self._semantic)
+            self._next_semantic(self._semantic)
 
     def leave(self) -> None:
         """Give up the slot; nothing is fed any more."""
@@ -78,6 +84,12 @@ class Row:
         if self._slot is not None:
             self._slot.give_back()
             self._slot = None
+
+    def _next_semantic(self, state: SemanticState) -> None:
+        if state.done:
+            self._start_coarse(state.result())
+        else:
+            self.step = self._step(state)
 
     def _start_coarse(self, semantic_tokens: Tensor) -> None:
         assert self._slot is not None
@@ -103,8 +115,10 @@ class Row:
     def _step(self, state: SemanticState | CoarseState) -> Step:
         assert self._slot is not None
         if isinstance(state, SemanticState):
-            return Step(self._slot, self._plan.semantic.model, state.cache, self._plan.semantic.feed(state))
-        return Step(self._slot, self._plan.coarse.model, state.cache, self._plan.coarse.feed(state))
+            model, feed, begun = self._plan.semantic.model, self._plan.semantic.feed(state), state.tokens
+        else:
+            model, feed, begun = self._plan.coarse.model, self._plan.coarse.feed(state), state.window
+        return Step(self._slot, model, state.cache, feed, state.token_source if begun else None)
 
     @property
     def decodes(self) -> bool:

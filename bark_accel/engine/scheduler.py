@@ -82,13 +82,18 @@ class Scheduler:
             self._prompt_tokens -= step.feed.tokens.shape[1]
 
     def _feed_tokens(self, model: CausalModel) -> None:
-        """Feed a token of every row that has one for this model."""
+        """Feed a token of every row that has one for this model; one that is alone drafts, and uses up its drafts."""
+        ready = [
+            row for row in self._rows if row.step is not None and row.step.model is model and row.step.feed.is_step
+        ]
         rows, steps = [], []
-        for row in list(self._rows):
+        for row in ready:
             step = row.step
-            if step is None or step.model is not model or not step.feed.is_step:
-                continue
+            assert step is not None
             with self._guarding(row):
+                if step.source is not None and (len(ready) == 1 or step.source.ahead):
+                    row.run_ahead()
+                    continue
                 model.check_room(step.cache.position, 1)
                 rows.append(row)
                 steps.append(step)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bark_accel.decoding.token_source import TokenSource
 from bark_accel.transformer.causal import CausalModel, Feed
 from bark_accel.transformer.kv_cache import KVCache
 
@@ -66,12 +67,16 @@ class Slot:
 
 @dataclass(frozen=True)
 class Step:
-    """The next input of a request: what to feed, to which model, into which cache (that of its slot)."""
+    """The next input of a request: what to feed, to which model, into which cache (that of its slot).
+
+    `source` can give the token that follows instead, where drafts are on and this is no prompt.
+    """
 
     slot: Slot
     model: CausalModel
     cache: KVCache
     feed: Feed
+    source: TokenSource | None
 
     def alone(self) -> Tensor:
         """Feed it; scores [1, rows] float32 of what follows."""

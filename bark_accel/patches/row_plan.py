@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 
 from bark_accel.decoding.rng import after_noise
+from bark_accel.decoding.speculation import Draft, Speculation
 from bark_accel.engine.row import Plan
 from bark_accel.hf.presets import presets_of
 from bark_accel.report import Fallback, FallbackKind
@@ -30,18 +31,27 @@ from .stream_plan import stream_plan
 
 @dataclass(frozen=True)
 class EngineModels:
-    """The models that all requests of an engine run on."""
+    """The models that all requests of an engine run on, and those that draft for a row alone, where drafts are on."""
 
     semantic: CausalModel
+    semantic_draft: Draft | None
     coarse: CausalModel
+    coarse_draft: Draft | None
     fine: TransformerWeights
     codec: CodecStage
 
     @classmethod
     def of(cls, patches: StagePatches) -> EngineModels:
         """Read the models as they are now; raises `Fallback` for one that cannot run accelerated."""
-        semantic, coarse = (patch.model(patch.ready_weights()) for patch in (patches.semantic, patches.coarse))
-        return cls(semantic, coarse, patches.fine.prepare(), patches.codec.ready_stage())
+        semantic, coarse = patches.semantic.ready_weights(), patches.coarse.ready_weights()
+        return cls(
+            patches.semantic.model(semantic),
+            patches.semantic.draft(semantic, 1),
+            patches.coarse.model(coarse),
+            patches.coarse.draft(coarse, 1),
+            patches.fine.prepare(),
+            patches.codec.ready_stage(),
+        )
 
 
 class RowPlan:
@@ -103,12 +113,14 @@ class RowPlan:
         request = self._request
         prompt = SemanticPrompt(request.input_ids, request.attention_mask, self._voices).to(self._device)
         histories, sampling = prompt.voices.semantic, self._semantic_sampling
-        state = stage.start(prompt.input_ids, prompt.attention_mask, histories, sampling, cache)
+        source = _source(stage.model, self._models.semantic_draft)
+        state = stage.start(prompt.input_ids, prompt.attention_mask, histories, sampling, cache, source)
         state.sampler.generator = self._generator
         return state
 
     def _start_coarse(self, stage: CoarseStage, cache: KVCache) -> CoarseState:
-        state = stage.start(1, self._voices.coarse, self._coarse_sampling, cache)
+        source = _source(stage.model, self._models.coarse_draft)
+        state = stage.start(1, self._voices.coarse, self._coarse_sampling, cache, source)
         state.sampler.generator = self._generator
         return state
 
@@ -141,3 +153,7 @@ class RowPlan:
         draws = frames * self._coarse_spec.num_codebooks if self._coarse_sampling.do_sample else 0
         vocab_size = self._models.coarse.spec.output_vocab_size
         return after_noise(self._device, 1, vocab_size, draws, self._generator)
+
+
+def _source(model: CausalModel, draft: Draft | None) -> Speculation | None:
+    return None if draft is None else Speculation(model, draft)

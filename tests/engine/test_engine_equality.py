@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.bark_models import SMALL, build, preset, speaking, texts
@@ -13,6 +16,7 @@ from support.parity import accelerated_copy
 from transformers import AutoProcessor
 
 from bark_accel import RequestCancelled, small_bark_path
+from bark_accel.engine import scheduler as scheduling
 from bark_accel.patches.engine import ModelSource
 
 # Shorter and longer than what the windows use of a history, and of odd lengths.
@@ -21,7 +25,7 @@ MODELS = {
     "float32": {},
     "float16": {"weights": "float16"},
     "int8": {"weights": "int8"},
-    "drafts": {"speculate": True},
+    "no drafts": {"speculate": False},
     "fitting windows": {"fit_windows": True},
 }
 
@@ -69,6 +73,42 @@ def test_mixes(kind, asked, max_rows):
         if one.cancelled is not None and isinstance(request._future.exception(0), RequestCancelled):
             continue
         assert_as_alone(model, one, request)
+
+
+def test_a_row_is_alone_by_turns(monkeypatch):
+    """It drafts, and others join in the middle of a round: the random state after is its own, too."""
+    model, source = source_of("float32")
+    prepare, take_together, generators, joined = source.prepare, scheduling.take_together, [], []
+
+    def noting_generator(*arguments):
+        generators.append(arguments[-1])
+        return prepare(*arguments)
+
+    def noting_steps(steps):
+        joined.append((len(steps), steps[0].source is not None))
+        return take_together(steps)
+
+    monkeypatch.setattr(source, "prepare", noting_generator)
+    monkeypatch.setattr(scheduling, "take_together", noting_steps)
+    wrong = itertools.cycle([False, False, False, True])
+    for draft in (source._models.semantic_draft, source._models.coarse_draft):
+        decode = draft.model.decode
+        sometimes_wrong = lambda *fed, decode=decode: decode(*fed).flip(-1) if next(wrong) else decode(*fed)  # noqa: E731
+        monkeypatch.setattr(draft.model, "decode", sometimes_wrong)
+    counts = [source._patches.semantic.draft_counts, source._patches.coarse.draft_counts]
+    before = [replace(each) for each in counts]
+    inputs = {**texts(SMALL, [5]), "do_sample": True, "semantic_min_new_tokens": 75, "semantic_max_new_tokens": 75}
+    short = {**texts(SMALL, [3]), "do_sample": True, "semantic_max_new_tokens": 4}
+    asked = [Asked(inputs), *(Asked(short, seed, arrives=10 * seed) for seed in range(1, 25))]
+    made = together(source, asked, 3)
+    assert (1, True) in joined, "nobody joined in the middle of a round"
+    assert max(joined)[0] > 1, "no step was shared"
+    for was, now in zip(before, counts, strict=True):
+        drafted, accepted = now.drafted_tokens - was.drafted_tokens, now.accepted_tokens - was.accepted_tokens
+        assert drafted > accepted > 0
+    for one, request, generator in zip(asked, made, generators, strict=True):
+        assert_as_alone(model, one, request)
+        assert generator.get_state().equal(torch.get_rng_state())
 
 
 def test_more_rows_than_one_pass_takes(two_threads):

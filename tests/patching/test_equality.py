@@ -189,6 +189,20 @@ def test_bark_small_shapes(two_threads):
     )
 
 
+@pytest.mark.parametrize("weights", ["same", "float16", "int8"])
+def test_the_number_of_threads_changes_nothing(two_threads, weights):
+    fast = accelerated_copy(
+        build(SUNO, width=768, layers=2, heads=12, filters=32, sharpen=2.0), weights=weights, fit_windows=True
+    )
+    made = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        torch.manual_seed(3)
+        made.append(fast.generate(**texts(SUNO, [9]), do_sample=True, semantic_max_new_tokens=24))
+    assert made[0].shape[1] > 0
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_weights_of_any_strides(bias):
     """Transposed matrices, and vectors that are views of every other number, as stock takes them."""
