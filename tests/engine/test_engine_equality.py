@@ -99,7 +99,7 @@ def test_a_row_is_alone_by_turns(monkeypatch):
     before = [replace(each) for each in counts]
     inputs = {**texts(SMALL, [5]), "do_sample": True, "semantic_min_new_tokens": 75, "semantic_max_new_tokens": 75}
     short = {**texts(SMALL, [3]), "do_sample": True, "semantic_max_new_tokens": 4}
-    asked = [Asked(inputs), *(Asked(short, seed, arrives=10 * seed) for seed in range(1, 25))]
+    asked = [Asked(inputs), *(Asked(short, seed, arrives=23 * seed) for seed in range(1, 13))]
     made = together(source, asked, 3)
     assert (1, True) in joined, "nobody joined in the middle of a round"
     assert max(joined)[0] > 1, "no step was shared"

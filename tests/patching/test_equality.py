@@ -12,6 +12,7 @@ from support.bark_models import SMALL, SUNO, build, layout_of, preset, submodels
 from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_run, assert_stock_gives, run
 
 from bark_accel import accelerate_bark
+from bark_accel.ops.float32_choice import VARIABLE
 
 SAMPLED = {"do_sample": True}
 CASES = {
@@ -190,7 +191,8 @@ def test_bark_small_shapes(two_threads):
 
 
 @pytest.mark.parametrize("weights", ["same", "float16", "int8"])
-def test_the_number_of_threads_changes_nothing(two_threads, weights):
+def test_the_number_of_threads_changes_nothing(two_threads, monkeypatch, weights):
+    monkeypatch.setenv(VARIABLE, "native")
     fast = accelerated_copy(
         build(SUNO, width=768, layers=2, heads=12, filters=32, sharpen=2.0), weights=weights, fit_windows=True
     )
