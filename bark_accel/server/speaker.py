@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import BarkModel
 
-from bark_accel import BarkEngine, SpeechRequest, accelerate_bark
+from bark_accel import BarkEngine, SpeechRequest, accelerate_bark, acceleration_report
 from bark_accel.bench.models import SMALL_CHUNK_S, LoadedBark, load_bark, text_tokens, unknown_words
 from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.voices import resolve_voice, voice_names
@@ -47,6 +48,7 @@ class Speaker:
         # Of the tokenizer, which is no thread's friend.
         self._lock = threading.Lock()
         self._mean_s = 1.0
+        self._weight_bytes = 0
         self.max_tokens = text_tokens(loaded, "")[1]
         configs = GenerationConfigs.of(loaded.model)
         self._code_limits, self._token_rate = configs.code_limits, configs.semantic.semantic_rate_hz
@@ -62,6 +64,8 @@ class Speaker:
         speaker = cls(spec, loaded, settings)
         text = "hello" if loaded.vocabulary is None else loaded.vocabulary[0]
         speaker.submit(text, None, seed=0, policy="low_latency", semantic_max_new_tokens=12).result()
+        # Counted once: now the copies are made, and no other thread makes any.
+        speaker._weight_bytes = _weight_bytes(loaded.model)
         return speaker
 
     # The line.
@@ -97,8 +101,8 @@ class Speaker:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights and of the engine's caches; copies in other precisions are not counted."""
-        return sum(t.nbytes for t in self._loaded.model.parameters()) + self._engine.cache_bytes
+        """Bytes of the weights, of their copies in other precisions and layouts, and of the engine's caches."""
+        return self._weight_bytes + self._engine.cache_bytes
 
     # Texts and voices.
 
@@ -164,6 +168,11 @@ class Speaker:
 
     def _count_tokens(self, text: str) -> int:
         return text_tokens(self._loaded, text)[0]
+
+
+def _weight_bytes(model: BarkModel) -> int:
+    own = sum(t.nbytes for t in model.parameters())
+    return own + sum(stage.copied_bytes for stage in acceleration_report(model).stages)
 
 
 def silence(seconds: float, rate: int) -> np.ndarray:
