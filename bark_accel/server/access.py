@@ -1,12 +1,12 @@
-"""API keys: they say who may call."""
+"""Who may call: those with an API key, and no other site's pages."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
-from fastapi import HTTPException, WebSocket
+from fastapi import HTTPException, Request, WebSocket
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import HTTPConnection
 
@@ -14,6 +14,7 @@ from .errors import ApiError
 
 # A browser's WebSocket has no headers of its own: as in OpenAI's realtime API, the key is the rest of a subprotocol.
 KEY_PROTOCOL = "openai-insecure-api-key."
+_SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 class KeyRing:
@@ -69,3 +70,34 @@ def websocket_key(websocket: WebSocket) -> str | None:
         return key
     offered = (name.strip() for name in websocket.headers.get("sec-websocket-protocol", "").split(","))
     return next((name.removeprefix(KEY_PROTOCOL) for name in offered if name.startswith(KEY_PROTOCOL)), None)
+
+
+def is_foreign(headers: Mapping[str, str], origins: Collection[str]) -> bool:
+    """Tell whether another site's page calls that may not.
+
+    Browsers ask nobody before they open a WebSocket or send a form; what is no browser sends none of these headers.
+
+    Parameters
+    ----------
+    headers : mapping
+        The request's.
+    origins : collection of str
+        Origins that may; "*": all.
+    """
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if "*" in origins or origin in origins or site == "same-origin":
+        return False
+    if origin is None:
+        return site == "cross-site"
+    return origin.partition("://")[2] != headers.get("host")
+
+
+def own_pages_only(origins: Collection[str]) -> Callable[[Request], Awaitable[None]]:
+    """A dependency: what changes something, or costs time, is not done for other sites' pages."""
+
+    async def check(request: Request) -> None:
+        if request.method not in _SAFE and is_foreign(request.headers, origins):
+            message = "expected a page of this server, or of an origin given with --cors-origin"
+            raise ApiError(403, message, code="foreign_origin")
+
+    return check

@@ -8,13 +8,15 @@ from contextlib import asynccontextmanager, suppress
 
 from anyio import to_thread
 from fastapi import Depends, FastAPI
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from bark_accel import __version__
 
-from .access import KeyRing, NeedsKey
+from .access import KeyRing, NeedsKey, own_pages_only
 from .catalogue_routes import catalogue_routes
+from .error_objects import ErrorObjects
 from .errors import ApiError, install_handlers
 from .settings import Settings
 from .socket import socket_routes
@@ -46,24 +48,32 @@ def create_app(settings: Settings) -> FastAPI:
 
     ring = KeyRing(settings.api_keys)
     needs_key = NeedsKey(ring)
+    guards = [Depends(needs_key), Depends(own_pages_only(settings.cors_origins))]
     app = FastAPI(
         title="bark_accel",
         version=__version__,
         description="Bark text-to-speech with OpenAI's API.",
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
         # Their pages load scripts of others.
         docs_url=None,
         redoc_url=None,
     )
     app.state.server = state
     install_handlers(app)
-    app.include_router(speech_routes(state), dependencies=[Depends(needs_key)])
+    app.include_router(speech_routes(state), dependencies=guards)
     app.include_router(socket_routes(state, ring))
-    app.include_router(catalogue_routes(state), dependencies=[Depends(needs_key)])
+    app.include_router(catalogue_routes(state), dependencies=guards)
     app.include_router(status_routes(state, needs_key))
+    _limit(app, settings)
+    return app
+
+
+def _limit(app: FastAPI, settings: Settings) -> None:
+    """Add the middleware, the innermost first."""
     if settings.hosts:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*settings.hosts])
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*settings.hosts], www_redirect=False)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
+    app.add_middleware(ErrorObjects, max_body_size=settings.max_body_bytes)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -72,7 +82,6 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["authorization", "content-type"],
             expose_headers=["x-bark-seed", "retry-after", "warning"],
         )
-    return app
 
 
 async def _load_first(state: State) -> None:

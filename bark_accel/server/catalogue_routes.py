@@ -12,7 +12,7 @@ from .schema import Deleted, Model, ModelList, Voice, VoiceList
 from .state import State
 from .voices import ALIASES, aliased, read_voice
 
-_REFUSED = {status: {"model": ErrorBody} for status in (400, 401, 404, 409, 413, 503)}
+_REFUSED = {status: {"model": ErrorBody} for status in (400, 401, 403, 404, 409, 413, 503)}
 
 
 def catalogue_routes(state: State) -> APIRouter:

@@ -66,6 +66,11 @@ def _kind(status: int) -> str:
     return "server_error" if status >= 500 else "invalid_request_error"
 
 
+def body_too_large(max_bytes: int) -> ApiError:
+    """The refusal of a long body."""
+    return ApiError(413, f"expected a body of at most {max_bytes} bytes, got a longer one", code="body_too_large")
+
+
 def as_api_error(error: Exception) -> ApiError:
     """Tell what an exception of the engine, or a bug, means to a client."""
     if isinstance(error, ApiError):
@@ -95,6 +100,8 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 413:
+            return body_too_large(request.app.state.server.settings.max_body_bytes).response()
         return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {})).response()
 
     @app.exception_handler(Exception)

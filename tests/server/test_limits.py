@@ -75,13 +75,14 @@ def test_a_slow_reader_holds_back_what_follows(narrow, client):
 
 def test_bodies_are_bounded(client):
     answer = client.post(SPEECH, content=b"x" * 30_000, headers={"content-type": "application/json"})
-    assert answer.status_code == 413
+    assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
 
     def endless():
         for _ in range(100):
             yield b" " * 1000
 
-    assert client.post(SPEECH, content=endless(), headers={"content-type": "application/json"}).status_code == 413
+    answer = client.post(SPEECH, content=endless(), headers={"content-type": "application/json"})
+    assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
 
 
 def test_the_same_bytes_alone_and_under_load(server):
@@ -151,7 +152,8 @@ def test_keys():
 def test_other_sites_and_other_names():
     settings = Settings(hosts=("127.0.0.1",), cors_origins=("https://good.example",))
     with running(settings) as server, httpx.Client(base_url=server.url) as client:
-        assert client.get("/health", headers={"host": "evil.example"}).status_code == 400
+        answer = client.get("/health", headers={"host": "evil.example"})
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_host"
         allowed = client.get("/health", headers={"origin": "https://good.example"}).headers
         assert allowed["access-control-allow-origin"] == "https://good.example"
         refused = client.get("/health", headers={"origin": "https://evil.example"}).headers

@@ -1,0 +1,61 @@
+"""Other sites' pages, which a browser lets post forms to a server on loopback."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from support.servers import running
+
+from bark_accel import small_bark_path
+from bark_accel.server.access import is_foreign
+from bark_accel.server.settings import Settings
+
+VOICE = (small_bark_path() / "speaker_embeddings" / "rms.npz").read_bytes()
+FOREIGN = ({"origin": "https://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"})
+
+
+@pytest.fixture(scope="module")
+def client():
+    settings = Settings(cors_origins=("https://good.example",))
+    with running(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        yield client
+
+
+def upload(client, name: str, headers: dict) -> int:
+    form = {"data": {"name": name}, "files": {"file": ("v.npz", VOICE)}}
+    return client.post("/v1/audio/voices", **form, headers=headers).status_code
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=["other", "null", "fetch"])
+def test_they_change_nothing_and_say_nothing(client, headers):
+    assert upload(client, "theirs", headers) == 403
+    assert client.delete("/v1/audio/voices/mine", headers=headers).status_code == 403
+    answer = client.post("/v1/audio/speech", json={"model": "tts-1", "input": "Hello"}, headers=headers)
+    assert answer.status_code == 403 and answer.json()["error"]["code"] == "foreign_origin"
+    assert client.get("/v1/models", headers=headers).status_code == 200
+    assert "theirs" not in client.get("/v1/audio/voices").text
+
+
+@pytest.mark.parametrize("origin", ["its own", "https://good.example"])
+def test_those_that_may(client, origin):
+    own = str(client.base_url).rstrip("/")
+    headers = {"origin": own if origin == "its own" else origin, "sec-fetch-site": "cross-site"}
+    assert upload(client, "mine", headers) == 201
+    assert client.delete("/v1/audio/voices/mine", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "origins", "foreign"),
+    [
+        ({}, (), False),
+        ({"host": "a:8000", "origin": "http://a:8000"}, (), False),
+        ({"host": "a:8000", "origin": "http://a:3000"}, (), True),
+        ({"host": "a:8000", "origin": "http://a:3000"}, ("*",), False),
+        # A proxy that does not hand the name on.
+        ({"host": "127.0.0.1", "origin": "https://a", "sec-fetch-site": "same-origin"}, (), False),
+        ({"host": "a", "sec-fetch-site": "none"}, (), False),
+        ({"host": "a", "origin": "http://["}, (), True),
+    ],
+)
+def test_is_foreign(headers, origins, foreign):
+    assert is_foreign(headers, origins) == foreign
