@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from anyio import CancelScope, create_task_group, fail_after, to_thread
 from fastapi.sse import format_sse_event
@@ -13,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from .encoding import FORMATS, Encoder
 from .errors import ApiError, as_api_error
-from .metrics import Metrics
-from .schema import SpeechOptions
-from .speech import Speech
+from .schema import SpeechBody, SpeechOptions
+from .speech import Speech, make_plan
+from .state import State
 
 
 async def encoded(speech: Speech, options: SpeechOptions) -> AsyncIterator[bytes]:
@@ -43,47 +44,31 @@ async def events(speech: Speech, options: SpeechOptions) -> AsyncIterator[bytes]
 
 
 class SpeechResponse(Response):
-    """Sends a speech.
+    """Takes a place in the line, and sends a speech.
 
     The status is that of the first sound: what fails earlier is answered with its error. A client that goes away, or a
-    deadline that passes, ends the generation. A slow client holds back the chunks of text that follow.
+    deadline that passes (also while the model is being loaded), ends the generation. A slow client holds back the
+    chunks of text that follow.
 
     Parameters
     ----------
-    speech : Speech
-    options : SpeechOptions
-    sse : bool
-        Events instead of the sound itself.
-    deadline_s : float
-        Seconds for the whole answer.
-    metrics : Metrics
-    headers : dict
+    state : State
+    body : SpeechBody
     """
 
-    def __init__(
-        self,
-        speech: Speech,
-        options: SpeechOptions,
-        *,
-        sse: bool,
-        deadline_s: float,
-        metrics: Metrics,
-        headers: dict[str, str],
-    ):
-        media_type = "text/event-stream" if sse else FORMATS[options.response_format].media_type
+    def __init__(self, state: State, body: SpeechBody):
+        self._state, self._asked, self._sse = state, body, body.stream_format == "sse"
+        media_type = "text/event-stream" if self._sse else FORMATS[body.response_format].media_type
         self.status_code, self.media_type, self.background = 200, media_type, None
-        self.body_iterator = (events if sse else encoded)(speech, options)
-        self._speech, self._sse = speech, sse
-        self._deadline_s, self._metrics = deadline_s, metrics
+        self._ended = False
+        headers = {"cache-control": "no-store"}
+        if body.instructions:
+            headers["warning"] = '299 bark_accel "instructions are ignored: Bark has no such thing"'
         self.init_headers(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with self._speech:
-                refusal = await self._sent(receive, send)
-        except ApiError as error:  # the line is full
-            refusal = error
-        self._metrics.requests.labels(status=refusal.status if refusal else 200).inc()
+        refusal = await self._sent(receive, send)
+        self._state.metrics.requests.labels(status=refusal.status if refusal else 200).inc()
         if refusal is not None:
             await refusal.response()(scope, receive, send)
 
@@ -94,20 +79,21 @@ class SpeechResponse(Response):
             group.start_soon(self._send, send, refusal, group.cancel_scope)
             while (await receive())["type"] != "http.disconnect":
                 pass
-            if not self._speech.ended:
-                self._metrics.left.inc()
+            if not self._ended:
+                self._state.metrics.left.inc()
             group.cancel_scope.cancel()
         return refusal[0] if refusal else None
 
     async def _send(self, send: Send, refusal: list[ApiError], scope: CancelScope) -> None:
         started = False
         try:
-            with fail_after(self._deadline_s):
-                async for piece in self.body_iterator:
-                    if not started:
-                        started = True
-                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            with fail_after(self._state.settings.deadline_s):
+                async with self._opened() as speech:
+                    async for piece in (events if self._sse else encoded)(speech, self._asked):
+                        if not started:
+                            started = True
+                            await self._start(send, speech.seed)
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
         except Exception as error:
             found = as_api_error(error)
             if not started:
@@ -120,7 +106,19 @@ class SpeechResponse(Response):
             await send(
                 {"type": "http.response.body", "body": event({"type": "error", **found.body}), "more_body": True}
             )
-        if not started:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         scope.cancel()
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Speech]:
+        """The speech that was asked for, with a place in the line. Raises `ApiError`."""
+        state, asked = self._state, self._asked
+        async with state.models.place(asked.model) as speaker:
+            plan = await to_thread.run_sync(make_plan, speaker, state.voices, asked, asked.input)
+            with Speech(plan, state.metrics) as speech:
+                yield speech
+                self._ended = True
+
+    async def _start(self, send: Send, seed: int) -> None:
+        self.headers["x-bark-seed"] = str(seed)
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

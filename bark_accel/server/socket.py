@@ -6,7 +6,6 @@ import asyncio
 import secrets
 from contextlib import suppress
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from anyio import CancelScope, create_task_group, fail_after, to_thread
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
@@ -15,18 +14,16 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from bark_accel.longform.reader import chunk_seed
 from bark_accel.longform.text import split_sentences
 
-from .access import KEY_PROTOCOL, KeyRing, websocket_key
+from .access import KEY_PROTOCOL, KeyRing, is_foreign, websocket_key
 from .encoding import Encoder
 from .errors import ApiError, as_api_error
 from .schema import MAX_CHARACTERS, SpeechOptions, Text
-from .speaker import Speaker, language_of
+from .speaker import language_of
 from .speech import SEED_BITS, Speech, find_voice, make_plan
 from .state import State
 
 # Sentences that wait; the client is not read from while there are more.
 _AHEAD = 8
-# Between two looks whether there is a place.
-_RETRY_S = 0.02
 _POLICY_VIOLATION, _TRY_LATER, _SERVER_ERROR = 1008, 1013, 1011
 
 
@@ -114,13 +111,14 @@ class Session:
         options = await self._receive()
         if not isinstance(options, Start):
             raise ApiError(400, f"expected a message of type 'start' first, got {options.type!r}", param="type")
-        speaker = await self._state.models.get(options.model)
-        await to_thread.run_sync(find_voice, speaker, self._state.voices, options.voice_name or "alloy")
+        with fail_after(self._state.settings.deadline_s):
+            speaker = await self._state.models.get(options.model)
+            await to_thread.run_sync(find_voice, speaker, self._state.voices, options.voice_name or "alloy")
         failed: list[Exception] = []
         async with create_task_group() as group:
             group.start_soon(self._read, Sentences(language_of(options.voice_name)), group.cancel_scope, failed)
             try:
-                await self._speak(speaker, options)
+                await self._speak(options, speaker.sampling_rate)
             except Exception as error:
                 failed.append(error)
             group.cancel_scope.cancel()
@@ -156,31 +154,30 @@ class Session:
         except Exception as error:
             await self._queue.put(error)
 
-    async def _speak(self, speaker: Speaker, options: Start) -> None:
+    async def _speak(self, options: Start, rate: int) -> None:
         seed = secrets.randbits(SEED_BITS) if options.seed is None else options.seed
-        encoder = Encoder(options.response_format, speaker.sampling_rate, options.speed)
+        encoder = Encoder(options.response_format, rate, options.speed)
         spoken = 0
         await self._websocket.send_json({"type": "speech.started", "seed": seed})
         while (sentence := await self._queue.get()) is not None:
             if isinstance(sentence, Exception):
                 raise sentence
             own = options.model_copy(update={"seed": chunk_seed(seed, spoken)})
-            plan = await to_thread.run_sync(make_plan, speaker, self._state.voices, own, sentence)
-            await self._websocket.send_json({"type": "speech.sentence", "text": sentence.strip()})
             with fail_after(self._state.settings.deadline_s):
-                # Only a session that has said nothing yet is refused.
-                while spoken and speaker.full:
-                    await asyncio.sleep(_RETRY_S)
-                await self._say(Speech(plan, self._state.metrics), encoder)
+                await self._say(own, sentence, encoder, patient=spoken > 0)
             spoken += 1
         await self._send(await to_thread.run_sync(encoder.finish))
         await self._websocket.send_json({"type": "speech.audio.done"})
         await self._websocket.close()
 
-    async def _say(self, speech: Speech, encoder: Encoder) -> None:
-        with speech:
-            async for samples in speech:
-                await self._send(await to_thread.run_sync(encoder.encode, samples))
+    async def _say(self, options: Start, sentence: str, encoder: Encoder, *, patient: bool) -> None:
+        """Say one sentence; only a session that has said nothing yet is not patient, and refused where all is full."""
+        async with self._state.models.place(options.model, patient=patient) as speaker:
+            plan = await to_thread.run_sync(make_plan, speaker, self._state.voices, options, sentence)
+            await self._websocket.send_json({"type": "speech.sentence", "text": sentence.strip()})
+            with Speech(plan, self._state.metrics) as speech:
+                async for samples in speech:
+                    await self._send(await to_thread.run_sync(encoder.encode, samples))
 
     async def _send(self, piece: bytes) -> None:
         if piece:
@@ -193,7 +190,7 @@ def socket_routes(state: State, ring: KeyRing) -> APIRouter:
 
     @router.websocket("/v1/audio/speech/stream")
     async def stream(websocket: WebSocket) -> None:
-        if not ring.accepts(websocket_key(websocket)) or not _may_call(websocket, state.settings.cors_origins):
+        if not ring.accepts(websocket_key(websocket)) or is_foreign(websocket.headers, state.settings.cors_origins):
             # Before it is accepted: the client gets 403.
             await websocket.close(_POLICY_VIOLATION)
             return
@@ -202,13 +199,6 @@ def socket_routes(state: State, ring: KeyRing) -> APIRouter:
         await Session(websocket, state).run()
 
     return router
-
-
-def _may_call(websocket: WebSocket, origins: tuple[str, ...]) -> bool:
-    """Tell whether no other site's page calls: browsers ask nobody before they open a WebSocket."""
-    origin = websocket.headers.get("origin")
-    own = origin is None or urlsplit(origin).netloc == websocket.headers.get("host")
-    return own or origin in origins or "*" in origins
 
 
 def _close_code(status: int) -> int:

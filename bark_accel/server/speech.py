@@ -24,6 +24,7 @@ from .voices import UploadedVoices, aliased
 
 # torch's CPU generator uses as many bits.
 SEED_BITS = 32
+_NO_SOUND = "the model ended before its first sound; try another seed, voice or text"
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,12 @@ def find_voice(speaker: Speaker, voices: UploadedVoices, name: str) -> VoicePres
 class Speech:
     """The sound of a plan, generated at most one chunk of text ahead of its listener.
 
-    It holds a place in the speaker's line from `__enter__` to `__exit__`, which ends whatever is still generated.
+    The caller holds a place in the speaker's line. Leaving its `with` block ends whatever is still generated.
     """
 
     def __init__(self, plan: Plan, metrics: Metrics):
         self.samples = 0
         """Samples that were given out."""
-        self.ended = False
         self._plan = plan
         self._metrics = metrics
         self._started = time.monotonic()
@@ -79,14 +79,17 @@ class Speech:
         self._closed = False
 
     def __enter__(self) -> Speech:
-        self._plan.speaker.enter()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._closed = True
-        self._plan.speaker.leave()
         for request in self._requests:
             request.cancel()
+
+    @property
+    def seed(self) -> int:
+        """The seed that says it again."""
+        return self._plan.seed
 
     @property
     def sampling_rate(self) -> int:
@@ -117,11 +120,15 @@ class Speech:
             request = following
             last = index + 1 == len(chunks)
             ahead = None
+            silent = True
             async for piece in request:
+                silent = False
                 yield piece.numpy()
                 # Without a voice, the chunks after the first have the voice that it made.
                 if ahead is None and not last and voice is not None:
                     ahead = await self._submit(index + 1, voice)
+            if silent:
+                raise ApiError(500, _NO_SOUND, code="no_sound")
             if last:
                 return
             voice = voice or _carried(request)
@@ -147,7 +154,6 @@ class Speech:
         return request
 
     def _count(self) -> None:
-        self.ended = True
         seconds, heard_s = time.monotonic() - self._started, self.samples / self.sampling_rate
         self._plan.speaker.took(seconds)
         if heard_s:

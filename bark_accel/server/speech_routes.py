@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from anyio import to_thread
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -10,12 +9,11 @@ from .encoding import FORMATS
 from .errors import ErrorBody
 from .response import SpeechResponse
 from .schema import SpeechBody
-from .speech import Speech, make_plan
 from .state import State
 
 _SOUND = {"schema": {"type": "string", "format": "binary"}}
 _CONTENT = {kind.media_type: _SOUND for kind in FORMATS.values()} | {"text/event-stream": _SOUND}
-_REFUSALS = {status: {"model": ErrorBody} for status in (400, 401, 404, 413, 429, 503, 504)}
+_REFUSALS = {status: {"model": ErrorBody} for status in (400, 401, 403, 404, 413, 429, 500, 503, 504)}
 
 
 def speech_routes(state: State) -> APIRouter:
@@ -29,13 +27,6 @@ def speech_routes(state: State) -> APIRouter:
     )
     async def speech(body: SpeechBody) -> Response:
         """Say a text. The header `x-bark-seed` is the seed that says it again."""
-        speaker = await state.models.get(body.model)
-        plan = await to_thread.run_sync(make_plan, speaker, state.voices, body, body.input)
-        headers = {"x-bark-seed": str(plan.seed), "cache-control": "no-store"}
-        if body.instructions:
-            headers["warning"] = '299 bark_accel "instructions are ignored: Bark has no such thing"'
-        sse, deadline_s = body.stream_format == "sse", state.settings.deadline_s
-        sound = Speech(plan, state.metrics)
-        return SpeechResponse(sound, body, sse=sse, deadline_s=deadline_s, metrics=state.metrics, headers=headers)
+        return SpeechResponse(state, body)
 
     return router
