@@ -1,4 +1,4 @@
-"""Who may call: those with an API key, and no other site's pages."""
+"""API keys, and other sites' pages: they decide who may call."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BarkModel
 
 from bark_accel import BarkEngine, SpeechRequest, accelerate_bark, acceleration_report
 from bark_accel.bench.models import SMALL_CHUNK_S, LoadedBark, load_bark, text_tokens, unknown_words
@@ -65,7 +64,7 @@ class Speaker:
         text = "hello" if loaded.vocabulary is None else loaded.vocabulary[0]
         speaker.submit(text, None, seed=0, policy="low_latency", semantic_max_new_tokens=12).result()
         # Counted once: now the copies are made, and no other thread makes any.
-        speaker._weight_bytes = _weight_bytes(loaded.model)
+        speaker._weight_bytes = _weight_bytes(loaded)
         return speaker
 
     # The line.
@@ -170,9 +169,9 @@ class Speaker:
         return text_tokens(self._loaded, text)[0]
 
 
-def _weight_bytes(model: BarkModel) -> int:
-    own = sum(t.nbytes for t in model.parameters())
-    return own + sum(stage.copied_bytes for stage in acceleration_report(model).stages)
+def _weight_bytes(loaded: LoadedBark) -> int:
+    own = sum(t.nbytes for t in loaded.model.parameters())
+    return own + sum(stage.copied_bytes for stage in acceleration_report(loaded.model).stages)
 
 
 def silence(seconds: float, rate: int) -> np.ndarray:
