@@ -63,6 +63,8 @@ def run_listened(
         found = list(logits_processor)
         after = 1 + next(i for i, p in enumerate(found) if type(p) in _LAST_RULES)
         processors = LogitsProcessorList([*found[:after], *extra, *found[after:]])
+        # `generate` shows it the prompt, and keeps it from a loop of somebody else's.
+        prepared["streamer"] = tap
         return type(model)._sample(model, input_ids, logits_processor=processors, **prepared)
 
     return run_with_loop(generate, module, loop, tokens, streamer=tap, **kwargs)

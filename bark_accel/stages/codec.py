@@ -221,7 +221,9 @@ def _products(x: Tensor, conv: Conv, frames: int) -> Tensor:
     if conv.weight.shape[2] == 1:
         # All taps in one product; with one column each, products would not pay. Time comes first here, too: with the
         # operands the other way round, MKL's sums depend on the number of threads.
-        by_tap = torch.stack([row @ conv.weight[:, :, 0].T for row in x])
+        by_tap = x.new_empty(x.shape[0], x.shape[1], conv.weight.shape[0])
+        for row, out in zip(x, by_tap, strict=True):
+            torch.mm(row, conv.weight[:, :, 0].T, out=out)
         y = torch.stack([by_tap[:, shift : shift + frames, tap] for tap, shift in enumerate(shifts)]).sum(0)
         return (y if conv.bias is None else y.add_(conv.bias))[..., None]
     y = _biased(x, frames, conv.bias, conv.weight.shape[2])

@@ -85,11 +85,13 @@ class Anchored(LowLatency):
         self._stage = stage
         super().__init__(stage(0), *settings)
 
-    def _complete(self, tokens: Tensor, frames: int) -> Tensor:
+    def _complete(self, frames: int) -> Tensor | None:
         (before,) = self._histories
-        self._fine = self._stage(tokens.shape[1] // self._fine.spec.num_coarse_codebooks)
-        codes = super()._complete(tokens, frames)
-        self._histories = [codes[0] if before is None else torch.cat([before, codes[0]], dim=1)]
+        if self._state is None:
+            self._fine = self._stage(self._tokens(frames).shape[1] // self._fine.spec.num_coarse_codebooks)
+        codes = super()._complete(frames)
+        if codes is not None:
+            self._histories = [codes[0] if before is None else torch.cat([before, codes[0]], dim=1)]
         return codes
 
 
@@ -147,8 +149,9 @@ class Bench:
         parts: list[Tensor] = []
         for frame in (whole[: len(offsets)] + offsets[:, None]).T:
             policy.push(frame[None])
-            while (part := policy.take()) is not None:
-                parts.append(part[0])
+            while policy.ready():
+                part = policy.take()
+                parts += [] if part is None else [part[0]]
         return torch.cat(parts, dim=1)
 
     @torch.no_grad()

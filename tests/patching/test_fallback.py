@@ -22,8 +22,8 @@ GENERATION_CASES = {
     "static cache": ({"cache_implementation": "static"}, None, None),
     "processor without a cache": (
         {"coarse_no_repeat_ngram_size": 3, "coarse_use_cache": False},
-        "coarse",
-        FallbackKind.LOGITS_PROCESSOR,
+        None,
+        None,
     ),
 }
 

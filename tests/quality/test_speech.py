@@ -190,11 +190,19 @@ class _Window:
     def __init__(self, spec, shown):
         self.spec, self._shown = spec, shown
 
-    def run(self, tokens, histories, sampling):
+    def begin(self, tokens, histories, sampling):
         frames = tokens.shape[1] // self.spec.num_coarse_codebooks
         (past,) = row_histories(self.spec, histories, 1, tokens.device)
         self._shown.append((past.shape[1], frames))
-        return torch.zeros(1, self.spec.num_codebooks, frames, dtype=torch.int64)
+        return self
+
+    def advance(self, state): ...
+
+    def ready(self, state):
+        return False
+
+    def result(self, end):
+        return torch.zeros(1, self.spec.num_codebooks, end, dtype=torch.int64)
 
 
 def test_anchored_layouts_show_all_there_is_room_for(speaking_model):
