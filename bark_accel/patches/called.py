@@ -66,11 +66,16 @@ class Prepared:
         return ProcessorPlan(begin, any(map(self.guesses, first)), has_rules, ", ".join(names))
 
 
+def fills(warper: Any) -> bool:
+    """Tell whether a warper puts another score than -inf in the place of those that it takes."""
+    return bool(getattr(warper, "filter_value", -torch.inf) != -torch.inf)
+
+
 def _quick(processor: Any) -> Processor:
     """The processor, or the same of it in less time."""
     if type(processor) is processors.SuppressTokensLogitsProcessor:
         return _Banning(processor.suppress_tokens)
-    if type(processor) in (processors.TypicalLogitsWarper, processors.EtaLogitsWarper):
+    if type(processor) in (processors.TypicalLogitsWarper, processors.EtaLogitsWarper) and not fills(processor):
         return _AmongFew(processor)
     return processor
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import logits_process as processors
 from transformers.generation import stopping_criteria as criteria
 from transformers.generation.configuration_utils import GenerationMode
@@ -18,7 +18,7 @@ from bark_accel.hf.compat import prepare_generation, takes_return_dict
 from bark_accel.hf.extract import transformer_spec
 from bark_accel.report import Fallback, FallbackKind, TokenChoice
 
-from .called import Prepared
+from .called import Prepared, fills
 from .edits import ReadEdits
 
 # Handled by the patches themselves, without effect on the tokens, or objects that become part of Transformers' lists.
@@ -132,10 +132,13 @@ def _check_mode(stage: str, config: GenerationConfig) -> None:
 
 
 def _check_lists(stage: str, **lists: Sequence[Any]) -> None:
-    """Raise `Fallback` for a processor or criterion that holds a model to call, as classifier-free guidance does."""
+    """Raise `Fallback` for a processor or criterion that holds a model to call, as classifier-free guidance does.
+
+    Other modules (an embedding, a scorer) are its own business.
+    """
     for kind, parts in lists.items():
         for part in parts:
-            if any(isinstance(value, nn.Module) for value in vars(part).values()):
+            if any(isinstance(value, PreTrainedModel) for value in getattr(part, "__dict__", {}).values()):
                 raise Fallback(stage, FallbackKind[kind.upper()], f"{type(part).__name__} calls the model itself")
 
 
@@ -183,7 +186,7 @@ def _read_warpers(found: list[LogitsProcessor], own: Sequence[LogitsProcessor]) 
     if len(rules) != len(own) or any(a is not b for a, b in zip(rules, own, strict=True)):
         raise _Unread
     for warper in warpers:
-        if type(warper) not in order or getattr(warper, "min_tokens_to_keep", 1) != 1:
+        if type(warper) not in order or getattr(warper, "min_tokens_to_keep", 1) != 1 or fills(warper):
             raise _Unread
         del order[: order.index(type(warper)) + 1]
         if type(warper) is processors.LogitNormalization:

@@ -9,13 +9,18 @@ import torch
 from support.bark_models import SMALL, stage_configs, texts
 from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_run, run
 from transformers import LogitsProcessor
-from transformers.generation.logits_process import AlternatingCodebooksLogitsProcessor
+from transformers.generation.logits_process import (
+    AlternatingCodebooksLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.generation.logits_process import BarkEosPrioritizerLogitsProcessor as EosPrioritizer
 from transformers.generation.streamers import BaseStreamer
 
 from bark_accel import acceleration_report, stream
 from bark_accel.decoding.speculation import Speculation
 from bark_accel.hf.compat import run_with_loop
+from bark_accel.patches.resolve import _read_warpers, _Unread
 
 ALONE, TWO = texts(SMALL, [7]), texts(SMALL, [4, 9])
 SAMPLED = {"do_sample": True, "semantic_max_new_tokens": 30, "fine_temperature": 0.7}
@@ -157,3 +162,37 @@ def test_warpers_of_few_and_of_all_candidates(small_model, option, top_k):
     tokens = assert_equal_to_stock(small_model, fast, **options, **option)["coarse"]
     plain = run(small_model, 0, **options)[0]["coarse"]
     assert tokens.shape != plain.shape or not torch.equal(tokens, plain)
+
+
+class Embedded(LogitsProcessor):
+    """Has a module of its own, which is not the model."""
+
+    def __init__(self) -> None:
+        self.scorer = torch.nn.Embedding(4, 4)
+
+    def __call__(self, input_ids, scores):
+        return scores
+
+
+class Slotted:
+    """A callable without a `__dict__`."""
+
+    __slots__ = ()
+
+    def __call__(self, input_ids, scores):
+        return scores
+
+
+@pytest.mark.parametrize("processor", [Embedded(), Slotted()], ids=lambda p: type(p).__name__)
+def test_what_a_caller_s_processor_holds_is_its_own_business(small_model, processor):
+    fast = accelerated_copy(small_model, strict=True)
+    assert list(stream(fast, **ALONE, semantic_max_new_tokens=8, semantic_logits_processor=[processor]))
+    assert acceleration_report(fast).fallbacks == ()
+
+
+@pytest.mark.parametrize("warper", [TopKLogitsWarper, TopPLogitsWarper])
+def test_a_warper_that_fills_with_another_score_is_called(warper):
+    value = 5 if warper is TopKLogitsWarper else 0.5
+    assert _read_warpers([warper(value)], []) in ({"top_k": 5}, {"top_p": 0.5})
+    with pytest.raises(_Unread):
+        _read_warpers([warper(value, filter_value=-3.0)], [])
