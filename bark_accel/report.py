@@ -70,12 +70,12 @@ def attempt(prepare: Callable[[], T]) -> T | Fallback:
 
 
 class AccelerationError(RuntimeError):
-    """Raised instead of falling back by a model accelerated with `strict=True`."""
+    """Raised in place of Transformers' own code, which `strict=True` or another option rules out."""
 
     def __init__(self, reason: FallbackReason):
         super().__init__(
-            f"bark_accel cannot run this accelerated, and strict=True or release_originals=True rules out "
-            f"Transformers' own code: {reason}"
+            "bark_accel cannot run this accelerated, and strict=True, long_coarse_windows=True or "
+            f"release_originals=True rules out Transformers' own code: {reason}"
         )
         self.reason = reason
 
@@ -149,7 +149,8 @@ class AccelerationReport:
     GPU. `native_fault` says why plain torch ops run on a GPU that the compiled ones are made for: how they differed
     from torch's when they were compared at first use there; None where they did not. `float32` says who computes
     float32 products and attention of blocks of tokens on a CPU and where that was decided, None where there are none.
-    `fit_windows` is as in `accelerate_bark`. `decode_step` says which kernels a token's step runs on, and why.
+    `fit_windows` and `long_coarse_windows` are as in `accelerate_bark`. `decode_step` says which kernels a token's step
+    runs on, and why.
     """
 
     stages: tuple[StageReport, ...]
@@ -168,6 +169,7 @@ class AccelerationReport:
     stock_bugs: dict[str, bool]
     native_fault: str | None = None
     fit_windows: bool = False
+    long_coarse_windows: bool = False
     decode_step: str = ""
 
     def __str__(self) -> str:
@@ -191,6 +193,8 @@ class AccelerationReport:
             lines.append(f"compiled ops not used, they are wrong here: {self.native_fault}")
         if self.fit_windows:
             lines.append("fine windows end with the speech: other fine codes than Transformers'")
+        if self.long_coarse_windows:
+            lines.append("coarse windows end when they are full: other coarse tokens than Transformers'")
         lines += [f"blocked: {s.blocked_by}" for s in self.stages if s.blocked_by is not None]
         lines += [f"tokens chosen by Transformers: {reason}" for reason in self.token_choices]
         lines += [f"fell back: {reason}" for reason in self.fallbacks] or ["fell back: never"]

@@ -51,6 +51,7 @@ def accelerate_bark(
     cuda_graphs: bool = True,
     attention: str = "sdpa",
     fit_windows: bool = False,
+    long_coarse_windows: bool = False,
 ) -> BarkModel:
     """Make one `BarkModel` instance generate faster, in place.
 
@@ -97,6 +98,11 @@ def accelerate_bark(
         frames for any utterance; of a model with other windows, the same part of them. The fine codes (not the semantic
         and coarse ones) are other than stock's. Without effect on utterances that fill a window, voice preset included,
         and where Transformers' own code runs.
+    long_coarse_windows : bool
+        Approximate: go on in a coarse window until the model's positions are full (138 to 768 tokens of suno's models),
+        instead of opening one, with a prompt of up to 887 tokens, every 60 tokens. Semantic tokens are stock's, coarse
+        ones from the second window on are not. What only Transformers' own code could do of the coarse stage raises
+        `AccelerationError`. `bark_accel.suno` has `sliding_window_len` instead.
 
     Returns
     -------
@@ -122,8 +128,8 @@ def accelerate_bark(
     watch()
     avoid_lost_threads()
     _check_model(model)
-    flags = {"release_originals": release_originals, "cuda_graphs": cuda_graphs, "fit_windows": fit_windows}
-    check_flags(strict=strict, **flags)
+    check_flags(strict=strict, release_originals=release_originals, cuda_graphs=cuda_graphs)
+    check_flags(fit_windows=fit_windows, long_coarse_windows=long_coarse_windows)
     if not (speculate is None or isinstance(speculate, bool)):
         raise TypeError(f"speculate: expected None, True or False, got {speculate!r}")
     if weights not in WEIGHTS:
@@ -145,7 +151,16 @@ def accelerate_bark(
     check_attention(attention, model.device, exact=weights == "same" and model.dtype == torch.float32)
     log = FallbackLog(strict or release_originals)
     settings = Settings(
-        backend, log, weights, speculate, release_originals, stock_bugs, cuda_graphs, attention, fit_windows
+        backend,
+        log,
+        weights,
+        speculate,
+        release_originals,
+        stock_bugs,
+        cuda_graphs,
+        attention,
+        fit_windows,
+        long_coarse_windows,
     )
     whole = ModelPatch(model, settings)
     patches = {stage: PATCHES[stage](submodel, settings) for stage, submodel in submodels(model).items()}
@@ -230,6 +245,7 @@ def acceleration_report(model: BarkModel) -> AccelerationReport:
         attention=settings.attention if model.device.type == "cuda" else "sdpa",
         float32=None if float32 is None else str(float32),
         fit_windows=settings.fit_windows,
+        long_coarse_windows=settings.long_coarse_windows,
         versions={
             "bark_accel": __version__,
             "torch": torch.__version__,

@@ -23,7 +23,7 @@ from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf import extract
 from bark_accel.hf.configs import coarse_limits
 from bark_accel.hf.offload import device_of
-from bark_accel.report import Fallback, FallbackKind, attempt
+from bark_accel.report import AccelerationError, Fallback, FallbackKind, attempt
 from bark_accel.stages.coarse import CoarseStage, history_lengths, row_lengths
 from bark_accel.stages.coarse_rows import CoarseRows
 from bark_accel.stages.loops import NOBODY, TokenListener, run_coarse
@@ -108,7 +108,21 @@ class CoarsePatch(CausalPatch):
     def prepare(
         self, spec: CoarseSpec, config: BarkCoarseGenerationConfig, rows: int, kwargs: dict[str, Any]
     ) -> tuple[TransformerWeights, SamplingConfig]:
-        """Prepare a generation of `rows`; raises `Fallback` where Transformers has to run it."""
+        """Prepare a generation of `rows`.
+
+        Raises `Fallback` where Transformers has to run it, `AccelerationError` where it cannot: windows that it lacks
+        are asked for.
+        """
+        try:
+            return self._prepare(spec, config, rows, kwargs)
+        except Fallback as fallback:
+            if spec.fill_positions is None:
+                raise
+            raise AccelerationError(fallback.reason) from None
+
+    def _prepare(
+        self, spec: CoarseSpec, config: BarkCoarseGenerationConfig, rows: int, kwargs: dict[str, Any]
+    ) -> tuple[TransformerWeights, SamplingConfig]:
         weights = self.ready_weights()
         # The prompt's length and ids decide nothing that the loop can do: what depends on them (a padding mask)
         # shows in the config.
@@ -133,8 +147,9 @@ class CoarsePatch(CausalPatch):
         return self.settings.stock_bugs.fixes("codes_beyond_codebook")
 
     def spec(self, spec: CoarseSpec, voices: Voices) -> CoarseSpec:
-        """Transformers' numbers, and what is fixed of its bugs."""
-        return replace(spec, codes_only=self.codes_only, rows_end=self.rows_end(voices))
+        """Transformers' numbers, what is fixed of its bugs, and windows as `accelerate_bark` was asked for."""
+        fill = extract.transformer_spec(self.module).block_size if self.settings.long_coarse_windows else None
+        return replace(spec, codes_only=self.codes_only, rows_end=self.rows_end(voices), fill_positions=fill)
 
     def for_stock(self, spec: CoarseSpec, config: BarkCoarseGenerationConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The caller's arguments for Transformers' own loop: ids beyond the last codebook suppressed, where fixed."""

@@ -19,13 +19,13 @@ from bark_accel.hf.points import submodels
 from bark_accel.hf.presets import VIEW, traced, traced_presets
 from bark_accel.ops.backend import runs_natively
 from bark_accel.ops.float32_choice import Float32Choice, choice
-from bark_accel.report import Fallback, attempt
+from bark_accel.report import AccelerationError, Fallback, attempt
 from bark_accel.stages.ragged import trim_rows
 from bark_accel.streaming.streamer import AudioSource, AudioStreamer
 from bark_accel.voices.voices import Voices
 
 from .audio_generation import AudioGeneration
-from .coarse import check_coarse_streamer
+from .coarse import CoarsePatch, check_coarse_streamer
 from .fine import CodecPatch, check_fine_codebooks
 from .points import StagePatches, not_patched, stage_patch
 from .request import Request, arguments_by_stage
@@ -211,6 +211,8 @@ class ModelPatch(AudioSource):
         request = Request(input_ids, voices, configs, kwargs)
         if self.settings.log.strict:
             self._check_all_stages(request)
+        if self.settings.long_coarse_windows:
+            self._check_coarse_windows(request)
         check_not_meta(self.module)
         return request
 
@@ -244,6 +246,14 @@ class ModelPatch(AudioSource):
             prepared = attempt(prepare)
             if isinstance(prepared, Fallback):
                 self.settings.log.note(prepared)
+
+    def _check_coarse_windows(self, request: Request) -> None:
+        """Raise `AccelerationError` where Transformers would have to run the coarse stage."""
+        patch, configs = stage_patch(self.module.coarse_acoustics), request.configs
+        if not isinstance(patch, CoarsePatch):
+            raise AccelerationError(not_patched("coarse").reason)
+        spec = patch.spec(configs.coarse_spec, request.voices)
+        patch.prepare(spec, configs.coarse, request.rows, request.arguments("coarse"))
 
     def _check_patched(self) -> None:
         for stage, submodel in submodels(self.module).items():

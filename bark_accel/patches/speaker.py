@@ -303,7 +303,7 @@ def model_digest(model: BarkModel) -> str:
 
 def _asked(settings: Settings) -> list[Any]:
     """Name the settings that change what is said."""
-    windows = ["fit_windows"] if settings.fit_windows else []
+    windows = [name for name in ("fit_windows", "long_coarse_windows") if getattr(settings, name)]
     return [settings.precision, sorted(settings.stock_bugs.fixed), *windows]
 
 

@@ -52,6 +52,7 @@ class Settings:
     cuda_graphs: bool = True
     attention: str = "sdpa"
     fit_windows: bool = False
+    long_coarse_windows: bool = False
     pool: KVCachePool = field(default_factory=KVCachePool)
     stream_speeds: dict[tuple[int, int], StreamSpeed] = field(default_factory=dict)
 

@@ -94,7 +94,7 @@ def _causal_s(patches: StagePatches, rows: int, spec: CoarseSpec, random: torch.
     history = _ids((history_tokens,), spec.semantic_vocab_size, random), codes
     semantic = _ids((rows, spec.max_input_tokens), spec.semantic_vocab_size, random)
     sampling = SamplingConfig(True, spec.window_tokens, 0.7)
-    stage = CoarseStage(model, replace(spec, rows_end=False))
+    stage = CoarseStage(model, replace(spec, rows_end=False, fill_positions=None))
     with settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache:
         state = stage.start(rows, [history], sampling, cache, source)
         state.sampler.generator = fork(weights.device, "trial")

@@ -119,7 +119,7 @@ class CoarseStage:
         if state.final:
             return remaining > 0
         slice_end = self._semantic_start(state) + self._spec.max_input_tokens
-        return remaining >= self._spec.window_tokens and state.semantic.shape[1] >= slice_end
+        return remaining >= self._longest_window(state) and state.semantic.shape[1] >= slice_end
 
     def step(self, state: CoarseState) -> Tensor:
         """Generate the next token [B] int64 of every row; `ENDED` in those that have, where the spec ends them."""
@@ -167,21 +167,21 @@ class CoarseStage:
         return None if not self._spec.rows_end or all(active) else active
 
     def _semantic_start(self, state: CoarseState) -> int:
-        spec = self._spec
-        index = state.semantic_history + round(state.generated_tokens / spec.tokens_per_semantic)
-        return max(0, index - spec.max_semantic_history_tokens)
+        return self._spec.semantic_start(state.semantic_history, state.generated_tokens)
+
+    def _longest_window(self, state: CoarseState) -> int:
+        return self._spec.longest_window(state.semantic_history, state.coarse_history, state.generated_tokens)
 
     def _open_window(self, state: CoarseState) -> Tensor:
         """The ids [B, T] that the cache still lacks of the next window's prompt."""
         spec = self._spec
         state.coarse = torch.cat([state.coarse, *(t[:, None] for t in state.window)], dim=1)
         state.window = []
-        state.window_tokens = min(spec.window_tokens, state.length_tokens - state.generated_tokens)
+        state.window_tokens = min(self._longest_window(state), state.length_tokens - state.generated_tokens)
         start = self._semantic_start(state)
         semantic = state.semantic[:, start : start + spec.max_input_tokens]
         semantic = F.pad(semantic, (0, spec.max_input_tokens - semantic.shape[1]), value=spec.semantic_pad_token)
-        # -0 keeps everything, as the same slice does in Transformers.
-        coarse_start = state.coarse.shape[1] - state.coarse[:, -spec.max_history_tokens :].shape[1]
+        coarse_start = state.coarse.shape[1] - spec.prompt_coarse_tokens(state.coarse.shape[1])
         previous, state.prompt = state.prompt, Prompt(semantic, coarse_start)
         if state.sampler.sees_tokens:
             state.sampler.begin(self.prompt_ids(state))
@@ -215,15 +215,14 @@ def prompts(spec: CoarseSpec, semantic_history: int, coarse_history: int) -> Ite
     """Tokens of each window of a generation without an end, and of its prompt those that the cache lacks."""
     generated, previous = 0, None
     while True:
-        semantic_start = max(
-            0, semantic_history + round(generated / spec.tokens_per_semantic) - spec.max_semantic_history_tokens
-        )
         past = coarse_history + generated
-        place = semantic_start, max(0, past - spec.max_history_tokens)
+        coarse = spec.prompt_coarse_tokens(past)
+        place = spec.semantic_start(semantic_history, generated), past - coarse
         # The last token of a window has not been fed when the next one begins.
-        fed = 1 if place == previous else spec.max_input_tokens + 1 + min(past, spec.max_history_tokens)
-        yield spec.window_tokens, fed
-        generated, previous = generated + spec.window_tokens, place
+        fed = 1 if place == previous else spec.max_input_tokens + 1 + coarse
+        window = spec.longest_window(semantic_history, coarse_history, generated)
+        yield window, fed
+        generated, previous = generated + window, place
 
 
 def row_lengths(spec: CoarseSpec, semantic_tokens: Tensor) -> Tensor:

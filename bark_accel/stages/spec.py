@@ -57,6 +57,11 @@ class CoarseSpec:
 
     In Transformers, all rows go on to the end of the longest.
     """
+    fill_positions: int | None = None
+    """A window ends when so many positions of the model are full, or its semantic tokens are used up.
+
+    In Transformers, it ends after `window_tokens`.
+    """
 
     @property
     def tokens_per_semantic(self) -> float:
@@ -66,6 +71,29 @@ class CoarseSpec:
     @property
     def max_semantic_history_tokens(self) -> int:
         return math.floor(self.max_history_tokens / self.tokens_per_semantic)
+
+    def semantic_start(self, semantic_history: int, generated_tokens: int) -> int:
+        """First semantic token, counted with the voice preset's, that a window after `generated_tokens` is fed."""
+        index = semantic_history + round(generated_tokens / self.tokens_per_semantic)
+        return max(0, index - self.max_semantic_history_tokens)
+
+    def prompt_coarse_tokens(self, past_tokens: int) -> int:
+        """Coarse tokens of a window's prompt, where so many came before it."""
+        # Of 0, the same slice keeps everything in Transformers.
+        return min(past_tokens, self.max_history_tokens) if self.max_history_tokens else past_tokens
+
+    def longest_window(self, semantic_history: int, coarse_history: int, generated_tokens: int) -> int:
+        """Tokens of the window after `generated_tokens`, if the speech goes on for so long.
+
+        Both histories are tokens of a voice preset.
+        """
+        if self.fill_positions is None:
+            return self.window_tokens
+        fed = self.max_input_tokens + 1 + self.prompt_coarse_tokens(coarse_history + generated_tokens)
+        semantic = self.semantic_start(semantic_history, generated_tokens) + self.max_input_tokens - semantic_history
+        # A window's last token is not fed.
+        room = min(self.fill_positions - fed + 1, math.floor(semantic * self.tokens_per_semantic) - generated_tokens)
+        return max(self.window_tokens, room - room % self.num_codebooks)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ MODELS = {
     "float16": {"weights": "float16"},
     "int8": {"weights": "int8"},
     "no drafts": {"speculate": False},
-    "fitting windows": {"fit_windows": True},
+    "fitting windows": {"fit_windows": True, "long_coarse_windows": True},
 }
 
 

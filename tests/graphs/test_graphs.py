@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.bark_models import SMALL, SUNO, preset, texts
 from support.call_capturer import CallCapturer
-from support.parity import accelerated_copy, assert_equal_to_stock, run
+from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_run, run
 from torch import nn
 
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stream
@@ -107,6 +107,18 @@ def test_a_coarse_window_is_one_block(
     assert [n for stops, n in blocks if not stops] == [n - 1 for n in windows if n > 1]
     looks = [n for stops, n in blocks if stops]
     assert set(looks[:-1]) == {graphs.EOS_CHECK_TOKENS} and looks[-1] <= graphs.EOS_CHECK_TOKENS
+
+
+def test_long_windows_are_blocks_of_the_same_graphs(
+    small_model: Any, capturer: CallCapturer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "MAX_BLOCK_TOKENS", 20)
+    plain = accelerated_copy(small_model, long_coarse_windows=True, speculate=False, cuda_graphs=False)
+    fast = accelerated_copy(small_model, long_coarse_windows=True, **GRAPHED)
+    expected, got = (run(m, 0, **texts(SMALL, [6]), **SAMPLED) for m in (plain, fast))
+    assert got[0]["coarse"].shape[1] > 2 * SMALL.window
+    assert_same_run(expected, got)
+    assert capturer.replayed > 0
 
 
 def test_kept_for_the_next_call_and_renewed_for_what_is_new(small_model: Any, capturer: CallCapturer) -> None:

@@ -355,7 +355,7 @@ def test_nan_weights_are_an_error():
         accelerated_copy(stock).generate(**INPUTS, do_sample=True)
 
 
-@pytest.mark.parametrize("flag", ["strict", "release_originals", "speculate", "fit_windows"])
+@pytest.mark.parametrize("flag", ["strict", "release_originals", "speculate", "fit_windows", "long_coarse_windows"])
 def test_flags_are_bools(small_model, flag):
     stock = copy.deepcopy(small_model)
     with pytest.raises(TypeError, match=f"{flag}: expected .*True or False, got 'no'"):
