@@ -1,9 +1,8 @@
-"""Sound and progress in a notebook: chunks are heard while the rest is generated.
+"""Sound in a notebook: chunks are heard while the rest is generated.
 
-from bark_accel.notebook import play, progress
+from bark_accel.notebook import play
 
-play(stream(model, **inputs), model.generation_config.sample_rate)
-audio = model.generate(**inputs, **progress(model))
+play(stream(model, **inputs, progress=True), model.generation_config.sample_rate)
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 # Run by the browser for each chunk. Chunks are scheduled on the clock of one AudioContext, so that none waits for an
 # event of the one before; sound that comes too late starts at once.
@@ -89,64 +87,6 @@ def play(chunks: Iterable[Any], rate: int = 24_000) -> Tensor:
     audio = torch.cat(played) if played else torch.zeros(0, dtype=torch.float32, device="cpu")
     place.update(Audio(audio.numpy(), rate=rate) if len(audio) else HTML("nothing was said"))
     return audio
-
-
-def progress(model: Any) -> dict[str, Any]:
-    """Make arguments of `model.generate` that show a bar for the semantic and one for the coarse tokens.
-
-    They are token streamers, so that they go with neither `streamer=AudioStreamer(...)` nor beams, nor with a list of
-    voice presets.
-
-    Parameters
-    ----------
-    model : BarkModel
-        Accelerated or not.
-
-    Returns
-    -------
-    dict
-        `semantic_streamer` and `coarse_streamer`, for one call.
-    """
-    config = model.generation_config
-    semantic, coarse = config.semantic_config, config.coarse_acoustics_config
-    ratio = coarse["coarse_rate_hz"] / semantic["semantic_rate_hz"] * coarse["n_coarse_codebooks"]
-    first = TokenBar("semantic", semantic["max_new_tokens"])
-    second = TokenBar("coarse", lambda: round(first.tokens * ratio))
-    return {"semantic_streamer": first, "coarse_streamer": second}
-
-
-class TokenBar:
-    """Token streamer that shows a bar.
-
-    Parameters
-    ----------
-    name : str
-    most : int, or a function that returns it when the first token comes
-        Tokens that come at most.
-    """
-
-    def __init__(self, name: str, most: Any):
-        self.tokens = 0
-        self._name = name
-        self._most = most
-        self._bar: Any = None
-
-    def put(self, value: Tensor) -> None:
-        """Count a token [B]; a prompt [B, T] is none."""
-        if value.ndim > 1:
-            return
-        if self._bar is None:
-            most = self._most() if callable(self._most) else self._most
-            self._bar = tqdm(total=most, desc=self._name, unit="token")
-        self.tokens += 1
-        self._bar.update()
-        if self.tokens == self._bar.total:
-            self._bar.close()
-
-    def end(self) -> None:
-        """Draw the bar as it stands: a window, or the utterance, has ended."""
-        if self._bar is not None:
-            self._bar.refresh()
 
 
 def _waveform(chunk: Any) -> Tensor:

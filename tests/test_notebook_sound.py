@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import io
 import json
 import re
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr
 from types import ModuleType
 
 import pytest
@@ -18,7 +15,7 @@ from support.bark_models import SMALL, texts
 from support.parity import accelerated_copy
 
 from bark_accel import stream
-from bark_accel.notebook import play, progress
+from bark_accel.notebook import play
 
 RATE = 24_000
 # Of what a browser has: a clock that moves on, and a record of what is to sound when.
@@ -153,17 +150,3 @@ def test_a_stream_is_played_whole(places, small_model):
     expected = torch.cat([*stream(fast, **texts(SMALL, [9]))], 1)[0]
     torch.manual_seed(0)
     torch.testing.assert_close(play(stream(fast, **texts(SMALL, [9])), RATE), expected, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("accelerated", [False, True])
-def test_progress(small_model, accelerated):
-    model = accelerated_copy(small_model) if accelerated else copy.deepcopy(small_model)
-    expected = model.generate(**texts(SMALL, [9]), do_sample=False)
-    shown, bars = io.StringIO(), progress(model)
-    with redirect_stderr(shown):
-        got = model.generate(**texts(SMALL, [9]), do_sample=False, **bars)
-    torch.testing.assert_close(got, expected)
-    assert "semantic" in shown.getvalue() and "coarse" in shown.getvalue()
-    semantic, coarse = bars["semantic_streamer"], bars["coarse_streamer"]
-    assert 0 < semantic.tokens <= SMALL.max_new_tokens
-    assert coarse.tokens == expected.shape[1] // 320 * 2

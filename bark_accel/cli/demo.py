@@ -24,7 +24,7 @@ from bark_accel.bench.measure import (
 from .console import fail, out, user_errors, warn
 from .outputs import check_folder
 from .present import comparison_table, save_chart, save_spectrogram
-from .progress import StageBars, progress_bars
+from .progress import PartBars, StageCounts, progress_bars
 
 if TYPE_CHECKING:
     from transformers import BarkModel
@@ -56,9 +56,9 @@ def demo(name: str | None, seconds: float | None, seed: int, folder: Path) -> No
     with progress_bars() as progress:
         runs = []
         for label, one in models.items():
-            bars = StageBars(progress, label, tokens, coarse_per_semantic(model))
-            runs.append(run_once(one, inputs, seed, bars.start, **options, streamer=bars))
-            bars.close()
+            counts = StageCounts(PartBars(progress, label), tokens, coarse_per_semantic(model))
+            runs.append(run_once(one, inputs, seed, counts.start, **options, streamer=counts))
+            counts.close()
     stock, accelerated = runs
     folder.mkdir(parents=True, exist_ok=True)
     rate = sample_rate(model)

@@ -1,4 +1,4 @@
-"""Progress of a command: a bar for each stage of a generation, or a line."""
+"""Progress of a command: a bar for each part of a generation, or a line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bark_accel.streaming.progress import Progress as Counts
+from bark_accel.streaming.progress import Told
 
 from .console import out
 
@@ -33,44 +36,56 @@ def live_line() -> Iterator[Live]:
             out.line()
 
 
-class StageBars:
-    """Pass it as `streamer=` to `generate` and its `start` as `on_stage` to `trace_stages`.
+class PartBars:
+    """A bar for each part of a generation: pass it as `progress=` to `generate`."""
 
-    The semantic and coarse stages tell a streamer each of their prompts first, then every token. The other
-    two tell nothing: their bars count one step.
+    def __init__(self, progress: Progress, label: str = ""):
+        self._progress = progress
+        self._label = f"{label:<12}" if label else ""
+        self._tasks: dict[str, Any] = {}
+
+    def __call__(self, part: str, done: int, most: int) -> None:
+        if part not in self._tasks:
+            self._tasks[part] = self._progress.add_task(f"{self._label}{part}", total=most)
+        self._progress.update(self._tasks[part], completed=done, total=most)
+
+
+class StageCounts:
+    """Tells of a generation by a model that takes no `progress=`, stock's.
+
+    Pass it as `streamer=` to `generate`, and its `start` as `on_stage` to `trace_stages`. The semantic and coarse
+    stages tell a streamer each of their prompts first, then every token. The other two tell nothing.
     """
 
-    def __init__(self, progress: Progress, label: str, semantic_tokens: int, coarse_per_semantic: float):
-        self._progress = progress
-        self._label = label
-        self._totals = {"semantic": semantic_tokens, "coarse": 0, "fine": 1, "codec": 1}
+    def __init__(self, tell: Told, semantic_tokens: int, coarse_per_semantic: float):
+        self._progress = Counts(tell)
+        self._semantic_tokens = semantic_tokens
         self._coarse_per_semantic = coarse_per_semantic
-        self._task: Any = None
+        self._stage = ""
         self._tokens = 0
         self._prompt_is_next = True
 
     def start(self, stage: str) -> None:
-        """Close the bar of the stage before, open the one of `stage`."""
+        """End the part of the stage before, begin that of `stage`."""
+        if stage == "codec":
+            return
         self.close()
-        if stage == "coarse":
-            self._totals["coarse"] = round(self._tokens * self._coarse_per_semantic)
-        self._tokens = 0
-        self._prompt_is_next = True
-        self._task = self._progress.add_task(f"{self._label:<12}{stage}", total=self._totals[stage])
+        coarse_tokens = round(self._tokens * self._coarse_per_semantic)
+        self._stage, self._tokens, self._prompt_is_next = ("sound" if stage == "fine" else stage), 0, True
+        most = {"semantic": self._semantic_tokens, "coarse": coarse_tokens}
+        self._progress.begin(self._stage, most.get(self._stage, 1))
 
     def put(self, value: Any) -> None:
         if self._prompt_is_next:
             self._prompt_is_next = False
             return
         self._tokens += 1
-        self._progress.advance(self._task)
+        self._progress.step(self._stage)
 
     def end(self) -> None:
         self._prompt_is_next = True
 
     def close(self) -> None:
-        """Mark the running stage as done."""
-        if self._task is not None:
-            total = self._tokens or 1
-            self._progress.update(self._task, total=total, completed=total)
-            self._task = None
+        """End the part that is running."""
+        if self._stage:
+            self._progress.end(self._stage)

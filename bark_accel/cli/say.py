@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bark_accel import AudioStreamer
+from bark_accel import AudioStreamer, generate_with_preset
 
 from .console import fail, out, warn
 from .playback import audio_alone_on_stdout, sink, write_stream
-from .progress import StageBars, progress_bars
+from .progress import PartBars, progress_bars
 from .request import Request
 from .speech import accelerate, find_voice, limits, load_speaker, save_voice
 from .text_input import check_text
@@ -46,11 +46,12 @@ def _write_stream(model: BarkModel, inputs: dict[str, Any], request: Request) ->
     return streamer.presets[0] if streamer.presets else None
 
 
-def _write_at_once(model: BarkModel, inputs: dict[str, Any], request: Request) -> VoicePreset:
+def _write_at_once(model: BarkModel, inputs: dict[str, Any], request: Request) -> VoicePreset | None:
     from bark_accel.hf.configs import sample_rate
 
     start = time.perf_counter()
-    waveform, preset = _generate(model, inputs)
+    with progress_bars() as progress:
+        waveform, preset = generate_with_preset(model, **inputs, progress=PartBars(progress))
     elapsed_s = time.perf_counter() - start
     path, rate = request.out, sample_rate(model)
     audio_s = waveform.shape[-1] / rate
@@ -61,21 +62,6 @@ def _write_at_once(model: BarkModel, inputs: dict[str, Any], request: Request) -
     summary = f"{audio_s:.2f} s of audio in {elapsed_s:.2f} s (real-time factor {elapsed_s / audio_s:.2f})"
     out.print(f"wrote {path}: {summary}", markup=False, soft_wrap=True)
     return preset
-
-
-def _generate(model: BarkModel, inputs: dict[str, Any]) -> tuple[torch.Tensor, VoicePreset]:
-    from bark_accel.bench.models import coarse_per_semantic, max_semantic_tokens
-    from bark_accel.hf.presets import traced_presets
-    from bark_accel.hf.stage_trace import trace_stages
-
-    limit = inputs.get("semantic_max_new_tokens", max_semantic_tokens(model))
-    with progress_bars() as progress:
-        bars = StageBars(progress, "", limit, coarse_per_semantic(model))
-        with trace_stages(model, bars.start) as trace:
-            waveform = model.generate(**inputs, streamer=bars)
-        bars.close()
-    (preset,) = traced_presets(model, trace, [waveform.shape[-1]])
-    return waveform, preset
 
 
 def _inputs(loaded: LoadedBark, text: str, voice: str | None) -> dict[str, Any]:

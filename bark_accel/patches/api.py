@@ -61,6 +61,12 @@ def accelerate_bark(
     is then as if generated alone, and `trim=True` returns a list of rows. Nothing but this instance changes. Calling it
     again applies the new arguments.
 
+    `model.generate(..., progress=True)` shows a bar (`tqdm.auto`) for each part of the work, as text or in a notebook;
+    with a function, `progress(part, done, most)` is called in the generating thread: `"semantic"` and `"coarse"` count
+    tokens, `"sound"` (the fine stage and the codec) frames; `most` is the limit at first, and exact once the part
+    before has ended. What it raises ends the generation. The tokens stay the same. Stock's `generate` refuses
+    `progress` and `trim` as arguments that it does not know.
+
     Parameters
     ----------
     model : BarkModel

@@ -13,11 +13,13 @@ from bark_accel.stages.fine import FineSampling, FineStage
 from bark_accel.stages.loops import TokenListener, run_coarse, run_semantic
 from bark_accel.streaming.pipeline import ChunkDecoder, repad
 from bark_accel.streaming.policies import Policy, make_policy
+from bark_accel.streaming.progress import Progress
 from bark_accel.streaming.streamer import AudioStreamer
 from bark_accel.voices.preset import VoicePreset
 
 from .points import StagePatches
 from .request import Request
+from .stage_progress import counting, longest
 from .stage_runs import CompiledRun, LoopRun, StageRun
 from .stream_plan import stream_plan
 
@@ -29,7 +31,12 @@ class AudioGeneration:
     """One utterance (or a batch of them), given out chunk by chunk."""
 
     def __init__(
-        self, patches: StagePatches, request: Request, streamer: AudioStreamer, emit: Callable[[Tensor], None]
+        self,
+        patches: StagePatches,
+        request: Request,
+        streamer: AudioStreamer,
+        emit: Callable[[Tensor], None],
+        progress: Progress | None = None,
     ):
         """Raises `Fallback` where there can be no more than one chunk."""
         for stage in ("semantic", "coarse"):
@@ -38,6 +45,7 @@ class AudioGeneration:
         self._patches = patches
         self._request = request
         self._streamer = streamer
+        self._progress = Progress(lambda *told: None) if progress is None else progress
         self._spec = patches.coarse.spec(request.configs.coarse_spec, request.voices)
         self._compiled = CompiledRun(patches, request, self._spec, own_generators=bool(streamer.interleave))
         self._fallbacks = self._compiled.fallbacks
@@ -54,7 +62,8 @@ class AudioGeneration:
         self._interleaved = chosen and not self._fallbacks
         if not self._fallbacks:
             streamer.plan = stream_plan(streamer, patches, request, self._spec, interleaved=self._interleaved)
-        self._decoder = ChunkDecoder(self._policy(), codec, self._spec, emit)
+        self._emit = emit
+        self._decoder = ChunkDecoder(self._policy(), codec, self._spec, self._give_out)
         self.semantic_tokens: Tensor | None = None
         """[B, T], once all are there."""
 
@@ -62,17 +71,24 @@ class AudioGeneration:
         """Generate and emit."""
         for fallback in self._fallbacks.values():
             self._patches.semantic.settings.log.note(fallback)
-        to_decoder = TokenListener(self._streamer.check, self._decoder.push)
+        progress = self._progress
+        to_decoder = counting(progress, "coarse", TokenListener(self._streamer.check, self._decoder.push))
+        progress.begin("semantic", self._most_tokens)
         if self._interleaved:
             self.semantic_tokens = self._run_interleaved(to_decoder)
         else:
-            self.semantic_tokens = self._semantic_run.semantic(TokenListener(self._streamer.check))
+            listener = counting(progress, "semantic", TokenListener(self._streamer.check))
+            self.semantic_tokens = self._semantic_run.semantic(listener)
+            progress.end("semantic")
             tokens = self._repadded(self.semantic_tokens)
             self._decoder.set_semantic(tokens, final=True)
+            self._begin_sound(self._decoder.total_frames or 0)
             self._tell_lengths()
             self._coarse_run.coarse(tokens, to_decoder)
             self._decoder.end()
         self._tell_lengths()
+        progress.end("coarse")
+        progress.end("sound")
 
     def presets(self) -> list[VoicePreset] | None:
         """The voice preset of each row, once all of it was given out; None without the fine codebooks."""
@@ -86,14 +102,34 @@ class AudioGeneration:
 
     def _run_interleaved(self, to_decoder: TokenListener) -> Tensor:
         """Generate coarse tokens as soon as the semantic tokens so far settle them; return the semantic ones."""
+        codebooks = self._spec.num_codebooks
+        self._begin_sound(int(self._most_tokens * self._spec.tokens_per_semantic) // codebooks)
         with self._compiled.started_semantic() as (stage, state), self._compiled.started_coarse() as rows:
 
             def to_coarse(tokens: Tensor) -> None:
                 rows.push(self._repadded(tokens[:, None]), final=state.done)
                 self._decoder.set_semantic(self._repadded(state.result()), final=state.done)
+                if state.done:
+                    frames = self._decoder.total_frames or 0
+                    self._progress.end("semantic")
+                    self._progress.expect("coarse", frames * codebooks)
+                    self._progress.expect("sound", frames)
                 run_coarse(rows, to_decoder)
 
-            return run_semantic(stage, state, TokenListener(self._streamer.check, to_coarse))
+            listener = TokenListener(self._streamer.check, to_coarse)
+            return run_semantic(stage, state, counting(self._progress, "semantic", listener))
+
+    @property
+    def _most_tokens(self) -> int:
+        return longest(self._request.configs.semantic, self._request.arguments("semantic"))
+
+    def _begin_sound(self, frames: int) -> None:
+        self._progress.begin("coarse", frames * self._spec.num_codebooks)
+        self._progress.begin("sound", frames)
+
+    def _give_out(self, chunk: Tensor) -> None:
+        self._emit(chunk)
+        self._progress.reach("sound", self._decoder.frames)
 
     def _repadded(self, semantic_tokens: Tensor) -> Tensor:
         return repad(self._request.configs.semantic_spec, self._spec, semantic_tokens)

@@ -29,11 +29,13 @@ from bark_accel.stages.coarse_rows import CoarseRows
 from bark_accel.stages.loops import NOBODY, TokenListener, run_coarse
 from bark_accel.stages.ragged import join_rows
 from bark_accel.stages.spec import ENDED, CoarseSpec
+from bark_accel.streaming.progress import part_of
 from bark_accel.transformer.weights import TransformerWeights
 from bark_accel.voices.voices import Voices
 
 from .resolve import resolve_sampling
 from .stage_patch import CausalPatch
+from .stage_progress import PROGRESS, counted, counting
 from .token_loop import TokenTap
 
 
@@ -55,6 +57,7 @@ class CoarsePatch(CausalPatch):
 
         Where `history_prompt` is a list, or "batch_tails" is fixed, rows are filled with 0 after their own end.
         """
+        progress = kwargs.pop(PROGRESS, None)
         semantic, coarse = semantic_generation_config, coarse_generation_config
         if semantic is None or coarse is None:
             return self.stock(semantic_output, semantic, coarse, **kwargs)
@@ -69,21 +72,24 @@ class CoarsePatch(CausalPatch):
         check_coarse_streamer(streamer, voices)
         spec = self.spec(extract.coarse_spec(semantic, coarse, codebook_size), voices)
         prepared = attempt(lambda: self.prepare(spec, coarse, rows, kwargs))
+        padding = semantic_output == semantic.semantic_pad_token
+        lengths = row_lengths(spec, semantic_output.masked_fill(padding, spec.semantic_pad_token))
         if isinstance(prepared, Fallback):
-            kwargs = self.for_stock(spec, coarse, kwargs)
+            kwargs = counted(progress, self.stage, coarse, self.for_stock(spec, coarse, kwargs))
             configs = (semantic, coarse, codebook_size)
-            with self.looped(prepared) as module:
+            most = sum(int(lengths[part].max()) for part, _ in voices.alike())
+            with part_of(progress, self.stage, most), self.looped(prepared) as module:
                 tokens, lengths = self._stock_rows(module, semantic_output, configs, voices, kwargs)
             if spec.rows_end:
                 ended = torch.arange(tokens.shape[1], dtype=torch.int64, device=tokens.device) >= lengths[:, None]
                 tokens = tokens.masked_fill(ended, ENDED)
             return (tokens, lengths) if return_output_lengths else tokens
         weights, sampling = prepared
-        semantic_output.masked_fill_(semantic_output == semantic.semantic_pad_token, coarse.coarse_semantic_pad_token)
+        semantic_output.masked_fill_(padding, coarse.coarse_semantic_pad_token)
         with self.started(weights, spec, sampling, rows, voices) as run:
             run.push(semantic_output.to(weights.device, torch.int64), final=True)
-            run_coarse(run, _token_listener(run, streamer))
-        lengths = row_lengths(spec, semantic_output)
+            with part_of(progress, self.stage, int(lengths.max())):
+                run_coarse(run, counting(progress, self.stage, _token_listener(run, streamer)))
         tokens = run.result()
         if tokens.shape[1] == 0:
             tokens = tokens.int()  # as Transformers has it

@@ -27,7 +27,7 @@ from .row_plan import EngineModels, RowPlan
 
 # More chunks than an utterance has: an engine waits for no listener.
 _ANY_NUMBER = 2**31
-_REFUSED = ("streamer", "generation_config", "return_output_lengths", "trim")
+_REFUSED = ("streamer", "generation_config", "return_output_lengths", "trim", "progress")
 
 
 class BarkEngine(Engine):

@@ -28,6 +28,7 @@ from bark_accel.transformer.weights import TransformerWeights
 from bark_accel.voices.voices import Voices
 
 from .stage_patch import StagePatch
+from .stage_progress import PROGRESS, counting_passes
 
 
 class FinePatch(StagePatch[TransformerWeights]):
@@ -53,6 +54,7 @@ class FinePatch(StagePatch[TransformerWeights]):
         Where `history_prompt` is a list, or "batch_tails" is fixed, rows end where the coarse stage has padded them,
         and their codes are 0 from there on.
         """
+        progress = kwargs.pop(PROGRESS, None)
         semantic, coarse, fine = semantic_generation_config, coarse_generation_config, fine_generation_config
         if semantic is None or coarse is None or fine is None:
             return self.stock(coarse_output, semantic, coarse, fine, **kwargs)
@@ -64,6 +66,9 @@ class FinePatch(StagePatch[TransformerWeights]):
         if coarse_output.shape[1] == 0:
             return coarse_output.new_zeros(rows, codebooks, 0)
         spec = self.spec(extract.fine_spec(semantic, coarse, fine, codebook_size), voices)
+        frames = coarse_output.shape[1] // spec.num_coarse_codebooks
+        if progress is not None:
+            progress.begin("sound", frames)
         weights = attempt(self.prepare)
         if isinstance(weights, Fallback):
             self.settings.log.note(weights)
@@ -72,7 +77,8 @@ class FinePatch(StagePatch[TransformerWeights]):
             codes = self._stock_rows(coarse_output, spec, configs, voices, kwargs)
         else:
             stage = self.ready_stage(weights, spec)
-            codes = stage.run(coarse_output.to(weights.device), voices.fine, FineSampling(temperature))
+            sampling, coarse_output = FineSampling(temperature), coarse_output.to(weights.device)
+            codes = stage.run(coarse_output, voices.fine, sampling, counting_passes(progress, frames))
         return codes.to(_dtype_of_codes(coarse_output, history_prompt))
 
     def spec(self, spec: FineSpec, voices: Voices) -> FineSpec:

@@ -21,6 +21,7 @@ from bark_accel.ops.backend import runs_natively
 from bark_accel.ops.float32_choice import Float32Choice, choice
 from bark_accel.report import AccelerationError, Fallback, attempt
 from bark_accel.stages.ragged import trim_rows
+from bark_accel.streaming.progress import Progress, check_progress, reported
 from bark_accel.streaming.streamer import AudioSource, AudioStreamer
 from bark_accel.voices.voices import Voices
 
@@ -30,6 +31,7 @@ from .fine import CodecPatch, check_fine_codebooks
 from .points import StagePatches, not_patched, stage_patch
 from .request import Request, arguments_by_stage
 from .stage_patch import Settings
+from .stage_progress import PROGRESS
 from .token_loop import TokenTap
 
 
@@ -67,30 +69,52 @@ class ModelPatch(AudioSource):
 
         `history_prompt` may also be a list with a voice preset (or None) for each row, and `trim=True` returns a list
         of waveforms [S_i] in place of [B, S]. With such a list, with "batch_tails" fixed, and with an `AudioStreamer`
-        as `streamer`, where the waveform is what was streamed, rows are silent after their end.
+        as `streamer`, where the waveform is what was streamed, rows are silent after their end. `progress` is as
+        `accelerate_bark` says.
         """
         avoid_lost_threads()
         patch, trim = self._for_call(kwargs), _trim(kwargs)
         streamer, with_lengths = kwargs.get("streamer"), bool(return_output_lengths) or trim
-        if isinstance(streamer, AudioStreamer):
-            audio, lengths = patch._stream(kwargs.pop("streamer"), input_ids, history_prompt, kwargs)
-        else:
-            audio, lengths = patch._run(input_ids, history_prompt, with_lengths, kwargs)
+        with reported(kwargs.pop("progress", None)) as progress:
+            if isinstance(streamer, AudioStreamer):
+                audio, lengths = patch._stream(kwargs.pop("streamer"), input_ids, history_prompt, kwargs, progress)
+            else:
+                audio, lengths = patch._run(input_ids, history_prompt, with_lengths, kwargs, progress)
         result = trim_rows(audio, lengths) if trim else audio
         return (result, lengths) if return_output_lengths else result
 
     def _run(
-        self, input_ids: Any, history_prompt: object, with_lengths: bool, kwargs: dict[str, Any]
+        self,
+        input_ids: Any,
+        history_prompt: object,
+        with_lengths: bool,
+        kwargs: dict[str, Any],
+        progress: Progress | None,
     ) -> tuple[Tensor, list[int]]:
         """The waveform [B, S] and, if asked for, the samples of each row."""
         request = self._check(input_ids, history_prompt, kwargs)
         # Only with lengths are rows silent after their end.
         if with_lengths or self.codec_patch().rows_end(request.voices):
-            return request.run_stock(self.module, with_lengths=True)
-        return request.run_stock(self.module, with_lengths=False), []
+            return self._run_told(self.module, request, progress, with_lengths=True)
+        return self._run_told(self.module, request, progress, with_lengths=False), []
+
+    def _run_told(self, module: BarkModel, request: Request, progress: Progress | None, **others: Any) -> Any:
+        """Transformers' own `generate`, over stages that tell how far they are."""
+        if progress is None:
+            return request.run_stock(module, **others)
+        ours = (stage for stage, submodel in submodels(module).items() if stage_patch(submodel) is not None)
+        told: dict[str, Any] = {f"{stage}_{PROGRESS}": progress for stage in ours}
+        result = request.run_stock(module, **others, **told)
+        progress.complete("sound")
+        return result
 
     def _stream(
-        self, streamer: AudioStreamer, input_ids: Any, history_prompt: object, kwargs: dict[str, Any]
+        self,
+        streamer: AudioStreamer,
+        input_ids: Any,
+        history_prompt: object,
+        kwargs: dict[str, Any],
+        progress: Progress | None,
     ) -> tuple[Tensor, list[int]]:
         """Generate to a streamer; return audio [B, S] in the model's dtype, on its device, and each row's samples."""
         chunks: list[Tensor] = []
@@ -104,9 +128,9 @@ class ModelPatch(AudioSource):
             self._check_streamer(streamer, kwargs)
             request = self._check(input_ids, history_prompt, kwargs, streamed=True)
             patches = partial(StagePatches.of, self.module, self.settings)
-            generation = attempt(lambda: AudioGeneration(patches(), request, streamer, emit))
+            generation = attempt(lambda: AudioGeneration(patches(), request, streamer, emit, progress))
             if isinstance(generation, Fallback):
-                self._stream_one_chunk(streamer, request, generation, emit)
+                self._stream_one_chunk(streamer, request, generation, emit, progress)
             else:
                 self._stream_chunks(streamer, request, generation)
         audio = torch.cat(chunks, dim=1) if chunks else self._silence(len(input_ids))
@@ -121,14 +145,19 @@ class ModelPatch(AudioSource):
         streamer.presets = generation.presets()
 
     def _stream_one_chunk(
-        self, streamer: AudioStreamer, request: Request, fallback: Fallback, emit: Callable[[Tensor], None]
+        self,
+        streamer: AudioStreamer,
+        request: Request,
+        fallback: Fallback,
+        emit: Callable[[Tensor], None],
+        progress: Progress | None,
     ) -> None:
         """The whole waveform at once, where nothing can be given out early."""
         self.settings.log.note(fallback)
         # So that a listener who leaves is noticed; beams, of the other stages, take no streamer.
         taps = {"streamer": TokenTap(streamer.check)} if fallback.reason.stage in ("fine", "codec") else {}
         with traced(self.module) as (view, trace):
-            audio, lengths = request.run_stock(view, with_lengths=True, **taps)
+            audio, lengths = self._run_told(view, request, progress, with_lengths=True, **taps)
         streamer.presets = traced_presets(view, trace, lengths)
         streamer.row_lengths_samples = lengths
         streamer.check()
@@ -145,6 +174,7 @@ class ModelPatch(AudioSource):
     ) -> None:
         """Raise what `generate` with these arguments would raise before any work."""
         patch, _ = self._for_call(kwargs), _trim(kwargs)
+        check_progress(kwargs.pop("progress", None))
         streamed = isinstance(kwargs.get("streamer"), AudioStreamer)
         if streamed:
             patch._check_streamer(kwargs.pop("streamer"), kwargs)

@@ -29,11 +29,13 @@ from bark_accel.stages.loops import NOBODY, TokenListener, run_semantic
 from bark_accel.stages.ragged import join_rows
 from bark_accel.stages.semantic import SemanticStage, SemanticState
 from bark_accel.stages.spec import SemanticSpec
+from bark_accel.streaming.progress import part_of
 from bark_accel.transformer.weights import TransformerWeights
 from bark_accel.voices.voices import Voices
 
 from .resolve import resolve_sampling
 from .stage_patch import CausalPatch
+from .stage_progress import PROGRESS, counted, counting, longest
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class SemanticPatch(CausalPatch):
         attention_mask: Tensor | None,
         kwargs: dict[str, Any],
     ) -> Tensor:
+        progress = kwargs.pop(PROGRESS, None)
         check_input_ids(input_ids, attention_mask, config.max_input_semantic_length)
         self.settings.stock_bugs.check_text(input_ids, attention_mask, config.max_input_semantic_length)
         if "logits_processor" in kwargs:
@@ -87,10 +90,15 @@ class SemanticPatch(CausalPatch):
         batch_size = input_ids.shape[0]
         voices = Voices.read(history_prompt, batch_size, semantic_limits(config))
         prepared = attempt(lambda: self.prepare(config, batch_size, kwargs))
-        if isinstance(prepared, Fallback):
-            with self.looped(prepared) as module:
-                return self._stock_rows(module, input_ids, config, voices, attention_mask, kwargs)
-        return self._run(*prepared, SemanticPrompt(input_ids, attention_mask, voices), kwargs.get("streamer"))
+        runs = len([*voices.alike()]) if isinstance(prepared, Fallback) else 1
+        with part_of(progress, self.stage, runs * longest(config, kwargs)):
+            if isinstance(prepared, Fallback):
+                kwargs = counted(progress, self.stage, config, kwargs)
+                with self.looped(prepared) as module:
+                    return self._stock_rows(module, input_ids, config, voices, attention_mask, kwargs)
+            listener = counting(progress, self.stage, _token_listener(kwargs.get("streamer")))
+            prompt = SemanticPrompt(input_ids, attention_mask, voices)
+            return self._run(*prepared, prompt, kwargs.get("streamer"), listener)
 
     def _stock_rows(
         self,
@@ -140,12 +148,11 @@ class SemanticPatch(CausalPatch):
         sampling: SamplingConfig,
         prompt: SemanticPrompt,
         streamer: BaseStreamer | None,
+        listener: TokenListener,
     ) -> Tensor:
-        listener = NOBODY
         if streamer is not None:
             rows = prompt.input_ids.shape[0]
             streamer.put(torch.ones((rows, spec.prompt_tokens), dtype=torch.int, device="cpu"))
-            listener = TokenListener(on_token=lambda tokens: streamer.put(tokens.cpu()))
         with self.started(weights, spec, sampling, prompt) as (stage, state):
             tokens = run_semantic(stage, state, listener)
         if streamer is not None:
@@ -176,6 +183,11 @@ class SemanticPatch(CausalPatch):
                     prompt.input_ids, prompt.attention_mask, prompt.voices.semantic, sampling, cache, token_source
                 ),
             )
+
+
+def _token_listener(streamer: BaseStreamer | None) -> TokenListener:
+    """A listener that gives a streamer the tokens."""
+    return NOBODY if streamer is None else TokenListener(on_token=lambda tokens: streamer.put(tokens.cpu()))
 
 
 def _token_rules(spec: SemanticSpec, vocab_size: int, min_eos_p: Any, prompt: Tensor) -> list[LogitsProcessor]:

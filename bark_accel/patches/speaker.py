@@ -166,7 +166,8 @@ def long_form(
         raise TypeError(f"work_dir: expected a path or None, got {type(work_dir).__name__}")
     preset = resolve_voice(processor, voice)
     Voices.read(preset, 1, GenerationConfigs.of(model).code_limits, name="voice")
-    plain = None if work_dir is None else _plain(generate_kwargs)
+    heard = {name: value for name, value in generate_kwargs.items() if name != "progress"}
+    plain = None if work_dir is None else _plain(heard)
     speed = _stream_speed(model, work_dir) if stream and policy == "low_latency" else None
     speaker = BarkSpeaker(model, processor, generate_kwargs, policy if stream else None, speed)
     chunks = plan_chunks(

@@ -23,6 +23,7 @@ from bark_accel.streaming.policies import Chunking
 
 from .points import StagePatches
 from .request import Request
+from .stage_progress import longest
 
 # Semantic tokens of a voice preset in the trial: its prompt is of middle length.
 _HISTORY_TOKENS = 85
@@ -57,8 +58,7 @@ def kept_speed(patches: StagePatches, rows: int, spec: CoarseSpec, fine: FineSpe
 
 def _longest(request: Request, spec: CoarseSpec, fine: FineSpec, *, interleaved: bool) -> Utterance:
     """The longest utterance that the request may become, behind the longest of its histories."""
-    arguments, voices = request.arguments("semantic"), request.voices
-    limit = arguments.get("max_new_tokens") or request.configs.semantic.max_new_tokens
+    voices, limit = request.voices, longest(request.configs.semantic, request.arguments("semantic"))
     frames = max(1, int(limit * spec.tokens_per_semantic) // spec.num_codebooks)
     coarse = [history_lengths(spec, voice) for voice in voices.coarse]
     codes = max(0 if voice is None else voice.shape[1] for voice in voices.fine)

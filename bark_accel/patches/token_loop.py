@@ -28,14 +28,24 @@ class TokenTap(BaseStreamer):
         Called before each token, and after the last one; may raise to stop the loop.
     on_token : callable, optional
         Called with each token, [B] int64.
+    streamer : BaseStreamer, optional
+        Another listener, who hears everything first.
     """
 
-    def __init__(self, before_step: Callable[[], None], on_token: Callable[[Tensor], None] | None = None):
+    def __init__(
+        self,
+        before_step: Callable[[], None] = lambda: None,
+        on_token: Callable[[Tensor], None] | None = None,
+        streamer: BaseStreamer | None = None,
+    ):
         self._before_step = before_step
         self._on_token = on_token
+        self._streamer = streamer
         self._is_prompt = True
 
     def put(self, value: Tensor) -> None:
+        if self._streamer is not None:
+            self._streamer.put(value)
         is_prompt, self._is_prompt = self._is_prompt, False
         if not is_prompt and self._on_token is not None:
             self._on_token(value)
@@ -43,6 +53,8 @@ class TokenTap(BaseStreamer):
 
     def end(self) -> None:
         self._is_prompt = True
+        if self._streamer is not None:
+            self._streamer.end()
 
 
 def run_listened(

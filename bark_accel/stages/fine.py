@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,13 @@ class FineStage:
     def spec(self) -> FineSpec:
         return self._spec
 
-    def run(self, coarse_tokens: Tensor, histories: Sequence[Tensor | None], sampling: FineSampling) -> Tensor:
+    def run(
+        self,
+        coarse_tokens: Tensor,
+        histories: Sequence[Tensor | None],
+        sampling: FineSampling,
+        after_pass: Callable[[int, int], None] = lambda done, passes: None,
+    ) -> Tensor:
         """Fill in the remaining codebooks.
 
         Parameters
@@ -111,6 +118,8 @@ class FineStage:
         histories : sequence of Tensor [num_codebooks, T'] int or None
             What was said before: `fine_prompt` of voice presets, or earlier codes; B of them, or one that all rows
             have.
+        after_pass : callable
+            Called after each pass over windows, with the number of those that are done and of all.
 
         Returns
         -------
@@ -118,8 +127,12 @@ class FineStage:
             0 after a row's end.
         """
         state = self.begin(coarse_tokens, histories, sampling)
-        while self.ready(state):
+        passes = self._passes_to_come(state)
+        for done in itertools.count(1):
+            if not self.ready(state):
+                break
             self.advance(state)
+            after_pass(done, passes)
         return state.result(end=coarse_tokens.shape[1] // self._spec.num_coarse_codebooks)
 
     def begin(self, coarse_tokens: Tensor, histories: Sequence[Tensor | None], sampling: FineSampling) -> FineState:
@@ -180,6 +193,14 @@ class FineStage:
         while state.passes is not None:
             self.advance(state)
 
+    def _passes_to_come(self, state: FineState) -> int:
+        """Passes over the windows that have not begun; those of one shape are computed side by side."""
+        count = 0
+        for turn in range(max((len(group.windows) for group in state.groups), default=0)):
+            begun = (group for group in state.groups if turn < len(group.windows))
+            count += len({(g.windows[turn][1] - g.windows[turn][0], g.window_frames) for g in begun})
+        return count * (self._spec.num_codebooks - self._spec.num_coarse_codebooks)
+
     def _passes(self, state: FineState) -> Iterator[None]:
         """Predict the next window of every row that has one; yields between passes."""
         batches: dict[tuple[int, int], list[Tensor]] = {}
@@ -192,7 +213,9 @@ class FineStage:
             end = min(group.window_frames, group.history_frames + group.frames - start)
             batches.setdefault(shape, []).append(window)
             ends[shape] = max(ends.get(shape, 0), end)
-        for shape, windows in batches.items():
+        for index, (shape, windows) in enumerate(batches.items()):
+            if index > 0:
+                yield
             joined = windows[0] if len(windows) == 1 else torch.cat(windows)
             yield from self._fill(joined, slice(shape[0], ends[shape]), state.sampling)
             if len(windows) > 1:

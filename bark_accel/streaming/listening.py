@@ -34,6 +34,7 @@ def stream(model: BarkModel, **generate_kwargs: Any) -> Iterator[Tensor]:
         Accelerated.
     generate_kwargs
         What `model.generate` takes. `streamer=AudioStreamer(model, ...)` chooses other settings than the default ones.
+        `progress=` tells of the generation, from its thread; `"sound"` counts the frames given out.
 
     Yields
     ------

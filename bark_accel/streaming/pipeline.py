@@ -47,6 +47,16 @@ class ChunkDecoder:
         """Codes decoded so far, [B, K, T] int64."""
         return torch.cat(self._codes, dim=2) if self._codes else None
 
+    @property
+    def frames(self) -> int:
+        """Frames decoded so far."""
+        return self._state.frames
+
+    @property
+    def total_frames(self) -> int | None:
+        """Frames of the longest row, once that is known."""
+        return self._total_frames
+
     def set_semantic(self, semantic_tokens: Tensor, *, final: bool) -> None:
         """Learn how long each row is from the semantic tokens [B, T] so far."""
         self._row_frames = row_lengths(self._spec, semantic_tokens) // self._spec.num_codebooks

@@ -154,6 +154,15 @@ def test_sums_of_another_order_are_not_mixed_in(fast, processor, tmp_path, monke
         long_form(fast, processor, TEXT, work_dir=tmp_path, **SAMPLED)
 
 
+def test_progress_is_no_part_of_a_run(fast, processor, tmp_path):
+    told = []
+    first = long_form(fast, processor, "One.", work_dir=tmp_path, progress=lambda *t: told.append(t[0]), **SAMPLED)
+    audio = first.waveform()
+    assert set(told) == {"semantic", "coarse", "sound"}
+    told.clear()
+    assert torch.equal(long_form(fast, processor, "One.", work_dir=tmp_path, **SAMPLED).waveform(), audio)
+
+
 def test_another_model_is_not_mixed_in(small_model, fast, processor, tmp_path):
     next(iter(long_form(fast, processor, TEXT, work_dir=tmp_path, **SAMPLED)))
     other = copy.deepcopy(small_model)
