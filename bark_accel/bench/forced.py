@@ -140,7 +140,7 @@ def _fine_scores(weights: TransformerWeights, module: Any, feeds: list[tuple[int
 
 
 def _distance(expected: Tensor, got: Tensor) -> Distance:
-    expected, got = expected.double(), got.double()
+    expected, got = expected.cpu().double(), got.cpu().double()  # not every device has float64
     kl = F.kl_div(got.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean")
     same = got.argmax(-1) == expected.argmax(-1)
     error = (got - expected).norm() / expected.norm()

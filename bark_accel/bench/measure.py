@@ -65,13 +65,16 @@ def run_once(
     """Generate once from a freshly seeded global generator."""
     from bark_accel.hf.configs import sample_rate
     from bark_accel.hf.stage_trace import trace_stages
+    from bark_accel.ops.device import synchronize
 
     # Transformers changes some of its arguments in place.
     inputs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
     torch.manual_seed(seed)
     with trace_stages(model, on_stage) as trace:
+        synchronize(model.device)
         start = time.perf_counter()
         audio = model.generate(**inputs, **options)
+        synchronize(model.device)
         total_s = time.perf_counter() - start
     audio_s = audio.shape[-1] / sample_rate(model)
     return Run(trace.seconds, total_s, trace.outputs, audio_s)
@@ -188,6 +191,8 @@ def machine_facts() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
+    elif torch.backends.mps.is_available():
+        facts["gpu"] = f"{_cpu_model()} (mps)"
     return facts
 
 

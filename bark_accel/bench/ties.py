@@ -19,7 +19,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import BarkModel
 
 from bark_accel import restore_bark
+from bark_accel._caller import warn_caller
 from bark_accel.hf.stage_trace import trace_stages
+from bark_accel.ops.device import has_float64
 
 from .models import shared_copy
 
@@ -72,6 +74,9 @@ def explaining_ties(
     list of Tie, or None
         In stock's order, empty where stock agrees as it is; None where a few ties do not explain the difference.
     """
+    if not has_float64(model.device):
+        warn_caller(f"bark_accel: {model.device} has no float64, in which ties are judged: any difference counts")
+        return None
     stock = restore_bark(shared_copy(model))
     double = copy.deepcopy(stock).double()
     runs = iter(range(_MOST_RUNS))

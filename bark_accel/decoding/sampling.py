@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bark_accel.ops.backend import Ops
+from bark_accel.ops.device import options_dtype
 from bark_accel.ops.graph_draw import NextStep
 from bark_accel.transformer.causal import CausalModel
 
@@ -94,13 +95,14 @@ class SampleRules:
             values = [getattr(config, name) for config in configs]
             return None if all(v == off for v in values) else torch.tensor(values, dtype=dtype, device=device)
 
+        real = options_dtype(device)
         return cls(
             min(allowed.head_rows.start for _, allowed in rows),
             torch.tensor([[r.begin, r.end, r.eos] for _, r in rows], dtype=torch.int64, device=device),
-            options("min_eos_p", 0.0, torch.float64),
-            options("temperature", 1.0, torch.float64),
+            options("min_eos_p", 0.0, real),
+            options("temperature", 1.0, real),
             options("top_k", 0, torch.int64),
-            options("top_p", 1.0, torch.float64),
+            options("top_p", 1.0, real),
             renormalize.pop(),
         )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import BarkModel
 
+from bark_accel.ops.device import synchronize
 from bark_accel.stages.spec import STAGES
 
 from .points import POINTS
@@ -83,6 +84,5 @@ def _copy(value: Tensor | list[Tensor]) -> Any:
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .device import options_dtype
 from .interface import StepCache, StepWeights
 
 # Weights along a row of an int8 matrix that share one scale.
@@ -192,7 +193,7 @@ def check_sample_inputs(
     require(allowed.shape[1] == 3, op, shape)
     floats = {"min_eos_p": min_eos_p, "temperature": temperature, "top_p": top_p}
     for name, rule in floats.items():
-        _require_rule(op, name, rule, torch.float64, logits)
+        _require_rule(op, name, rule, options_dtype(logits.device), logits)
     _require_rule(op, "top_k", top_k, torch.int64, logits)
     if on_host(logits) and len(logits):
         for begin, end, eos in allowed.tolist():

@@ -54,7 +54,7 @@ def fused_sample(
     first_id : int
     allowed : Tensor [1 or N, 3], int64
         ``(begin, end, eos)``: allowed are the ids in ``[begin, end)`` and ``eos`` (-1: none).
-    min_eos_p : Tensor [1 or N], float64, or None
+    min_eos_p : Tensor [1 or N], float64 (on mps, in `backend="torch"`, float32), or None
         Take the EOS at once when its probability exceeds this; 0, or None, is off.
     temperature, top_k, top_p : Tensor [1 or N], float64, int64, float64, or None
         Used only with noise. A temperature of 1, ``top_k`` 0 and ``top_p`` 1.0, or None, are off.

@@ -25,6 +25,7 @@ WEIGHTS = ("same", "float16", "bfloat16", "int8", "w8a8")
 INT8_WEIGHTS = ("int8", "w8a8")
 # Rows that `quantize` converts to float32 at once; bounds its peak memory.
 _ROWS = 64
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def convert(weights: TransformerWeights, precision: str) -> TransformerWeights:
@@ -144,16 +145,17 @@ class ConvertedWeights:
 
 def _fingerprints(tensors: Sequence[Tensor]) -> list[tuple]:
     """One for each, with a single wait for the device they are on."""
-    sums = [_sampled_sum(t) for t in tensors]
+    sums = [_sampled_bits(t) for t in tensors]
     totals = torch.stack([one.to(sums[0].device) for one in sums]).tolist()
     return [_fingerprint(t, total) for t, total in zip(tensors, totals, strict=True)]
 
 
-def _sampled_sum(tensor: Tensor) -> Tensor:
+def _sampled_bits(tensor: Tensor) -> Tensor:
+    """Sum of the bits of about 64 numbers, as whole numbers: not every device has float64, and NaN equals itself."""
     flat = tensor.detach().flatten()
-    return flat[:: max(1, flat.numel() // 64)].double().sum()
+    return flat[:: max(1, flat.numel() // 64)].view(_BITS[tensor.element_size()]).sum(dtype=torch.int64)
 
 
-def _fingerprint(tensor: Tensor, total: float) -> tuple:
+def _fingerprint(tensor: Tensor, total: int) -> tuple:
     version = 0 if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), version, tensor.dtype, tensor.shape, tensor.device, total

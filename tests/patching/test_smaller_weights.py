@@ -187,6 +187,17 @@ def test_tables_and_norms_are_the_models_own(small_model, conversions):
     assert same(after, tokens_of(accelerate_bark(fresh, weights="int8"))) and not same(after, before)
 
 
+def test_broken_weights_are_converted_once(small_model, conversions):
+    """NaN differs from itself, and is no change."""
+    broken = copy.deepcopy(small_model)
+    broken.semantic.layers[0].mlp.in_proj.weight.data.fill_(torch.nan)
+    fast = accelerate_bark(broken, weights="float16", speculate=False)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="its weights hold NaN"):
+            fast.generate(**INPUTS, **OPTIONS)
+    assert conversions == ["float16"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("weights", ["same", "int8"])
 def test_sixteen_bit_models_are_converted_once(small_model, conversions, dtype, weights):
