@@ -41,8 +41,28 @@ _OPTIONS = {"flush_packets": "1", "fflags": "+bitexact"}
 _SLOWEST = 0.5
 
 
+class _Written:
+    """The file of a container."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def write(self, content: bytes) -> int:
+        """Take what the container writes."""
+        self._pieces.append(bytes(content))
+        return len(content)
+
+    def taken(self) -> bytes:
+        """What was written since the last call."""
+        taken = b"".join(self._pieces)
+        self._pieces.clear()
+        return taken
+
+
 class Encoder:
-    """Encodes mono samples in pieces of any length; the bytes do not depend on how they were cut.
+    """Encodes mono samples in pieces of any length; at normal speed, the bytes do not depend on how they were cut.
+
+    Leaving its `with` block ends it, and FFmpeg's threads.
 
     Parameters
     ----------
@@ -57,20 +77,25 @@ class Encoder:
     def __init__(self, name: str, rate: int, speed: float = 1.0):
         chosen = FORMATS[name]
         self._rate, out_rate = rate, chosen.rate or rate
-        self._written: list[bytes] = []
-        self._samples = 0
+        self._file = _Written()
+        self._samples, self._ended = 0, False
         self._filter = _filter(rate, out_rate, speed) if (speed, out_rate) != (1.0, rate) else None
-        self._container = av.open(self, "w", format=chosen.container, options={**_OPTIONS, **chosen.options})
+        self._container = av.open(self._file, "w", format=chosen.container, options={**_OPTIONS, **chosen.options})
         stream = self._container.add_stream(chosen.codec, rate=out_rate, layout="mono")
         assert isinstance(stream, av.AudioStream)
         self._stream = stream
+        self._stream.codec_context.thread_count = 1
         if chosen.bit_rate is not None:
             self._stream.bit_rate = chosen.bit_rate
 
-    def write(self, content: bytes) -> int:
-        """Take what the container writes: this is its file."""
-        self._written.append(bytes(content))
-        return len(content)
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._ended:
+            # A resampler that is not told of the end is in a circle, and stays until the garbage collector comes.
+            self.finish()
+        del self._container, self._stream, self._filter
 
     def encode(self, samples: np.ndarray) -> bytes:
         """Take samples [S] float32; return what can be sent, maybe nothing."""
@@ -79,30 +104,27 @@ class Encoder:
             frame.sample_rate, frame.pts, frame.time_base = self._rate, self._samples, Fraction(1, self._rate)
             self._samples += samples.size
             self._mux(_filtered(self._filter, frame))
-        return self._taken()
+        return self._file.taken()
 
     def finish(self) -> bytes:
         """Return the end of the sound; nothing is taken any more."""
+        self._ended = True
         if self._samples and self._filter is not None:
             self._mux(_filtered(self._filter, None))
         if self._samples:
             self._container.mux(self._stream.encode(None))
         self._container.close()
-        return self._taken()
+        return self._file.taken()
 
     def _mux(self, frames: Iterable[av.AudioFrame]) -> None:
         for frame in frames:
             self._container.mux(self._stream.encode(frame))
 
-    def _taken(self) -> bytes:
-        taken = b"".join(self._written)
-        self._written.clear()
-        return taken
-
 
 def _filter(rate: int, out_rate: int, speed: float) -> av.filter.Graph:
     """A chain that changes tempo and rate."""
     graph = av.filter.Graph()
+    graph.threads = 1
     source = graph.add_abuffer(sample_rate=rate, format="flt", layout="mono", time_base=Fraction(1, rate))
     tempos = [speed] if speed >= _SLOWEST else [_SLOWEST, speed / _SLOWEST]
     stretches = [graph.add("atempo", str(tempo)) for tempo in tempos if tempo != 1.0]
