@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -71,6 +72,18 @@ def body_too_large(max_bytes: int) -> ApiError:
     return ApiError(413, f"expected a body of at most {max_bytes} bytes, got a longer one", code="body_too_large")
 
 
+def shutting_down() -> ApiError:
+    """The refusal of a server that ends."""
+    return ApiError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
+
+
+def invalid_value(errors: Sequence[Any], whole: str) -> ApiError:
+    """The first of pydantic's errors, which names the field; `whole` where it is none's. A place's first part is left
+    out."""
+    place = ".".join(str(part) for part in errors[0]["loc"][1:]) or None
+    return ApiError(400, f"{place or whole}: {errors[0]['msg']}", code="invalid_value", param=place)
+
+
 def as_api_error(error: Exception) -> ApiError:
     """Tell what an exception of the engine, or a bug, means to a client."""
     if isinstance(error, ApiError):
@@ -80,7 +93,7 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, EngineBusy):
         return ApiError(429, "the server has as many requests as it takes", code="busy", headers={"Retry-After": "1"})
     if isinstance(error, EngineClosed):
-        return ApiError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
+        return shutting_down()
     logger.error("a request failed", exc_info=error)
     return ApiError(500, "the server failed; its log says why", code="internal_error")
 
@@ -94,9 +107,7 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:]) or None
-        return ApiError(400, f"{place or 'body'}: {first['msg']}", code="invalid_value", param=place).response()
+        return invalid_value(error.errors(), "body").response()
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

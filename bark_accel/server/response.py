@@ -5,30 +5,17 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
-from anyio import CancelScope, create_task_group, fail_after, to_thread
+from anyio import CancelScope, create_task_group, fail_after
 from fastapi.sse import format_sse_event
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .encoding import FORMATS, Encoder
+from .encoding import FORMATS
 from .errors import ApiError, as_api_error
 from .schema import SpeechBody, SpeechOptions
-from .speech import Speech, make_plan
+from .speech import Speech, encoded, opened
 from .state import State
-
-
-async def encoded(speech: Speech, options: SpeechOptions) -> AsyncIterator[bytes]:
-    """The sound of a speech in the format that was asked for, in pieces as they come."""
-    encoder = Encoder(options.response_format, speech.sampling_rate, options.speed)
-    async for samples in speech:
-        piece = await to_thread.run_sync(encoder.encode, samples)
-        if piece:
-            yield piece
-    end = await to_thread.run_sync(encoder.finish)
-    if end:
-        yield end
 
 
 def event(content: dict) -> bytes:
@@ -88,12 +75,13 @@ class SpeechResponse(Response):
         started = False
         try:
             with fail_after(self._state.settings.deadline_s):
-                async with self._opened() as speech:
+                async with opened(self._state, self._asked, self._asked.input) as speech:
                     async for piece in (events if self._sse else encoded)(speech, self._asked):
                         if not started:
                             started = True
                             await self._start(send, speech.seed)
                         await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    self._ended = True
         except Exception as error:
             found = as_api_error(error)
             if not started:
@@ -108,16 +96,6 @@ class SpeechResponse(Response):
             )
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         scope.cancel()
-
-    @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[Speech]:
-        """The speech that was asked for, with a place in the line. Raises `ApiError`."""
-        state, asked = self._state, self._asked
-        async with state.models.place(asked.model) as speaker:
-            plan = await to_thread.run_sync(make_plan, speaker, state.voices, asked, asked.input)
-            with Speech(plan, state.metrics) as speech:
-                yield speech
-                self._ended = True
 
     async def _start(self, send: Send, seed: int) -> None:
         self.headers["x-bark-seed"] = str(seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,10 +17,12 @@ from bark_accel.longform.reader import CHUNK_PAUSE_S, PARAGRAPH_PAUSE_S, chunk_s
 from bark_accel.longform.text import TextChunk
 from bark_accel.voices.preset import VoicePreset
 
+from .encoding import Encoder
 from .errors import ApiError
 from .metrics import Metrics
 from .schema import SpeechOptions
 from .speaker import Speaker, silence
+from .state import State
 from .voices import UploadedVoices, aliased
 
 # torch's CPU generator uses as many bits.
@@ -61,6 +64,27 @@ def find_voice(speaker: Speaker, voices: UploadedVoices, name: str) -> VoicePres
         message = f"there is no voice {name!r}; GET /v1/audio/voices lists them"
         raise ApiError(400, message, param="voice", code="voice_not_found")
     return speaker.preset(aliases[name])
+
+
+@asynccontextmanager
+async def opened(state: State, options: SpeechOptions, text: str, *, patient: bool = False) -> AsyncIterator[Speech]:
+    """The speech of a text, with a place in the line: patient as in `Models.place`. Raises `ApiError`."""
+    async with state.models.place(options.model, patient=patient) as speaker:
+        plan = await to_thread.run_sync(make_plan, speaker, state.voices, options, text)
+        with Speech(plan, state.metrics) as speech:
+            yield speech
+
+
+async def encoded(speech: Speech, options: SpeechOptions) -> AsyncIterator[bytes]:
+    """The sound of a speech in the format that was asked for, in pieces as they come."""
+    with Encoder(options.response_format, speech.sampling_rate, options.speed) as encoder:
+        async for samples in speech:
+            piece = await to_thread.run_sync(encoder.encode, samples)
+            if piece:
+                yield piece
+        end = await to_thread.run_sync(encoder.finish)
+        if end:
+            yield end
 
 
 class Speech:

@@ -12,7 +12,7 @@ import pytest
 from support.servers import running, until
 
 from bark_accel import acceleration_report, small_bark_path
-from bark_accel.server import response
+from bark_accel.server import speech
 from bark_accel.server.settings import ModelSpec, Settings
 from bark_accel.server.speaker import Speaker
 
@@ -81,9 +81,9 @@ def test_a_load_counts_towards_the_deadline(gate_of_loads):
 
 
 def test_a_request_that_is_planned_keeps_its_model(monkeypatch):
-    gate = Gate(response.make_plan)
+    gate = Gate(speech.make_plan)
     with served(max_memory_bytes=1) as (server, client), ThreadPoolExecutor(1) as pool:
-        monkeypatch.setattr(response, "make_plan", gate)
+        monkeypatch.setattr(speech, "make_plan", gate)
         planned = pool.submit(client.post, SPEECH, json=BODY)
         try:
             assert gate.reached.wait(20)

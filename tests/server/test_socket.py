@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from bark_accel.server.settings import Settings
-from bark_accel.server.socket import Sentences
+from bark_accel.server.spoken_text import Sentences
 
 PATH = "/v1/audio/speech/stream"
 START = {"type": "start", "model": "tts-1", "voice": "alloy", "response_format": "pcm", "seed": 5}
