@@ -216,6 +216,10 @@ def serve(
     device: Device = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is all of them.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
+    wyoming_port: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, max=65535, help="Listen for Home Assistant here too, without keys. Not given: not at all."),
+    ] = None,
     max_rows: Annotated[int, typer.Option(min=1, help="Utterances of a model generated at once.")] = 8,
     max_queued: Annotated[int, typer.Option(min=0, help="Requests that may wait; one more gets 429.")] = 32,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds for a request.")] = 120.0,
@@ -254,6 +258,7 @@ def serve(
             device,
             host,
             port,
+            wyoming_port,
             max_rows,
             max_queued,
             deadline,

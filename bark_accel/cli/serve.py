@@ -24,6 +24,7 @@ class ServeOptions:
     device: str | None
     host: str
     port: int
+    wyoming_port: int | None
     max_rows: int
     max_queued: int
     deadline_s: float
@@ -39,7 +40,8 @@ class ServeOptions:
 
 def serve(options: ServeOptions) -> None:
     """Run a server until it is told to end."""
-    missing = [name for name in _NEEDED if find_spec(name) is None]
+    needed = _NEEDED if options.wyoming_port is None else (*_NEEDED, "wyoming")
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise UserError(f"serve needs {', '.join(missing)}: run pip install 'bark_accel[serve]'")
     from bark_accel.bench.models import quiet_transformers
@@ -51,12 +53,14 @@ def serve(options: ServeOptions) -> None:
     quiet_transformers()
     if options.host not in LOOPBACK and not settings.api_keys:
         warn(f"anybody who reaches {options.host} may use this server; --api-key-file asks for a key")
+    if options.host not in LOOPBACK and options.wyoming_port is not None:
+        warn(f"anybody who reaches {options.host} may speak at the Wyoming port, which knows no keys")
     threads = options.threads or (1 if all(spec.path is None for spec in settings.models) else None)
     if threads is not None:
         torch.set_num_threads(threads)
     named = ", ".join(spec.name for spec in settings.models)
     out.print(f"serving {named} on http://{options.host}:{options.port}", markup=False, soft_wrap=True)
-    run(settings, options.host, options.port)
+    run(settings, options.host, options.port, options.wyoming_port)
 
 
 def settings_of(options: ServeOptions):

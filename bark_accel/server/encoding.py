@@ -53,7 +53,7 @@ class _Written:
         return len(content)
 
     def taken(self) -> bytes:
-        """What was written since the last call."""
+        """Return what was written since the last call."""
         taken = b"".join(self._pieces)
         self._pieces.clear()
         return taken

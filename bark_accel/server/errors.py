@@ -77,10 +77,19 @@ def shutting_down() -> ApiError:
     return ApiError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
 
 
-def invalid_value(errors: Sequence[Any], whole: str) -> ApiError:
-    """The first of pydantic's errors, which names the field; `whole` where it is none's. A place's first part is left
-    out."""
-    place = ".".join(str(part) for part in errors[0]["loc"][1:]) or None
+def invalid_value(errors: Sequence[Any], whole: str, *, inside: int = 1) -> ApiError:
+    """The first of pydantic's errors, with the field's name.
+
+    Parameters
+    ----------
+    errors : sequence
+        As a ValidationError has them.
+    whole : str
+        The name where it is no field's.
+    inside : int
+        Parts of a place before the field's name.
+    """
+    place = ".".join(str(part) for part in errors[0]["loc"][inside:]) or None
     return ApiError(400, f"{place or whole}: {errors[0]['msg']}", code="invalid_value", param=place)
 
 

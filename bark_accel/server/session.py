@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from anyio import CancelScope, fail_after
+from anyio import CancelScope
 
 from .errors import shutting_down
 from .state import State
@@ -46,8 +46,8 @@ class Session:
         raise NotImplementedError
 
     async def _received(self, receive: Callable[[], Awaitable[T]]) -> T:
-        """Return what comes next. Raises `ApiError` (503) when the server ends, TimeoutError after its deadline."""
-        with CancelScope() as self._receiving, fail_after(self._state.settings.deadline_s):
+        """Return what comes next. Raises `ApiError` (503) when the server ends."""
+        with CancelScope() as self._receiving:
             if not self._draining:
                 return await receive()
         raise shutting_down()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Annotated, Literal
 
-from anyio import CancelScope, create_task_group
+from anyio import fail_after
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
@@ -83,26 +83,21 @@ class SocketSession(Session):
             raise ApiError(400, f"expected a message of type 'start' first, got {options.type!r}", param="type")
         text = SpokenText(self._state, options)
         await text.check()
-        failed: list[Exception] = []
-        async with create_task_group() as group:
-            group.start_soon(self._read, text, group.cancel_scope, failed)
-            try:
-                await self._speak(text)
-            except Exception as error:
-                failed.append(error)
-            group.cancel_scope.cancel()
-        if failed:
-            raise failed[0]
+        await self._websocket.send_json({"type": "speech.started", "seed": text.seed})
+        await text.say(self, self._feed)
+        await self._websocket.send_json({"type": "speech.audio.done"})
+        await self._websocket.close()
 
     async def _receive(self) -> Start | TextPart | Flush | End:
-        text = await self._received(self._websocket.receive_text)
+        with fail_after(self._state.settings.deadline_s):
+            text = await self._received(self._websocket.receive_text)
         try:
             return _MESSAGE.validate_json(text)
         except ValidationError as error:
             raise invalid_value(error.errors(), "message") from None
 
-    async def _read(self, text: SpokenText, scope: CancelScope, failed: list[Exception]) -> None:
-        """Add what comes, and its end or an error; a client that leaves ends it all."""
+    async def _feed(self, text: SpokenText) -> None:
+        """Add what comes; a client that leaves ends it all."""
         try:
             while not isinstance(message := await self._receive(), End):
                 if isinstance(message, Start):
@@ -110,18 +105,9 @@ class SocketSession(Session):
                 await (text.add(message.text) if isinstance(message, TextPart) else text.flush())
             await text.end()
             while True:
-                await self._websocket.receive()
+                await self._websocket.receive_text()
         except WebSocketDisconnect as error:
-            failed.append(error)
-            scope.cancel()
-        except Exception as error:
-            await text.fail(error)
-
-    async def _speak(self, text: SpokenText) -> None:
-        await self._websocket.send_json({"type": "speech.started", "seed": text.seed})
-        await text.say(self)
-        await self._websocket.send_json({"type": "speech.audio.done"})
-        await self._websocket.close()
+            text.abort(error)
 
 
 def socket_routes(state: State, ring: KeyRing) -> APIRouter:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from anyio import fail_after, to_thread
+from anyio import CancelScope, create_task_group, fail_after, to_thread
 
 from bark_accel.longform.reader import chunk_seed
 from bark_accel.longform.text import split_sentences
@@ -52,7 +53,7 @@ def _said(texts: list[str]) -> list[str]:
 
 
 class Listener(Protocol):
-    """Who hears a `SpokenText`."""
+    """Hears a `SpokenText`."""
 
     async def sentence(self, text: str) -> None:
         """Take a sentence, whose sound follows."""
@@ -64,8 +65,6 @@ class Listener(Protocol):
 class SpokenText:
     """Text in pieces, said sentence by sentence: the sound of all of them is one stream, in one format.
 
-    One task adds text and ends it, another lets it be said.
-
     Parameters
     ----------
     state : State
@@ -76,6 +75,8 @@ class SpokenText:
         self.seed = secrets.randbits(SEED_BITS) if options.seed is None else options.seed
         self._state, self._options = state, options
         self._sentences = Sentences(language_of(options.voice_name))
+        self._error: Exception | None = None
+        self._saying = CancelScope()
         self._queue: asyncio.Queue[str | Exception | None] = asyncio.Queue(_AHEAD)
 
     async def check(self) -> None:
@@ -98,12 +99,40 @@ class SpokenText:
         await self.flush()
         await self._queue.put(None)
 
-    async def fail(self, error: Exception) -> None:
-        """Let `say` raise an error after what came before it."""
-        await self._queue.put(error)
+    def abort(self, error: Exception) -> None:
+        """Let `say` raise an error now."""
+        self._error = self._error or error
+        self._saying.cancel()
 
-    async def say(self, listener: Listener) -> None:
-        """Say everything, after `check`; each sentence has the deadline of a request. Raises `ApiError`."""
+    async def say(self, listener: Listener, feed: Callable[[SpokenText], Awaitable[None]]) -> None:
+        """Say everything, after `check`; each sentence has the deadline of a request.
+
+        Parameters
+        ----------
+        listener : Listener
+        feed : coroutine function
+            Runs beside it: adds text, and ends it, by returning if not before. What it raises is raised after what it
+            has added was said.
+        """
+        async with create_task_group() as group:
+            self._saying = group.cancel_scope
+            group.start_soon(self._feed, feed)
+            try:
+                await self._say_all(listener)
+            except Exception as error:
+                self._error = self._error or error
+            group.cancel_scope.cancel()
+        if self._error is not None:
+            raise self._error
+
+    async def _feed(self, feed: Callable[[SpokenText], Awaitable[None]]) -> None:
+        try:
+            await feed(self)
+            await self.end()
+        except Exception as error:
+            await self._queue.put(error)
+
+    async def _say_all(self, listener: Listener) -> None:
         options, spoken = self._options, 0
         with Encoder(options.response_format, self._rate, options.speed) as encoder:
             while (sentence := await self._queue.get()) is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import httpx
 from fastapi import FastAPI
 
-from bark_accel.server.run import make_server
+from bark_accel.server.run import SpeechServer, make_server
 from bark_accel.server.settings import Settings
 from bark_accel.server.state import State
 
@@ -22,10 +22,19 @@ class Running:
 
     url: str
     app: FastAPI
+    server: SpeechServer
 
     @property
     def state(self) -> State:
         return self.app.state.server
+
+    @property
+    def wyoming_port(self) -> int:
+        return self.server.wyoming.port
+
+    def stop(self) -> None:
+        """Let it end, as a signal does."""
+        self.server.should_exit = True
 
     @property
     def engine(self):
@@ -35,9 +44,9 @@ class Running:
 
 
 @contextmanager
-def running(settings: Settings, *, ready: bool = True) -> Iterator[Running]:
+def running(settings: Settings, *, ready: bool = True, wyoming: bool = False) -> Iterator[Running]:
     """Serve until the block is left."""
-    server = make_server(settings, "127.0.0.1", 0)
+    server = make_server(settings, "127.0.0.1", 0, 0 if wyoming else None)
     server.config.log_level = "error"
     server.config.configure_logging()
     thread = threading.Thread(target=server.run, name="uvicorn")
@@ -45,7 +54,7 @@ def running(settings: Settings, *, ready: bool = True) -> Iterator[Running]:
     try:
         until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        running = Running(f"http://127.0.0.1:{port}", server.config.app)
+        running = Running(f"http://127.0.0.1:{port}", server.config.app, server)
         if ready:
             until(lambda: httpx.get(f"{running.url}/ready").status_code == 200)
         yield running
