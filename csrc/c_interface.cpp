@@ -48,4 +48,5 @@ EXPORT void bark_accel_draw_noise(void* state, float* noise, int64_t count) {
 #ifndef BARK_ACCEL_WITHOUT_CUDA
 EXPORT uintptr_t bark_accel_cuda_stream(int64_t device) { return bark_accel::cuda_stream(device); }
 EXPORT void bark_accel_set_dependent_launch(bool on) { bark_accel::set_dependent_launch(on); }
+EXPORT void bark_accel_set_persistent_step(bool on) { bark_accel::set_persistent_step(on); }
 #endif

@@ -1,7 +1,8 @@
 """Finds and loads the compiled library, or says exactly why it cannot and what to run.
 
 ``BARK_ACCEL_ISA`` (``generic``, ``avx2``, ``avx_vnni``, ``avx512`` or ``avx512_vnni``) picks the kernels' instruction
-set when the library loads; unset, the best one of this CPU is used.
+set when the library loads; unset, the best one of this CPU is used. ``BARK_ACCEL_CUDA_STEP=persistent`` makes a decode
+step of up to four rows one CUDA kernel, ``kernels`` (the default) one for each of its parts; both give the same bits.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from . import schemas
 
 ISA_VARIABLE = "BARK_ACCEL_ISA"
+STEP_VARIABLE = "BARK_ACCEL_CUDA_STEP"
 LIBRARY = Path(__file__).resolve().parents[1] / "_C.so"
 _PACKAGE = LIBRARY.parent.name
 OLDEST_TORCH = (2, 11)  # whose C interface the library calls; csrc/ is compiled against it as well
@@ -55,6 +57,8 @@ class Library:
     def __init__(self, file: Path):
         self.file = file
         self._functions = ctypes.CDLL(str(file))
+        self.persistent_step = False
+        """Whether a decode step of up to four rows is one CUDA kernel."""
 
     def build_info(self) -> dict[str, str]:
         """Return the versions it was built with, and the GPU architectures it has kernels for (`none`)."""
@@ -93,6 +97,11 @@ class Library:
         """Turn programmatic dependent launch on (at first, from compute capability 9.0 on) or off."""
         self._function("set_dependent_launch", None, ctypes.c_bool)(on)
 
+    def set_persistent_step(self, on: bool) -> None:
+        """Make a decode step of up to four rows one CUDA kernel (`on`), or one for each of its parts."""
+        self._function("set_persistent_step", None, ctypes.c_bool)(on)
+        self.persistent_step = on
+
     def _text(self, name: str) -> str:
         return self._function(name, ctypes.c_char_p)().decode()
 
@@ -122,6 +131,14 @@ def _choose_isa(library: Library) -> None:
     library.set_isa(wanted)
 
 
+def _choose_step(library: Library) -> None:
+    wanted = os.environ.get(STEP_VARIABLE) or "kernels"
+    if wanted not in ("kernels", "persistent"):
+        raise ValueError(f"{STEP_VARIABLE}: expected kernels or persistent, got {wanted!r}")
+    if wanted == "persistent" and library.build_info()["cuda"] != "none":
+        library.set_persistent_step(True)
+
+
 @functools.lru_cache(maxsize=1)
 def load() -> Library:
     """Load the compiled library, which registers the ops; later calls return the same one.
@@ -131,7 +148,8 @@ def load() -> Library:
     ImportError
         The library is missing or another one, torch is too old for it, or another copy of the package is in use.
     ValueError
-        ``BARK_ACCEL_ISA`` names an instruction set that this CPU or build does not have.
+        ``BARK_ACCEL_ISA`` names an instruction set that this CPU or build does not have, or ``BARK_ACCEL_CUDA_STEP``
+        no way to compute a step.
     """
     _check_torch()
     if not LIBRARY.is_file():
@@ -147,6 +165,7 @@ def load() -> Library:
             f"The loader said: {error}"
         ) from error
     _choose_isa(library)
+    _choose_step(library)
     return library
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from bark_accel.decoding.cuda_graphs import GRAPH_TOKENS, GRAPHS_VARIABLE, graphs_are_on
+from bark_accel.ops._library import load
 from bark_accel.ops.backend import get_ops, is_served, native_fault, runs_natively
 from bark_accel.ops.graph_draw import follows_torch
 
@@ -13,10 +14,13 @@ from .stage_patch import Settings
 
 def step_kind(settings: Settings, device: torch.device) -> str:
     """Name the kernels of a decode step on a device, and how they are launched."""
-    kernels = (
-        "compiled kernels" if runs_natively(settings.backend, device) else f"plain torch, {_why(settings, device)}"
-    )
-    return f"{kernels}; {_launched(settings, device)}" if device.type == "cuda" else kernels
+    compiled = runs_natively(settings.backend, device)
+    kernels = "compiled kernels" if compiled else f"plain torch, {_why(settings, device)}"
+    if device.type != "cuda":
+        return kernels
+    if compiled and load().persistent_step:
+        kernels = "one compiled kernel for up to four rows of aligned weights, else several"
+    return f"{kernels}; {_launched(settings, device)}"
 
 
 def _why(settings: Settings, device: torch.device) -> str:

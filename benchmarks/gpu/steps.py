@@ -20,6 +20,7 @@ from bark_accel.transformer.precision import convert
 from benchmarks.gpu.plan import Job, Plan
 from benchmarks.gpu.rows import Rows, build_model, read_bandwidth, synchronize, timed_ms
 
+PERSISTENT_ROWS = 4  # at most, in one kernel a step
 BACKENDS = {"native": "auto", "torch": "torch"}
 PRECISIONS = ("same", "float16", "bfloat16", "int8")
 
@@ -83,6 +84,10 @@ def step(plan: Plan, module: Any, weights: Any, batch_size: int, bandwidth: floa
                 with launched_in_turn():
                     replay = capturer.capture(once, generator)
                     row["native_graph_launched_in_turn_ms"] = timed_ms(plan, replay, plan.repeats, 10)
+            if name == "native" and batch_size <= PERSISTENT_ROWS and plan.on_gpu:
+                with as_one_kernel():
+                    replay = capturer.capture(once, generator)
+                    row["native_graph_persistent_ms"] = timed_ms(plan, replay, plan.repeats, 10)
         row["bytes_read"] = bytes_read(plan, model, cache)
     for name in [key for key in row if key.endswith("_ms")]:
         row[f"{name.removesuffix('_ms')}_of_bandwidth"] = row["bytes_read"] / row[name] * 1e3 / bandwidth
@@ -102,6 +107,17 @@ def launched_in_turn() -> Iterator[None]:
         yield
     finally:
         load().set_dependent_launch(True)
+
+
+@contextmanager
+def as_one_kernel() -> Iterator[None]:
+    """One kernel a step, for what is captured inside."""
+    before = load().persistent_step
+    load().set_persistent_step(True)
+    try:
+        yield
+    finally:
+        load().set_persistent_step(before)
 
 
 def bytes_read(plan: Plan, model: CausalModel, cache: KVCache) -> int:

@@ -37,7 +37,7 @@ inline int64_t attention_splits(int64_t batch, int64_t heads, int64_t capacity) 
   return larger(ceil_div(capacity, kMostPositions), smaller(wanted, ceil_div(capacity, kFewestPositions)));
 }
 
-inline bool cache_aligned(const CacheView& cache, int64_t element) {
+BARK_BOTH bool cache_aligned(const CacheView& cache, int64_t element) {
   bool aligned = is_aligned(cache.keys, 0) && is_aligned(cache.values, 0);
   for (int i = 0; i < 3; ++i) {
     aligned =

@@ -314,6 +314,7 @@ uintptr_t cuda_stream(int64_t device) {
 }
 
 void set_dependent_launch(bool on) { cuda::set_dependent_launch(on); }
+void set_persistent_step(bool on) { cuda::set_persistent_step(on); }
 
 const Implementations registered("CUDA",
                                  {implement<fused_sample>("fused_sample"), implement<draw_next>("draw_next"),

@@ -11,4 +11,7 @@ uintptr_t cuda_stream(int64_t device);
 // Programmatic dependent launch (compute capability 9.0 and later).
 void set_dependent_launch(bool on);
 
+// One kernel a decode step, where persistent_step.cuh can do it.
+void set_persistent_step(bool on);
+
 }  // namespace bark_accel

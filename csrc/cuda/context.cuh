@@ -9,7 +9,12 @@
 //   shared()                      the block's shared memory, aligned to 16 bytes
 //   wait_for_previous()           what earlier kernels wrote is visible; comes before any use of memory that kernels write
 //   release_next()                the next kernel may be scheduled; its wait_for_previous() still waits for all of this one
-// The last two are no-ops without programmatic dependent launch. No block ever waits for another one.
+// The last two are no-ops without programmatic dependent launch.
+//
+// Of a kernel whose blocks all run at once (persistent_step.cuh), and of no other; in any other no block waits for another:
+//   part_barrier(part, threads)   as barrier(), for threads [part * threads, (part + 1) * threads) of the block
+//   arrive(counter)               adds one, by one thread; what it has seen written is visible to who waits for the counter
+//   wait_for(counter, count)      by one thread; returns once the counter is there. An error of the device after seconds.
 // clang-format on
 #pragma once
 
@@ -41,11 +46,27 @@ struct Grid {
 };
 
 #ifdef __CUDACC__
+constexpr uint32_t kMostTries = 1u << 23;  // a look at the counter takes about half a microsecond
+
 struct DeviceContext {
   BARK_DEVICE int thread() const { return int(threadIdx.x); }
   BARK_DEVICE int threads() const { return int(blockDim.x); }
   BARK_DEVICE int64_t block() const { return blockIdx.x; }
   BARK_DEVICE void barrier() const { __syncthreads(); }
+  BARK_DEVICE void part_barrier(int part, int threads) const {
+    asm volatile("bar.sync %0, %1;" ::"r"(part + 1), "r"(threads) : "memory");
+  }
+  BARK_DEVICE void arrive(uint32_t* counter) const {
+    asm volatile("fence.acq_rel.gpu;\n\tred.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+  }
+  BARK_DEVICE void wait_for(const uint32_t* counter, uint32_t count) const {
+    for (uint32_t tries = 0;; ++tries) {
+      uint32_t there;
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(counter) : "memory");
+      if (there >= count) return;
+      if (tries == kMostTries) asm volatile("trap;");
+    }
+  }
   template <class T>
   BARK_DEVICE T shuffle(T value, int lane) const {
     return __shfl_sync(0xffffffffu, value, lane);

@@ -1,11 +1,12 @@
 #include <atomic>
 
 #include "device_executor.cuh"
+#include "persistent_step.cuh"
 
 namespace bark_accel::cuda {
 namespace {
 
-std::atomic<bool> wanted{true};
+std::atomic<bool> wanted{true}, as_one_kernel{false};
 
 // Of the current device; 0 where it cannot be told.
 int capability() {
@@ -34,7 +35,12 @@ struct StepExecutor {
 void set_dependent_launch(bool on) { wanted.store(on, std::memory_order_relaxed); }
 bool dependent_launch() { return wanted.load(std::memory_order_relaxed) && capability() >= 9; }
 
+void set_persistent_step(bool on) { as_one_kernel.store(on, std::memory_order_relaxed); }
+
 cudaError_t launch_decode_step(const DecodeStepParams& params, cudaStream_t stream) {
+  if (as_one_kernel.load(std::memory_order_relaxed) && is_persistent(params)) {
+    return launch_persistent_step(params, stream);
+  }
   StepExecutor executor{stream};
   decode_step(executor, params);
   return executor.error;

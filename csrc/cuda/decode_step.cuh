@@ -1,5 +1,6 @@
-// A whole causal transformer over a few new tokens: five kernels a layer and the head after them. What the
-// kernels do and in which order is the same for the device and for the emulator: only the Executor differs.
+// A whole causal transformer over a few new tokens: five parts a layer and the head after them. What they do
+// and in which order is the same for kernels of their own (decode_step), for the one that does them all
+// (persistent_step.cuh) and for the emulator.
 #pragma once
 
 #include "attention.cuh"
@@ -16,7 +17,8 @@ struct DecodeStepParams {
 
 struct DecodeScratch {
   float *hidden, *qkv, *inner, *shares, *stats;
-  int64_t floats;  // of all of them
+  uint32_t* arrived;  // of persistent_step.cuh
+  int64_t floats;     // of all of them
 };
 
 inline DecodeScratch decode_scratch(const DecodeStepParams& step) {
@@ -33,11 +35,12 @@ inline DecodeScratch decode_scratch(const DecodeStepParams& step) {
   s.inner = take(rows * p.inner);
   s.shares = take(rows * p.width * step.splits);
   s.stats = take(rows * p.heads * step.splits * 2);
+  s.arrived = reinterpret_cast<uint32_t*>(take(1));
   return s;
 }
 
-inline GemvParams product(const MatrixView& m, int64_t outputs, const float* x, int64_t rows, float* y,
-                          Finish finish) {
+BARK_BOTH GemvParams product(const MatrixView& m, int64_t outputs, const float* x, int64_t rows, float* y,
+                             Finish finish) {
   GemvParams g{};
   g.matrix = m;
   g.outputs = outputs;
@@ -48,8 +51,8 @@ inline GemvParams product(const MatrixView& m, int64_t outputs, const float* x, 
   return g;
 }
 
-inline GemvParams normed_product(const NormView& norm, const MatrixView& m, int64_t outputs, const float* x,
-                                 int64_t rows, float* y, Finish finish) {
+BARK_BOTH GemvParams normed_product(const NormView& norm, const MatrixView& m, int64_t outputs,
+                                    const float* x, int64_t rows, float* y, Finish finish) {
   GemvParams g = product(m, outputs, x, rows, y, finish);
   g.norm_weight = norm.weight;
   g.norm_bias = norm.bias;
@@ -57,8 +60,8 @@ inline GemvParams normed_product(const NormView& norm, const MatrixView& m, int6
   return g;
 }
 
-inline AttentionSplitParams decode_attention(const DecodeStepParams& step, const DecodeScratch& s,
-                                             int64_t layer) {
+BARK_BOTH AttentionSplitParams decode_attention(const DecodeStepParams& step, const DecodeScratch& s,
+                                                int64_t layer) {
   const DecodeParams& p = step.decode;
   AttentionSplitParams a{};
   a.query = s.qkv;
@@ -81,7 +84,7 @@ inline AttentionSplitParams decode_attention(const DecodeStepParams& step, const
 }
 
 // The first product of all: of the tokens' embeddings, which it keeps as the residual stream.
-inline GemvParams embedded(GemvParams g, const DecodeStepParams& step, float* hidden) {
+BARK_BOTH GemvParams embedded(GemvParams g, const DecodeStepParams& step, float* hidden) {
   const DecodeParams& p = step.decode;
   g.input = Input::kEmbedding;
   g.embedding = {
@@ -92,31 +95,51 @@ inline GemvParams embedded(GemvParams g, const DecodeStepParams& step, float* hi
   return g;
 }
 
-inline GemvParams of_shares(GemvParams g, const DecodeStepParams& step, const DecodeScratch& s) {
+BARK_BOTH GemvParams of_shares(GemvParams g, const DecodeStepParams& step, const DecodeScratch& s) {
   g.input = Input::kShares;
   g.shares = {s.shares, s.stats, int(step.splits), int(step.decode.width / step.decode.heads)};
   return g;
 }
 
+// The products of a layer, around its attention, and the one after all layers.
+enum class Product : int32_t { kQkv, kAttentionOut, kMlpIn, kMlpOut, kHead };
+constexpr int kProducts = 5;
+
+BARK_BOTH GemvParams product_of(const DecodeStepParams& step, const DecodeScratch& s, int64_t layer_index,
+                                Product which) {
+  const DecodeParams& p = step.decode;
+  const int64_t rows = p.batch * p.tokens;
+  if (which == Product::kHead) {
+    return normed_product(p.norm_final, p.head, p.head_rows, s.hidden, rows, p.logits, Finish::kStore);
+  }
+  const DecodeLayer& layer = p.layers[layer_index];
+  switch (which) {
+    case Product::kQkv: {
+      const GemvParams qkv =
+          normed_product(layer.norm_1, layer.qkv, 3 * p.width, s.hidden, rows, s.qkv, Finish::kStore);
+      return layer_index == 0 ? embedded(qkv, step, s.hidden) : qkv;
+    }
+    case Product::kAttentionOut:
+      return of_shares(product(layer.attention_out, p.width, nullptr, rows, s.hidden, Finish::kAdd), step, s);
+    case Product::kMlpIn:
+      return normed_product(layer.norm_2, layer.mlp_in, p.inner, s.hidden, rows, s.inner, Finish::kGelu);
+    default:
+      return product(layer.mlp_out, p.width, s.inner, rows, s.hidden, Finish::kAdd);
+  }
+}
+
 // Executor: gemv(GemvParams), attention(AttentionSplitParams, DType cache).
 template <class Executor>
 void decode_step(Executor& executor, const DecodeStepParams& step) {
-  const DecodeParams& p = step.decode;
-  const int64_t rows = p.batch * p.tokens;
   const DecodeScratch s = decode_scratch(step);
-  for (int64_t i = 0; i < p.layers_count; ++i) {
-    const DecodeLayer& layer = p.layers[i];
-    const GemvParams qkv =
-        normed_product(layer.norm_1, layer.qkv, 3 * p.width, s.hidden, rows, s.qkv, Finish::kStore);
-    executor.gemv(i == 0 ? embedded(qkv, step, s.hidden) : qkv);
-    executor.attention(decode_attention(step, s, i), p.cache_dtype);
-    executor.gemv(
-        of_shares(product(layer.attention_out, p.width, nullptr, rows, s.hidden, Finish::kAdd), step, s));
-    executor.gemv(
-        normed_product(layer.norm_2, layer.mlp_in, p.inner, s.hidden, rows, s.inner, Finish::kGelu));
-    executor.gemv(product(layer.mlp_out, p.width, s.inner, rows, s.hidden, Finish::kAdd));
+  for (int64_t i = 0; i < step.decode.layers_count; ++i) {
+    executor.gemv(product_of(step, s, i, Product::kQkv));
+    executor.attention(decode_attention(step, s, i), step.decode.cache_dtype);
+    for (const Product which : {Product::kAttentionOut, Product::kMlpIn, Product::kMlpOut}) {
+      executor.gemv(product_of(step, s, i, which));
+    }
   }
-  executor.gemv(normed_product(p.norm_final, p.head, p.head_rows, s.hidden, rows, p.logits, Finish::kStore));
+  executor.gemv(product_of(step, s, 0, Product::kHead));
 }
 
 }  // namespace bark_accel::cuda

@@ -16,6 +16,8 @@ cudaError_t launch_attention_split(const AttentionSplitParams& params, DType sou
                                    cudaStream_t stream);
 cudaError_t launch_attention_combine(const AttentionCombineParams& params, DType out, cudaStream_t stream);
 cudaError_t launch_decode_step(const DecodeStepParams& params, cudaStream_t stream);
+// As launch_decode_step, of a step that is_persistent.
+cudaError_t launch_persistent_step(const DecodeStepParams& params, cudaStream_t stream);
 cudaError_t launch_fused_sample(const FusedSampleParams& params, cudaStream_t stream);
 cudaError_t launch_codebook_embedding_sum(const CodebookEmbeddingSumParams& params, DType tables,
                                           cudaStream_t stream);
@@ -24,5 +26,8 @@ cudaError_t launch_codebook_embedding_sum(const CodebookEmbeddingSumParams& para
 // device has it (compute capability 9.0 and later).
 void set_dependent_launch(bool on);
 bool dependent_launch();
+
+// One kernel a decode step, where persistent_step.cuh can do it. Off until asked for.
+void set_persistent_step(bool on);
 
 }  // namespace bark_accel::cuda

@@ -98,11 +98,13 @@ BARK_DEVICE void load_vector(const T* from, int64_t left, bool aligned, float (&
   }
 }
 
-inline bool is_aligned(const void* pointer, int64_t stride_bytes) {
+BARK_BOTH bool is_aligned(const void* pointer, int64_t stride_bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride_bytes % 16 == 0;
 }
 
-inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2; }
+BARK_BOTH int64_t size_of(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2;
+}
 
 // f(T{}) for the type of `dtype`; int8 is none of them.
 template <class F>

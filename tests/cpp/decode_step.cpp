@@ -4,6 +4,7 @@
 
 #include "codebook_embedding_sum.cuh"
 #include "model.h"
+#include "persistent_step.cuh"
 
 namespace {
 
@@ -30,8 +31,9 @@ DecodeStepParams params(const Model& m, Caches& caches, std::vector<DecodeLayer>
   return step;
 }
 
-// What the kernels make of the model: logits [B, T, head_rows].
-std::vector<float> run_step(Run& run, const Model& m, Caches& caches, const std::vector<int64_t>& ids) {
+// What the kernels, or the one that does their work, make of the model: logits [B, T, head_rows].
+std::vector<float> run_step(Run& run, const Model& m, Caches& caches, const std::vector<int64_t>& ids,
+                            bool as_one = false) {
   std::vector<DecodeLayer> layers;
   std::vector<CacheView> views;
   DecodeStepParams step = params(m, caches, layers, views);
@@ -41,7 +43,12 @@ std::vector<float> run_step(Run& run, const Model& m, Caches& caches, const std:
   Buffer<float> scratch(decode_scratch(step).floats);
   step.decode.scratch = scratch.data();
   StepExecutor executor{run.executor};
-  decode_step(executor, step);
+  if (as_one) {
+    run.expect(is_persistent(step), "a model that one kernel can do");
+    launch_persistent(run.executor, step);
+  } else {
+    decode_step(executor, step);
+  }
   return logits;
 }
 
@@ -76,6 +83,27 @@ void small_models(Run& run) {
 
 void models(Run& run) {
   check_model(run, random_model(run, run.integer(1, 3), run.pick<int64_t>({16, 20, 32})));
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && !std::memcmp(a.data(), b.data(), a.size() * sizeof(float));
+}
+
+// One kernel, its blocks all at once and of any number, gives the bits of the kernels one by one.
+void as_one_kernel(Run& run) {
+  Model m = random_model(run, run.integer(1, 2), run.pick<int64_t>({16, 32}));
+  m.cache = m.weights == DType::kInt8 ? DType::kFloat16 : m.weights;
+  const auto [batch, tokens] =
+      run.pick<std::pair<int64_t, int64_t>>({{1, 1}, {1, 1}, {1, 3}, {2, 2}, {4, 1}});
+  m.batch = batch;
+  m.tokens = tokens;
+  set_lengths(run, m);
+  Caches one_by_one = random_caches(run, m), as_one = one_by_one;
+  std::vector<int64_t> ids;
+  for (int64_t i = 0; i < m.batch * m.tokens; ++i) ids.push_back(run.integer(0, m.vocabulary - 1));
+  const std::vector<float> expected = run_step(run, m, one_by_one, ids);
+  run.expect(same_bits(run_step(run, m, as_one, ids, true), expected), "logits of one kernel");
+  run.expect(as_one.storage == one_by_one.storage, "caches of one kernel");
 }
 
 // An id or a length that does not fit gives NaN in its row.
@@ -191,6 +219,7 @@ constexpr Case kCases[] = {
     {"launches of a step", 1, false, launches_of_a_step},
     {"small models", 24, true, small_models},
     {"models", 8, false, models},
+    {"as one kernel", 32, true, as_one_kernel},
     {"bad inputs", 8, false, bad_inputs},
     {"embedding sums", 30, false, embedding_sums},
 };

@@ -4,7 +4,8 @@
 // be made to do nothing (a mutant). Shared memory starts as NaN in a heap block of exactly the size asked
 // for. Reported as failures: threads that wait at different barriers, that leave a barrier or shuffle to the
 // others for ever, shuffles with inactive lanes, and threads that end or meet others before they have waited
-// for the kernels before theirs.
+// for the kernels before theirs. Of a kernel whose blocks wait for each other all run at once, in turns that
+// the scheduler deals as unfairly.
 #pragma once
 
 #include <ucontext.h>
@@ -62,12 +63,15 @@ struct Session {
 class Block;
 
 struct Fiber {
-  enum State { kReady, kBarrier, kShuffle, kDone };
+  enum State { kReady, kBarrier, kShuffle, kCounter, kDone };
   ucontext_t context;
   char* stack = nullptr;
   State state = kReady;
   const char* file = nullptr;  // of the synchronisation it waits at
   int line = 0;
+  int group = 0;  // of the barrier: the block, or one more than the number of its part
+  const uint32_t* counter = nullptr;
+  uint32_t count = 0;
   uint64_t sent = 0, received = 0;
   int source = 0;
   bool waited = false;  // for the kernels before
@@ -95,46 +99,81 @@ struct HostContext {
   }
   void wait_for_previous() const;
   void release_next() const {}
+  void part_barrier(int part, int threads, const char* file = __builtin_FILE(),
+                    int line = __builtin_LINE()) const;
+  void arrive(uint32_t* counter) const { ++*counter; }
+  void wait_for(const uint32_t* counter, uint32_t count, const char* file = __builtin_FILE(),
+                int line = __builtin_LINE()) const;
 };
 
 class Block {
  public:
   using Body = std::function<void(const HostContext&)>;
 
-  Block(Session& session, int threads, const Body& body) : session_(session), body_(body), fibers_(threads) {
+  // `place` among the blocks that run at the same time: stacks are used again.
+  Block(Session& session, int threads, const Body& body, int place = 0)
+      : session_(session), body_(body), fibers_(threads) {
     if (threads % bark_accel::cuda::kWarp) std::abort();
-    static std::vector<std::unique_ptr<char[]>> stacks;  // one block runs at a time
-    while (int(stacks.size()) < threads) stacks.emplace_back(new char[kStackBytes]);
-    for (int i = 0; i < threads; ++i) fibers_[i].stack = stacks[i].get();
+    static std::vector<std::unique_ptr<char[]>> stacks;
+    while (int(stacks.size()) < (place + 1) * threads) stacks.emplace_back(new char[kStackBytes]);
+    for (int i = 0; i < threads; ++i) fibers_[i].stack = stacks[place * threads + i].get();
   }
 
   int threads() const { return int(fibers_.size()); }
   int64_t index() const { return index_; }
   char* shared() const { return shared_.get(); }
 
+  enum Turn { kRan, kNobody, kBroken };
+
   // False where the threads could not all finish.
   bool run(int64_t index, int64_t shared_bytes) {
+    begin(index, shared_bytes);
+    while (!done()) {
+      if (turn() != kRan) return false;
+    }
+    return true;
+  }
+
+  bool done() const { return done_ == threads(); }
+
+  // A thread that can runs, up to where it waits.
+  Turn turn() {
+    const int next = pick();
+    if (next < 0) return kNobody;
+    resume(next);
+    return broken_ ? kBroken : kRan;
+  }
+
+  void begin(int64_t index, int64_t shared_bytes) {
     index_ = index;
     shared_.reset(static_cast<char*>(std::aligned_alloc(16, (shared_bytes + 15) / 16 * 16)));
     std::memset(shared_.get(), 0xff, shared_bytes);
     for (int i = 0; i < threads(); ++i) start(i);
     draw_order();
-    waiting_ = done_ = 0;
+    done_ = 0;
+    waiting_.assign(threads(), 0);
     arrived_.assign(threads() / bark_accel::cuda::kWarp, 0);
-    while (done_ < threads()) {
-      const int next = pick();
-      if (next < 0) return false;
-      resume(next);
-      if (broken_) return false;
-    }
-    return true;
   }
 
-  void barrier(int thread, const char* file, int line) {
+  // Of `count` threads, group 0 all of them.
+  void barrier(int thread, int group, int count, const char* file, int line) {
     const Site site{file, line};
-    if (thread == 0) session_.barriers.insert(site);
+    session_.barriers.insert(site);
     if (site == session_.broken) return;
-    wait(thread, Fiber::kBarrier, file, line);
+    fibers_[thread].group = group;
+    wait(thread, Fiber::kBarrier, file, line, count);
+  }
+
+  void wait_for(int thread, const uint32_t* counter, uint32_t count, const char* file, int line) {
+    const Site site{file, line};
+    session_.barriers.insert(site);
+    if (site == session_.broken || *counter >= count) return;
+    Fiber& fiber = fibers_[thread];
+    fiber.counter = counter;
+    fiber.count = count;
+    fiber.state = Fiber::kCounter;
+    leave(fiber, false);
+    fiber.state = Fiber::kReady;
   }
 
   void wait_for_previous(int thread) { fibers_[thread].waited = true; }
@@ -198,28 +237,35 @@ class Block {
     const int n = threads(), from = session_.order == Order::kShuffled ? int(session_.random() % n) : 0;
     for (int i = 0; i < n; ++i) {
       const int thread = order_[(from + i) % n];
-      if (fibers_[thread].state == Fiber::kReady) return thread;
+      if (can_run(fibers_[thread])) return thread;
     }
     return -1;
   }
 
-  void wait(int thread, Fiber::State state, const char* file, int line) {
+  static bool can_run(const Fiber& fiber) {
+    return fiber.state == Fiber::kReady || (fiber.state == Fiber::kCounter && *fiber.counter >= fiber.count);
+  }
+
+  void wait(int thread, Fiber::State state, const char* file, int line, int count = 0) {
     Fiber& fiber = fibers_[thread];
     if (!fiber.waited) broken_ = true;
     fiber.state = state;
     fiber.file = file;
     fiber.line = line;
-    state == Fiber::kBarrier ? arrive_at_barrier(fiber) : arrive_at_shuffle(thread);
+    state == Fiber::kBarrier ? arrive_at_barrier(fiber, count) : arrive_at_shuffle(thread);
     if (fiber.state != Fiber::kReady || session_.order == Order::kShuffled || broken_) leave(fiber, false);
   }
 
-  void arrive_at_barrier(const Fiber& fiber) {
-    if (++waiting_ < threads()) return;
-    for (Fiber& other : fibers_) {
-      if (other.line != fiber.line || std::strcmp(other.file, fiber.file)) broken_ = true;
+  void arrive_at_barrier(const Fiber& fiber, int count) {
+    if (++waiting_[fiber.group] < count) return;
+    const int first = fiber.group ? (fiber.group - 1) * count : 0;
+    for (int i = first; i < first + count; ++i) {
+      Fiber& other = fibers_[i];
+      const bool here = other.state == Fiber::kBarrier && other.group == fiber.group;
+      if (!here || other.line != fiber.line || std::strcmp(other.file, fiber.file)) broken_ = true;
       other.state = Fiber::kReady;
     }
-    waiting_ = 0;
+    waiting_[fiber.group] = 0;
   }
 
   void arrive_at_shuffle(int thread) {
@@ -274,11 +320,11 @@ class Block {
   Session& session_;
   const Body& body_;
   std::vector<Fiber> fibers_;
-  std::vector<int> order_, arrived_;
+  std::vector<int> order_, arrived_, waiting_;
   std::unique_ptr<char[], Free> shared_;
   ucontext_t scheduler_;
   int64_t index_ = 0;
-  int waiting_ = 0, done_ = 0;
+  int done_ = 0;
   bool broken_ = false;
 #ifdef EMULATOR_ASAN
   const void* scheduler_stack_ = nullptr;
@@ -289,8 +335,16 @@ class Block {
 inline int HostContext::threads() const { return owner->threads(); }
 inline int64_t HostContext::block() const { return owner->index(); }
 inline char* HostContext::shared() const { return owner->shared(); }
-inline void HostContext::barrier(const char* file, int line) const { owner->barrier(index, file, line); }
+inline void HostContext::barrier(const char* file, int line) const {
+  owner->barrier(index, 0, threads(), file, line);
+}
 inline void HostContext::wait_for_previous() const { owner->wait_for_previous(index); }
+inline void HostContext::part_barrier(int part, int threads, const char* file, int line) const {
+  owner->barrier(index, part + 1, threads, file, line);
+}
+inline void HostContext::wait_for(const uint32_t* counter, uint32_t count, const char* file, int line) const {
+  owner->wait_for(index, counter, count, file, line);
+}
 
 template <class T>
 T HostContext::shuffle(T value, int lane, const char* file, int line) const {
@@ -307,12 +361,7 @@ struct Executor {
 
   template <class Kernel>
   void launch(const typename Kernel::Params& params) {
-    const bark_accel::cuda::Grid grid = Kernel::grid(params);
-    if (grid.shared_bytes > 48 * 1024) {
-      std::fprintf(stderr, "expected at most 48 KiB of shared memory, got %lld bytes\n",
-                   (long long)grid.shared_bytes);
-      std::abort();
-    }
+    const bark_accel::cuda::Grid grid = checked_grid<Kernel>(params);
     const Block::Body body = [&](const HostContext& ctx) { Kernel::run(ctx, params); };
     Block block(session, grid.threads, body);
     std::vector<int64_t> order(grid.blocks);
@@ -324,6 +373,47 @@ struct Executor {
         return;
       }
     }
+  }
+
+  // All blocks at once, as many as the session says.
+  template <class Kernel>
+  void launch_persistent(typename Kernel::Params params) {
+    params.blocks = 1 + int32_t(session.random() % 5);
+    *params.arrived = 0;
+    const bark_accel::cuda::Grid grid = checked_grid<Kernel>(params);
+    const Block::Body body = [&](const HostContext& ctx) { Kernel::run(ctx, params); };
+    std::vector<std::unique_ptr<Block>> waiting;
+    for (int i = 0; i < grid.blocks; ++i) {
+      waiting.push_back(std::make_unique<Block>(session, grid.threads, body, i));
+      waiting.back()->begin(i, grid.shared_bytes);
+    }
+    if (session.order != Order::kInOrder) std::shuffle(waiting.begin(), waiting.end(), session.random);
+    while (!waiting.empty() && !session.failed) session.failed = !one_turn(waiting);
+  }
+
+ private:
+  // Of the first block that can, or of the first from any of them on.
+  bool one_turn(std::vector<std::unique_ptr<Block>>& blocks) {
+    const size_t n = blocks.size(), from = session.order == Order::kShuffled ? session.random() % n : 0;
+    for (size_t i = 0; i < n; ++i) {
+      Block& block = *blocks[(from + i) % n];
+      const Block::Turn turn = block.turn();
+      if (turn == Block::kNobody) continue;
+      if (block.done()) blocks.erase(blocks.begin() + (from + i) % n);
+      return turn == Block::kRan;
+    }
+    return false;
+  }
+
+  template <class Kernel>
+  static bark_accel::cuda::Grid checked_grid(const typename Kernel::Params& params) {
+    const bark_accel::cuda::Grid grid = Kernel::grid(params);
+    if (grid.shared_bytes > 48 * 1024) {
+      std::fprintf(stderr, "expected at most 48 KiB of shared memory, got %lld bytes\n",
+                   (long long)grid.shared_bytes);
+      std::abort();
+    }
+    return grid;
   }
 };
 

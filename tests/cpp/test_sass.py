@@ -17,7 +17,8 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 OBJECTS = Path(os.environ.get("BARK_ACCEL_CUDA_OBJECTS", ROOT / "build" / "cuda"))
-PRODUCTS = ("gemv_float32", "gemv_float16", "gemv_bfloat16", "gemv_int8")
+DTYPES = ("float32", "float16", "bfloat16", "int8")
+PRODUCTS = tuple(f"gemv_{dtype}" for dtype in DTYPES)
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(.*?)\s*;", re.MULTILINE)
 
 
@@ -69,6 +70,20 @@ def test_weights_are_asked_for_before_the_kernel_ahead_has_ended(name: str) -> N
         assert len(loads) - ahead >= 4, f"{key}: the next batch is not asked for as a whole"
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_are_asked_for_before_the_other_blocks_are_there(dtype: str) -> None:
+    """A block of the persistent step has loads in flight while it looks at the counter of those that have arrived."""
+    for key, code in functions(f"persistent_{dtype}").items():
+        ahead, most = 0, 0
+        for instruction in code:
+            if instruction.startswith(("BAR.SYNC", "STS")):
+                ahead = 0
+            ahead += instruction.startswith(("LD.E.128", "LDG.E.128"))
+            if ".STRONG.GPU" in instruction and instruction.startswith("LD"):
+                most = max(most, ahead)
+        assert most >= 4, f"{key}: {most} loads of 16 bytes before a look at the counter"
+
+
 def test_the_samplers_bins_are_no_loops_of_compare_and_swap() -> None:
     for key, code in functions("fused_sample").items():
         atomics = {instruction.split()[0] for instruction in code if instruction.startswith(("ATOM", "RED"))}
@@ -83,7 +98,7 @@ def test_no_division_of_64_bits(name: str) -> None:
     assert not re.findall(r"\$__internal_\d+_\$__cuda_sm20_(?:div|rem)_[su]64", dump(built(name), "-elf"))
 
 
-@pytest.mark.parametrize("name", ("fused_sample", "attention", *PRODUCTS))
+@pytest.mark.parametrize("name", ("fused_sample", "attention", *PRODUCTS, *(f"persistent_{dtype}" for dtype in DTYPES)))
 def test_there_is_code_for_every_architecture_built_for(name: str) -> None:
     compiled = built(name)
     options = (OBJECTS / "archs").read_text() if (OBJECTS / "archs").is_file() else ""

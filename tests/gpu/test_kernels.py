@@ -206,6 +206,22 @@ def test_dependent_launch_changes_nothing(native: Any, device: torch.device) -> 
 
 
 @pytest.mark.needs_gpu
+@pytest.mark.parametrize("rows", (1, 2, 4))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.int8))
+def test_one_kernel_a_step_gives_the_same_bits(
+    native: Any, device: torch.device, dtype: torch.dtype, rows: int
+) -> None:
+    inputs = decode_inputs(device, dtype, rows, layers=12)
+    expected = native.decode_step(*inputs)
+    load().set_persistent_step(True)
+    try:
+        for _ in range(20):
+            assert torch.equal(native.decode_step(*inputs), expected)
+    finally:
+        load().set_persistent_step(False)
+
+
+@pytest.mark.needs_gpu
 def test_two_threads_on_two_streams(native: Any, device: torch.device) -> None:
     inputs = [decode_inputs(device, torch.float32, 1) for _ in range(2)]
     expected = [native.decode_step(*arguments) for arguments in inputs]

@@ -125,6 +125,25 @@ def test_isa_variable(isa: str, expected: str) -> None:
     assert expected in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [("kernels", "False"), ("persistent", "cuda"), ("one", "BARK_ACCEL_CUDA_STEP: expected kernels or persistent")],
+)
+def test_step_variable(step: str, expected: str) -> None:
+    """A library without CUDA kernels has no step to choose."""
+    script = "from bark_accel.ops import _library; x = _library.load(); print(x.persistent_step, x.build_info())"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "BARK_ACCEL_CUDA_STEP": step},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert expected in done.stdout + done.stderr
+    if step == "persistent":
+        assert done.stdout.startswith("True") == ("'cuda': 'none'" not in done.stdout)
+
+
 def test_two_threads_that_come_first_together() -> None:
     """Fakes are registered once: some versions of torch refuse a second one."""
     script = """

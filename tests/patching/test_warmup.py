@@ -12,7 +12,7 @@ from support.parity import accelerated_copy, assert_equal_to_stock
 
 from bark_accel import AudioStreamer, acceleration_report, warmup
 from bark_accel.decoding import cuda_graphs as graphs
-from bark_accel.ops import backend
+from bark_accel.ops import _library, backend
 from bark_accel.ops.cuda import OPS
 from bark_accel.patches import step_kind
 from bark_accel.patches.api import model_patch
@@ -90,6 +90,18 @@ def test_the_report_says_which_step_runs_and_why(
         monkeypatch.setattr(module, "is_served", lambda device: served)
     monkeypatch.setattr(step_kind, "follows_torch", lambda device, draw: known and draw is OPS.draw_next)
     assert step_kind.step_kind(patch.settings, GPU).startswith(expected)
+
+
+def test_the_report_says_that_a_step_is_one_kernel(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch = model_patch(accelerated_copy(small_model))
+    assert patch is not None
+    for module in (backend, step_kind):
+        monkeypatch.setattr(module, "native_fault", lambda device: None)
+        monkeypatch.setattr(module, "is_served", lambda device: True)
+    monkeypatch.setattr(step_kind, "follows_torch", lambda device, draw: True)
+    monkeypatch.setattr(_library.load(), "persistent_step", True)
+    said = step_kind.step_kind(patch.settings, GPU)
+    assert said == "one compiled kernel for up to four rows of aligned weights, else several; graphs of 8 tokens"
 
 
 def test_the_report_of_a_cpu(small_model: Any) -> None:

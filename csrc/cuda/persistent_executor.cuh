@@ -1,0 +1,52 @@
+// Launches a kernel whose blocks wait for each other: as many blocks as the device runs at once.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "launch.h"
+#include "persistent_step.cuh"
+
+namespace bark_accel::cuda {
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerMultiprocessor)
+    persistent_entry(const __grid_constant__ typename Kernel::Params params) {
+  Kernel::run(DeviceContext{}, params);
+}
+
+struct PersistentExecutor {
+  cudaStream_t stream;
+  cudaError_t error = cudaSuccess;
+
+  template <class Kernel>
+  void launch_persistent(typename Kernel::Params params) {
+    int device = 0, multiprocessors = 0, resident = 0;
+    const size_t shared_bytes = size_t(params.shared_bytes);
+    note(cudaGetDevice(&device));
+    note(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    note(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, persistent_entry<Kernel>, Kernel::kThreads,
+                                                       shared_bytes));
+    params.blocks = multiprocessors * int(smaller(resident, Kernel::kBlocksPerMultiprocessor));
+    if (params.blocks == 0) note(cudaErrorCooperativeLaunchTooLarge);
+    if (error != cudaSuccess) return;
+    note(cudaMemsetAsync(params.arrived, 0, sizeof *params.arrived, stream));
+    cudaLaunchAttribute all_at_once{};
+    all_at_once.id = cudaLaunchAttributeCooperative;
+    all_at_once.val.cooperative = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(unsigned(params.blocks));
+    config.blockDim = dim3(Kernel::kThreads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &all_at_once;
+    config.numAttrs = 1;
+    note(cudaLaunchKernelEx(&config, persistent_entry<Kernel>, params));
+  }
+
+ private:
+  void note(cudaError_t status) {
+    if (error == cudaSuccess) error = status;
+  }
+};
+
+}  // namespace bark_accel::cuda

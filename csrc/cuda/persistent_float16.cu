@@ -1,0 +1,7 @@
+#include "persistent_executor.cuh"
+
+namespace bark_accel::cuda {
+
+template void launch_persistent_of<Half, Half>(PersistentExecutor&, const DecodeStepParams&);
+
+}  // namespace bark_accel::cuda
