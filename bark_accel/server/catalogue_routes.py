@@ -59,6 +59,8 @@ def catalogue_routes(state: State) -> APIRouter:
         voices.check_name(name, [*speaker.voices, *ALIASES])
         preset = await to_thread.run_sync(read_voice, await file.read())
         speaker.check_preset(preset)
+        # Once more: a neighbour may have taken the name, or the last place, while the file was read.
+        voices.check_name(name, [])
         voices.add(name, preset)
         return Voice(id=name, name=name, kind="uploaded")
 

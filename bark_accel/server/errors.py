@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -89,7 +90,9 @@ def invalid_value(errors: Sequence[Any], whole: str, *, inside: int = 1) -> ApiE
     inside : int
         Parts of a place before the field's name.
     """
-    place = ".".join(str(part) for part in errors[0]["loc"][inside:]) or None
+    # Beyond the fields' names are pydantic's own, of one of several types.
+    fields = takewhile(lambda part: isinstance(part, int) or (part.islower() and part.isidentifier()), errors[0]["loc"])
+    place = ".".join(str(part) for part in [*fields][inside:]) or None
     return ApiError(400, f"{place or whole}: {errors[0]['msg']}", code="invalid_value", param=place)
 
 

@@ -47,7 +47,7 @@ class SpeechResponse(Response):
         self._state, self._asked, self._sse = state, body, body.stream_format == "sse"
         media_type = "text/event-stream" if self._sse else FORMATS[body.response_format].media_type
         self.status_code, self.media_type, self.background = 200, media_type, None
-        self._ended = False
+        self._ended, self._outcome = False, 200
         headers = {"cache-control": "no-store"}
         if body.instructions:
             headers["warning"] = '299 bark_accel "instructions are ignored: Bark has no such thing"'
@@ -55,7 +55,7 @@ class SpeechResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = await self._sent(receive, send)
-        self._state.metrics.requests.labels(status=refusal.status if refusal else 200).inc()
+        self._state.metrics.requests.labels(status=self._outcome).inc()
         if refusal is not None:
             await refusal.response()(scope, receive, send)
 
@@ -84,13 +84,13 @@ class SpeechResponse(Response):
                     self._ended = True
         except Exception as error:
             found = as_api_error(error)
+            self._ended, self._outcome = True, found.status
             if not started:
                 refusal.append(found)
+            if not started or not self._sse:
+                # Without its end, the connection breaks off: all that tells a client that there was more sound.
                 scope.cancel()
                 return
-            if not self._sse:
-                # A connection that breaks off is all that tells a client of sound from a sound that has ended.
-                raise
             await send(
                 {"type": "http.response.body", "body": event({"type": "error", **found.body}), "more_body": True}
             )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from .app import create_app
+from .protocol import bounded_protocol
 from .settings import Settings
 from .state import State
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("uvicorn.error")
 
+# Seconds that a request has to come, at least.
+_LEAST_S = 1.0
 # Between two looks whether the sessions are over.
 _LOOK_S = 0.05
 
@@ -79,7 +82,10 @@ def make_server(settings: Settings, host: str, port: int, wyoming_port: int | No
         port=port,
         log_level="info",
         server_header=False,
+        http=bounded_protocol(max(settings.deadline_s, _LEAST_S)),
         ws_max_size=settings.max_body_bytes,
+        # Pongs are read with the text, which waits where too much is still to be said.
+        ws_ping_timeout=settings.deadline_s,
     )
     state: State = app.state.server
     if wyoming_port is None:

@@ -10,6 +10,8 @@ from anyio import CancelScope
 from .errors import shutting_down
 from .state import State
 
+LINGER_S = 2.0
+"""Seconds that a client has to take the last that is sent."""
 T = TypeVar("T")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,11 +107,14 @@ def read_keys(path: Path) -> tuple[str, ...]:
     Raises
     ------
     ValueError
-        It has none: a server that accepts anybody by mistake is worse than none.
+        It has none: a server that accepts anybody by mistake is worse than none. Or one has other characters than
+        those that a header holds.
     OSError
         It cannot be read.
     """
     keys = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
     if not keys:
         raise ValueError(f"api-key-file: expected a key a line, got none in {path}")
+    if not all(re.fullmatch(r"[!-~]+", key) for key in keys):
+        raise ValueError(f"api-key-file: expected keys of ASCII characters without spaces, got another in {path}")
     return keys

@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Annotated, Literal
 
-from anyio import fail_after
+from anyio import fail_after, move_on_after
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from .access import KEY_PROTOCOL, KeyRing, is_foreign, websocket_key
 from .errors import ApiError, as_api_error, invalid_value
 from .schema import SpeechOptions, Text
-from .session import Session
+from .session import LINGER_S, Session
 from .spoken_text import SpokenText
 from .state import State
 
@@ -64,7 +64,8 @@ class SocketSession(Session):
             self._state.metrics.left.inc()
         except Exception as error:
             refusal = as_api_error(error)
-            with suppress(WebSocketDisconnect, RuntimeError):
+            # Who reads nothing does not read this either.
+            with suppress(WebSocketDisconnect, RuntimeError), move_on_after(LINGER_S):
                 await self._websocket.send_json({"type": "error", **refusal.body})
                 await self._websocket.close(_close_code(refusal.status))
         self._state.metrics.requests.labels(status=refusal.status if refusal else 200).inc()
@@ -90,11 +91,19 @@ class SocketSession(Session):
 
     async def _receive(self) -> Start | TextPart | Flush | End:
         with fail_after(self._state.settings.deadline_s):
-            text = await self._received(self._websocket.receive_text)
+            text = await self._received(self._receive_text)
         try:
             return _MESSAGE.validate_json(text)
         except ValidationError as error:
             raise invalid_value(error.errors(), "message") from None
+
+    async def _receive_text(self) -> str:
+        message = await self._websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message["code"])
+        if message.get("text") is None:
+            raise ApiError(400, "expected messages of text, got binary data", code="invalid_value")
+        return message["text"]
 
     async def _feed(self, text: SpokenText) -> None:
         """Add what comes; a client that leaves ends it all."""
@@ -105,7 +114,7 @@ class SocketSession(Session):
                 await (text.add(message.text) if isinstance(message, TextPart) else text.flush())
             await text.end()
             while True:
-                await self._websocket.receive_text()
+                await self._receive_text()
         except WebSocketDisconnect as error:
             text.abort(error)
 

@@ -46,7 +46,12 @@ class UploadedVoices:
 
     def get(self, name: str) -> VoicePreset | None:
         """The voice of that name, if there is one."""
-        return load_voice_preset(self._path(name)) if self._has(name) else None
+        try:
+            return load_voice_preset(self._path(name)) if self._has(name) else None
+        except ValueError:
+            if self._has(name):
+                raise
+            return None  # deleted a moment ago
 
     def check_name(self, name: str, taken: list[str]) -> None:
         """Raise `ApiError` for a name that cannot be, or is taken."""

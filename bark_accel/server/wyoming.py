@@ -27,7 +27,7 @@ from wyoming.tts import (
 from .encoding import PCM_RATE
 from .errors import ApiError, as_api_error
 from .schema import SpeechBody, SpeechOptions, Text
-from .session import Session
+from .session import LINGER_S, Session
 from .speaker import Speaker
 from .speech import encoded, opened
 from .spoken_text import SpokenText
@@ -38,8 +38,6 @@ logger = logging.getLogger("uvicorn.error")
 
 # Events that wait.
 _AHEAD = 64
-# Seconds that a client has to take the last event.
-_LINGER_S = 2.0
 _FORMAT = {"rate": PCM_RATE, "width": 2, "channels": 1}
 _TEXT: TypeAdapter[str] = TypeAdapter(Text)
 
@@ -120,7 +118,7 @@ class WyomingSession(Session):
                 await self._answer()
                 group.cancel_scope.cancel()
         finally:
-            with CancelScope(shield=True), move_on_after(_LINGER_S), suppress(ConnectionError):
+            with CancelScope(shield=True), move_on_after(LINGER_S), suppress(ConnectionError):
                 self._writer.close()
                 await self._writer.wait_closed()
             self._writer.transport.abort()
@@ -164,7 +162,7 @@ class WyomingSession(Session):
         except Exception as error:
             refusal = as_api_error(error)
             self._count(refusal.status)
-            with suppress(ConnectionError), move_on_after(_LINGER_S):
+            with suppress(ConnectionError), move_on_after(LINGER_S):
                 await self._send(Error(text=refusal.message, code=refusal.code))
 
     async def _answer_event(self, event: Event) -> None:

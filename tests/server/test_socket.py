@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import httpx
 import numpy as np
@@ -95,6 +96,59 @@ def test_a_client_that_leaves_frees_its_row(server):
         while not isinstance(socket.recv(timeout=30), bytes):
             pass
     until(lambda: not server.engine.requests and not any(s.users for s in server.state.models.loaded()), 2)
+
+
+def test_a_sentence_has_a_deadline():
+    with running(Settings(deadline_s=1.5)) as server:
+        # The second is longer than it may take.
+        with opened(server) as socket:
+            send(socket, START, "Hello. ", "Hello, my dog is cute, " * 100, {"type": "end"})
+            messages, sound = received(socket)
+        assert messages[-1]["error"]["code"] == "deadline_exceeded" and socket.close_code == 1011 and sound
+        # So has a client that says nothing, before and after its start.
+        for sent in ([], [START]):
+            with opened(server) as socket:
+                send(socket, *sent)
+                assert received(socket)[0][-1]["error"]["code"] == "deadline_exceeded"
+        until(lambda: not server.engine.requests and not any(s.users for s in server.state.models.loaded()))
+
+
+def test_who_reads_nothing_is_let_go():
+    with running(Settings(deadline_s=3.0)) as server, opened(server, max_queue=1) as socket:
+        send(socket, {**START, "response_format": "wav", "speed": 0.25}, "Hello, my dog is cute. " * 150)
+        until(lambda: server.state.sessions)
+        until(lambda: not server.state.sessions, 40)
+        assert not any(s.users for s in server.state.models.loaded())
+
+
+def test_no_sound_is_told(server, monkeypatch):
+    (speaker,) = server.state.models.loaded()
+    monkeypatch.setattr(speaker, "submit", partial(speaker.submit, min_eos_p=1e-30))
+    with opened(server) as socket:
+        send(socket, START, "Hello.", {"type": "end"})
+        messages, sound = received(socket)
+    assert messages[-1]["error"]["code"] == "no_sound" and socket.close_code == 1011 and not sound
+
+
+@pytest.mark.parametrize("sent", [[], [START]], ids=["first", "later"])
+def test_binary_messages_are_no_text(server, sent):
+    with opened(server) as socket:
+        send(socket, *sent)
+        socket.send(b"\x00")
+        messages, _ = received(socket)
+    assert messages[-1]["error"]["code"] == "invalid_value" and socket.close_code == 1008
+
+
+def test_the_end_of_the_server_lets_sentences_finish():
+    with running(Settings()) as server, opened(server) as socket, opened(server) as waiting:
+        send(socket, START, *TOKENS, " Yes")
+        while not isinstance(socket.recv(timeout=30), bytes):
+            pass
+        server.stop()
+        messages, _ = received(socket)
+        said = [message["text"] for message in messages if message["type"] == "speech.sentence"]
+        assert said == ["Good morning, my cat is big."] and messages[-1]["error"]["code"] == "shutting_down"
+        assert received(waiting)[0][-1]["error"]["code"] == "shutting_down"
 
 
 def test_a_full_line_says_so():

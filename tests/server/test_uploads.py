@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -18,6 +19,7 @@ from support.servers import running
 from bark_accel import small_bark_path
 from bark_accel.server.app import create_app
 from bark_accel.server.settings import Settings
+from bark_accel.server.voices import UploadedVoices, read_voice
 
 VOICE = (small_bark_path() / "speaker_embeddings" / "rms.npz").read_bytes()
 BODY = {"model": "tts-1", "input": "Good morning", "response_format": "pcm", "seed": 1}
@@ -123,6 +125,22 @@ def test_damaged_files(client, place, put):
     assert answer.status_code in (201, 400), answer.text
     if answer.status_code == 201:
         client.delete("/v1/audio/voices/damaged")
+
+
+def test_only_one_of_many_gets_a_name(client):
+    with ThreadPoolExecutor(8) as pool:
+        statuses = [answer.status_code for answer in pool.map(lambda _: upload(client, VOICE, "wanted"), range(8))]
+    client.delete("/v1/audio/voices/wanted")
+    assert sorted(statuses) == [201] + [409] * 7
+
+
+def test_a_voice_that_is_deleted_while_it_is_read(tmp_path, monkeypatch):
+    voices = UploadedVoices(tmp_path)
+    voices.add("mine", read_voice(VOICE))
+    has = [True, False]
+    monkeypatch.setattr(voices, "_has", lambda name: has.pop(0))
+    (tmp_path / "mine.npz").unlink()
+    assert voices.get("mine") is None
 
 
 def test_voices_of_a_folder_stay(tmp_path):
