@@ -23,17 +23,19 @@ GPU_DIRECTORY ?= $(or $(OUT),benchmarks/results)
 GPU_TABLES ?=
 # Not empty: the library in bark_accel/ is used if it loads there.
 GPU_PREBUILT ?=
+REPAIR = PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --strip --plat auto --only-plat --exclude 'libtorch*.so'
 BENCH := $(BIN)/python -m benchmarks
 GPU := $(GPU_PYTHON) -m benchmarks gpu
 GPU_OPTIONS = --seconds $(GPU_SECONDS) --directory $(GPU_DIRECTORY) $(if $(GPU_PREBUILT),--prebuilt) \
 	$(if $(GPU_TABLES),--tables $(GPU_TABLES))
 
-.PHONY: help picture setup demo small-bark wheel test matrix sanitize other-cpus bench lint cuda-check
+.PHONY: help picture setup demo small-bark wheel cuda-wheel test matrix sanitize other-cpus bench lint cuda-check
 .PHONY: gpu gpu-build gpu-test gpu-bench gpu-sanitize clean
 
 help:
 	@echo "make setup  create $(VENV), install pinned packages, build the extension"
 	@echo "make wheel  one wheel for every Python and torch >= 2.11 on Linux x86-64, in dist"
+	@echo "make cuda-wheel  the same with the CUDA kernels (nvcc needed, some minutes), in dist/cuda"
 	@echo "make demo   one utterance of the small Bark, stock and accelerated, in demo_out"
 	@echo "make small-bark  train the small checkpoint again (flite needed, some hours), in build/small_bark"
 	@echo "make test   run the tests"
@@ -71,8 +73,14 @@ $(TEST_DATA_STAMP): $(PACKAGES_STAMP)
 wheel: setup
 	rm -rf build/lib* build/wheel
 	MAX_JOBS=$(MAX_JOBS) $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
-	PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --strip --plat auto --only-plat \
-		--exclude 'libtorch*.so' --wheel-dir dist build/wheel/*.whl
+	$(REPAIR) --wheel-dir dist build/wheel/*.whl
+
+# Linked with the glibc of 2018, as far as CUDA's static runtime asks for newer.
+cuda-wheel: setup
+	rm -rf build/lib* build/wheel
+	LDFLAGS="$$(.ci/glibc_stubs build/glibc_stubs)" BARK_ACCEL_CUDA=1 MAX_JOBS=$(MAX_JOBS) \
+		$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(REPAIR) --wheel-dir dist/cuda build/wheel/*.whl
 
 demo: setup
 	$(BIN)/python -m bark_accel demo
