@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
-TEST_DATA := bark==0.1.5
+TEST_DATA := bark==0.1.5 Resemblyzer==0.1.4
 MAX_JOBS ?= 2
 # Processes that share the tests; most of them run on one thread.
 TEST_JOBS ?= 2
@@ -64,7 +64,7 @@ $(BUILD_STAMP): $(PACKAGES_STAMP) pyproject.toml setup.py $(SOURCES)
 	MAX_JOBS=$(MAX_JOBS) $(BIN)/python -m pip install --no-build-isolation --no-deps -e .
 	touch $@
 
-# Real voice presets. Its own dependencies are not wanted.
+# Real voice presets, and weights that tell speakers apart. Their own dependencies are not wanted.
 $(TEST_DATA_STAMP): $(PACKAGES_STAMP)
 	$(BIN)/python -m pip install --no-deps $(TEST_DATA)
 	touch $@

@@ -21,6 +21,7 @@ from bark_accel.hf.stage_trace import trace_stages
 
 from .models import shared_copy
 from .sound import log_spectral_distance, mel_cepstral_distortion
+from .speaker import SpeakerEncoder
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Way:
 
 WAYS = {
     "float16": Way({"weights": "float16"}),
+    "bfloat16": Way({"weights": "bfloat16"}),
     "int8": Way({"weights": "int8"}),
     "w8a8": Way({"weights": "w8a8"}),
     "fitting windows": Way({"fit_windows": True}),
@@ -45,16 +47,17 @@ PREVIEW, STOCK, ANOTHER_DRAW = "preview", "stock", f"stock, another draw at {DRA
 
 @dataclass(frozen=True)
 class SoundDistance:
-    """Figures of one utterance beside stock's, or their means; None: no fine codes, or not asked for.
+    """Figures of one utterance beside stock's, or their means; None: no fine codes, not asked for, or silence.
 
     Share of fine codes that are stock's, mean surprise at a fine code in nats (by stock's fine stage), log-spectral
-    distance and mel-cepstral distortion in dB.
+    distance and mel-cepstral distortion in dB, cosine similarity of the speakers.
     """
 
     same_fine_codes: float | None
     nats_a_fine_code: float | None
     log_spectral_distance_db: float
     mel_cepstral_distortion_db: float
+    speaker_similarity: float | None = None
 
 
 class FineReference:
@@ -68,10 +71,12 @@ class FineReference:
         Of each draw of fine codes.
     likelihood : bool
         Measure how likely codes are, at the price of a fine stage each time.
+    speakers : SpeakerEncoder, optional
+        Compare the speakers.
     """
 
-    def __init__(self, model: BarkModel, seed: int, likelihood: bool):
-        self.model, self.seed, self.likelihood = model, seed, likelihood
+    def __init__(self, model: BarkModel, seed: int, likelihood: bool, speakers: SpeakerEncoder | None = None):
+        self.model, self.seed, self.likelihood, self.speakers = model, seed, likelihood, speakers
         self.configs = GenerationConfigs.of(model)
         self.window = self.configs.fine.max_fine_input_length
         self.coarse_codebooks = self.configs.coarse.n_coarse_codebooks
@@ -95,10 +100,17 @@ class FineReference:
             nats_a_fine_code=self._nats(codes) if whole and self.likelihood else None,
             log_spectral_distance_db=log_spectral_distance(*waves, self.configs.sample_rate),
             mel_cepstral_distortion_db=mel_cepstral_distortion(*waves, self.configs.sample_rate),
+            speaker_similarity=self._similarity(*waves),
         )
 
     def _sound(self, codes: Tensor) -> Tensor:
         return self.model.codec_decode(codes[None])[0].float()
+
+    def _similarity(self, wave: Tensor, expected: Tensor) -> float | None:
+        if self.speakers is None:
+            return None
+        one, other = (self.speakers.embed(w, self.configs.sample_rate) for w in (wave, expected))
+        return None if one is None or other is None else float(one @ other)
 
     def _nats(self, codes: Tensor) -> float:
         """Mean surprise at a fine code, each after the codebooks before it, in one window of stock's."""
@@ -120,6 +132,7 @@ def sound_distances(
     *,
     seed: int,
     likelihood: bool = True,
+    speakers: SpeakerEncoder | None = None,
     ways: Mapping[str, Way] = WAYS,
     on_way: Callable[[str], None] | None = None,
 ) -> dict[str, tuple[SoundDistance, int]]:
@@ -136,6 +149,8 @@ def sound_distances(
         Of every generation.
     likelihood : bool
         Measure how likely stock finds the codes, which takes as long as another fine stage of stock's for each.
+    speakers : SpeakerEncoder, optional
+        Measure how similar the speakers are.
     ways : dict
         By name; beside them come stock itself, stock drawing another time, and coarse codes alone.
     on_way : callable, optional
@@ -146,7 +161,7 @@ def sound_distances(
     dict
         Means by way, and the number of utterances: those whose coarse codes are stock's. A way without any is left out.
     """
-    reference = FineReference(stock, seed, likelihood)
+    reference = FineReference(stock, seed, likelihood, speakers)
     said = [_say(reference, inputs) for inputs in utterances]
     said = [one for one in said if one.codes.shape[1] < reference.window]
     codes = {

@@ -62,9 +62,7 @@ class Compared:
 
 def requests(loaded: LoadedBark, seed: int) -> list[Request]:
     """Every text in each way; the first ten are all texts, the ways in turns, so that a short run sees all of both."""
-    names = [] if loaded.processor is None else voice_names(loaded.processor)
-    english = [name for name in names if "en_speaker" in name] or names
-    voices = english[:2]
+    voices = english_voices(loaded)[:2]
     found = []
     for shift in range(4):
         for number, text in enumerate(TEXTS):
@@ -72,6 +70,12 @@ def requests(loaded: LoadedBark, seed: int) -> list[Request]:
             voice = voices[number // 4 % len(voices)] if voices and way % 2 else None
             found.append(Request(text, voice, way >= 2, seed + number))
     return list(dict.fromkeys(found))
+
+
+def english_voices(loaded: LoadedBark) -> list[str]:
+    """Names of the voices that speak the language of `TEXTS`; all, where names do not tell."""
+    names = [] if loaded.processor is None else voice_names(loaded.processor)
+    return [name for name in names if "en_speaker" in name] or names
 
 
 def inputs_of(loaded: LoadedBark, request: Request) -> dict[str, Any]:

@@ -305,13 +305,16 @@ def check(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Write all that was found to this file, for a bug report: it names no folders of yours."),
     ] = None,
+    voices: Annotated[
+        bool, typer.Option("--voices", help="Rank the checkpoint's voices as well; half of the minutes are theirs.")
+    ] = False,
 ) -> None:
     """Compare tokens, scores, times and memory with stock's on this machine: ten texts, voices, greedy and sampled."""
     with friendly_errors():
         from .check import check as run
         from .request import ModelChoice
 
-        run(ModelChoice(model, device), minutes, seconds, seed, json)
+        run(ModelChoice(model, device), minutes, seconds, seed, json, voices)
 
 
 @app.command()

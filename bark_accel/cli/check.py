@@ -3,85 +3,67 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bark_accel import accelerate_bark, acceleration_report
-from bark_accel.bench.measure import STAGES, Comparison, commit, machine_facts, summarise, versions, warm_up
+from bark_accel.bench.measure import STAGES, commit, machine_facts, versions, warm_up
 
-from .console import EXIT_FAILED, fail, out, user_errors
+from .check_tables import show
+from .checked import Checked
+from .console import EXIT_FAILED, UserError, fail, out, user_errors
 from .demo import load
 from .outputs import check_file
-from .present import comparison_table
 from .request import ModelChoice
 
 if TYPE_CHECKING:
-    from bark_accel.bench.approximations import SoundDistance
+    from torch import Tensor
+    from transformers import BarkModel
+
     from bark_accel.bench.check import Compared
-    from bark_accel.bench.forced import Distance
     from bark_accel.bench.models import LoadedBark
+    from bark_accel.bench.speaker import SpeakerEncoder
+    from bark_accel.bench.voices import Held
 
 # Each way to speak once, whatever the time.
 AT_LEAST = 4
 # Utterances whose fine codes are made again in each approximate way: another one begins before so many seconds.
 HEARD, HEARD_S = 3, 5.0
-MIB = 1 << 20
+# Longest utterance that a voice is judged by: of less than 1.6 s, similarities say little.
+VOICE_S = 4.0
 
 
-@dataclass(frozen=True)
-class Checked:
-    """Findings: requests with both runs, distances of scores by precision and stage, of sounds by approximation with
-    the number of utterances, seconds to the first sound."""
-
-    compared: Sequence[Compared]
-    distances: dict[str, dict[str, Distance]]
-    sounds: dict[str, tuple[SoundDistance, int]]
-    first_sound_s: float
-    wanted: int
-
-    @property
-    def wrong(self) -> list[str]:
-        return [f"{c.request}: {line}" for c in self.compared for line in c.verdict.wrong]
-
-    @property
-    def ties(self) -> list[str]:
-        return [f"{c.request}: {tie}" for c in self.compared for tie in c.verdict.ties]
-
-    @property
-    def rows(self) -> list[Comparison]:
-        return summarise([(c.stock, c.accelerated) for c in self.compared])
-
-    def verdict(self) -> str:
-        total = self.rows[-1].ratio
-        said = f"{len(self.compared)} requests, greedy and sampled"
-        if self.wrong:
-            requests = len({line.partition(": ")[0] for line in self.wrong})
-            return f"NOT stock's speech in {requests} of {said}."
-        but = f" but for {len(self.ties)} that rounding decides" if self.ties else ""
-        return f"Stock's tokens in all of {said}{but}; {total:.1f} times as fast as stock."
-
-
-def check(choice: ModelChoice, minutes: float, seconds: float, seed: int, json_path: Path | None) -> None:
+def check(
+    choice: ModelChoice, minutes: float, seconds: float, seed: int, json_path: Path | None, voices: bool = False
+) -> None:
     if json_path is not None:
         check_file("--json", json_path)
     choice.check()
+    speakers = _speakers(voices)
     loaded = _loaded(choice)
-    checked, report = _measure(loaded, minutes, seconds, seed)
-    _show(checked, report)
+    checked, report = _measure(loaded, minutes, seconds, seed, speakers, voices)
+    show(checked, report, heard=speakers is not None)
     if json_path is not None:
-        record = _record(loaded, checked, report, {"minutes": minutes, "seconds": seconds, "seed": seed})
+        settings = {"minutes": minutes, "seconds": seconds, "seed": seed, "voices": voices}
+        record = _record(loaded, checked, report, settings)
         json_path.write_text(json.dumps(record, indent=1) + "\n")
         out.print(f"wrote {json_path}", markup=False, soft_wrap=True)
     if checked.wrong:
         fail(checked.verdict() + "\n  " + "\n  ".join(checked.wrong), EXIT_FAILED)
     out.print(f"[bold green]{checked.verdict()}[/]", soft_wrap=True)
+
+
+def _speakers(needed: bool) -> SpeakerEncoder | None:
+    """Load the encoder of speakers where it is installed; raise `ImportError` where it is needed and is not."""
+    from bark_accel.bench.speaker import SpeakerEncoder, encoder_weights
+
+    return SpeakerEncoder() if needed or encoder_weights() is not None else None
 
 
 def _loaded(choice: ModelChoice) -> LoadedBark:
@@ -92,13 +74,17 @@ def _loaded(choice: ModelChoice) -> LoadedBark:
     return loaded
 
 
-def _measure(loaded: LoadedBark, minutes: float, seconds: float, seed: int) -> tuple[Checked, str]:
+def _measure(
+    loaded: LoadedBark, minutes: float, seconds: float, seed: int, speakers: SpeakerEncoder | None, voices: bool
+) -> tuple[Checked, str]:
     from bark_accel.bench.approximations import WAYS, sound_distances
-    from bark_accel.bench.check import compare, first_sound, inputs_of, requests
+    from bark_accel.bench.check import compare, english_voices, first_sound, inputs_of, requests
     from bark_accel.bench.forced import distances
     from bark_accel.bench.measure import run_once
     from bark_accel.bench.models import max_semantic_tokens, semantic_tokens, shared_copy
 
+    if voices and not english_voices(loaded):
+        raise UserError("--voices: expected a checkpoint with voices and a tokenizer, got one without")
     with user_errors(ValueError):
         accelerated = accelerate_bark(shared_copy(loaded.model))
     longest = max_semantic_tokens(loaded.model)
@@ -106,6 +92,7 @@ def _measure(loaded: LoadedBark, minutes: float, seconds: float, seed: int) -> t
         tokens = min(longest, semantic_tokens(loaded.model, seconds))
     wanted = requests(loaded, seed)
     first = {**inputs_of(loaded, wanted[1]), "semantic_max_new_tokens": tokens}
+    seconds_left = 60 * minutes / (2 if voices else 1)
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -122,17 +109,87 @@ def _measure(loaded: LoadedBark, minutes: float, seconds: float, seed: int) -> t
         voiceless = [{**inputs_of(loaded, r), "semantic_max_new_tokens": tokens} for r in wanted if r.voice is None]
         heard = _begun_within(HEARD_S, voiceless[:HEARD])
         sounds = sound_distances(
-            loaded.model, heard, seed=seed, likelihood=False, on_way=lambda _: progress.advance(task)
+            loaded.model,
+            heard,
+            seed=seed,
+            likelihood=False,
+            speakers=speakers,
+            on_way=lambda _: progress.advance(task),
         )
         progress.update(task, description="stock and accelerated")
         compared: list[Compared] = []
         for one in compare(
-            loaded, accelerated, wanted, seconds=60 * minutes, at_least=min(AT_LEAST, len(wanted)), tokens=tokens
+            loaded, accelerated, wanted, seconds=seconds_left, at_least=min(AT_LEAST, len(wanted)), tokens=tokens
         ):
             compared.append(one)
             progress.advance(task)
+        held = None
+        if voices and speakers is not None:
+            held = _held(loaded, accelerated, speakers, seconds_left, seed, (progress, task))
     sounded = first_sound(accelerated, dict(first), seed)
-    return Checked(compared, far, sounds, sounded, len(wanted)), str(acceleration_report(accelerated))
+    checked = Checked(
+        compared,
+        far,
+        sounds,
+        sounded,
+        len(wanted),
+        _kernels({"stock": loaded.model, "accelerated": accelerated}, first, seed),
+        held,
+        0 if held is None else len(english_voices(loaded)) - len(held),
+    )
+    return checked, str(acceleration_report(accelerated))
+
+
+def _held(
+    loaded: LoadedBark,
+    accelerated: BarkModel,
+    speakers: SpeakerEncoder,
+    seconds: float,
+    seed: int,
+    bar: tuple[Progress, TaskID],
+) -> list[Held]:
+    """The checkpoint's voices, ranked, in as many seconds."""
+    import torch
+
+    from bark_accel.bench.check import TEXTS, Request, english_voices, inputs_of
+    from bark_accel.bench.models import max_semantic_tokens, semantic_tokens
+    from bark_accel.bench.voices import Presets, rank_voices
+    from bark_accel.hf.voices import resolve_voice
+
+    with user_errors(OSError, ValueError):
+        found = {name: resolve_voice(loaded.processor, name) for name in english_voices(loaded)}
+        presets = Presets(loaded.model, {name: its for name, its in found.items() if its is not None}, speakers)
+    try:
+        tokens = semantic_tokens(loaded.model, VOICE_S)
+    except ValueError:  # it cannot speak as long
+        tokens = max_semantic_tokens(loaded.model)
+
+    def say(text: str, voice: str) -> Tensor:
+        inputs = inputs_of(loaded, Request(text, voice, True, seed))
+        torch.manual_seed(seed + TEXTS.index(text))
+        return accelerated.generate(**inputs, semantic_max_new_tokens=tokens)[0].float().cpu()
+
+    progress, task = bar
+    progress.update(task, description="voices", total=len(TEXTS) * len(found), completed=0)
+    return rank_voices(presets, TEXTS, say, seconds=seconds, at_least=AT_LEAST, on_said=lambda: progress.advance(task))
+
+
+def _kernels(
+    models: dict[str, BarkModel], inputs: dict[str, Any], seed: int
+) -> dict[str, dict[str, float]] | str | None:
+    """Kernels per token of each model and stage on a GPU, None on a CPU; a text: why they could not be counted."""
+    from bark_accel.bench.launches import kernels_per_token, stage_launches, tokens_of_a_row
+
+    if models["stock"].device.type != "cuda":
+        return None
+    found = {}
+    for name, model in models.items():
+        try:
+            counts, run = stage_launches(model, dict(inputs), seed, on_gpu=True)
+        except RuntimeError as error:  # a driver may keep its counters to the administrator
+            return str(error).partition("\n")[0]
+        found[name] = kernels_per_token(counts, tokens_of_a_row(run))
+    return found
 
 
 def _begun_within(seconds: float, utterances: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -144,58 +201,10 @@ def _begun_within(seconds: float, utterances: list[dict[str, Any]]) -> Iterator[
         yield utterance
 
 
-def _show(checked: Checked, report: str) -> None:
-    out.print(report, markup=False, soft_wrap=True)
-    out.print()
-    audio_s = median(c.accelerated.audio_s for c in checked.compared)
-    out.print(comparison_table(checked.rows, audio_s, len(checked.compared)))
-    stock, accelerated = _memory(checked.compared)
-    if stock is not None:
-        sizes = f"stock {stock / MIB:.0f} MiB, accelerated {accelerated / MIB:.0f} MiB"
-        out.print(f"memory that a generation added, at most: {sizes}")
-    out.print(f"first sound of a stream: {checked.first_sound_s:.2f} s")
-    out.print(_distance_table(checked.distances))
-    out.print(_sound_table(checked.sounds))
-    for tie in checked.ties:
-        out.print(f"tie: {tie}", markup=False, soft_wrap=True)
-    if len(checked.compared) < checked.wanted:
-        out.print(f"the time was up after {len(checked.compared)} of {checked.wanted} requests (--minutes)")
-
-
-def _distance_table(distances: dict[str, dict[str, Distance]]) -> Table:
-    table = Table(title="scores beside stock's, for stock's own tokens", title_justify="left")
-    for name in ("weights", "stage", "relative error", "KL (nats)", "same best token"):
-        table.add_column(name, justify="left" if name in ("weights", "stage") else "right")
-    for precision, stages in distances.items():
-        for stage, d in stages.items():
-            table.add_row(
-                precision, stage, f"{d.relative_error:.1e}", f"{d.kl_nats:.1e}", f"{100 * d.top_1_agreement:.2f} %"
-            )
-    return table
-
-
-def _sound_table(sounds: dict[str, tuple[SoundDistance, int]]) -> Table:
-    table = Table(title="sound beside stock's, from the same coarse tokens", title_justify="left")
-    for name in ("fine stage", "same codes", "log spectrum", "mel cepstrum"):
-        table.add_column(name, justify="left" if name == "fine stage" else "right")
-    for name, (d, _) in sounds.items():
-        same = "-" if d.same_fine_codes is None else f"{100 * d.same_fine_codes:.0f} %"
-        table.add_row(name, same, f"{d.log_spectral_distance_db:.2f} dB", f"{d.mel_cepstral_distortion_db:.2f} dB")
-    return table
-
-
-def _memory(compared: Sequence[Compared]) -> tuple[Any, Any]:
-    """The most bytes of any request, of stock and accelerated; None where the system does not tell."""
-    pairs = [(c.stock_bytes, c.accelerated_bytes) for c in compared]
-    if any(None in pair for pair in pairs):
-        return None, None
-    return max(stock for stock, _ in pairs if stock is not None), max(fast for _, fast in pairs if fast is not None)
-
-
 def _record(loaded: LoadedBark, checked: Checked, report: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Everything, for a bug report: a model in a folder is named by the folder's own name, without its path."""
-    name = Path(loaded.name).resolve().name if Path(loaded.name).exists() else loaded.name
-    stock, accelerated = _memory(checked.compared)
+    name = Path(os.path.abspath(loaded.name)).name if Path(loaded.name).exists() else loaded.name
+    stock, accelerated = checked.memory or (None, None)
     return {
         "verdict": checked.verdict(),
         "model": name,
@@ -207,9 +216,12 @@ def _record(loaded: LoadedBark, checked: Checked, report: str, settings: dict[st
         "report": report.splitlines(),
         "summary": {row.stage: {**asdict(row), "ratio": row.ratio} for row in checked.rows},
         "first_sound_s": checked.first_sound_s,
+        "kernels_per_token": checked.kernels,
         "memory_bytes": {"stock": stock, "accelerated": accelerated},
         "against_stock": {p: {s: asdict(d) for s, d in stages.items()} for p, stages in checked.distances.items()},
         "sound_beside_stock": {name: {"utterances": n, **asdict(d)} for name, (d, n) in checked.sounds.items()},
+        "voices": None if checked.voices is None else [asdict(one) for one in checked.voices],
+        "voices_left_out": checked.voices_left_out,
         "requests": [_plain(one) for one in checked.compared],
         "requests_left_out": checked.wanted - len(checked.compared),
     }

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from bark_accel import AudioStreamer, acceleration_report, stream
 from bark_accel.bench import models as checkpoints
+from bark_accel.bench.launches import tokens_of_a_row
 from bark_accel.bench.measure import Run, run_once, token_differences
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.streaming.streamer import POLICIES
@@ -143,11 +144,6 @@ def generate(
         "utterances_per_s": batch_size / median,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(plan.device) if plan.on_gpu else None,
     }
-
-
-def tokens_of_a_row(run: Run, batch_size: int) -> dict[str, int]:
-    """Steps of the two stages that go token by token."""
-    return {stage: run.outputs[stage].numel() // batch_size for stage in ("semantic", "coarse")}
 
 
 def batch_of(plan: Plan, model: Any, rows: int) -> dict[str, Tensor]:

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
+from bark_accel.bench.launches import device_events, kernels_per_token, stage_launches, tokens_of_a_row
 from bark_accel.bench.measure import run_once
 from bark_accel.hf import extract
 from bark_accel.transformer.precision import convert
-from benchmarks.gpu.generate import OURS, batch_of, case_of, tokens_of_a_row
+from benchmarks.gpu.generate import OURS, batch_of, case_of
 from benchmarks.gpu.plan import Job, Plan
 from benchmarks.gpu.rows import Rows, accelerated, build_model, synchronize
 from benchmarks.gpu.steps import filled_cache, one_step
@@ -38,32 +39,14 @@ def measure_kernels(plan: Plan, rows: Rows, job: Job) -> None:
 
 def launches(plan: Plan, model: Any) -> dict[str, Any]:
     """Kernels and copies of each stage of a short generation, prompts included (on a CPU: ops)."""
-    inputs, tokens = batch_of(plan, model, 1), plan.profiled_semantic_tokens
-    run_once(model, inputs, 0, semantic_max_new_tokens=tokens)  # graphs are captured here
-    counts: dict[str, dict[str, int]] = {}
-    running: list[tuple[str, profile]] = []
-
-    def end_stage() -> None:
-        if running:
-            stage, seen = running.pop()
-            synchronize(plan)
-            seen.stop()
-            counts[stage] = counted(device_events(plan, seen))
-
-    def begin_stage(stage: str) -> None:
-        end_stage()
-        running.append((stage, profile(activities=[activity(plan)])))
-        running[0][1].start()
-
-    run = run_once(model, inputs, 0, begin_stage, semantic_max_new_tokens=tokens)
-    end_stage()
-    if not any(stage["kernels"] for stage in counts.values()):
-        raise RuntimeError("the profiler saw no kernel")
-    steps = tokens_of_a_row(run, 1)
+    inputs = {**batch_of(plan, model, 1), "semantic_max_new_tokens": plan.profiled_semantic_tokens}
+    run_once(model, inputs, 0)  # graphs are captured here
+    counts, run = stage_launches(model, inputs, 0, on_gpu=plan.on_gpu)
+    steps = tokens_of_a_row(run)
     return {
         "stages": counts,
         "tokens_of_a_row": steps,
-        "kernels_per_token": {stage: counts[stage]["kernels"] / steps[stage] for stage in steps},
+        "kernels_per_token": kernels_per_token(counts, steps),
     }
 
 
@@ -79,7 +62,7 @@ def kernels(plan: Plan, module: Any, weights: Any, batch_size: int) -> dict[str,
                 once()
             synchronize(plan)
     rows = []
-    for name, count, microseconds in device_events(plan, seen):
+    for name, count, microseconds in device_events(seen, plan.on_gpu):
         row = {"kernel": short_name(name), "calls": count / plan.repeats, "us_per_step": microseconds / plan.repeats}
         rows.append(row)
     if not rows:
@@ -94,21 +77,6 @@ def kernels(plan: Plan, module: Any, weights: Any, batch_size: int) -> dict[str,
 
 def activity(plan: Plan) -> ProfilerActivity:
     return ProfilerActivity.CUDA if plan.on_gpu else ProfilerActivity.CPU
-
-
-def device_events(plan: Plan, seen: profile) -> list[tuple[str, int, float]]:
-    """(name, how often, microseconds) of what ran on the device."""
-    events = []
-    for event in seen.key_averages():
-        microseconds = event.self_device_time_total if plan.on_gpu else event.self_cpu_time_total
-        if microseconds > 0:
-            events.append((event.key, event.count, microseconds))
-    return events
-
-
-def counted(events: list[tuple[str, int, float]]) -> dict[str, int]:
-    copies = sum(count for name, count, _ in events if name.startswith(("Memcpy", "Memset")))
-    return {"kernels": sum(count for _, count, _ in events) - copies, "copies": copies}
 
 
 def short_name(kernel: str) -> str:

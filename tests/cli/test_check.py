@@ -12,16 +12,21 @@ import torch
 from support.bark_models import SUNO, build
 from typer.testing import CliRunner
 
+import bark_accel.bench.speaker
 import bark_accel.cli.check
-from bark_accel import small_bark_path
+from bark_accel import accelerate_bark, small_bark_path
 from bark_accel.bench.check import TEXTS, requests
 from bark_accel.bench.forced import distances
+from bark_accel.bench.launches import counted, kernels_per_token, stage_launches, tokens_of_a_row
 from bark_accel.bench.measure import run_once
 from bark_accel.bench.models import load_bark, shared_copy, unknown_words
+from bark_accel.bench.speaker import encoder_weights
 from bark_accel.cli.app import app
 from bark_accel.cli.check import _begun_within
+from bark_accel.cli.check_tables import _kernels_text
 from bark_accel.stages.fine import FineStage
 
+installed = pytest.mark.skipif(encoder_weights() is None, reason="the weights of Resemblyzer are not installed")
 QUICK = ("--minutes", 0, "--seconds", 0.2)
 
 
@@ -50,6 +55,70 @@ def test_the_small_bark(tmp_path):
     assert sounds["stock"]["mel_cepstral_distortion_db"] == 0 < sounds["preview"]["mel_cepstral_distortion_db"]
     assert {"int8", "fitting windows", "low_latency"} < set(sounds)
     assert report["summary"]["total"]["ratio"] > 0 and report["first_sound_s"] > 0
+    assert report["voices"] is None and report["kernels_per_token"] is None
+    assert "kernels per token" not in result.output
+
+
+@installed
+def test_voices_are_ranked(tmp_path):
+    """Both voices of the small Bark, each by what it says; the speaker of a sound is compared in every way."""
+    result = run(*QUICK, "--voices", "--json", tmp_path / "report.json")
+    assert result.exit_code == 0 and "to its preset" in result.output and "same speaker" in result.output, result.output
+    report = json.loads((tmp_path / "report.json").read_text())
+    means = [sum(its["to_preset"]) / len(its["to_preset"]) for its in report["voices"]]
+    assert {its["voice"] for its in report["voices"]} == {"slt", "rms"} and means == sorted(means, reverse=True)
+    for its in report["voices"]:
+        assert len(its["to_preset"]) == 2 and min(its["to_preset"]) > max(its["to_others"])
+    assert all(0.5 < sound["speaker_similarity"] < 1.001 for sound in report["sound_beside_stock"].values())
+    assert report["voices_left_out"] == 0
+
+
+@installed
+def test_a_checkpoint_without_voices(tmp_path):
+    build(SUNO).save_pretrained(tmp_path / "model")
+    result = run(*QUICK, "--voices", "--model", tmp_path / "model")
+    assert result.exit_code == 2 and "--voices: expected a checkpoint with voices" in " ".join(result.output.split())
+
+
+def test_without_resemblyzer_speakers_are_not_compared(monkeypatch):
+    monkeypatch.setattr(bark_accel.bench.speaker, "find_spec", lambda name: None)
+    result = run(*QUICK)
+    assert result.exit_code == 0 and "same speaker" not in result.output
+    assert "speakers were not compared: that needs `pip install --no-deps resemblyzer`" in result.output
+
+
+def test_a_model_in_a_folder_behind_a_link_is_named_by_the_link(tmp_path):
+    """What was asked for; nothing of where it leads."""
+    private = tmp_path / "of-a-person" / "private-name"
+    shutil.copytree(small_bark_path(), private, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    (tmp_path / "checkpoint").symlink_to(private)
+    result = run(*QUICK, "--model", tmp_path / "checkpoint", "--json", tmp_path / "report.json")
+    text = (tmp_path / "report.json").read_text()
+    assert result.exit_code == 0 and "private-name" not in text and str(tmp_path) not in text
+    assert json.loads(text)["model"] == "checkpoint"
+
+
+def test_kernels_are_counted_by_stage_and_token():
+    """On a CPU its ops stand for kernels: an eager step of stock's takes dozens, our compiled one a few."""
+    loaded = load_bark()
+    inputs = {**loaded.inputs(TEXTS[0]), "semantic_max_new_tokens": 6, "do_sample": True}
+    fast = accelerate_bark(shared_copy(loaded.model.float()))
+    found = {}
+    for name, model in (("stock", loaded.model), ("accelerated", fast)):
+        run_once(model, dict(inputs), 0)  # what happens once
+        counts, run = stage_launches(model, dict(inputs), 0, on_gpu=False)
+        assert counts.keys() == {"semantic", "coarse", "fine", "codec"}
+        assert tokens_of_a_row(run)["semantic"] == 6
+        found[name] = kernels_per_token(counts, tokens_of_a_row(run))
+        assert found[name]["semantic"] == counts["semantic"]["kernels"] / 6
+    assert found["stock"]["semantic"] > 100 and 0 < 3 * found["accelerated"]["semantic"] < found["stock"]["semantic"]
+    text = _kernels_text(found)
+    assert text.startswith(f"semantic {found['stock']['semantic']:.0f} stock, ") and "; coarse " in text
+    assert _kernels_text("not permitted") == "not counted (not permitted)"
+
+
+def test_copies_are_no_kernels():
+    assert counted([("gemv", 7, 1.0), ("Memcpy DtoH", 2, 1.0), ("Memset", 1, 1.0)]) == {"kernels": 7, "copies": 3}
 
 
 def test_other_tokens_than_stocks(tmp_path, monkeypatch):

@@ -21,9 +21,17 @@ LINKED = os.environ.get("BARK_ACCEL_TESTED_LIBRARY")
 FROM_OPENMP = re.compile(r"GOMP_\w+|omp_\w+")
 
 
+def dump(option: str) -> str:
+    """Say what `objdump` says of the library."""
+    command = ["objdump", option, LINKED or _library.load().file]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def undefined() -> list[tuple[str, str]]:
     """(version or "", name) of each symbol that others have to bring."""
-    text = subprocess.run(["objdump", "-T", LINKED or _library.load().file], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["objdump", "-T", LINKED or _library.load().file], capture_output=True, text=True, check=True
+    ).stdout
     rows = [line.split() for line in text.splitlines() if "*UND*" in line]
     return [(row[-2].strip("()") if "_" in row[-2] else "", row[-1]) for row in rows if row[1] != "w"]
 
@@ -46,7 +54,9 @@ def test_torch_is_called_through_its_stable_interface_alone() -> None:
 
 
 def test_libraries_it_is_linked_with() -> None:
-    text = subprocess.run(["objdump", "-p", LINKED or _library.load().file], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["objdump", "-p", LINKED or _library.load().file], capture_output=True, text=True, check=True
+    ).stdout
     needed = set(re.findall(r"NEEDED +(\S+)", text))
     system = {"libstdc++", "libm", "libgcc_s", "libc", "libdl", "libpthread", "librt", "ld-linux-x86-64"}
     assert {name.partition(".so")[0] for name in needed} <= {"libtorch_cpu", *system}
