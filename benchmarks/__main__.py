@@ -23,6 +23,7 @@ COMMANDS = {
     "speech": "speech.quality",
     "layouts": "speech.layouts",
     "fine-codes": "speech.fine_codes",
+    "voices": "speech.voices",
     "gpu": "gpu.run",
     "gpu-plots": "gpu.plots",
     "summarise": "report.summarise",
