@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,14 +17,15 @@ from support.stock_limits import skip_where_stock_fails
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+PATHS = os.pathsep.join([str(EXAMPLES.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 @pytest.fixture
 def run(tmp_path):
     """Runs an example in an empty folder; a player of that folder is found first."""
 
     def run(name: str, *arguments: str) -> str:
-        environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-        paths = [str(EXAMPLES.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": PATHS}
         command = [sys.executable, str(EXAMPLES / name), *arguments]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -77,3 +80,24 @@ def test_example_suno_script(run, tmp_path):
     run("suno_script.py", "said.wav", "one two three", "slt")
     run("suno_script.py", "again.wav", "four", "said.wav.npz")
     assert seconds(tmp_path / "said.wav") > 0.3 and seconds(tmp_path / "again.wav") > 0.1
+
+
+def test_example_gradio_app(tmp_path):
+    """Another program asks for speech, as the page does when its button is clicked."""
+    client = pytest.importorskip("gradio_client", reason="gradio is not installed: pip install gradio")
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install gradio")
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("ffmpeg, by which gradio streams sound, is not installed")
+    environment = {**os.environ, "PYTHONPATH": PATHS, "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, str(EXAMPLES / "gradio_app.py")]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as app:
+        try:
+            url = next(line for line in app.stdout if "http://" in line).split()[-1]
+            asked = client.Client(url, verbose=False, download_files=str(tmp_path)).submit(
+                "one two three four five", "slt", 0, api_name="/speak"
+            )
+            playlist = Path(asked.result(timeout=120)).read_text()
+        finally:
+            app.terminate()
+    lengths_s = [float(length) for length in re.findall(r"#EXTINF:([\d.]+)", playlist)]
+    assert len(lengths_s) > 1 and sum(lengths_s) > 1, "pieces, the first before the last was there"
