@@ -1,4 +1,4 @@
-"""The notebook of examples/, its cells run from top to bottom; Jupyter is not needed."""
+"""The notebooks of examples/, their cells run from top to bottom; Jupyter is not needed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
+from support.stock_limits import skip_where_stock_fails
 
-NOTEBOOK = Path(__file__).parents[1] / "examples" / "tour.ipynb"
-CELLS = json.loads(NOTEBOOK.read_text())["cells"]
-CODE = ["".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code"]
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def cells(name: str) -> list[dict]:
+    return json.loads((EXAMPLES / name).read_text())["cells"]
+
+
+def sources(name: str) -> list[str]:
+    """Those of the code cells."""
+    return ["".join(cell["source"]) for cell in cells(name) if cell["cell_type"] == "code"]
 
 
 class Audio:
@@ -23,27 +32,64 @@ class Audio:
         self.data, self.rate = data, rate
 
 
+class Place:
+    """A place in the output of a cell, which shows one thing after the other."""
+
+    def __init__(self, shown: list):
+        self._shown = shown
+
+    def update(self, what: object) -> None:
+        self._shown.append(what)
+
+
 @pytest.fixture
-def shown(monkeypatch):
-    """Whatever `display` was given."""
-    shown: list[Audio] = []
-    ipython, display = ModuleType("IPython"), ModuleType("IPython.display")
-    display.Audio, display.display = Audio, shown.append  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "IPython", ipython)
-    monkeypatch.setitem(sys.modules, "IPython.display", display)
-    return shown
+def run(monkeypatch):
+    """Runs a notebook; gives its names and whatever `display` was given."""
+    shown: list = []
+
+    def display(what: object, *, display_id: bool = False) -> Place:
+        shown.append(what)
+        return Place(shown)
+
+    module = ModuleType("IPython.display")
+    vars(module).update(Audio=Audio, HTML=str, display=display)
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+
+    def run(name: str) -> tuple[dict, list]:
+        namespace: dict = {}
+        for number, source in enumerate(sources(name)):
+            exec(compile(source, f"{name}, code cell {number}", "exec"), namespace)
+        return namespace, shown
+
+    return run
 
 
-def test_from_top_to_bottom(shown, capsys):
-    namespace: dict = {}
-    for number, source in enumerate(CODE):
-        exec(compile(source, f"{NOTEBOOK.name}, code cell {number}", "exec"), namespace)
-    assert len(shown) == sum(source.count("display(Audio(") for source in CODE) + 1, "one cell shows two rows"
+def test_tour(run, capsys):
+    namespace, shown = run("tour.ipynb")
+    written = sum(source.count("display(Audio(") for source in sources("tour.ipynb"))
+    assert len(shown) == written + 1, "one cell shows two rows"
     stock, fast = shown[:2]
     assert stock.rate == namespace["model"].generation_config.sample_rate
     np.testing.assert_allclose(fast.data, stock.data, atol=1e-5)
     assert capsys.readouterr().out.endswith("the same as before: True\n")
 
 
-def test_it_is_kept_without_outputs():
-    assert not [cell for cell in CELLS if cell.get("outputs") or cell.get("execution_count")]
+def test_bark_notebooks(run, capsys):
+    """What notebooks of Bark do, each model with the one line more, and none of it in Transformers' own code."""
+    skip_where_stock_fails("text-to-speech pipeline")
+    namespace, shown = run("bark_notebooks.ipynb")
+    players = [what for what in shown if isinstance(what, Audio)]
+    assert len(players) == 8, "two rows of a batch, and the whole of what was played"
+    assert [what for what in shown if isinstance(what, str) and "<script>" in what], "sound before the end"
+    assert namespace["half"].dtype == torch.float16
+    made = ["model", "half", "small"]
+    assert all("fell back: never" in str(namespace["acceleration_report"](namespace[name])) for name in made)
+    out, bars = capsys.readouterr()
+    assert "the same again: True\n" in out and "coarse: 100%" in bars
+
+
+@pytest.mark.parametrize("name", [path.name for path in EXAMPLES.glob("*.ipynb")])
+def test_it_is_kept_without_outputs(name):
+    assert not [cell for cell in cells(name) if cell.get("outputs") or cell.get("execution_count")]
+    assert f"test_{Path(name).stem}" in globals(), "and run"
