@@ -12,6 +12,7 @@ from torch import Generator
 from bark_accel._arguments import whole_number
 from bark_accel._forked import avoid_lost_threads
 from bark_accel.streaming.listening import on_current_stream
+from bark_accel.streaming.plan import StreamSpeed
 from bark_accel.streaming.policies import Chunking
 from bark_accel.streaming.streamer import AudioStreamer
 from bark_accel.transformer.causal import CausalModel
@@ -54,20 +55,26 @@ def make_row(
     seed: int | None = None,
     policy: str | None = None,
     deadline_s: float | None = None,
-    **chunk_lengths: int,
+    after: SpeechRequest | None = None,
+    **chunking: Any,
 ) -> Row:
     """A request for a scheduler, with arguments of `generate`; for the others, and what is raised, see `submit`."""
-    if deadline_s is not None and not (isinstance(deadline_s, Real) and deadline_s > 0):
+    is_number = isinstance(deadline_s, Real) and not isinstance(deadline_s, bool)
+    if deadline_s is not None and not (is_number and deadline_s > 0):
         raise ValueError(f"deadline_s: expected None or seconds > 0, got {deadline_s!r}")
     if not (seed is None or isinstance(seed, Integral)) or isinstance(seed, bool):
         raise TypeError(f"seed: expected None or an int, got {seed!r}")
-    streamer = source.streamer(policy="exact" if policy is None else policy, **chunk_lengths)
+    if seed is not None and not -(2**63) <= seed < 2**64:  # what torch.manual_seed takes
+        raise ValueError(f"seed: expected an int from -2**63 to 2**64 - 1, got {seed}")
+    if not (after is None or isinstance(after, SpeechRequest)):
+        raise TypeError(f"after: expected None or a SpeechRequest, got {after!r}")
+    streamer = source.streamer(policy="exact" if policy is None else policy, **chunking)
     generator = Generator(source.models[0].weights.device)
     seed = generator.seed() if seed is None else int(seed)
     generator.manual_seed(seed)
-    request = SpeechRequest(streamer, seed, deadline_s, whole=policy is None)
-    chunking = None if policy is None else streamer
-    return Row(source.prepare(arguments, chunking, request.check, generator), request, source.check_weights)
+    request = SpeechRequest(streamer, seed, deadline_s, whole=policy is None, after=after)
+    cut = None if policy is None else streamer
+    return Row(source.prepare(arguments, cut, request.check, generator), request, source.check_weights)
 
 
 class Engine:
@@ -100,7 +107,9 @@ class Engine:
         first_chunk_frames: int = 30,
         max_chunk_frames: int = 480,
         lookahead_frames: int = 15,
+        speed: StreamSpeed | None = None,
         deadline_s: float | None = None,
+        after: SpeechRequest | None = None,
         **generate_kwargs: Any,
     ) -> SpeechRequest:
         """Queue one utterance, and return at once.
@@ -113,9 +122,12 @@ class Engine:
             The audio is what `torch.manual_seed(seed)` before `model.generate` (with a policy: `stream`) gives. None:
             one that nobody knows beforehand, `request.seed`.
         policy : {"low_latency", "exact", "preview"}, optional
-            As in `AudioStreamer`, like the lengths of chunks. None: the whole waveform at once, which is `generate`'s.
+            As in `AudioStreamer`, like the lengths of chunks and `speed`. None: the whole waveform at once, which is
+            `generate`'s.
         deadline_s : float, optional
             Seconds after which the request ends with `DeadlineExceeded`.
+        after : SpeechRequest, optional
+            What is heard before this one, such as the sentence before: nobody waits for this one until then.
         generate_kwargs
             Other arguments of `model.generate` that its sampler has (sampling options, lengths; of one stage with its
             prefix).
@@ -142,6 +154,8 @@ class Engine:
             seed=seed,
             policy=policy,
             deadline_s=deadline_s,
+            after=after,
+            speed=speed,
             first_chunk_frames=first_chunk_frames,
             max_chunk_frames=max_chunk_frames,
             lookahead_frames=lookahead_frames,

@@ -13,6 +13,10 @@ class EngineClosed(RuntimeError):
     """Raised by `submit` after `close`, and by the requests that `close` has ended."""
 
 
+class NotShared(ValueError):
+    """Raised for what an engine cannot do, and `generate` can."""
+
+
 class RequestCancelled(Exception):
     """Raised by `result` of a request that was cancelled."""
 

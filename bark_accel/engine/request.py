@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import time
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent import futures
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -37,19 +40,30 @@ class SpeechRequest:
         The voice preset that it makes (int64 arrays), once it is done; None for `policy="preview"`.
     """
 
-    def __init__(self, streamer: AudioStreamer, seed: int, deadline_s: float | None, *, whole: bool):
+    def __init__(
+        self,
+        streamer: AudioStreamer,
+        seed: int,
+        deadline_s: float | None,
+        *,
+        whole: bool,
+        after: SpeechRequest | None = None,
+    ):
         self.seed = seed
         self.sampling_rate = streamer.sampling_rate
         self.status = "queued"
         self.preset: dict[str, np.ndarray] | None = None
         self._streamer = streamer
         self._deadline_s = deadline_s
+        self._process = os.getpid()
         self._submitted_at = time.monotonic()
         self._pieces: list[Tensor] = []
         self._samples = 0
         self._future: futures.Future[Tensor] = futures.Future()
         self.waits_from = self._submitted_at + (_PATIENCE_S if whole else 0.0)
-        """Time at which the listener has heard all that there is (`time.monotonic`): who waits first, comes first."""
+        """Time at which a listener of this alone has heard all that there is (`time.monotonic`)."""
+        self._after = after
+        self._begins_at = -math.inf
 
     # The listener's side.
 
@@ -76,7 +90,10 @@ class SpeechRequest:
             It is not done after `timeout` seconds; it goes on.
         RequestCancelled, DeadlineExceeded, EngineClosed
             What ended it; or what generating raised.
+        RuntimeError
+            It is not done, and this is a child of the process whose engine generates it.
         """
+        self._check_process()
         try:
             return self._future.result(timeout).clone()
         except futures.TimeoutError:
@@ -85,16 +102,24 @@ class SpeechRequest:
             raise TimeoutError(f"expected audio within {timeout} s, got a request that is {self.status}") from None
 
     def __await__(self) -> Generator[object, None, Tensor]:
+        self._check_process()
         # Shielded: a task that gives up waiting leaves the request to others who wait.
-        return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
+        audio = yield from asyncio.shield(asyncio.wrap_future(self._future)).__await__()
+        return audio.clone()
 
     def __iter__(self) -> Iterator[Tensor]:
         """Raises what ended the request early, but for `cancel`."""
+        self._check_process()
         return (chunk[0] for chunk in self._streamer)
 
     async def __aiter__(self) -> AsyncIterator[Tensor]:
+        self._check_process()
         async for chunk in self._streamer:
             yield chunk[0]
+
+    def add_done_callback(self, call: Callable[[], object]) -> None:
+        """Have `call` called once it has ended, in the thread that ends it; at once where it has."""
+        self._future.add_done_callback(lambda _: call())
 
     def cancel(self) -> None:
         """End it now: iterators end, `result` raises `RequestCancelled`, and its row is free at the next step.
@@ -112,7 +137,31 @@ class SpeechRequest:
     def __exit__(self, *error: object) -> None:
         self.cancel()
 
+    def _check_process(self) -> None:
+        if self._process != os.getpid() and not self._future.done():
+            raise RuntimeError("expected the process that made the request, got a child of it, which has no engine")
+
     # The engine's side.
+
+    @property
+    def due(self) -> float:
+        """Time at which its listener will have heard all that there is: who is due first, comes first.
+
+        A request that others are heard before is due after them, and as long as they are not done long after them.
+        """
+        line = [self]
+        while line[-1]._after is not None:
+            line.append(line[-1]._after)
+        line.reverse()
+        for before, request in pairwise(line):
+            request._begins_at = before._own_due + (0.0 if before.done() else _PATIENCE_S)
+            if before.done() and before._after is None:
+                request._after = None
+        return self._own_due
+
+    @property
+    def _own_due(self) -> float:
+        return max(self.waits_from, self._begins_at + self.seconds_ready)
 
     def check(self) -> None:
         """Raise `RequestEnded` where it has ended, or `DeadlineExceeded` where it is late."""

@@ -113,11 +113,9 @@ class Scheduler:
 
     def _is_less_urgent(self, row: Row) -> bool:
         """Tell whether a listener who waits for tokens of one row runs dry, and before that of another row."""
-        others = (
-            other.request.waits_from for other in self._rows if other.step is not None and other.step.feed.is_step
-        )
-        first = min(others, default=row.request.waits_from)
-        return first < min(row.request.waits_from, time.monotonic() + _RUNS_DRY_S)
+        others = (each.request.due for each in self._rows if each.step is not None and each.step.feed.is_step)
+        due = row.request.due
+        return min(others, default=due) < min(due, time.monotonic() + _RUNS_DRY_S)
 
     def _finish(self) -> None:
         for row in [row for row in self._rows if row.done]:
@@ -141,4 +139,4 @@ class Scheduler:
 
 def _by_urgency(rows: Iterable[Row]) -> list[Row]:
     """Sort rows: those first whose listeners have the least left to hear."""
-    return sorted(rows, key=lambda row: row.request.waits_from)
+    return sorted(rows, key=lambda row: row.request.due)

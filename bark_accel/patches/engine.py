@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from transformers import BarkModel
 
 from bark_accel.engine.engine import Engine
+from bark_accel.engine.errors import NotShared
 from bark_accel.engine.row import Plan
 from bark_accel.hf.offload import keeps_elsewhere, takes_turns
 from bark_accel.hf.points import submodels
@@ -75,7 +76,7 @@ class ModelSource:
             self._patches = StagePatches.of(model, patch.settings)
             self._models = EngineModels.of(self._patches)
         except Fallback as fallback:
-            raise ValueError(
+            raise NotShared(
                 f"BarkEngine: expected a model that runs accelerated, got one that cannot: {fallback.reason}"
             ) from None
 
@@ -99,7 +100,7 @@ class ModelSource:
         try:
             return RowPlan(self._patches, self._models, request, chunking, check, generator).plan()
         except Fallback as fallback:
-            raise ValueError(
+            raise NotShared(
                 f"BarkEngine: expected options that the accelerated sampler has, got {fallback.reason}; "
                 "model.generate and stream take them"
             ) from None
@@ -139,9 +140,9 @@ def _check_stays(model: BarkModel) -> None:
     """Raise `ValueError` where accelerate moves the model's weights."""
     parts = list(submodels(model).values())
     if any(takes_turns(part) for part in parts):
-        raise ValueError("BarkEngine: expected a model that stays on its device, got one with enable_cpu_offload()")
+        raise NotShared("BarkEngine: expected a model that stays on its device, got one with enable_cpu_offload()")
     if any(keeps_elsewhere(module) for part in parts for module in part.modules()):
-        raise ValueError("BarkEngine: expected a model that stays on its device, got one that accelerate offloads")
+        raise NotShared("BarkEngine: expected a model that stays on its device, got one that accelerate offloads")
 
 
 def _fingerprint(model: BarkModel) -> list[tuple[object, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import threading
 import time
 import weakref
@@ -117,7 +118,9 @@ BAD = {
     "policy": ({**SHORT, "policy": "fast"}, ValueError, "policy"),
     "chunk": ({**SHORT, "policy": "preview", "first_chunk_frames": 0}, ValueError, "first_chunk_frames"),
     "seed": ({**SHORT, "seed": 1.5}, TypeError, "seed"),
+    "large seed": ({**SHORT, "seed": 2**64}, ValueError, "seed: expected an int from"),
     "deadline": ({**SHORT, "deadline_s": 0}, ValueError, "deadline_s"),
+    "a flag as deadline": ({**SHORT, "deadline_s": True}, ValueError, "deadline_s"),
     "streamer": ({**SHORT, "streamer": object()}, TypeError, "streamer"),
     "lengths": ({**SHORT, "return_output_lengths": True}, TypeError, "return_output_lengths"),
     "temperature": ({**SHORT, "fine_temperature": -1.0}, ValueError, "temperature"),
@@ -240,6 +243,17 @@ def test_asyncio(fast, engine):
         request = finished(engine.submit(**LONG, seed=seed, policy="low_latency", first_chunk_frames=10))
         assert_as_alone(fast, asked, request)
         assert torch.equal(request.result(), torch.cat(chunks))
+
+
+def test_everybody_who_waits_has_audio_of_his_own(engine):
+    async def changed() -> bool:
+        request = engine.submit(**SHORT)
+        first, second = await request, request.result()
+        expected = first.clone()
+        first.zero_(), second.zero_()
+        return expected.any() and torch.equal(await request, expected) and torch.equal(request.result(), expected)
+
+    assert asyncio.run(changed())
 
 
 def test_full(fast):
@@ -532,13 +546,36 @@ def test_no_model():
         BarkEngine(torch.nn.Linear(2, 2))
 
 
+def collect(request) -> list:
+    async def chunks():
+        return [chunk async for chunk in request]
+
+    return asyncio.run(chunks())
+
+
+async def waited(request) -> torch.Tensor:
+    return await request
+
+
+IN_A_CHILD = {
+    "submit": lambda engine, request: engine.submit(**SHORT),
+    "result": lambda engine, request: request.result(),
+    "iterate": lambda engine, request: list(request),
+    "await": lambda engine, request: asyncio.run(waited(request)),
+    "async for": lambda engine, request: collect(request),
+}
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_child_says_that_the_thread_is_its_parents(engine):
-    child = os.fork()
-    if child == 0:
-        try:
-            engine.submit(**SHORT)
-        except RuntimeError as error:
-            os._exit(0 if "process" in str(error) else 1)
-        os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+@pytest.mark.parametrize("act", IN_A_CHILD)
+def test_a_child_says_that_the_thread_is_its_parents(engine, act):
+    with engine.submit(**{**LONG, "semantic_max_new_tokens": 85}, policy="exact") as request:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            try:
+                IN_A_CHILD[act](engine, request)
+            except RuntimeError as error:
+                os._exit(0 if "expected the process that made" in str(error) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
