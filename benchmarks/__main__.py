@@ -17,6 +17,7 @@ COMMANDS = {
     "generation": "generation.utterances",
     "batches": "generation.batches",
     "engine": "generation.engine",
+    "load": "generation.load",
     "options": "generation.options",
     "server": "server.load",
     "memory": "generation.memory",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import os
 import subprocess
@@ -12,8 +13,13 @@ import pytest
 import torch
 from support.bark_models import SMALL, texts
 
+from bark_accel.bench.measure import machine_facts, versions
 from benchmarks.__main__ import COMMANDS, file_of, is_suite, listing, purpose
+from benchmarks.generation import load
 from benchmarks.generation.baselines import BASELINES
+from benchmarks.generation.plots import save_load
+from benchmarks.generation.timeline import Chunk, Timeline
+from benchmarks.report import page
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
@@ -76,3 +82,39 @@ def test_baselines_are_stock_s_with_other_weights(small_model, name):
     assert weight.dtype == (torch.bfloat16 if name == "stock bfloat16" else torch.qint8)
     audio = model.generate(**texts(SMALL, [4]), semantic_max_new_tokens=8)
     assert audio.shape == small_model.generate(**texts(SMALL, [4]), semantic_max_new_tokens=8).shape
+
+
+@torch.no_grad()
+def test_a_load_is_measured_and_reported(small_model, tmp_path, monkeypatch):
+    given = {
+        "requests": 3,
+        "seconds": [0.2, 0.6],
+        "seed": 0,
+        "rows": [2],
+        "open_rows": [2],
+        "loads": [50.0],
+        "stock": 2,
+    }
+    options = argparse.Namespace(**given)
+    monkeypatch.setattr(load, "fake_inputs", lambda model, text: texts(SMALL, [4]))
+    way = load.measure(small_model, "int8", options)
+    (closed,), (opened,) = way["closed"], way["open"]
+    assert closed["equal"] == 3 and closed["rows"] == 2 and 0.6 < closed["spoken_s"] < 1.8
+    assert opened["load"] == 50 and 0 < opened["first_sound_p50_s"] <= opened["first_sound_p95_s"]
+    measured_on = {"machine": machine_facts(), "versions": versions(), "commit": None}
+    stock = load.measure_stock(small_model, options)
+    record = {"shape": "tiny", **given, **measured_on, "stock": stock, "ways": [way]}
+    assert stock["requests"] == 2 and stock["alone"] > 0 and stock["batch"] > 0
+    assert f"| int8 | 2 | {closed['speech_a_second']:.2f} |" in page.load(record)
+    save_load(tmp_path / "load.png", record)
+    assert (tmp_path / "load.png").stat().st_size > 10_000
+
+
+def test_arrivals_and_latencies_of_a_load():
+    times = load.arrivals(2000, 4.0, seed=1)
+    assert times == load.arrivals(2000, 4.0, seed=1) != load.arrivals(2000, 4.0, seed=2)
+    assert times[0] == 0 and times == sorted(times) and times[-1] == pytest.approx(500, rel=0.1)
+    late = Timeline((Chunk(1.0, 0.5), Chunk(2.0, 1.0), Chunk(2.5, 1.0)), 2.5)
+    figures = load.latencies([late, Timeline((Chunk(3.0, 1.0),), 3.0)])
+    assert (figures["first_sound_p50_s"], figures["gap_p50_s"]) == (2.0, 0.75)
+    assert (figures["underruns"], figures["silence_s_a_request"]) == (1, 0.25)

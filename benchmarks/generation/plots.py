@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 STREAM_COLOURS = {"exact": "#9467bd", "low_latency": "#1f77b4", "preview": "#2ca02c"}
+WAY_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c")
 STAGE_COLOURS = {"semantic": "#1f77b4", "coarse": "#ff7f0e", "fine": "#2ca02c", "codec": "#9467bd"}
 
 
@@ -64,6 +65,34 @@ def save_timeline(path: Path, records: Sequence[dict[str, Any]]) -> None:
         "seconds after the call (bars: sound; ticks: a chunk is ready; rings: planned; grey: stock has all of it)"
     )
     axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def save_load(path: Path, record: dict[str, Any]) -> None:
+    """Throughput by rows, beside one after the other, and first sound by offered load, of each way."""
+    figure, (rate, first) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for colour, its in zip(WAY_COLOURS, record["ways"], strict=False):
+        rows = [figures["rows"] for figures in its["closed"]]
+        rate.plot(rows, [f["speech_a_second"] for f in its["closed"]], "o-", color=colour, label=its["way"])
+        rate.plot(rows, [f["alone_speech_a_second"] for f in its["closed"]], ":", color=colour)
+        for quantile, style in (("p50", "o-"), ("p95", "--")):
+            for at in sorted({figures["rows"] for figures in its["open"]}):
+                line = [f for f in its["open"] if f["rows"] == at]
+                times = [f[f"first_sound_{quantile}_s"] for f in line]
+                label = f"{its['way']}, {at} rows, {quantile}"
+                first.plot([f["load"] for f in line], times, style, color=colour, label=label)
+    rate.set_xscale("log", base=2)
+    rate.set_xticks(rows, rows)
+    rate.set_xlabel("rows of the engine (dotted: generate, one after the other)")
+    rate.set_ylabel("seconds of speech a second (more is better)")
+    first.set_xlabel("offered load, of one after the other's throughput")
+    first.set_ylabel("first sound, s (less is better)")
+    figure.suptitle(f"{record['shape']}, {record['requests']} requests, {record['machine']['cpu']}", fontsize=10)
+    for axes in (rate, first):
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

@@ -84,6 +84,36 @@ def options(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def load(record: dict[str, Any]) -> str:
+    """Write the tables and the picture of `python -m benchmarks load`."""
+    stock, (low, high) = record["stock"], record["seconds"]
+    lines = [f"{record['requests']} requests of {low:g} to {high:g} s. {_measured_on(record)}"]
+    if stock:
+        lines[0] += (
+            f" Stock says {stock['alone']:.2f} s a second one after the other and {stock['batch']:.2f} s in one batch "
+            f"({stock['requests']} of the requests)."
+        )
+    lines += ["", "| all at once | rows | s of speech a second | `generate`, one after the other | | of stock |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for its in record["ways"]:
+        for row in its["closed"]:
+            both = row["speech_a_second"], row["alone_speech_a_second"]
+            of_stock = f"{both[0] / stock['alone']:.1f}x" if stock else ""
+            cells = f"{both[0]:.2f} | {both[1]:.2f} | {both[0] / both[1]:.2f}x | {of_stock}"
+            lines.append(f"| {its['way']} | {row['rows']} | {cells} |")
+    heads = "first sound p50 / p95 | gap p50 / p95 | silences | silence a request"
+    lines += ["", f"| Poisson arrivals | rows | offered load | s of speech a second | {heads} |", "|---" * 8 + "|"]
+    for its in record["ways"]:
+        for row in its["open"]:
+            first, gap = (
+                f"{row[f'{name}_p50_s']:.1f} / {row[f'{name}_p95_s']:.1f} s" for name in ("first_sound", "gap")
+            )
+            cells = f"{row['load']:g} | {row['speech_a_second']:.2f} | {first} | {gap} | {row['underruns']}"
+            lines.append(f"| {its['way']} | {row['rows']} | {cells} | {row['silence_s_a_request']:.1f} s |")
+    lines += ["", "![throughput by rows, first sound by load](load.png)"]
+    return "\n".join(lines)
+
+
 def speech(record: dict[str, Any]) -> str:
     texts = " and ".join(f"{count} of {kind}" for kind, count in record["texts"].items())
     facts = f"{texts}, split {record['split']}, seed {record['seed']}, in batches of {record['batch']}."
@@ -150,6 +180,7 @@ def report(folder: Path) -> str:
     files = {name: folder / f"cpu_{name}.json" for name in names}
     # Memory is measured on Linux only, speech where pocketsphinx is installed.
     optional = ("memory", "speech_quality", "streaming_layout")
+    load_file = folder / "zen5_load.json"
     read = {n: json.loads(file.read_text()) for n, file in files.items() if n not in optional or file.exists()}
     zen5 = {
         name: json.loads((folder / f"zen5_{name}.json").read_text())
@@ -162,6 +193,7 @@ def report(folder: Path) -> str:
         raise SystemExit(f"expected float32 runs with stock's tokens, got other ones in: {'; '.join(different)}")
     ties = [tie for record in read["generation"] for tie in record.get("ties", [])]
     parts = {
+        "load": load(json.loads(load_file.read_text())) if load_file.exists() else _NOT_MEASURED,
         "options_machine": _measured_on(zen5["options"]),
         "options": options(zen5["options"]),
         "fine_codes_machine": _measured_on(zen5["fine_codes"]),
