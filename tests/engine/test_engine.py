@@ -19,6 +19,7 @@ from support.parity import accelerated_copy
 from transformers import LogitsProcessor, MaxTimeCriteria
 
 from bark_accel import (
+    AudioStreamer,
     BarkEngine,
     DeadlineExceeded,
     EngineBusy,
@@ -121,6 +122,7 @@ BAD = {
     "large seed": ({**SHORT, "seed": 2**64}, ValueError, "seed: expected an int from"),
     "deadline": ({**SHORT, "deadline_s": 0}, ValueError, "deadline_s"),
     "a flag as deadline": ({**SHORT, "deadline_s": True}, ValueError, "deadline_s"),
+    "after": ({**SHORT, "after": "the first"}, TypeError, "after: expected None or a SpeechRequest"),
     "streamer": ({**SHORT, "streamer": object()}, TypeError, "streamer"),
     "lengths": ({**SHORT, "return_output_lengths": True}, TypeError, "return_output_lengths"),
     "temperature": ({**SHORT, "fine_temperature": -1.0}, ValueError, "temperature"),
@@ -397,6 +399,43 @@ def test_who_runs_dry_comes_before_the_fine_stage_of_others(fast, policy, monkey
     while scheduler.busy:
         scheduler.turn()
     assert_as_alone(fast, Asked(SHORT, seed=1), first.request)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chained", [False, True])
+def test_what_is_heard_later_does_not_hold_up_what_is_heard_before(fast, chained):
+    """Sentence after sentence, as streams: the second has its tokens while the first is not all there."""
+    source = ModelSource(fast)
+    scheduler = Scheduler(source.models, Slots(source.models, 1))
+    lengths = {"policy": "low_latency", "first_chunk_frames": 40}
+    first = make_row(source, LONG, seed=1, **lengths)
+    second = make_row(source, LONG, seed=2, after=first.request if chained else None, **lengths)
+    for row in (first, second):
+        scheduler.add(row)
+    while not first.request.done() and second.request.seconds_ready == 0:
+        scheduler.turn()
+    assert first.request.done() == chained, "the second has heard nothing yet, and would be the more urgent one"
+    while scheduler.busy:
+        scheduler.turn()
+    for seed, row in ((1, first), (2, second)):
+        assert_as_alone(fast, Asked(LONG, seed, "low_latency", {"first_chunk_frames": 40}), row.request)
+
+
+def test_when_requests_in_line_are_due(fast):
+    source = ModelSource(fast)
+    line = [make_row(source, SHORT, seed=0, policy="preview").request]
+    for seed in range(1, 2000):
+        line.append(SpeechRequest(AudioStreamer(fast), seed, None, whole=False, after=line[-1]))
+    assert line[-1].due - line[0].due == pytest.approx(1999 * 30, abs=1), "each long after the one before"
+    second = torch.zeros(1, line[0].sampling_rate)
+    for request in line[:2]:
+        request.deliver(second)
+        request.deliver(second)
+        request.finish(None)
+    assert line[2].due - line[0].due == pytest.approx(2), "once those before are done, when they have been heard"
+    assert line[2]._after is None, "which are kept no longer"
+    line[2].deliver(second)
+    assert line[2].due - line[0].due == pytest.approx(3)
 
 
 @torch.no_grad()
