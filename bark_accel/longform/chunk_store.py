@@ -18,7 +18,7 @@ from bark_accel.voices.preset import PRESET_DIMENSIONS
 from .file_lock import try_lock
 from .utterance import Utterance
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST = "manifest.json"
 _LOCK = ".lock"
 _CHUNK = "chunk_"
@@ -74,12 +74,30 @@ class ChunkStore:
 
     def _check_manifest(self, path: Path) -> None:
         there, manifest = _read_manifest(path), self._manifest
+        if there.get("format") == 1:
+            there = self._of_format_1(there)
         other = [key for key in {**manifest, **there} if there.get(key) != manifest.get(key)]
         if other:
             raise ValueError(
                 f"work_dir: {self._folder} holds a run with another {', '.join(other)}; "
                 "name another folder, or delete this one"
             )
+
+    def _of_format_1(self, there: dict[str, Any]) -> dict[str, Any]:
+        """Return a manifest of an earlier version, whose batches had one seed, as one of now.
+
+        Chunks that were generated one by one are what they are now. Raises `ValueError` for others, unless all are
+        there.
+        """
+        rows = there.pop("batch_size", None)
+        texts = there.get("text")
+        missing = not isinstance(texts, list) or any(not self._path(index).exists() for index in range(len(texts)))
+        if rows != 1 and missing:
+            raise ValueError(
+                f"work_dir: {self._folder} holds an unfinished run of an earlier version of bark_accel (format 1), "
+                f"which drew {rows} chunks at once from one seed; finish it with that version, or name another folder"
+            )
+        return {**there, "format": _FORMAT}
 
     @contextmanager
     def locked(self) -> Iterator[None]:

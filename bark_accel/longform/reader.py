@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +26,29 @@ PARAGRAPH_PAUSE_S = 0.75
 CHUNK_PAUSE_S = 0.25
 
 
+class Saying(Protocol):
+    """An utterance that was asked for."""
+
+    asked_for_last: bool
+    """It is generated only when `result` or an iterator asks for it, not before."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The audio as it comes, pieces [S] float32 on the CPU; raises what generating raises."""
+
+    def result(self) -> Utterance:
+        """Wait for the whole; raises what generating raises."""
+
+    def add_done_callback(self, call: Callable[[], object]) -> None:
+        """Have `call` called, in any thread, once it has ended; never for one that is asked for last."""
+
+
+class Session(Protocol):
+    """A speaker at work."""
+
+    def say(self, text: str, voice: VoicePreset | None, seed: int, after: Saying | None) -> Saying:
+        """Ask for an utterance that is heard after another one. Its audio depends on text, voice and seed alone."""
+
+
 class Speaker(Protocol):
     """A model that says texts in a voice (a preset, or None), reproducibly for a seed."""
 
@@ -32,11 +57,8 @@ class Speaker(Protocol):
     utterance_s: float | None
     """The model's own longest utterance, or None where the caller set another one."""
 
-    def say(self, texts: Sequence[str], voice: VoicePreset | None, seed: int) -> list[Utterance]:
-        """One utterance for each text, generated as one batch."""
-
-    def stream(self, text: str, voice: VoicePreset | None, seed: int) -> Generator[Tensor, None, Utterance]:
-        """Yields the audio [S] while it is generated; returns the whole utterance."""
+    def session(self, rows: int) -> AbstractContextManager[Session]:
+        """Generate up to so many utterances at once; leaving it ends what is going on."""
 
 
 @dataclass(frozen=True)
@@ -123,73 +145,113 @@ class LongForm:
 
     def __iter__(self) -> Iterator[SpokenChunk]:
         """Raises what generating raises, and `ValueError` where another run uses the work folder."""
-        voice, step = self._voice, self._options.batch_size
-        with nullcontext() if self._store is None else self._store.locked():
-            for start in range(0, len(self), step):
-                for chunk in self._batch(range(start, min(start + step, len(self))), voice):
-                    yield chunk
-                    if self._options.carry_voice and chunk.final:
-                        voice = self._carried(chunk, voice)
+        kept = nullcontext() if self._store is None else self._store.locked()
+        with kept, self._speaker.session(min(self._options.batch_size, len(self))) as session:
+            yield from _Run(self, session).spoken()
 
     def waveform(self) -> Tensor:
         """All audio with its pauses, [S] float32 on the CPU."""
         return torch.cat([chunk.audio_and_pause for chunk in self])
 
-    def _batch(self, indices: range, voice: VoicePreset | None) -> Iterator[SpokenChunk]:
-        found = [None if self._store is None else self._store.read(index) for index in indices]
-        if any(utterance is None for utterance in found):
-            # Rows of a batch share the random numbers, so it is generated as a whole again.
-            seed = chunk_seed(self._options.seed, indices[0])
-            if self._options.stream:
-                said = [(yield from self._streamed(indices[0], voice, seed))]
+
+class _Run:
+    """One iteration: chunks are begun ahead of the one that is given out, and kept as they are ready."""
+
+    def __init__(self, text: LongForm, session: Session):
+        self._chunks, self._speaker, self._store = text.chunks, text._speaker, text._store
+        self._options, self._voice, self._session = text._options, text._voice, session
+        # Of chunks that were begun.
+        self._going: dict[int, Saying] = {}
+        self._ready: dict[int, Utterance | Exception] = {}
+        self._ended: SimpleQueue[int] = SimpleQueue()
+        self._begun = self._told = 0
+        self._last: Saying | None = None
+
+    def spoken(self) -> Iterator[SpokenChunk]:
+        """All chunks in their order."""
+        for index in range(len(self._chunks)):
+            self._begin(index)
+            streamed = False
+            if self._options.stream and index in self._going:
+                for piece in self._going[index]:
+                    streamed = True
+                    yield SpokenChunk(index, self._chunks[index].text, piece, 0, final=False, preset=None, cut=False)
+                    self._begin_ahead(index)
+            self._begin_ahead(index)
+            utterance = self._result(index)
+            if self._options.carry_voice:
+                self._voice = self._carried(utterance)
+            yield self._spoken(index, utterance, streamed=streamed)
+
+    def _begin_ahead(self, index: int) -> None:
+        """Begin chunks after this one: as many again as are generated at once, so that no row waits for the listener.
+
+        A stream begins them only with its own first sound, which is sooner so.
+        """
+        if not self._options.carry_voice:
+            self._begin(min(index + 2 * self._options.batch_size, len(self._chunks)) - 1)
+        while not self._ended.empty():
+            self._take(self._ended.get())
+
+    def _begin(self, last: int) -> None:
+        """Begin all chunks up to this one."""
+        for index in range(self._begun, last + 1):
+            found = None if self._store is None else self._store.read(index)
+            if found is None:
+                seed = chunk_seed(self._options.seed, index)
+                saying = self._session.say(self._chunks[index].text, self._voice, seed, self._last)
+                self._going[index] = self._last = saying
+                saying.add_done_callback(partial(self._ended.put, index))
             else:
-                said = self._speaker.say([self.chunks[index].text for index in indices], voice, seed)
-            self._keep(indices, said)
-            if self._options.stream:
-                said = [Utterance(torch.empty(0, dtype=torch.float32, device="cpu"), said[0].preset, said[0].cut)]
-        else:
-            said = [utterance for utterance in found if utterance is not None]
-        for index, utterance in zip(indices, said, strict=True):
-            if self._options.on_progress is not None:
-                self._options.on_progress(index + 1, len(self))
-            yield self._spoken(index, utterance)
+                self._ready[index] = found
+                self._tell_progress()
+            self._begun = index + 1
 
-    def _streamed(self, index: int, voice: VoicePreset | None, seed: int) -> Generator[SpokenChunk, None, Utterance]:
-        text = self.chunks[index].text
-        pieces = self._speaker.stream(text, voice, seed)
+    def _result(self, index: int) -> Utterance:
+        """Wait for a chunk, and keep others that are ready meanwhile."""
+        while index not in self._ready:
+            self._take(index if self._going[index].asked_for_last else self._ended.get())
+        ready = self._ready.pop(index)
+        if isinstance(ready, Exception):
+            raise ready
+        return ready
+
+    def _take(self, index: int) -> None:
+        """Keep a chunk that has ended; its error waits for its turn."""
         try:
-            while True:
-                yield SpokenChunk(index, text, next(pieces), 0, final=False, preset=None, cut=False)
-        except StopIteration as end:
-            return end.value
-        finally:
-            pieces.close()
+            utterance = self._going.pop(index).result()
+        except Exception as error:
+            self._ready[index] = error
+            return
+        if self._store is not None:
+            self._store.write(index, utterance)
+        self._ready[index] = utterance
+        if utterance.cut and self._speaker.utterance_s is not None:
+            warn_caller(
+                f"chunk {index} is as long as Bark can speak at once ({self._speaker.utterance_s:.1f} s), so the "
+                "end of its text may be missing; lower characters_per_second or max_chunk_s"
+            )
+        self._tell_progress()
 
-    def _keep(self, indices: range, said: list[Utterance]) -> None:
-        for index, utterance in zip(indices, said, strict=True):
-            if self._store is not None:
-                self._store.write(index, utterance)
-            if utterance.cut and self._speaker.utterance_s is not None:
-                warn_caller(
-                    f"chunk {index} is as long as Bark can speak at once ({self._speaker.utterance_s:.1f} s), so the "
-                    "end of its text may be missing; lower characters_per_second or max_chunk_s"
-                )
+    def _tell_progress(self) -> None:
+        self._told += 1
+        if self._options.on_progress is not None:
+            self._options.on_progress(self._told, len(self._chunks))
 
-    def _spoken(self, index: int, utterance: Utterance) -> SpokenChunk:
-        chunk, options = self.chunks[index], self._options
+    def _spoken(self, index: int, utterance: Utterance, *, streamed: bool) -> SpokenChunk:
+        chunk, options = self._chunks[index], self._options
+        audio = utterance.audio[:0] if streamed else utterance.audio
         pause_s = options.paragraph_pause_s if chunk.ends_paragraph else options.chunk_pause_s
         pause_s *= 2 if chunk.break_follows else 1
-        pause = 0 if index + 1 == len(self) else round(pause_s * self.sampling_rate)
-        return SpokenChunk(
-            index, chunk.text, utterance.audio, pause, final=True, preset=utterance.preset, cut=utterance.cut
-        )
+        pause = 0 if index + 1 == len(self._chunks) else round(pause_s * self._speaker.sampling_rate)
+        return SpokenChunk(index, chunk.text, audio, pause, final=True, preset=utterance.preset, cut=utterance.cut)
 
-    def _carried(self, chunk: SpokenChunk, voice: VoicePreset | None) -> VoicePreset | None:
+    def _carried(self, utterance: Utterance) -> VoicePreset | None:
         """The voice of the next chunk."""
-        enough = chunk.preset is not None and (
-            chunk.preset["coarse_prompt"].shape[1] >= _MIN_CARRIED_S * self._speaker.frame_rate_hz
+        enough = utterance.preset is not None and (
+            utterance.preset["coarse_prompt"].shape[1] >= _MIN_CARRIED_S * self._speaker.frame_rate_hz
         )
-        return chunk.preset if enough else voice
+        return utterance.preset if enough else self._voice
 
 
 def chunk_seed(seed: int, index: int) -> int:

@@ -7,7 +7,7 @@ import json
 import math
 import numbers
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,22 @@ from transformers import BarkModel
 
 from bark_accel._arguments import check_flags, whole_number
 from bark_accel._forked import avoid_lost_threads
-from bark_accel.decoding.rng import seeded
 from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.points import submodels
-from bark_accel.hf.presets import check_generate, generate_with_presets
 from bark_accel.hf.voices import resolve_voice
 from bark_accel.longform.chunk_store import ChunkStore, kept_setting
 from bark_accel.longform.languages import characters_per_second as usual_characters_per_second
 from bark_accel.longform.languages import check_language
 from bark_accel.longform.reader import CHUNK_PAUSE_S, PARAGRAPH_PAUSE_S, LongForm, LongTextOptions
 from bark_accel.longform.text import plan_chunks
-from bark_accel.longform.utterance import Utterance
-from bark_accel.streaming.listening import check_arguments, stream
 from bark_accel.streaming.owner import owner_of
 from bark_accel.streaming.plan import StreamSpeed
-from bark_accel.streaming.streamer import POLICIES, AudioStreamer
+from bark_accel.streaming.streamer import POLICIES
 from bark_accel.transformer.weights import tensors_of
-from bark_accel.voices.preset import VoicePreset, preset_digest
+from bark_accel.voices.preset import preset_digest
 from bark_accel.voices.voices import Voices
 
+from .chunk_speaker import ChunkSpeaker
 from .model import ModelPatch
 from .stage_patch import Settings, StagePatch
 from .stream_speed import stream_speed
@@ -74,8 +71,9 @@ def long_form(
 ) -> LongForm:
     """Say a text of any length: sentences packed into chunks that Bark can say, generated in order.
 
-    The chunks are planned here; iterating over the result generates them. Each draws from a seed of its own, so that
-    they do not depend on how often a run was interrupted.
+    The chunks are planned here; iterating over the result generates them, several at once. Each is what `generate`
+    (`bark_accel.stream`, with `stream`) gives for it alone after `torch.manual_seed` of a seed of its own, to the bit
+    on a CPU with the same number of threads: it depends neither on the chunks beside it nor on interruptions.
 
     Parameters
     ----------
@@ -93,14 +91,14 @@ def long_form(
         Say each chunk in the voice of the one before, its own codes as history; `voice` is that of the first. A chunk
         of less than a second passes on the voice it had. Chunks are then generated one by one.
     seed : int
-        Of the random numbers, which are drawn from torch's default generator: it is left as it was, but what other
-        threads draw from it meanwhile changes the audio.
+        The chunks' seeds are derived from it. Torch's default generator is left as it was.
     batch_size : int, optional
-        Chunks generated at once; part of what decides the audio. Each needs another key-value cache (72 MiB with
-        bark-small in float32, 192 MiB with bark). None: 4, or 1 with `carry_voice` or `stream`.
+        Chunks generated at once, without effect on the audio; as many again wait to be given out. Each needs another
+        key-value cache (72 MiB with bark-small in float32, 192 MiB with bark). None: 4, or 1 with `carry_voice` or
+        `stream`. A model that is not accelerated, and options that need Transformers' own loop or model, go one by one.
     stream : bool
-        Give each chunk's audio out while it is generated, as an `AudioStreamer` does. Until the chunk has ended,
-        torch's default generator is the generation's.
+        Give each chunk's audio out while it is generated, as an `AudioStreamer` does. The next chunk is generated while
+        this one is heard.
     policy : {"low_latency", "exact", "preview"}
         With `stream`: see `AudioStreamer`.
     work_dir : path, optional
@@ -169,7 +167,7 @@ def long_form(
     heard = {name: value for name, value in generate_kwargs.items() if name != "progress"}
     plain = None if work_dir is None else _plain(heard)
     speed = _stream_speed(model, work_dir) if stream and policy == "low_latency" else None
-    speaker = BarkSpeaker(model, processor, generate_kwargs, policy if stream else None, speed)
+    speaker = ChunkSpeaker(model, processor, generate_kwargs, policy if stream else None, speed)
     chunks = plan_chunks(
         text,
         speaker.count_tokens,
@@ -177,14 +175,13 @@ def long_form(
         max_characters=max_chunk_s * characters_per_second,
         language=language,
     )
-    speaker.check([chunk.text for chunk in chunks[:batch_size]], preset)
+    speaker.check(chunks[0].text, preset)
     store = None
     if work_dir is not None:
         settings = {
             "voice": None if preset is None else preset_digest(preset),
             "carry_voice": carry_voice,
             "seed": seed,
-            "batch_size": batch_size,
             "stream": policy if stream else None,
             **({} if speed is None else {_SPEED: asdict(speed)}),
             "generation arguments": plain,
@@ -194,97 +191,6 @@ def long_form(
         store = ChunkStore(Path(work_dir), settings, [chunk.text for chunk in chunks])
     options = LongTextOptions(seed, batch_size, carry_voice, stream, paragraph_pause_s, chunk_pause_s, on_progress)
     return LongForm(speaker, chunks, preset, options, store)
-
-
-class BarkSpeaker:
-    """A `Speaker`: see `bark_accel.longform.reader`.
-
-    Parameters
-    ----------
-    processor : BarkProcessor
-        Or what has its `tokenizer` and call.
-    arguments : dict
-        Of `generate`.
-    policy : str, optional
-        Of an `AudioStreamer`; None: nothing will be streamed.
-    speed : StreamSpeed, optional
-        Of an `AudioStreamer`.
-    """
-
-    def __init__(
-        self,
-        model: BarkModel,
-        processor: Any,
-        arguments: dict[str, Any],
-        policy: str | None,
-        speed: StreamSpeed | None = None,
-    ):
-        self._model = model
-        self._processor = processor
-        self._arguments = arguments
-        self._policy = policy
-        self._speed = speed
-        configs = GenerationConfigs.of(model)
-        semantic = configs.semantic
-        self.max_tokens = semantic.max_input_semantic_length
-        self.sampling_rate = configs.sample_rate
-        self._code_limits = configs.code_limits
-        self.frame_rate_hz: float = configs.coarse.coarse_rate_hz
-        limits = [arguments.get(name) for name in ("semantic_max_new_tokens", "max_new_tokens")]
-        given = next((limit for limit in limits if limit is not None), None)
-        self._longest_s = (given or semantic.max_new_tokens) / semantic.semantic_rate_hz
-        self.utterance_s = self._longest_s if given is None else None
-        check_generate(model)
-        if given is None:
-            # Said aloud, so that `generate` does not warn of what a chunk's `cut` says.
-            self._arguments = {**arguments, "semantic_max_new_tokens": semantic.max_new_tokens}
-        if policy is not None:
-            AudioStreamer(model, policy=policy)  # raises for a model that is not accelerated
-
-    def check(self, texts: Sequence[str], voice: VoicePreset | None) -> None:
-        """Raise what an accelerated model would raise for these texts before any work."""
-        source = getattr(self._model.generate, "__self__", None)
-        if self._policy is not None:
-            streamer = AudioStreamer(self._model, policy=self._policy)
-            check_arguments(self._model, {**self._inputs(texts, voice), "streamer": streamer})
-        elif isinstance(source, ModelPatch):
-            source.check(**self._inputs(texts, voice))
-
-    def count_tokens(self, text: str) -> int:
-        return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def say(self, texts: Sequence[str], voice: VoicePreset | None, seed: int) -> list[Utterance]:
-        with seeded(seed, self._model.device):
-            audio, lengths, presets = generate_with_presets(self._model, **self._inputs(texts, voice))
-        rows = (row[:samples] for row, samples in zip(audio, lengths, strict=True))
-        return [self._utterance(row, preset) for row, preset in zip(rows, presets, strict=True)]
-
-    def stream(self, text: str, voice: VoicePreset | None, seed: int) -> Generator[Tensor, None, Utterance]:
-        assert self._policy is not None
-        streamer = AudioStreamer(self._model, policy=self._policy, speed=self._speed)
-        pieces = []
-        with seeded(seed, self._model.device):
-            for piece in stream(self._model, **self._inputs([text], voice), streamer=streamer):
-                pieces.append(piece[0].clone())
-                yield piece[0]
-        audio = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.float32, device="cpu")
-        return self._utterance(audio, streamer.presets[0] if streamer.presets else None)
-
-    def _inputs(self, texts: Sequence[str], voice: VoicePreset | None) -> dict[str, Any]:
-        encoded = self._processor(list(texts), max_length=self.max_tokens)
-        device = self._model.device
-        inputs = {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
-        # Transformers' own code takes tensors of a signed type only, and one preset for all rows.
-        as_if_alone = len(texts) > 1 and owner_of(self._model.generate, ModelPatch) is not None
-        given = [voice] * len(texts) if as_if_alone else voice
-        voices = Voices.read(given, len(texts), self._code_limits, name="voice").to(device)
-        return {**inputs, "history_prompt": voices.argument(), **self._arguments}
-
-    def _utterance(self, audio: Tensor, preset: VoicePreset | None) -> Utterance:
-        # The stages round down to a whole frame.
-        cut = len(audio) / self.sampling_rate > self._longest_s - 1 / self.frame_rate_hz
-        audible = preset if len(audio) > 0 else None
-        return Utterance(audio.detach().to("cpu", torch.float32).contiguous(), audible, cut)
 
 
 def model_digest(model: BarkModel) -> str:

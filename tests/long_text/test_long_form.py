@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from support.bark_models import SMALL, preset, texts
 from support.parity import accelerated_copy
 from support.tiny_text import CHUNKS, PARAGRAPH_ENDS, TEXT
 
-from bark_accel import generate_with_preset, long_form, save_voice_preset
+from bark_accel import BarkEngine, SpeechRequest, generate_with_preset, long_form, save_voice_preset
 from bark_accel.decoding import rng
+from bark_accel.engine import scheduler
 from bark_accel.longform.reader import chunk_seed
 
 # Ends some utterances early.
@@ -47,7 +49,7 @@ def one_by_one(model, processor, voice=None, carry=False, options=SAMPLED):
 @pytest.mark.parametrize("stock", [False, True])
 def test_chunks_are_what_generate_says(small_model, fast, processor, stock):
     model = small_model if stock else fast
-    said = list(long_form(model, processor, TEXT, seed=7, batch_size=1, **SAMPLED))
+    said = list(long_form(model, processor, TEXT, seed=7, **SAMPLED))
     assert [chunk.text for chunk in said] == CHUNKS and [chunk.index for chunk in said] == list(range(len(CHUNKS)))
     for chunk, (audio, made) in zip(said, one_by_one(model, processor), strict=True):
         torch.testing.assert_close(chunk.audio, audio, rtol=0, atol=0)
@@ -87,28 +89,129 @@ def test_a_voice_is_given_in_three_ways(fast, small_model, processor, tmp_path):
     torch.testing.assert_close(next(iter(stock)).audio, expected[0][0], rtol=0, atol=1e-6)
 
 
-def test_rows_of_a_batch_have_their_own_lengths(fast, processor):
-    said = list(long_form(fast, processor, TEXT, batch_size=4, **SAMPLED))
-    for start in range(0, len(CHUNKS), 4):
-        group = CHUNKS[start : start + 4]
-        torch.manual_seed(chunk_seed(0, start))
-        inputs = processor(group, max_length=SMALL.max_input)
-        inputs["history_prompt"] = [None] * len(group)
-        audio, lengths = fast.generate(**inputs, **SAMPLED, return_output_lengths=True)
-        for row, samples, chunk in zip(audio, lengths, said[start : start + 4], strict=True):
-            assert torch.equal(chunk.audio, row[:samples])
-            assert samples == 320 * chunk.preset["fine_prompt"].shape[1]
-    assert len({len(chunk.audio) for chunk in said}) > 2
+@pytest.mark.parametrize("options", [{}, {"batch_size": 1}, {"batch_size": 20}, {"stream": True, "policy": "exact"}])
+def test_a_chunk_is_what_it_is_alone(fast, processor, options):
+    """To the bit, whoever is beside it."""
+    said = list(long_form(fast, processor, TEXT, seed=7, **options, **SAMPLED))
+    for index, (audio, made) in enumerate(one_by_one(fast, processor)):
+        pieces = [chunk for chunk in said if chunk.index == index]
+        assert torch.equal(torch.cat([piece.audio for piece in pieces]), audio)
+        for key, codes in made.items():
+            np.testing.assert_array_equal(pieces[-1].preset[key], codes)
 
 
-def test_rows_of_a_batch_are_what_they_would_be_alone(fast, processor):
-    greedy = {"do_sample": False, "fine_temperature": None, "semantic_max_new_tokens": 60, "min_eos_p": 0.01}
-    batches, alone = (long_form(fast, processor, TEXT, batch_size=n, **greedy) for n in (4, 1))
-    lengths = set()
-    for one, other in zip(batches, alone, strict=True):
-        torch.testing.assert_close(one.audio, other.audio, rtol=0, atol=1e-6)
-        lengths.add(len(one.audio))
-    assert len(lengths) > 2
+@pytest.mark.parametrize("settings", [{"weights": "int8"}, {"fit_windows": True}, {"backend": "torch"}], ids=str)
+def test_so_it_is_with_other_settings(small_model, processor, settings):
+    model = accelerated_copy(small_model, **settings)
+    for chunk, (audio, _) in zip(
+        long_form(model, processor, TEXT, seed=7, **SAMPLED), one_by_one(model, processor), strict=True
+    ):
+        torch.testing.assert_close(chunk.audio, audio, rtol=0, atol=1e-6 if "backend" in settings else 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_an_engine_lacks_is_generated_one_by_one(fast, processor, stream):
+    options = {**SAMPLED, "semantic_no_repeat_ngram_size": 3, "fine_temperature": None}
+    said = list(long_form(fast, processor, TEXT, seed=7, stream=stream, policy="exact", **options))
+    for index, (audio, _) in enumerate(one_by_one(fast, processor, options=options)):
+        assert torch.equal(torch.cat([chunk.audio for chunk in said if chunk.index == index]), audio)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Rows of each shared step."""
+    rows, take_together = [], scheduler.take_together
+
+    def note(steps):
+        rows.append(len(steps))
+        return take_together(steps)
+
+    monkeypatch.setattr(scheduler, "take_together", note)
+    return rows
+
+
+def test_chunks_share_their_steps(fast, processor, steps):
+    list(long_form(fast, processor, TEXT, batch_size=3, **LONG))
+    assert 2 <= max(steps) <= 3
+    steps.clear()
+    list(long_form(fast, processor, TEXT, batch_size=1, **LONG))
+    assert max(steps, default=1) == 1
+
+
+def begun_of(monkeypatch) -> list:
+    """Requests as they are submitted."""
+    requests, submit = [], BarkEngine.submit
+
+    def note(self, **arguments):
+        requests.append(submit(self, **arguments))
+        return requests[-1]
+
+    monkeypatch.setattr(BarkEngine, "submit", note)
+    return requests
+
+
+def test_who_listens_slowly_has_no_more_than_two_batches_ahead(fast, processor, monkeypatch):
+    requests = begun_of(monkeypatch)
+    chunks = iter(long_form(fast, processor, TEXT, batch_size=2, **SAMPLED))
+    for index in range(len(CHUNKS)):
+        next(chunks)
+        assert len(requests) == min(index + 4, len(CHUNKS))
+        for request in requests:
+            request.result(60)
+    chunks.close()
+
+
+def test_the_next_chunk_of_a_stream_begins_with_the_first_sound(fast, processor, monkeypatch):
+    requests = begun_of(monkeypatch)
+    pieces = iter(long_form(fast, processor, TEXT, stream=True, policy="preview", **LONG))
+    next(pieces)
+    assert len(requests) == 1
+    next(pieces)
+    assert len(requests) == 2 and requests[1]._after is requests[0]
+    pieces.close()
+    assert all(request.done() for request in requests)
+
+
+def test_an_error_waits_for_its_turn(fast, processor, monkeypatch):
+    """Chunks before it are given out, those after it are not."""
+    deliver = SpeechRequest.deliver
+
+    def fail(self, chunk):
+        if self.seed == chunk_seed(7, 3):
+            raise KeyError("planted")
+        deliver(self, chunk)
+
+    monkeypatch.setattr(SpeechRequest, "deliver", fail)
+    before, said = set(threading.enumerate()), []
+    with pytest.raises(KeyError, match="planted"):
+        for chunk in long_form(fast, processor, TEXT, seed=7, batch_size=9, **SAMPLED):
+            said.append(chunk.index)
+    assert said == [0, 1, 2]
+    assert set(threading.enumerate()) == before
+
+
+@pytest.mark.parametrize("left", ["closed", "interrupted"])
+def test_who_leaves_ends_what_was_begun(fast, processor, left, monkeypatch):
+    requests, before = begun_of(monkeypatch), set(threading.enumerate())
+    chunks = iter(long_form(fast, processor, TEXT, **LONG))
+    next(chunks)
+    if left == "closed":
+        chunks.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            chunks.throw(KeyboardInterrupt)
+    assert len(requests) == 8 and all(request.done() for request in requests)
+    assert set(threading.enumerate()) == before
+
+
+def test_other_threads_may_draw_meanwhile(fast, processor):
+    expected = list(long_form(fast, processor, TEXT, **SAMPLED))
+    said = []
+    for chunk in long_form(fast, processor, TEXT, **SAMPLED):
+        torch.rand(5)
+        fast.generate(**texts(SMALL, [3]), semantic_max_new_tokens=3)
+        said.append(chunk)
+    assert_same(said, expected)
 
 
 @pytest.fixture

@@ -55,12 +55,12 @@ def test_a_wrapped_generate_makes_presets(wrapped):
 
 
 def test_a_wrapped_generate_says_a_long_text(wrapped, small_model):
-    """Rows of a batch as if alone, which is what accelerated models do."""
+    """One by one, each as an engine says it."""
     model, calls = wrapped
     greedy = {"do_sample": False, "fine_temperature": None, "semantic_max_new_tokens": 40, "min_eos_p": 0.01}
     said = list(long_form(model, tiny_processor(), TEXT, batch_size=4, **greedy))
     plain = list(long_form(accelerated_copy(small_model), tiny_processor(), TEXT, batch_size=4, **greedy))
-    assert len(calls) == 3 and len({len(chunk.audio) for chunk in said}) > 1
+    assert len(calls) == len(said) and len({len(chunk.audio) for chunk in said}) > 1
     for one, other in zip(said, plain, strict=True):
         assert torch.equal(one.audio, other.audio)
         np.testing.assert_array_equal(one.preset["fine_prompt"], other.preset["fine_prompt"])
