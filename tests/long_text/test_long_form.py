@@ -329,8 +329,8 @@ def test_progress_is_told(fast, processor):
     told: list[tuple[int, int]] = []
     speech = long_form(fast, processor, TEXT, on_progress=lambda *n: told.append(n), **SAMPLED)
     for chunk in speech:
-        assert told[-1] == (chunk.index + 1, len(speech))
-    assert len(told) == len(speech) == len(CHUNKS)
+        assert chunk.index < told[-1][0] <= chunk.index + 8, "those ahead may be ready, too"
+    assert told == [(count + 1, len(CHUNKS)) for count in range(len(CHUNKS))]
 
 
 def test_a_chunk_that_fills_the_model_is_reported(fast, processor):
