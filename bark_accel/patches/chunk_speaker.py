@@ -73,7 +73,7 @@ class ChunkSpeaker:
 
     @property
     def source(self) -> ModelPatch | None:
-        """What accelerates the model; None where nothing does, and below a wrapper, which wants to be called."""
+        """The patch of an accelerated model; None for others, and below a wrapper, which wants to be called."""
         owner = getattr(self.model.generate, "__self__", None)
         return owner if isinstance(owner, ModelPatch) else None
 
