@@ -13,10 +13,10 @@ import pytest
 import torch
 from support.bark_models import SMALL, texts
 
+from bark_accel.bench.baselines import BASELINES
 from bark_accel.bench.measure import machine_facts, versions
 from benchmarks.__main__ import COMMANDS, file_of, is_suite, listing, purpose
 from benchmarks.generation import load
-from benchmarks.generation.baselines import BASELINES
 from benchmarks.generation.plots import save_load
 from benchmarks.generation.timeline import Chunk, Timeline
 from benchmarks.report import page

@@ -281,9 +281,22 @@ def test_stock_and_accelerated_are_warmed_up_alike(tiny, tmp_path, monkeypatch, 
 
     monkeypatch.setattr("bark_accel.hf.stage_trace.trace_stages", spy)
     monkeypatch.setattr(checkpoints, "random_bark", lambda shape: tiny)
-    options = {"demo": ["--out", tmp_path], "bench": ["--repeats", 1]}[command]
+    options = {"demo": ["--out", tmp_path], "bench": ["--repeats", 1, "--no-baselines"]}[command]
     assert run(command, "--seconds", 0.1, *options).exit_code == 0
     assert ran == ["stock", "accelerated"] * 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bench_measures_what_a_user_can_do_without_us(tiny, tmp_path, monkeypatch, dtype):
+    """In float32; a model in 16 bits has no such rows."""
+    monkeypatch.setattr(checkpoints, "random_bark", lambda shape: tiny)
+    file = tmp_path / "b.json"
+    result = run("bench", "--seconds", 0.1, "--repeats", 2, "--dtype", dtype, "--json", file)
+    assert result.exit_code == 0, result.output
+    found = json.loads(file.read_text())["baselines"]
+    names = ["stock bfloat16", "stock dynamic int8"] if dtype == "float32" else []
+    assert list(found) == names and all(name in result.output for name in names)
+    assert all(len(runs) == 2 and set(runs[0]) == {*STAGES, "total"} for runs in found.values())
 
 
 def test_bench_refuses_an_unknown_dtype():

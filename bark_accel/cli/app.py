@@ -280,6 +280,9 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each, taken in turns.")] = 3,
     shape: Annotated[str, typer.Option(help="bark-small or bark.")] = "bark-small",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    baselines: Annotated[
+        bool, typer.Option(help="Measure stock in bfloat16 and with dynamic int8 as well (in float32 only).")
+    ] = True,
     json: Annotated[Optional[Path], typer.Option(help="Write all numbers to this file.")] = None,  # noqa: UP045
     plot: Annotated[
         Optional[Path],  # noqa: UP045
@@ -291,7 +294,7 @@ def bench(
         from .bench import Settings
         from .bench import bench as run
 
-        run(Settings(shape, dtype, seconds, repeats), json, plot)
+        run(Settings(shape, dtype, seconds, repeats, baselines=baselines and dtype == "float32"), json, plot)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,17 @@ def comparison_table(rows: Sequence[Comparison], audio_s: float, repeats: int) -
         total = rows[-1]
         factors = (f"{side.median / audio_s:.2f}" for side in (total.stock, total.accelerated))
         table.add_row("real-time factor", *factors, "")
+    return table
+
+
+def baselines_table(whole: Comparison, baselines: Mapping[str, Spread], repeats: int) -> Table:
+    """Seconds in all of stock with smaller weights, its ratio to stock, and ours to it."""
+    table = Table(title="stock's code with smaller weights", title_justify="left")
+    for name in ("", "total", "faster than stock", "accelerated: faster still"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, total in baselines.items():
+        faster, ours = whole.stock.median / total.median, total.median / whole.accelerated.median
+        table.add_row(name, _seconds(total, repeats), f"{faster:.2f}x", f"{ours:.2f}x")
     return table
 
 

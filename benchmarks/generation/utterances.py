@@ -22,6 +22,7 @@ import torch
 from transformers import BarkModel
 
 from bark_accel import accelerate_bark, acceleration_report, stream_speed
+from bark_accel.bench.baselines import BASELINES
 from bark_accel.bench.measure import (
     Run,
     commit,
@@ -35,7 +36,6 @@ from bark_accel.bench.measure import (
 )
 from bark_accel.bench.models import fake_inputs, quiet_transformers, random_bark, semantic_tokens, shared_copy
 from bark_accel.cli.demo import TEXT
-from benchmarks.generation.baselines import BASELINES
 from benchmarks.generation.plots import save_stages, save_timeline
 from benchmarks.generation.timeline import Timeline, run_stream
 
