@@ -48,9 +48,9 @@ class StreamPlan:
     """Lengths in frames that decide what the fine stage sees of a low-latency stream.
 
     `chunk_frames`: of each chunk, the last one of all that follow; `lookahead_frames`: seen beyond a chunk;
-    `history_frames`: seen before it. `ready_s`: seconds after the semantic tokens at which each chunk is expected, and
-    `silence_s`: of silence after the first sound, both empty in a plan that was not made from a speed.
-    `dataclasses.asdict` and `StreamPlan(**values)` write and read it.
+    `history_frames`: seen before it. `ready_s`: seconds after the semantic tokens (interleaved: after their
+    prompt) at which each chunk is expected, and `silence_s`: of silence after the first sound, both empty in a plan
+    that was not made from a speed. `dataclasses.asdict` and `StreamPlan(**values)` write and read it.
 
     Raises
     ------
@@ -170,13 +170,18 @@ class _Work:
 
 def _drawn_s(speed: StreamSpeed, utterance: Utterance) -> Sequence[float]:
     """Seconds until the coarse tokens of 0, 1, 2, ... frames are drawn."""
-    spec = utterance.coarse
-    semantic_s = speed.token_s / spec.tokens_per_semantic if utterance.interleaved else 0.0
-    seconds, tokens_s = 0.0, [0.0]
-    for window, fed in prompts(spec, utterance.semantic_history, utterance.coarse_history):
+    spec, history = utterance.coarse, utterance.semantic_history
+    semantic = math.ceil(utterance.frames * spec.num_codebooks / spec.tokens_per_semantic)
+    seconds, tokens_s, known = 0.0, [0.0], 0
+    for window, fed in prompts(spec, history, utterance.coarse_history):
+        if utterance.interleaved:
+            # A window opens when its prompt's semantic tokens are there.
+            end = spec.semantic_start(history, len(tokens_s) - 1) + spec.max_input_tokens - history
+            seconds += max(0, min(end, semantic) - known) * speed.token_s
+            known = max(known, min(end, semantic))
         seconds += fed * speed.prompt_token_s
         for _ in range(window):
-            seconds += speed.token_s + semantic_s
+            seconds += speed.token_s
             tokens_s.append(seconds)
         if len(tokens_s) > utterance.frames * spec.num_codebooks:
             return tokens_s[:: spec.num_codebooks]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import asdict, replace
+import math
+from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.patches import stream_plan as planning
 from bark_accel.stages.coarse import CoarseStage, prompts
 from bark_accel.stages.spec import CoarseSpec, FineSpec
+from bark_accel.streaming import plan as planning_module
 from bark_accel.streaming.plan import Utterance, plan_stream
 
 ONE = texts(SMALL, [6])
@@ -112,9 +114,28 @@ def test_a_slow_machine_waits_once_or_before():
     assert smooth.silence_s == 0 and smooth.chunk_frames[0] > 300 and smooth.ready_s[0] > soonest.ready_s[0]
 
 
-def test_interleaved_semantic_tokens_are_counted():
-    alone, beside = (Utterance(COARSE, FINE, 750, interleaved=i) for i in (False, True))
-    assert plan_stream(SPEED, beside, **SETTINGS).ready_s[0] > plan_stream(SPEED, alone, **SETTINGS).ready_s[0]
+@pytest.mark.parametrize("voice, frames, needed", [((0, 0), 750, 256), ((209, 626), 750, 47), ((0, 0), 150, 100)])
+def test_interleaved_semantic_tokens_are_counted(voice, frames, needed):
+    """As many as the first window has to see, or there are; later windows wait for theirs."""
+    alone, beside = (Utterance(COARSE, FINE, frames, *voice, interleaved=i) for i in (False, True))
+    drawn = [planning_module._drawn_s(SPEED, utterance) for utterance in (alone, beside)]
+    waited = [b - a for a, b in zip(*drawn, strict=True)]
+    assert waited[1] == pytest.approx(needed * SPEED.token_s)
+    assert waited[frames] == pytest.approx(math.ceil(2 * frames / COARSE.tokens_per_semantic) * SPEED.token_s)
+    assert waited[0] == 0 and all(b - a > -1e-9 for a, b in itertools.pairwise(waited))
+    ready = [plan_stream(SPEED, utterance, **SETTINGS).ready_s[0] for utterance in (alone, beside)]
+    assert ready[1] > ready[0]
+
+
+def test_a_plan_cannot_be_changed():
+    """So that it is the one that a stream was made by."""
+    plan = StreamPlan([30, 60], 15, 128)
+    assert plan.chunk_frames == (30, 60) and hash(plan) == hash(StreamPlan((30, 60), 15, 128))
+    for name, value in asdict(plan).items():
+        with pytest.raises(FrozenInstanceError):
+            setattr(plan, name, value)
+    with pytest.raises(FrozenInstanceError):
+        SPEED.token_s = 1.0
 
 
 def test_plans_and_speeds_are_written_and_read():
