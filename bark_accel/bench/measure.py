@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import bark_accel
+from bark_accel import _cpus
 from bark_accel.stages.spec import STAGES, TOKEN_STAGES
 
 if TYPE_CHECKING:
@@ -189,6 +190,8 @@ def machine_facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+    if (quota := _cpus.cpu_quota()) is not None:
+        facts["cpu quota"] = quota
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     elif torch.backends.mps.is_available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import transformers
 from transformers import BarkModel
 
+from bark_accel import _cpus
 from bark_accel._arguments import check_flags
 from bark_accel._caller import warn_caller
 from bark_accel._forked import avoid_lost_threads, watch
@@ -107,8 +109,9 @@ def accelerate_bark(
     long_coarse_windows : bool
         Approximate: go on in a coarse window until the model's positions are full (138 to 768 tokens of suno's models),
         instead of opening one, with a prompt of up to 887 tokens, every 60 tokens. Semantic tokens are stock's, coarse
-        ones from the second window on are not. What only Transformers' own code could do of the coarse stage raises
-        `AccelerationError`. `bark_accel.suno` has `sliding_window_len` instead.
+        ones from the second window on are not. For models that were trained on all of their positions: the small Bark
+        was not, and has 8 points more of its words wrong. What only Transformers' own code could do of the coarse stage
+        raises `AccelerationError`. `bark_accel.suno` has `sliding_window_len` instead.
 
     Returns
     -------
@@ -176,6 +179,8 @@ def accelerate_bark(
         release([*patches.values()])
     warn_of_untested()
     _warn_of_slow_weights(weights, backend, model.device)
+    if model.device.type == "cpu":
+        _warn_of_threads()
     _remove_patches(model)
     by_stage = {"model": whole, "codec": whole, **patches}
     for stage, point in POINTS.items():
@@ -399,6 +404,17 @@ def _warn_of_slow_weights(weights: str, backend: str, device: torch.device) -> N
         warn_caller(
             f"bark_accel: weights={weights!r} saves memory but no time here: it is slower than float32 with the "
             "generic kernels, which run where a CPU has no AVX2 or BARK_ACCEL_ISA says so"
+        )
+
+
+def _warn_of_threads() -> None:
+    threads, quota = torch.get_num_threads(), _cpus.cpu_quota()
+    usable = threads if quota is None else max(1, math.ceil(quota))
+    if threads > usable:
+        warn_caller(
+            f"bark_accel: torch has {threads} threads, and this process's control group may use {quota:g} "
+            f"CPU{'' if quota == 1 else 's'}: threads that it stops are waited for; torch.set_num_threads({usable}) is "
+            "faster"
         )
 
 

@@ -13,6 +13,7 @@ ROOMS = [
     "_version",
     "_arguments",
     "_caller",
+    "_cpus",
     "_forked",
     "report",
     "small_bark",
