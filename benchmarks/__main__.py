@@ -25,6 +25,7 @@ COMMANDS = {
     "layouts": "speech.layouts",
     "fine-codes": "speech.fine_codes",
     "voices": "speech.voices",
+    "coarse-windows": "speech.coarse_windows",
     "gpu": "gpu.run",
     "gpu-plots": "gpu.plots",
     "summarise": "report.summarise",
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
 
 def listing() -> str:
     """Each command with the first sentence of its module, without importing any."""
-    lines = [f"  {name:11} {purpose(name)}" for name in COMMANDS]
+    lines = [f"  {name:14} {purpose(name)}" for name in COMMANDS]
     return "\n".join(["python -m benchmarks NAME [ARGUMENTS]; --help after a name tells more", "", *lines])
 
 

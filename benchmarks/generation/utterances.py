@@ -49,6 +49,10 @@ MODES: dict[str, dict[str, Any]] = {
     "w8a8": {"weights": "w8a8"},
     "int8 fitting windows": {"weights": "int8", "fit_windows": True},
     "w8a8 fitting windows": {"weights": "w8a8", "fit_windows": True},
+    "float32 long coarse windows": {"long_coarse_windows": True},
+    "int8 long coarse windows": {"weights": "int8", "long_coarse_windows": True},
+    "int8 fitting and long windows": {"weights": "int8", "fit_windows": True, "long_coarse_windows": True},
+    "w8a8 fitting and long windows": {"weights": "w8a8", "fit_windows": True, "long_coarse_windows": True},
 }
 # As arguments of AudioStreamer.
 STREAMS: dict[str, dict[str, Any]] = {
@@ -148,7 +152,7 @@ def measure(wanted: Measurement) -> dict[str, Any]:
             print(f"{name}: {runs[name][-1].total_s:.2f} s", flush=True)
         for mode in modes:
             pair = runs["stock"][-1], runs[mode][-1]
-            if mode in BASELINES or MODES[mode].keys() & {"weights", "fit_windows"}:
+            if mode in BASELINES or MODES[mode].keys() & {"weights", "fit_windows", "long_coarse_windows"}:
                 differences[mode] += token_differences(*pair)
             else:
                 verdict = judge_tokens(stock, arguments, seed, *pair)

@@ -174,6 +174,51 @@ def fine_codes(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def coarse_windows(record: dict[str, Any]) -> str:
+    """Write the table of `python -m benchmarks coarse-windows`."""
+    lines = [
+        "| | nats a token by stock's windows | above stock | by long windows | KL to stock, nats | same best code |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way, its in record["ways"].items():
+        low, high = its["nats_stock"]["interval"]
+        above = f"{its['nats_stock']['above_stock']:+.3f} ({low:+.3f} to {high:+.3f})"
+        nats = f"{its['nats_stock']['mean']:.3f} | {above} | {its['nats_long']['mean']:.3f}"
+        lines.append(f"| {way} | {nats} | {its['kl_nats']:.1e} | {its['same_best']:.1%} |")
+    return "\n".join(lines)
+
+
+def planned_streams(records: list[dict[str, Any]]) -> str:
+    """Write first sound and silence of streams with a plan, measured and expected."""
+    lines = [
+        "| speech | mode, policy | first sound | planned | silence after it | planned | chunks, frames |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        for name, its in record["streams"].items():
+            plan = its["plan"]
+            if plan is None or not plan["ready_s"]:
+                continue
+            # Not interleaved, a plan begins when the semantic tokens are there.
+            before_s = 0.0 if "interleave" in name else _semantic_s(record, name)
+            first = f"{its['first_sound_s']:.2f} s | {before_s + plan['ready_s'][0]:.2f} s"
+            silence = f"{its['stalled_s']:.2f} s | {plan['silence_s']:.2f} s"
+            frames = ", ".join(map(str, plan["chunk_frames"][: len(its["chunks"])]))
+            lines.append(f"| {_case(record)} | {name} | {first} | {silence} | {frames} |")
+    return "\n".join(lines)
+
+
+def _semantic_s(record: dict[str, Any], stream: str) -> float:
+    """Median seconds of the semantic stage in the mode of a stream."""
+    mode = max((mode for mode in record["modes"] if stream.startswith(f"{mode}, ")), key=len)
+    return record["modes"][mode]["semantic"]["median"]
+
+
+def _optional(folder: Path, name: str) -> Any:
+    file = folder / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
 def report(folder: Path) -> str:
     """The whole page."""
     names = ("steps", "generation", "memory", "quality", "speech_quality", "streaming_layout")
@@ -186,6 +231,10 @@ def report(folder: Path) -> str:
         name: json.loads((folder / f"zen5_{name}.json").read_text())
         for name in ("generation", "steps", "options", "fine_codes")
     }
+    planned = _optional(folder, "zen5_streams")
+    windows, spoken = (
+        json.loads((folder / f"zen5_{n}.json").read_text()) for n in ("coarse_windows", "speech_quality")
+    )
     text = (Path(__file__).parent / "page.md").read_text()
     records = [*read["generation"], *zen5["generation"]]
     different = [_case(r) for r in records if r["token_differences"].get("float32")]
@@ -198,6 +247,12 @@ def report(folder: Path) -> str:
         "options": options(zen5["options"]),
         "fine_codes_machine": _measured_on(zen5["fine_codes"]),
         "fine_codes": fine_codes(zen5["fine_codes"]),
+        "coarse_windows_machine": _measured_on(windows),
+        "coarse_windows_size": "{utterances} texts, {tokens} tokens".format(**windows["ways"]["stock"]),
+        "coarse_windows": coarse_windows(windows),
+        "zen5_speech": speech(spoken),
+        "planned_machine": _measured_on(planned[0]) if planned else "",
+        "planned_streams": planned_streams(planned) if planned else _NOT_MEASURED,
         "zen5_machine": _measured_on(zen5["generation"][0]),
         "zen5_generations": generations(zen5["generation"]),
         "zen5_steps_machine": _measured_on(zen5["steps"]),

@@ -11,6 +11,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 RATES = ("digits", "phrases", "all")
+# What the others are compared with.
+_BASELINES = ("stock", "stock, slt", "stock, rms")
 
 
 def table(ways: dict[str, dict[str, Any]]) -> str:
@@ -54,7 +56,7 @@ def _percent(its: dict[str, Any]) -> str:
 
 
 def _points(name: str, its: dict[str, Any]) -> str:
-    if name.startswith("stock"):
+    if name in _BASELINES:
         return ""
     low, high = (100 * bound for bound in its["above_stock"]["interval"])
     return f"{100 * its['above_stock']['difference']:+.1f} ({low:+.1f} to {high:+.1f})"

@@ -27,6 +27,7 @@ from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import quiet_transformers
 from bark_accel.hf.presets import generate_with_presets
 from benchmarks.speech.figures import save_plot, table
+from recipes.small_bark import layout
 from recipes.small_bark.evaluate import KINDS, Heard, held, listen, say, texts
 from recipes.small_bark.recogniser import Errors, rate_difference, word_error_rate
 from recipes.small_bark.vocabulary import Kind, Split
@@ -39,6 +40,9 @@ BATCH = 16
 # likeliest values are a rounding error apart.
 _SAME_AUDIO = 1e-5
 _NEAR_TIES = 0.01
+FIT, LONG = "fit_windows", "long_coarse_windows"
+# The last ones of a window that the small Bark was trained with.
+TRAINED_POSITIONS = layout.COARSE_INPUT + layout.COARSE_HISTORY + layout.COARSE_WINDOW
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Way:
     """A way to generate.
 
     `weights` None is stock. `stream` holds the settings of an AudioStreamer. `share` of the texts are said. `as_stock`:
-    the audio has to be that of stock with the same voice, but for near ties.
+    the audio has to be that of stock with the same voice, but for near ties. `windows` are the options of
+    `accelerate_bark` of that name, `coarse_positions` all that the coarse model is said to have.
     """
 
     weights: str | None = "same"
@@ -57,11 +62,15 @@ class Way:
     as_stock: bool = False
     long_text: bool = False
     fix_stock_bugs: tuple[str, ...] = ()
+    windows: tuple[str, ...] = ()
+    coarse_positions: int | None = None
+    seed: int = 0
 
     @property
     def draws_as_stock(self) -> bool:
         """A stream whose semantic and coarse tokens are those of stock."""
-        return self.stream is not None and self.weights == "same" and not self.stream.get("interleave")
+        interleaved = self.stream is not None and self.stream.get("interleave")
+        return self.stream is not None and self.weights == "same" and not interleaved and LONG not in self.windows
 
     @property
     def baseline(self) -> str:
@@ -73,8 +82,12 @@ def low_latency(**settings: Any) -> dict[str, Any]:
     return {"policy": "low_latency", **settings}
 
 
+# Beside the seed of all.
+ANOTHER_SEED = 1_000_000
+
 WAYS = {
     "stock": Way(None),
+    "stock, another seed": Way(None, seed=ANOTHER_SEED),
     "float32": Way(as_stock=True),
     "float16": Way("float16"),
     "bfloat16": Way("bfloat16"),
@@ -86,6 +99,10 @@ WAYS = {
     "preview": Way(stream={"policy": "preview"}),
     "low_latency, interleave": Way(stream=low_latency(interleave=True)),
     "low_latency, int8": Way("int8", stream=low_latency()),
+    "long coarse windows": Way(windows=(LONG,)),
+    "long coarse windows, of trained positions": Way(windows=(LONG,), coarse_positions=TRAINED_POSITIONS),
+    "long coarse windows, int8": Way("int8", windows=(LONG,)),
+    "fitting windows, int8": Way("int8", windows=(FIT,)),
     # Others: streaming_layout.py.
     "low_latency, all chunks 15, lookahead 0": Way(
         stream=low_latency(first_chunk_frames=15, max_chunk_frames=15, lookahead_frames=0), share=0.4
@@ -146,7 +163,7 @@ class Suite:
         if way.long_text:
             return Utterances(listen(list(self._long(said, way.voice)), said, kind), None)
         codes: list[np.ndarray | None] = []
-        audio = say(self._generate(way, codes), self.processor, said, way.voice, way.batch, self.seed)
+        audio = say(self._generate(way, codes), self.processor, said, way.voice, way.batch, self.seed + way.seed)
         if way.weights is None:
             np.savez(self.folder / f"{name}, {kind}.npz", *audio)
             np.savez(self.folder / f"{name}, {kind}, codes.npz", *codes)
@@ -173,8 +190,11 @@ class Suite:
         """Return a function like a BarkModel's `generate` that also adds the fine codes of each row to `codes`."""
         model = self.stock
         if way.weights is not None:
+            model = copy.deepcopy(model)
+            if way.coarse_positions is not None:
+                model.coarse_acoustics.config.block_size = way.coarse_positions
             options = {"weights": way.weights, "fix_stock_bugs": list(way.fix_stock_bugs)}
-            model = accelerate_bark(copy.deepcopy(model), strict=True, **options)
+            model = accelerate_bark(model, strict=True, **dict.fromkeys(way.windows, True), **options)
 
         def generate(return_output_lengths: bool, **inputs: Any) -> tuple[Any, list[int]]:
             if way.stream is not None:
