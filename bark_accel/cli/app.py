@@ -309,7 +309,7 @@ def check(
         typer.Option(help="Write all that was found to this file, for a bug report: it names no folders of yours."),
     ] = None,
     voices: Annotated[
-        bool, typer.Option("--voices", help="Rank the checkpoint's voices as well; half of the minutes are theirs.")
+        bool, typer.Option("--voices", help="Rank the checkpoint's voices as well, in half of the time.")
     ] = False,
 ) -> None:
     """Compare tokens, scores, times and memory with stock's on this machine: ten texts, voices, greedy and sampled."""

@@ -83,6 +83,7 @@ def _measure(
     from bark_accel.bench.measure import run_once
     from bark_accel.bench.models import max_semantic_tokens, semantic_tokens, shared_copy
 
+    end = time.monotonic() + 60 * minutes
     if voices and not english_voices(loaded):
         raise UserError("--voices: expected a checkpoint with voices and a tokenizer, got one without")
     with user_errors(ValueError):
@@ -92,7 +93,6 @@ def _measure(
         tokens = min(longest, semantic_tokens(loaded.model, seconds))
     wanted = requests(loaded, seed)
     first = {**inputs_of(loaded, wanted[1]), "semantic_max_new_tokens": tokens}
-    seconds_left = 60 * minutes / (2 if voices else 1)
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -118,6 +118,7 @@ def _measure(
         )
         progress.update(task, description="stock and accelerated")
         compared: list[Compared] = []
+        seconds_left = (end - time.monotonic()) / (2 if voices else 1)
         for one in compare(
             loaded, accelerated, wanted, seconds=seconds_left, at_least=min(AT_LEAST, len(wanted)), tokens=tokens
         ):
@@ -125,7 +126,7 @@ def _measure(
             progress.advance(task)
         held = None
         if voices and speakers is not None:
-            held = _held(loaded, accelerated, speakers, seconds_left, seed, (progress, task))
+            held = _held(loaded, accelerated, speakers, end - time.monotonic(), seed, (progress, task))
     sounded = first_sound(accelerated, dict(first), seed)
     checked = Checked(
         compared,
