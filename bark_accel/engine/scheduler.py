@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
+
 from bark_accel.transformer.causal import CausalModel
 
 from .row import Row
@@ -82,7 +84,7 @@ class Scheduler:
             self._prompt_tokens -= step.feed.tokens.shape[1]
 
     def _feed_tokens(self, model: CausalModel) -> None:
-        """Feed a token of every row that has one for this model; one that is alone drafts, and uses up its drafts."""
+        """Feed a token of every row that has one for this model; a few draft by themselves, and use up their drafts."""
         ready = [
             row for row in self._rows if row.step is not None and row.step.model is model and row.step.feed.is_step
         ]
@@ -91,7 +93,7 @@ class Scheduler:
             step = row.step
             assert step is not None
             with self._guarding(row):
-                if step.source is not None and (len(ready) == 1 or step.source.ahead):
+                if step.source is not None and (len(ready) <= _rows_that_draft(model) or step.source.ahead):
                     row.run_ahead()
                     continue
                 model.check_room(step.cache.position, 1)
@@ -135,6 +137,15 @@ class Scheduler:
                 for line in (self._rows, self._waiting):
                     if row in line:
                         line.remove(row)
+
+
+def _rows_that_draft(model: CausalModel) -> int:
+    """Return up to how many rows draft by themselves in less time than their shared steps take.
+
+    Two of float32, whose drafts read a quarter of the bytes, need 0.89 of it with 93 % of the drafts right; two of
+    float16 need 1.24.
+    """
+    return 2 if model.weights.cache_dtype == torch.float32 else 1
 
 
 def _by_urgency(rows: Iterable[Row]) -> list[Row]:

@@ -171,6 +171,7 @@ def measure(stock: Any, way: str, options: argparse.Namespace) -> dict[str, Any]
 def measure_stock(stock: Any, options: argparse.Namespace) -> dict[str, float]:
     """Speech a second of stock: `--stock` of the requests one after the other, and as one batch."""
     asked = requests(stock, options.requests, options.seconds, options.seed)[: options.stock]
+    one_after_the_other(stock, requests(stock, 1, [0.2], 0))  # what the first call has to prepare
     made, alone_s = one_after_the_other(stock, asked)
     spoken_s = sum(map(len, made)) / sample_rate(stock)
     batch_s = stock_batch(stock, asked)

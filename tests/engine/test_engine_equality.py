@@ -99,7 +99,8 @@ def test_a_row_is_alone_by_turns(monkeypatch):
     before = [replace(each) for each in counts]
     inputs = {**texts(SMALL, [5]), "do_sample": True, "semantic_min_new_tokens": 75, "semantic_max_new_tokens": 75}
     short = {**texts(SMALL, [3]), "do_sample": True, "semantic_max_new_tokens": 4}
-    asked = [Asked(inputs), *(Asked(short, seed, arrives=23 * seed) for seed in range(1, 13))]
+    # Two draft, each by itself; the third that comes has them share their steps.
+    asked = [Asked(inputs), *(Asked(short, seed, arrives=23 * ((seed + 1) // 2)) for seed in range(1, 25))]
     made = together(source, asked, 3)
     assert (1, True) in joined, "nobody joined in the middle of a round"
     assert max(joined)[0] > 1, "no step was shared"
@@ -118,6 +119,21 @@ def test_more_rows_than_one_pass_takes(two_threads):
         for i in range(20)
     ]
     for one, request in zip(asked, together(source, asked, 20), strict=True):
+        assert_as_alone(model, one, request)
+
+
+@pytest.mark.parametrize("kind, drafting", [("float32", 2), ("float16", 1), ("int8", 0)])
+@pytest.mark.parametrize("count", [2, 3])
+def test_few_rows_draft_and_more_share_their_steps(kind, drafting, count, monkeypatch):
+    model, source = source_of(kind)
+    take_together, rows = scheduling.take_together, []
+    monkeypatch.setattr(scheduling, "take_together", lambda steps: rows.append(len(steps)) or take_together(steps))
+    length = {"semantic_min_new_tokens": 40, "semantic_max_new_tokens": 40}
+    asked = [Asked({**texts(SMALL, [5]), **length}, seed) for seed in range(count)]
+    made = together(source, asked, count)
+    # The first steps of a stage and of its windows have no drafts.
+    assert rows.count(count) < 10 if count <= drafting else rows.count(count) > 40
+    for one, request in zip(asked, made, strict=True):
         assert_as_alone(model, one, request)
 
 

@@ -130,7 +130,8 @@ def steps(monkeypatch):
     return rows
 
 
-def test_chunks_share_their_steps(fast, processor, steps):
+def test_chunks_share_their_steps(small_model, processor, steps):
+    fast = accelerated_copy(small_model, weights="int8")
     list(long_form(fast, processor, TEXT, batch_size=3, **LONG))
     assert 2 <= max(steps) <= 3
     steps.clear()
