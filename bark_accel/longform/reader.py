@@ -175,8 +175,8 @@ class _Run:
             if self._options.stream and index in self._going:
                 for piece in self._going[index]:
                     streamed = True
-                    yield SpokenChunk(index, self._chunks[index].text, piece, 0, final=False, preset=None, cut=False)
                     self._begin_ahead(index)
+                    yield SpokenChunk(index, self._chunks[index].text, piece, 0, final=False, preset=None, cut=False)
             self._begin_ahead(index)
             utterance = self._result(index)
             if self._options.carry_voice:
@@ -186,7 +186,7 @@ class _Run:
     def _begin_ahead(self, index: int) -> None:
         """Begin chunks after this one: as many again as are generated at once, so that no row waits for the listener.
 
-        A stream begins them only with its own first sound, which is sooner so.
+        A stream begins them only when its own first sound is there, which is sooner so.
         """
         if not self._options.carry_voice:
             self._begin(min(index + 2 * self._options.batch_size, len(self._chunks)) - 1)

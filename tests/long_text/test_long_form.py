@@ -163,12 +163,17 @@ def test_who_listens_slowly_has_no_more_than_two_batches_ahead(fast, processor, 
 
 
 def test_the_next_chunk_of_a_stream_begins_with_the_first_sound(fast, processor, monkeypatch):
-    requests = begun_of(monkeypatch)
+    requests, ready = begun_of(monkeypatch), []
+    submit = BarkEngine.submit
+    monkeypatch.setattr(
+        BarkEngine,
+        "submit",
+        lambda self, **arguments: ready.append([r.seconds_ready for r in requests]) or submit(self, **arguments),
+    )
     pieces = iter(long_form(fast, processor, TEXT, stream=True, policy="preview", **LONG))
     next(pieces)
-    assert len(requests) == 1
-    next(pieces)
-    assert len(requests) == 2 and requests[1]._after is requests[0]
+    assert len(requests) == 2 and requests[1]._after is requests[0], "before the first sound is played"
+    assert ready[0] == [] and ready[1][0] > 0, "not before it is there"
     pieces.close()
     assert all(request.done() for request in requests)
 
