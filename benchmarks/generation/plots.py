@@ -76,7 +76,7 @@ def save_load(path: Path, record: dict[str, Any]) -> None:
         rows = [figures["rows"] for figures in its["closed"]]
         rate.plot(rows, [f["speech_a_second"] for f in its["closed"]], "o-", color=colour, label=its["way"])
         rate.plot(rows, [f["alone_speech_a_second"] for f in its["closed"]], ":", color=colour)
-        for quantile, style in (("p50", "o-"), ("p95", "--")):
+        for quantile, style in (("p50", "o-"), ("p95", "x--")):
             for at in sorted({figures["rows"] for figures in its["open"]}):
                 line = [f for f in its["open"] if f["rows"] == at]
                 times = [f[f"first_sound_{quantile}_s"] for f in line]
