@@ -29,7 +29,7 @@ GPU := $(GPU_PYTHON) -m benchmarks gpu
 GPU_OPTIONS = --seconds $(GPU_SECONDS) --directory $(GPU_DIRECTORY) $(if $(GPU_PREBUILT),--prebuilt) \
 	$(if $(GPU_TABLES),--tables $(GPU_TABLES))
 
-.PHONY: help picture setup demo small-bark wheel cuda-wheel test matrix sanitize other-cpus bench lint cuda-check
+.PHONY: help picture setup demo small-bark wheel cuda-wheel test matrix sanitize other-cpus clang bench lint cuda-check
 .PHONY: gpu gpu-build gpu-test gpu-bench gpu-sanitize clean
 
 help:
@@ -41,6 +41,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make matrix  run the parity suite with every supported Transformers (MATRIX='--only 4.46.3' for one)"
 	@echo "make sanitize  the CPU kernels of every instruction set under ASan, UBSan and TSan"
+	@echo "make clang  all of the library by clang++, with the tests of the ops (clang, libomp-dev), as on macOS"
 	@echo "make other-cpus  the generic kernels on emulated aarch64 and x86-64 without AVX (cross compiler, qemu-user)"
 	@echo "make bench  compare ops, steps, stages, whole generations, streams, memory and speech with stock (an hour and a half)"
 	@echo "make cuda-check  compile and link the CUDA kernels (nvcc needed, no GPU)"
@@ -94,6 +95,9 @@ test: setup $(TEST_DATA_STAMP)
 
 sanitize: setup
 	BARK_ACCEL_SANITIZE=all $(BIN)/python -m pytest tests/cpp/test_cpu_kernels.py
+
+clang: setup
+	BARK_ACCEL_CLANG=all $(BIN)/python -m pytest tests/cpp/test_clang.py
 
 other-cpus: setup
 	$(BIN)/python -m pytest tests/cpp/test_other_cpus.py

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,8 @@ ROOT = Path(__file__).parent
 
 if platform.system() == "Windows":
     raise SystemExit(
-        "bark_accel: expected Linux, got Windows; install it in WSL2 (`wsl --install`), as docs/windows.md says"
+        "bark_accel: expected Linux or macOS, got Windows; install it in WSL2 (`wsl --install`), "
+        "as docs/windows.md says"
     )
 if (ROOT / "patches").is_file():
     raise SystemExit(
@@ -40,16 +42,58 @@ except ImportError as error:
 # 2.11. What later versions added to the stable interface does not compile.
 OLDEST_TORCH = "0x020b000000000000"
 OPTIMISE = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall"]
-# Not on the link line: GOMP_* must come from the OpenMP runtime torch brought along, never from a second one.
-OPENMP = ["-fopenmp"] if platform.system() == "Linux" else []
+MACOS = platform.system() == "Darwin"
+if MACOS:  # a Python for two processors would ask for both, and torch is for one
+    os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
+
+
+def is_clang() -> bool:
+    """Whether $CXX, or else the system's compiler, is clang."""
+    command = [*shlex.split(os.environ.get("CXX") or "c++"), "--version"]
+    try:
+        return "clang" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return MACOS
+
+
+CLANG = is_clang()
 # -Wno-maybe-uninitialized, -Wno-uninitialized: GCC 12's own AVX-512 headers trip them.
-KERNEL_FLAGS = [
-    "-fPIC",
-    "-fno-exceptions",
-    "-Wno-psabi",
-    "-Wno-maybe-uninitialized",
-    "-Wno-uninitialized",
-]
+KERNEL_FLAGS = ["-fPIC", "-fno-exceptions", "-Wno-psabi"]
+KERNEL_FLAGS += [] if CLANG else ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+
+
+def libomp_headers() -> Path | None:
+    """The folder of omp.h: BARK_ACCEL_LIBOMP's (a prefix; 0: none wanted), Homebrew's, or this environment's."""
+    given = os.environ.get("BARK_ACCEL_LIBOMP")
+    if given == "0":
+        return None
+    prefixes = [given] if given else ["/opt/homebrew/opt/libomp", "/usr/local/opt/libomp", sys.prefix]
+    brew = shutil.which("brew")
+    if brew and not given:
+        asked = subprocess.run([brew, "--prefix", "libomp"], check=False, capture_output=True, text=True)
+        prefixes[:0] = [asked.stdout.strip()] if asked.returncode == 0 else []
+    for prefix in prefixes:
+        if (Path(prefix) / "include" / "omp.h").is_file():
+            return Path(prefix) / "include"
+    if given:
+        raise SystemExit(f"bark_accel: BARK_ACCEL_LIBOMP: expected a folder with include/omp.h, got {given}")
+    return None
+
+
+def openmp_flags() -> list[str]:
+    """Flags of the compiler alone: the runtime must be the one that torch brought along, never a second one."""
+    if not MACOS:
+        return ["-fopenmp"]
+    headers = libomp_headers() if torch.backends.openmp.is_available() else None
+    if headers is None:
+        why = "omp.h was not found (`brew install libomp`, or BARK_ACCEL_LIBOMP=<prefix>)"
+        why = why if torch.backends.openmp.is_available() else "this torch has no OpenMP"
+        print(f"bark_accel: building kernels of ONE THREAD: {why}")
+        return []
+    return ["-Xpreprocessor", "-fopenmp", f"-I{headers}"]
+
+
+OPENMP = openmp_flags()
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 ISA_FLAGS: dict[str, list[str]] = {"generic": []}
 if X86:
@@ -251,6 +295,8 @@ setup(
                 *CUDA["macros"],
             ],
             extra_compile_args={"cxx": [*OPTIMISE, *OPENMP]},
+            # macOS looks for torch's libraries by the path of who needs them; elsewhere they are there already.
+            extra_link_args=[f"-Wl,-rpath,{path}" for path in library_paths()] if MACOS else [],
             language="c++",
         )
     ],

@@ -17,7 +17,11 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT const char* bark_accel_torch() { return TORCH_VERSION; }
+#ifdef _OPENMP
 EXPORT const char* bark_accel_compiler() { return __VERSION__; }
+#else
+EXPORT const char* bark_accel_compiler() { return __VERSION__ ", without OpenMP"; }
+#endif
 EXPORT const char* bark_accel_cuda() { return BARK_ACCEL_CUDA_ARCHS; }
 
 EXPORT const char* bark_accel_isa() { return bark_accel::kernels().name; }

@@ -64,6 +64,10 @@ class Library:
         """Return the versions it was built with, and the GPU architectures it has kernels for (`none`)."""
         return {name: self._text(name) for name in ("torch", "compiler", "cuda")}
 
+    def has_threads(self) -> bool:
+        """Tell whether its kernels run on more than one thread."""
+        return "without OpenMP" not in self._text("compiler")
+
     def isa(self) -> str:
         """Return the instruction set in use."""
         return self._text("isa")

@@ -16,6 +16,8 @@ def step_kind(settings: Settings, device: torch.device) -> str:
     """Name the kernels of a decode step on a device, and how they are launched."""
     compiled = runs_natively(settings.backend, device)
     kernels = "compiled kernels" if compiled else f"plain torch, {_why(settings, device)}"
+    if compiled and device.type == "cpu" and not load().has_threads():
+        kernels += " of one thread, built without OpenMP"
     if device.type != "cuda":
         return kernels
     if compiled and load().persistent_step:

@@ -5,6 +5,10 @@
 #include <sys/mman.h>
 #endif
 
+#ifdef BARK_ACCEL_X86
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -15,13 +19,26 @@
 namespace bark_accel {
 namespace {
 
+#ifdef BARK_ACCEL_X86
+// Not every compiler's __builtin_cpu_supports knows these two. Both need AVX2 beside them.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c >> 29 & 1) != 0;
+}
+
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+}
+#endif
+
 std::vector<const KernelTable*> supported_tables() {
   std::vector<const KernelTable*> tables{&generic_kernels()};
 #ifdef BARK_ACCEL_X86
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
     tables.push_back(&avx2_kernels());
-    if (__builtin_cpu_supports("avxvnni")) tables.push_back(&avx_vnni_kernels());
+    if (has_avx_vnni()) tables.push_back(&avx_vnni_kernels());
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
       tables.push_back(&avx512_kernels());

@@ -31,10 +31,15 @@ def test_generic_kernels(cpu: str, tmp_path: Path) -> None:
         pytest.skip(f"{cpu} needs {' and '.join(missing)} (Debian: g++-aarch64-linux-gnu, qemu-user)")
     with mock.patch("setuptools.setup"):
         setup = runpy.run_path(str(ROOT / "setup.py"))
+    run_generic_kernels([compiler], emulator, setup, tmp_path)
+
+
+def run_generic_kernels(compiler: list[str], emulator: list[str], setup: dict, tmp_path: Path) -> None:
+    """Compile and run them with what setup.py decides."""
     kernels, checks, program = (tmp_path / name for name in ("kernels.o", "checks.o", "program"))
 
     def compile_(*arguments: object) -> None:
-        subprocess.run([compiler, "-std=c++17", *map(str, arguments)], check=True)
+        subprocess.run([*compiler, "-std=c++17", *map(str, arguments)], check=True)
 
     compile_(*setup["OPTIMISE"], *setup["KERNEL_FLAGS"], "-c", ROOT / "csrc/cpu/isa_generic.cpp", "-o", kernels)
     defines = ("-DBARK_KERNELS=&generic_kernels()", f"-I{ROOT / 'csrc/cuda'}", "-Wno-unknown-pragmas")

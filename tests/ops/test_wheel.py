@@ -18,7 +18,7 @@ NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": 
 FROM_TORCH = re.compile(r"aoti_torch_\w+|torch_\w+")
 # Another library than the one in use: .ci/cuda_check names the one that it has linked for older systems.
 LINKED = os.environ.get("BARK_ACCEL_TESTED_LIBRARY")
-FROM_OPENMP = re.compile(r"GOMP_\w+|omp_\w+")
+FROM_OPENMP = re.compile(r"GOMP_\w+|omp_\w+|__kmpc_\w+")
 
 
 def dump(option: str) -> str:
@@ -49,7 +49,7 @@ def test_no_symbol_is_newer_than_the_wheels_tag() -> None:
 
 def test_torch_is_called_through_its_stable_interface_alone() -> None:
     names = {name for version, name in undefined() if not version}
-    assert "torch_call_dispatcher" in names and "GOMP_parallel" in names
+    assert "torch_call_dispatcher" in names and names & {"GOMP_parallel", "__kmpc_fork_call"}, "by GCC or by clang"
     assert not [name for name in names if not (FROM_TORCH.fullmatch(name) or FROM_OPENMP.fullmatch(name))]
 
 
