@@ -137,6 +137,25 @@ class StageReport:
 
 
 @dataclass(frozen=True)
+class CompiledPart:
+    """A part of the model for inputs of one shape, compiled by a backend of `torch.compile` (`compile_backend`).
+
+    `first_call_s` has compiling and one run in it. `error` is what its first result differed from plain torch's, in
+    parts of the largest number, and `limit` what the precision of the weights allows.
+    """
+
+    name: str
+    backend: str
+    first_call_s: float
+    error: float
+    limit: float
+
+    def __str__(self) -> str:
+        figures = f"first call {self.first_call_s:.1f} s, error {self.error:.1e} of {self.limit:.1e} allowed"
+        return f"{self.name}, by {self.backend}: {figures}"
+
+
+@dataclass(frozen=True)
 class AccelerationReport:
     """Result of `acceleration_report`; `str()` of it is a table.
 
@@ -149,8 +168,8 @@ class AccelerationReport:
     GPU. `native_fault` says why plain torch ops run on a GPU that the compiled ones are made for: how they differed
     from torch's when they were compared at first use there; None where they did not. `float32` says who computes
     float32 products and attention of blocks of tokens on a CPU and where that was decided, None where there are none.
-    `fit_windows` and `long_coarse_windows` are as in `accelerate_bark`. `decode_step` says which kernels a token's step
-    runs on, and why.
+    `fit_windows`, `long_coarse_windows` and `compile_backend` are as in `accelerate_bark`; `compiled_parts` are those
+    compiled so far. `decode_step` says which kernels a token's step runs on, and why.
     """
 
     stages: tuple[StageReport, ...]
@@ -171,6 +190,8 @@ class AccelerationReport:
     fit_windows: bool = False
     long_coarse_windows: bool = False
     decode_step: str = ""
+    compile_backend: str | None = None
+    compiled_parts: tuple[CompiledPart, ...] = ()
 
     def __str__(self) -> str:
         header = ("stage", "ops", "dtype", "weights", "device", "copied", "drafts accepted")
@@ -191,6 +212,9 @@ class AccelerationReport:
         lines.append(f"stock's bugs fixed: {', '.join(fixed) or 'none'}; kept: {', '.join(kept) or 'none'}")
         if self.native_fault is not None:
             lines.append(f"compiled ops not used, they are wrong here: {self.native_fault}")
+        if self.compile_backend is not None:
+            lines.append(f"compile backend: {self.compile_backend}, {len(self.compiled_parts)} parts so far")
+            lines += [f"compiled: {part}" for part in self.compiled_parts]
         if self.fit_windows:
             lines.append("fine windows end with the speech: other fine codes than Transformers'")
         if self.long_coarse_windows:

@@ -13,6 +13,7 @@ COMMANDS = {
     "ops": "ops.bench_ops",
     "decode": "ops.bench_decode",
     "stages": "stages.bench_stages",
+    "backends": "stages.backends",
     "quality": "stages.quality",
     "generation": "generation.utterances",
     "batches": "generation.batches",

@@ -27,6 +27,7 @@ from bark_accel.ops.backend import check_backend, is_served, native_fault, runs_
 from bark_accel.ops.flash_attention import check_attention
 from bark_accel.report import AccelerationReport, Fallback, FallbackKind, FallbackLog, FallbackReason, StageReport
 from bark_accel.streaming.owner import owner_of
+from bark_accel.transformer.dynamo import Compiler, check_compile_backend
 from bark_accel.transformer.precision import INT8_WEIGHTS, WEIGHTS
 
 from .model import ModelPatch
@@ -54,6 +55,7 @@ def accelerate_bark(
     attention: str = "sdpa",
     fit_windows: bool = False,
     long_coarse_windows: bool = False,
+    compile_backend: str | None = None,
 ) -> BarkModel:
     """Make one `BarkModel` instance generate faster, in place.
 
@@ -112,6 +114,13 @@ def accelerate_bark(
         ones from the second window on are not. For models that were trained on all of their positions: the small Bark
         was not, and has 8 points more of its words wrong. What only Transformers' own code could do of the coarse stage
         raises `AccelerationError`. `bark_accel.suno` has `sliding_window_len` instead.
+    compile_backend : str, optional
+        A backend of `torch.compile` for the dense parts (prompts, windows of the fine stage, the codec's upsampling of
+        a whole waveform) instead of our own kernels: `"inductor"`, `"tensorrt"`, `"openvino"`, `"openxla"`, or any name
+        that is registered with torch. Every other step stays ours. A program is compiled for each length at its first
+        use, in tens of seconds, and compared with plain torch on its first inputs: float32 has to agree to 2e-5 of the
+        largest number, 16-bit weights must be no further from float32 than twice what torch is with them. Otherwise
+        the call raises `RuntimeError`.
 
     Returns
     -------
@@ -121,18 +130,18 @@ def accelerate_bark(
     Raises
     ------
     TypeError
-        `model` is not a `BarkModel`, or a flag is not a bool.
+        `model` is not a `BarkModel`, a flag is not a bool, or `compile_backend` no string.
     ValueError
         A model on the meta device, quantised by another library, of mixed or other dtypes, or already patched by
         somebody else, or with released weights; an unknown `weights`, `backend` or `attention`, or an unknown name in
         `fix_stock_bugs`; `speculate=True` with int8 weights; `release_originals` with weights "same", in training mode
         or with hooked modules; weights of 16 bits or fewer with heads of more than 256 numbers; an `attention` that is
-        of no use for this model.
+        of no use for this model; a `compile_backend` that nobody has registered, or one with int8 weights.
     RuntimeError
         `backend="native"` for a GPU on which the compiled ops differ from plain torch.
     ImportError
         The compiled library is missing or was built for another torch; this version of Transformers has other
-        signatures than the ones tested; or `flash-attn` was asked for and is missing.
+        signatures than the ones tested; or `flash-attn`, or what `compile_backend` needs, was asked for and is missing.
     """
     watch()
     avoid_lost_threads()
@@ -158,6 +167,7 @@ def accelerate_bark(
             f"release_originals: expected weights of {', '.join(map(repr, WEIGHTS[1:]))} with it, got 'same'"
         )
     check_attention(attention, model.device, exact=weights == "same" and model.dtype == torch.float32)
+    compiler = _compiler(compile_backend, weights, model.device)
     log = FallbackLog(strict or release_originals)
     settings = Settings(
         backend,
@@ -170,6 +180,7 @@ def accelerate_bark(
         attention,
         fit_windows,
         long_coarse_windows,
+        compiler,
     )
     whole = ModelPatch(model, settings)
     patches = {stage: PATCHES[stage](submodel, settings) for stage, submodel in submodels(model).items()}
@@ -186,6 +197,18 @@ def accelerate_bark(
     for stage, point in POINTS.items():
         vars(point.owner(model))[point.method] = getattr(by_stage[stage], point.method)
     return model
+
+
+def _compiler(backend: str | None, weights: str, device: torch.device) -> Compiler | None:
+    if backend is None:
+        return None
+    check_compile_backend(backend, device)
+    if weights in INT8_WEIGHTS:
+        raise ValueError(
+            f"compile_backend={backend!r}: expected weights of 'same', 'float16' or 'bfloat16' with it, got "
+            f"{weights!r} (int8 weights are laid out for our own kernels)"
+        )
+    return Compiler(backend)
 
 
 def restore_bark(model: BarkModel) -> BarkModel:
@@ -257,6 +280,8 @@ def acceleration_report(model: BarkModel) -> AccelerationReport:
         float32=None if float32 is None else str(float32),
         fit_windows=settings.fit_windows,
         long_coarse_windows=settings.long_coarse_windows,
+        compile_backend=None if settings.compiler is None else settings.compiler.backend,
+        compiled_parts=() if settings.compiler is None else settings.compiler.parts,
         versions={
             "bark_accel": __version__,
             "torch": torch.__version__,

@@ -34,6 +34,10 @@ from .stage_progress import PROGRESS, counting_passes
 class FinePatch(StagePatch[TransformerWeights]):
     stage = "fine"
 
+    def ops_name(self, device: torch.device) -> str:
+        """Which ops, or whose program, a generation on `device` would use."""
+        return super().ops_name(device) if self.settings.compiler is None else self.settings.compiler.backend
+
     def _read_weights(self) -> TransformerWeights:
         return self._transformer_weights()
 
@@ -105,7 +109,8 @@ class FinePatch(StagePatch[TransformerWeights]):
 
     def ready_stage(self, weights: TransformerWeights, spec: FineSpec) -> FineStage:
         """The stage on the weights that `prepare` gave."""
-        return FineStage(self.converted(weights), extract.transformer_spec(self.module), spec, self.ops(weights.device))
+        transformer, ops = extract.transformer_spec(self.module), self.ops(weights.device)
+        return FineStage(self.converted(weights), transformer, spec, ops, self.settings.compiler)
 
 
 def check_fine_codebooks(module: BarkFineModel, config: BarkFineGenerationConfig) -> None:
@@ -139,8 +144,8 @@ class CodecPatch(StagePatch[CodecWeights]):
     stage = "codec"
 
     def ops_name(self, device: torch.device) -> str:
-        """The codec runs on torch's own matrix products."""
-        return "torch"
+        """The codec runs on torch's own matrix products, or is compiled."""
+        return "torch" if self.settings.compiler is None else self.settings.compiler.backend
 
     def precision_name(self, dtype: torch.dtype) -> str:
         """The codec computes in float32."""
@@ -154,4 +159,4 @@ class CodecPatch(StagePatch[CodecWeights]):
         weights = self.ready_weights()
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.module.parameters()):
             raise Fallback(self.stage, FallbackKind.GRADIENTS, "codec_decode outside torch.no_grad()")
-        return CodecStage(weights)
+        return CodecStage(weights, self.settings.compiler)

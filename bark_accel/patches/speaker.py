@@ -217,6 +217,8 @@ def _asked(settings: Settings) -> list[Any]:
 def _float32_sums(model: BarkModel) -> str | None:
     """Name who computes float32 blocks of tokens: each adds in another order."""
     owner = owner_of(model.generate, ModelPatch)
+    if owner is not None and owner.settings.compiler is not None:
+        return f"compiled by {owner.settings.compiler.backend}"
     chosen = None if owner is None else owner.float32_choice()
     return None if chosen is None else f"products {chosen.products}, attention {chosen.attention}"
 

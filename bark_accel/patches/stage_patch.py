@@ -29,6 +29,7 @@ from bark_accel.report import DraftCounts, Fallback, FallbackKind, FallbackLog, 
 from bark_accel.stages.codec_weights import CodecWeights
 from bark_accel.streaming.plan import StreamSpeed
 from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.dynamo import Compiler
 from bark_accel.transformer.kv_cache import KVCache, KVCachePool
 from bark_accel.transformer.precision import INT8_WEIGHTS, ConvertedWeights, convert
 from bark_accel.transformer.weights import TransformerWeights, map_tensors, tensors_of
@@ -53,6 +54,7 @@ class Settings:
     attention: str = "sdpa"
     fit_windows: bool = False
     long_coarse_windows: bool = False
+    compiler: Compiler | None = None
     pool: KVCachePool = field(default_factory=KVCachePool)
     stream_speeds: dict[tuple[int, int], StreamSpeed] = field(default_factory=dict)
 
@@ -180,7 +182,8 @@ class CausalPatch(StagePatch[TransformerWeights]):
 
     def model(self, weights: TransformerWeights) -> CausalModel:
         """The transformer as its stage runs it."""
-        return CausalModel(self.converted(weights), extract.transformer_spec(self.module), self.ops(weights.device))
+        spec, ops = extract.transformer_spec(self.module), self.ops(weights.device)
+        return CausalModel(self.converted(weights), spec, ops, self.settings.compiler)
 
     @contextmanager
     def looped(self, fallback: Fallback) -> Iterator[Any]:

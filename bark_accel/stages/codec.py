@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bark_accel.transformer.dynamo import Compiler
+
 from .codec_weights import CodecWeights, Conv, ConvTranspose, Lstm, ResidualBlock
+
+_LEAST_COMPILED_FRAMES = 64
 
 
 @dataclass
@@ -66,8 +70,9 @@ class CodecStage:
     convolution mirrors 6 frames: the first 6 frames give no samples until a 7th or the end comes.
     """
 
-    def __init__(self, weights: CodecWeights):
+    def __init__(self, weights: CodecWeights, compiler: Compiler | None = None):
         self._weights = weights
+        self._compiler = compiler
         self.samples_per_frame = math.prod(u.conv.stride for u in weights.upsampling)
 
     @property
@@ -117,11 +122,12 @@ class CodecStage:
             its end, where `row_frames` says so).
         """
         latents = self.embed(codes)
+        is_whole = final and state.frames == 0 and row_frames is None
         if row_frames is not None:
             # Zeros are what EnCodec itself puts after a stream that is too short to be mirrored.
             latents = latents.masked_fill(_after(row_frames, state.frames, latents.shape[2])[:, None], 0)
         state.frames += codes.shape[2]
-        waveform = self._advance(state, latents, final)
+        waveform = self.decode(latents) if is_whole else self._advance(state, latents, final)
         if row_frames is not None:
             row_samples = row_frames * self.samples_per_frame
             waveform = waveform.masked_fill(_after(row_samples, state.samples, waveform.shape[1]), 0)
@@ -138,7 +144,28 @@ class CodecStage:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Waveform [B, S] in the model's dtype of latents [B, hidden, T] float32."""
+        if self._compiler is not None and self._can_be_padded(latents.shape[2]):
+            return self._compiled(latents, self._compiler)
         return self._advance(self.start(), latents, final=True)
+
+    def _can_be_padded(self, frames: int) -> bool:
+        """Tell whether frames behind the last one change nothing before them, and none has to be mirrored there."""
+        first, convs = self._weights.upsampling[0].conv.stride, [self._weights.conv_out]
+        convs += [
+            conv for upsampling in self._weights.upsampling for b in upsampling.blocks for conv in (b.conv_1, b.conv_2)
+        ]
+        longest = max((conv.weight.shape[0] - 1) * conv.dilation for conv in convs)
+        return self.cuts_right_only and frames * first > longest
+
+    def _compiled(self, latents: Tensor, compiler: Compiler) -> Tensor:
+        """The whole waveform; all behind the LSTM by a compiled program, padded to a power of two of frames."""
+        weights, frames = self._weights, latents.shape[2]
+        x = _conv(latents.transpose(1, 2), weights.conv_in, ConvState(), final=True)
+        x = _lstm(x, weights.lstm, LstmState())
+        length = max(_LEAST_COMPILED_FRAMES, 1 << (frames - 1).bit_length())
+        padded = F.pad(x, (0, 0, 0, length - frames))
+        rows = [compiler.run(f"sound of {length} frames", sound, weights, row) for row in padded.split(1)]
+        return torch.cat(rows)[:, : frames * self.samples_per_frame].to(weights.codebooks[0].dtype)
 
     def _advance(self, state: CodecState, latents: Tensor, final: bool) -> Tensor:
         weights = self._weights
@@ -150,6 +177,33 @@ class CodecStage:
                 x = _residual(x, block, block_state, final)
         waveform = _conv(x, weights.conv_out, state.conv_out, final, elu=True)
         return waveform[..., 0].to(weights.codebooks[0].dtype)
+
+
+def sound(weights: CodecWeights, x: Tensor) -> Tensor:
+    """Waveform [B, S] float32 of the LSTM's outputs x [B, T, C], as a function of tensors in plain torch."""
+    x = x.transpose(1, 2)
+    for upsampling in weights.upsampling:
+        x = _whole_transposed(F.elu(x), upsampling.conv)
+        for block in upsampling.blocks:
+            shortcut = x if block.shortcut is None else _whole(x, block.shortcut)
+            x = _whole(F.elu(_whole(F.elu(x), block.conv_1)), block.conv_2) + shortcut
+    return _whole(F.elu(x), weights.conv_out)[:, 0]
+
+
+def _whole(x: Tensor, conv: Conv) -> Tensor:
+    """All outputs [B, out, T] of x [B, in, T]."""
+    left = (conv.weight.shape[0] - 1) * conv.dilation
+    x = F.pad(x, (left, 0), conv.pad_mode) if left else x
+    return F.conv1d(x, conv.weight.permute(2, 1, 0), conv.bias, dilation=conv.dilation)
+
+
+def _whole_transposed(x: Tensor, conv: ConvTranspose) -> Tensor:
+    """All outputs [B, out, stride * T] of x [B, in, T]."""
+    groups, inputs, columns = conv.weight.shape
+    taps = conv.weight.reshape(groups, inputs, conv.stride, columns // conv.stride).permute(1, 3, 0, 2)
+    taps = taps.reshape(inputs, columns // conv.stride, groups * conv.stride)[..., : conv.kernel_size]
+    y = F.conv_transpose1d(x, taps, conv.bias, conv.stride)
+    return y[..., conv.trim_left : y.shape[2] - conv.trim_right]
 
 
 def _after(ends: Tensor, start: int, count: int) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 
 from bark_accel.decoding.sampling import SampleRules, SamplingConfig, TokenRange, drawing
 from bark_accel.ops.backend import Ops
-from bark_accel.transformer.bidirectional import bidirectional_forward
+from bark_accel.transformer.bidirectional import bidirectional_forward, compiled_bidirectional_forward
+from bark_accel.transformer.dynamo import Compiler
 from bark_accel.transformer.layers import linear, output_rows
 from bark_accel.transformer.spec import TransformerSpec
 from bark_accel.transformer.weights import TransformerWeights
@@ -92,11 +93,19 @@ class FineState:
 class FineStage:
     """The windows of `BarkFineModel.generate`."""
 
-    def __init__(self, weights: TransformerWeights, transformer: TransformerSpec, spec: FineSpec, ops: Ops):
+    def __init__(
+        self,
+        weights: TransformerWeights,
+        transformer: TransformerSpec,
+        spec: FineSpec,
+        ops: Ops,
+        compiler: Compiler | None = None,
+    ):
         self._weights = weights
         self._transformer = transformer
         self._spec = spec
         self._ops = ops
+        self._compiler = compiler
 
     @property
     def spec(self) -> FineSpec:
@@ -248,9 +257,7 @@ class FineStage:
                 sampling.before_pass()
             predicted = rows if codebook == spec.num_codebooks - 1 else slice(rows.start, window.shape[1])
             hidden = self._ops.codebook_embedding_sum(window, weights.token_tables[: codebook + 1], weights.positions)
-            hidden = bidirectional_forward(
-                weights, self._transformer, hidden, self._ops, predicted.start, predicted.stop
-            )
+            hidden = self._forward(hidden, predicted)
             head = output_rows(weights.heads[codebook - codebooks_without_head], 0, spec.codebook_size)
             logits = linear(hidden, head, self._ops).float()
             # Every frame of a whole window draws, also those that nobody reads: the generator ends where it did.
@@ -258,6 +265,12 @@ class FineStage:
             with drawing("fine", weights.cache_dtype):
                 drawn = self._draw(padded.flatten(0, 1), sampling).view(window.shape[0], -1)
             window[:, predicted, codebook] = drawn[:, : logits.shape[1]]
+
+    def _forward(self, hidden: Tensor, rows: slice) -> Tensor:
+        place = (rows.start, rows.stop)
+        if self._compiler is None:
+            return bidirectional_forward(self._weights, self._transformer, hidden, self._ops, *place)
+        return compiled_bidirectional_forward(self._weights, self._transformer, hidden, self._compiler, *place)
 
     def _draw(self, logits: Tensor, sampling: FineSampling) -> Tensor:
         if sampling.draw is not None:

@@ -5,11 +5,13 @@ Implements `BarkFineModel.forward` of Transformers.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from bark_accel.ops.backend import Ops
 
-from .layers import add_linear, is_exact, linear, norm, output_rows
+from .dynamo import Compiler
+from .layers import PLAIN, add_linear, is_exact, linear, norm, output_rows
 from .spec import TransformerSpec
 from .weights import Layer, TransformerWeights
 
@@ -45,6 +47,25 @@ def bidirectional_forward(
     key, value = _heads(linear(normed, output_rows(layer.qkv, spec.width), ops), 2, spec)
     hidden = _attend_and_transform(hidden, query, key, value, layer, ops)
     return norm(hidden, weights.norm_final)
+
+
+def compiled_bidirectional_forward(
+    weights: TransformerWeights,
+    spec: TransformerSpec,
+    hidden: Tensor,
+    compiler: Compiler,
+    first_row: int = 0,
+    last_row: int | None = None,
+) -> Tensor:
+    """`bidirectional_forward` by a compiled program, row after row; it computes every frame, whichever are returned."""
+    name = f"fine window of {hidden.shape[1]} frames"
+    rows = [compiler.run(name, window, weights, spec, row) for row in hidden.split(1)]
+    return torch.cat(rows)[:, first_row:last_row]
+
+
+def window(weights: TransformerWeights, spec: TransformerSpec, hidden: Tensor) -> Tensor:
+    """Run every frame of hidden [B, T, C] against every frame, as a function of tensors in plain torch."""
+    return bidirectional_forward(weights, spec, hidden.clone(), PLAIN)
 
 
 def _heads(projected: Tensor, count: int, spec: TransformerSpec) -> tuple[Tensor, ...]:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from bark_accel.ops.interface import Ops, StepWeights
 
+from .dynamo import Compiler
 from .kv_cache import KVCache
 from .layers import linear, output_rows
-from .prefill import prefill
+from .prefill import compiled_prefill, prefill
 from .spec import TransformerSpec
 from .weights import Layer, Norm, TransformerWeights
 
@@ -42,12 +43,13 @@ class Feed:
 
 
 class CausalModel:
-    """One causal transformer: weights, shape and the ops that run it."""
+    """One causal transformer: weights, shape, the ops that run it, and a compiler if its prompts have one."""
 
-    def __init__(self, weights: TransformerWeights, spec: TransformerSpec, ops: Ops):
+    def __init__(self, weights: TransformerWeights, spec: TransformerSpec, ops: Ops, compiler: Compiler | None = None):
         self.weights = weights
         self.spec = spec
         self.ops = ops
+        self._compiler = compiler
         norms = [norm for layer in weights.layers for norm in (layer.norm_1, layer.norm_2)]
         head = weights.heads[0]
         self._step = StepWeights(
@@ -100,7 +102,10 @@ class CausalModel:
 
     def prefill_logits(self, hidden: Tensor, cache: KVCache, rows: slice) -> Tensor:
         """The same for token plus position embeddings [B, T, C] float32, which are overwritten."""
-        hidden = prefill(self.weights, self.spec, hidden, cache, self.ops)
+        if self._compiler is None or cache.position:
+            hidden = prefill(self.weights, self.spec, hidden, cache, self.ops)
+        else:
+            hidden = compiled_prefill(self.weights, self.spec, hidden, cache, self._compiler)
         return linear(hidden, output_rows(self.weights.heads[0], rows.start, rows.stop), self.ops).float()
 
     def decode(self, ids: Tensor, cache: KVCache, rows: slice) -> Tensor:

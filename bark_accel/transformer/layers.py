@@ -10,9 +10,13 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
+from bark_accel.ops import reference
 from bark_accel.ops.backend import Ops
 
 from .weights import Linear, Norm
+
+# Plain torch, for functions that other compilers than ours are given.
+PLAIN = Ops.of(reference)
 
 
 def norm(hidden: Tensor, norm: Norm) -> Tensor:
