@@ -138,6 +138,33 @@ def layouts(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def voices(record: dict[str, Any]) -> str:
+    """Write the tables of `python -m benchmarks voices`."""
+    pairs = {name: record["speakers"][name] for name in ("same", "different")}
+    ranges = {its: f"{s['mean']:.2f} ({s['lowest']:.2f} to {s['highest']:.2f})" for its, s in pairs.items()}
+    lines = [
+        f"{record['chunks']} chunks in each of two voices, runs: {record['runs']}, seed {record['seed']}. Chunks of "
+        f"different texts, by stock: the same speaker {ranges['same']}, two speakers {ranges['different']}; the sounds "
+        f"of the two presets {record['speakers']['presets']:.2f}. {_measured_on(record)}",
+        "",
+        "| way | to its preset | lowest | to the other preset | first five chunks | last five | to stock's chunk |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, its in record["ways"].items():
+        cells = [_similarity(its["to_preset"]), f"{its['lowest_to_preset']:.2f}"]
+        cells += [_similarity(its[key]) for key in ("to_other_preset", "first_five", "last_five", "to_stock")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    nearer = {name: its["nearer_to_other_preset"] for name, its in record["ways"].items()}
+    chunks = sum(its["chunks"] for its in record["ways"].values())
+    lines += ["", f"Nearer to the other preset than to its own were {sum(nearer.values())} of all {chunks} chunks."]
+    return "\n".join(lines)
+
+
+def _similarity(its: dict[str, Any]) -> str:
+    low, high = its["interval"]
+    return f"{its['mean']:.3f} ({low:.3f} to {high:.3f})"
+
+
 def _case(record: dict[str, Any]) -> str:
     extras = [record["shape"]] if record["shape"] != "bark-small" else []
     extras += [f"batch of {record['batch']}"] if record["batch"] > 1 else []
@@ -229,7 +256,7 @@ def report(folder: Path) -> str:
     read = {n: json.loads(file.read_text()) for n, file in files.items() if n not in optional or file.exists()}
     zen5 = {
         name: json.loads((folder / f"zen5_{name}.json").read_text())
-        for name in ("generation", "steps", "options", "fine_codes")
+        for name in ("generation", "steps", "options", "fine_codes", "voices")
     }
     planned = _optional(folder, "zen5_streams")
     windows, spoken = (
@@ -253,6 +280,7 @@ def report(folder: Path) -> str:
         "zen5_speech": speech(spoken),
         "planned_machine": _measured_on(planned[0]) if planned else "",
         "planned_streams": planned_streams(planned) if planned else _NOT_MEASURED,
+        "voices": voices(zen5["voices"]),
         "zen5_machine": _measured_on(zen5["generation"][0]),
         "zen5_generations": generations(zen5["generation"]),
         "zen5_steps_machine": _measured_on(zen5["steps"]),
