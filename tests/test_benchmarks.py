@@ -16,7 +16,7 @@ from support.bark_models import SMALL, texts
 from bark_accel.bench.baselines import BASELINES
 from bark_accel.bench.measure import machine_facts, versions
 from benchmarks.__main__ import COMMANDS, file_of, is_suite, listing, purpose
-from benchmarks.generation import load
+from benchmarks.generation import load, utterances
 from benchmarks.generation.plots import save_load
 from benchmarks.generation.timeline import Chunk, Timeline
 from benchmarks.report import page
@@ -82,6 +82,22 @@ def test_baselines_are_stock_s_with_other_weights(small_model, name):
     assert weight.dtype == (torch.bfloat16 if name == "stock bfloat16" else torch.qint8)
     audio = model.generate(**texts(SMALL, [4]), semantic_max_new_tokens=8)
     assert audio.shape == small_model.generate(**texts(SMALL, [4]), semantic_max_new_tokens=8).shape
+
+
+def test_streams_with_a_plan_are_measured_and_reported(small_model, monkeypatch):
+    """First sound beside the plan's, which begins after the semantic stage or, interleaved, with it."""
+    monkeypatch.setattr(utterances, "random_bark", lambda shape: small_model)
+    monkeypatch.setattr(utterances, "fake_inputs", lambda model, text: texts(SMALL, [4]))
+    modes, streams = ["int8 fitting windows"], ["low_latency", "low_latency, interleave", "preview"]
+    case = utterances.Case(1.2, False, 1, "bark-small")
+    record = utterances.measure(utterances.Measurement(case, modes, streams, modes))
+    lines = page.planned_streams([record]).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in lines] == [f"{modes[0]}, {stream}" for stream in streams[:2]]
+    for line, stream, semantic in zip(lines, streams, (1, 0), strict=False):
+        its = record["streams"][f"{modes[0]}, {stream}"]
+        planned = its["plan"]["ready_s"][0] + semantic * record["modes"][modes[0]]["semantic"]["median"]
+        assert f"| {its['first_sound_s']:.2f} s | {planned:.2f} s | {its['stalled_s']:.2f} s | " in line
+        assert f"| {its['plan']['chunk_frames'][0]}" in line
 
 
 @torch.no_grad()
