@@ -23,8 +23,8 @@ class StreamSpeed:
     """Seconds that a machine needs for the parts of a stream, all rows together.
 
     `token_s`: a token of a causal stage; `prompt_token_s`: one of a prompt; `fine_frame_s`: a frame of a fine window,
-    padding counted, in all passes; `codec_frame_s`: a frame of sound. `dataclasses.asdict` and `StreamSpeed(**values)`
-    write and read it.
+    padding counted, in all passes; `codec_frame_s`: a frame of sound; `fine_window_s`: what any fine window takes
+    beside its frames. `dataclasses.asdict` and `StreamSpeed(**values)` write and read it.
 
     Raises
     ------
@@ -36,6 +36,7 @@ class StreamSpeed:
     prompt_token_s: float
     fine_frame_s: float
     codec_frame_s: float
+    fine_window_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -128,6 +129,7 @@ class _Work:
         self._fine, self._frames = utterance.fine, utterance.frames
         self._history = self._fine.max_history_frames // _HISTORY_PART
         self._fine_frame_s = _RESERVE * speed.fine_frame_s
+        self._fine_window_s = _RESERVE * speed.fine_window_s
         self._codec_frame_s = _RESERVE * speed.codec_frame_s
         self._drawn_s = [_RESERVE * seconds for seconds in _drawn_s(speed, utterance)]
 
@@ -164,7 +166,7 @@ class _Work:
         drawn = min(self._frames, done + self._lookahead) if done else 0
         window = self._seen_before(done) + seen - done
         windows = 1 + max(0, math.ceil((window - self._fine.max_input_frames) / self._fine.max_history_frames))
-        fine_s = windows * self._fine.window_frames(window) * self._fine_frame_s
+        fine_s = windows * (self._fine_window_s + self._fine.window_frames(window) * self._fine_frame_s)
         return self._drawn_s[seen] - self._drawn_s[drawn] + fine_s + frames * self._codec_frame_s
 
 

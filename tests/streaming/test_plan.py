@@ -49,7 +49,7 @@ def heard(plan, speed, utterance, total):
             frames = total - done
         seen = min(total, done + frames + plan.lookahead_frames)
         history = min(plan.history_frames, utterance.fine_history + done)
-        other += utterance.fine.window_frames(history + seen - done) * speed.fine_frame_s
+        other += utterance.fine.window_frames(history + seen - done) * speed.fine_frame_s + speed.fine_window_s
         other += frames * speed.codec_frame_s
         ready = drawn[2 * seen] + other
         first = ready if first is None else first
@@ -62,11 +62,13 @@ def heard(plan, speed, utterance, total):
 @given(
     total=st.integers(1, 1155),
     slower=st.floats(0.3, 6.0),
+    window_s=st.sampled_from([0.0, 0.1]),
     start=st.sampled_from(["soonest", "smooth"]),
     voice=st.sampled_from([(0, 0, 0), (100, 300, 150), (400, 1200, 600)]),
 )
-def test_a_plan_keeps_what_it_says(total, slower, start, voice):
+def test_a_plan_keeps_what_it_says(total, slower, window_s, start, voice):
     speed = StreamSpeed(**{name: slower * value for name, value in asdict(SPEED).items()})
+    speed = replace(speed, fine_window_s=slower * window_s)
     longest = Utterance(COARSE, FINE, 1155, *voice)
     plan = plan_stream(speed, longest, **{**SETTINGS, "start": start})
     first, silence = heard(plan, speed, longest, total)
@@ -221,7 +223,7 @@ class TestStreams:
         chunks, _, state = sound(fast)
         sound(fast)
         assert len(trials) == 1 and stream_speed(fast) == trials[0]
-        assert all(value > 0 for value in asdict(trials[0]).values())
+        assert all(value > 0 for name, value in asdict(trials[0]).items() if name != "fine_window_s")
         other = accelerated_copy(small_model, fit_windows=True, speculate=True)
         expected, _, expected_state = sound(other, settings={"speed": trials[0]})
         sound(other, settings={"speed": trials[0]})
@@ -257,9 +259,17 @@ class TestStreams:
             stream_speed(fitting, rows=0)
         assert stream_speed(fitting, rows=2) != stream_speed(fitting)
 
-    def test_a_frame_s_time_is_of_the_window_that_was_computed(self, small_model, monkeypatch):
+    @pytest.mark.parametrize("window_s, expected", [(0.05, (0.01, 0.05)), (0.5, ((0.5 + 0.18) / 36, (0.5 + 0.18) / 2))])
+    def test_fine_windows_cost_by_the_frame_and_each(self, small_model, monkeypatch, window_s, expected):
+        """Of windows of 12 and 18 frames; at least half of the longer one's time is its frames'."""
         timed = planning._timed
-        monkeypatch.setattr(planning, "_timed", lambda work: (1.0, timed(work)[1]))
+
+        def clock(work):
+            result = timed(work)[1]
+            codes = isinstance(result, torch.Tensor) and result.ndim == 3
+            return (window_s + 0.01 * 6 * math.ceil((result.shape[2] + 8) / 6) if codes else 1.0), result
+
+        monkeypatch.setattr(planning, "_timed", clock)
         for fit in (False, True):
-            model = accelerated_copy(small_model, fit_windows=fit)
-            assert stream_speed(model).fine_frame_s == 1 / (3 * SMALL.fine_input // 16)
+            speed = stream_speed(accelerated_copy(small_model, fit_windows=fit))
+            assert (speed.fine_frame_s, speed.fine_window_s) == pytest.approx(expected)
