@@ -1,8 +1,10 @@
-"""Whole numbers (numpy's included) and flags that a caller gives."""
+"""Whole numbers (numpy's included), flags and callables that a caller gives."""
 
 from __future__ import annotations
 
+import inspect
 import operator
+from functools import partial
 from typing import Any
 
 
@@ -22,3 +24,11 @@ def check_flags(**flags: object) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def name_of(value: object) -> str:
+    """Name a callable: a function by its own name, any other object by its class."""
+    if isinstance(value, partial):
+        return f"partial of {name_of(value.func)}"
+    named = value if inspect.isroutine(value) else type(value)
+    return named.__name__ or "a class without a name"

@@ -106,7 +106,7 @@ class FallbackLog:
             self.record(reason)
         elif reason not in self.choices:
             self.choices.append(reason)
-            logger.info("bark_accel runs its own steps, and Transformers or the caller chooses the tokens: %s", reason)
+            logger.info("bark_accel runs its own steps, and the tokens are chosen otherwise: %s", reason)
 
 
 @dataclass
@@ -220,7 +220,7 @@ class AccelerationReport:
         if self.long_coarse_windows:
             lines.append("coarse windows end when they are full: other coarse tokens than Transformers'")
         lines += [f"blocked: {s.blocked_by}" for s in self.stages if s.blocked_by is not None]
-        lines += [f"tokens chosen by Transformers: {reason}" for reason in self.token_choices]
+        lines += [f"our steps, tokens chosen otherwise: {reason}" for reason in self.token_choices]
         lines += [f"fell back: {reason}" for reason in self.fallbacks] or ["fell back: never"]
         return "\n".join(lines)
 

@@ -18,24 +18,29 @@ class Called:
     """Processors of one prompt, as they are called before a sampler's own options.
 
     `prompt` [B, T] are the ids that the first call gets. `guessing` are those of `processors` that may be called for a
-    token that is not sure to come: they depend on nothing but their arguments.
+    token that is not sure to come: they depend on nothing but their arguments. `others` do what a sampler's own options
+    do to scores.
     """
 
     prompt: Tensor
     processors: Sequence[Processor]
     guessing: Sequence[Processor]
+    others: Sequence[Processor]
 
 
 @dataclass(frozen=True)
 class ProcessorPlan:
     """Makes the processors of one prompt after the other.
 
-    `guesses` tells whether any of them may be called for a token that is not sure to come; `has_rules` that Bark's own
-    rules are among these, so that a sampler has none to apply; `names` are for a report.
+    `begin` takes a prompt [B, T] and the most tokens that follow it, None where all prompts have as many. `guesses`
+    tells whether any of them may be called for a token that is not sure to come; `guesses_all` whether all may: then
+    they have no state and draw no random numbers. `has_rules` tells that Bark's own rules are among these, so that a
+    sampler has none to apply; `names` are for a report.
     """
 
-    begin: Callable[[Tensor], Called]
+    begin: Callable[[Tensor, int | None], Called]
     guesses: bool
+    guesses_all: bool
     has_rules: bool
     names: str
 
@@ -48,18 +53,32 @@ class Processing:
         self._called: Called | None = None
         self._ids = torch.empty(0, 0, dtype=torch.int64, device="cpu")
 
-    def begin(self, prompt: Tensor) -> None:
-        """Begin a generation after a prompt [B, T]."""
-        self._called = self.plan.begin(prompt)
+    def begin(self, prompt: Tensor, new_tokens: int | None) -> None:
+        """Begin a generation of so many tokens after a prompt [B, T]; see `ProcessorPlan.begin`."""
+        self._called = self.plan.begin(prompt, new_tokens)
         self._ids = self._called.prompt
 
     def scores(self, logits: Tensor, *, draft: bool) -> Tensor:
-        """Return the scores [B, V] float32 of the next token; only what may guess is called for a draft."""
-        called = self._called
-        assert called is not None, "begin comes first"
-        for processor in called.guessing if draft else called.processors:
-            logits = processor(self._ids, logits)
-        return logits
+        """Return the scores [B, V] of the next token; only what may guess is called for a draft.
+
+        A caller's processor may leave another number of ids than the logits [B, V] float32 have, or another dtype.
+        """
+        called = self._begun
+        return self._through(called.guessing if draft else called.processors, logits)
+
+    def all_scores(self, scores: Tensor) -> Tensor:
+        """Return what `scores` are after the processors that do what a sampler's own options do."""
+        return self._through(self._begun.others, scores)
+
+    @property
+    def _begun(self) -> Called:
+        assert self._called is not None, "begin comes first"
+        return self._called
+
+    def _through(self, processors: Sequence[Processor], scores: Tensor) -> Tensor:
+        for processor in processors:
+            scores = processor(self._ids, scores)
+        return scores
 
     def note(self, tokens: Tensor) -> None:
         """Add tokens [B] to the ids."""

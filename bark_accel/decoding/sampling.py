@@ -17,6 +17,7 @@ from bark_accel.transformer.causal import CausalModel
 
 from .edits import LogitsEditor, LogitsEdits
 from .processors import Processing, ProcessorPlan
+from .rng import default_generator
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class SamplingConfig:
     pad_token: int | None = None
     edits: LogitsEdits = field(default_factory=LogitsEdits)
     processors: ProcessorPlan | None = None
+
+    @property
+    def calls_others(self) -> bool:
+        """Tell whether processors are called that may have a state, or draw random numbers of their own."""
+        return self.processors is not None and not self.processors.guesses_all
 
     def sampler(self, vocab_size: int, ops: Ops) -> Sampler:
         """Make a sampler of these options."""
@@ -153,11 +159,11 @@ class Sampler:
         """Tell whether what is drawn depends on the tokens before, so that `begin` has to tell them."""
         return self.processing is not None or not self.editor.idle
 
-    def begin(self, prompt: Tensor) -> None:
-        """Begin a generation after a prompt [B, T] int."""
+    def begin(self, prompt: Tensor, new_tokens: int | None = None) -> None:
+        """Begin a generation after a prompt [B, T] int, of `new_tokens` where prompts differ in their number."""
         self.editor.begin(prompt)
         if self.processing is not None:
-            self.processing.begin(prompt)
+            self.processing.begin(prompt, new_tokens)
 
     def head_rows(self, allowed: TokenRange, *, draft: bool = False) -> slice:
         """The rows of the head whose logits `draw` takes: all of them where processors are called."""
@@ -198,20 +204,48 @@ class Sampler:
 
         `generator` replaces the sampler's own, `factors` the editor's; a `draft` is not sure to come.
         """
-        processing = self.processing
-        if processing is not None and processing.plan.has_rules:
-            allowed = TokenRange(0, self._vocab_size)
+        factors = self.editor.factors if factors is None else factors
+        processing, generator = self.processing, generator or self.generator
         if processing is not None and self._calls(draft):
-            logits = processing.scores(logits, draft=draft)[:, allowed.head_rows]
-        if self.editor.idle:
-            tokens = self._drawn(logits, allowed, generator)
+            tokens = self._processed(processing, logits, allowed, generator, factors, draft=draft)
         else:
-            factors = self.editor.factors if factors is None else factors
-            tokens = self._drawn(self.editor.edit(logits, allowed.head_rows, factors), allowed, generator)
-            self.editor.note(tokens[:, None], factors)
+            tokens = self._edited(logits, allowed, generator, factors)
+        self.editor.note(tokens[:, None], factors)
         if processing is not None:
             processing.note(tokens)
         return tokens
+
+    def _edited(
+        self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None, factors: Tensor | None
+    ) -> Tensor:
+        if not self.editor.idle:
+            logits = self.editor.edit(logits, allowed.head_rows, factors)
+        return self._drawn(logits, allowed, generator)
+
+    def _processed(
+        self,
+        processing: Processing,
+        logits: Tensor,
+        allowed: TokenRange,
+        generator: torch.Generator | None,
+        factors: Tensor | None,
+        *,
+        draft: bool,
+    ) -> Tensor:
+        """Draw from what processors leave: as Transformers does, where a caller's leave scores that we do not have."""
+        scores = processing.scores(logits, draft=draft)
+        if (scores.dtype, scores.shape) != (torch.float32, logits.shape) or not scores.is_contiguous():
+            return self._as_torch(processing.all_scores(scores), generator)
+        if processing.plan.has_rules:
+            allowed = TokenRange(0, self._vocab_size)
+        source = (generator or default_generator(scores.device)) if self.config.do_sample else None
+        state = None if source is None else source.get_state()
+        try:
+            return self._edited(scores[:, allowed.head_rows], allowed, generator, factors)
+        except ValueError:  # infinity, NaN or no token at all
+            if source is not None and state is not None:
+                source.set_state(state)
+        return self._as_torch(processing.all_scores(scores), generator)
 
     def draw_next(
         self, logits: Tensor, allowed: TokenRange, philox: Tensor, step: NextStep, factors: Tensor | None
@@ -230,17 +264,12 @@ class Sampler:
 
     def _drawn(self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None) -> Tensor:
         rules = self.rules(allowed, logits.device).arguments
-        try:
-            if not self.config.do_sample:
-                return self._ops.fused_sample(logits, None, *rules)
-            return self._ops.fused_multinomial(logits, generator or self.generator, self._vocab_size, *rules)
-        except ValueError:
-            if self.processing is None:
-                raise
-            return self._as_torch(logits, allowed.head_rows)
+        if not self.config.do_sample:
+            return self._ops.fused_sample(logits, None, *rules)
+        return self._ops.fused_multinomial(logits, generator, self._vocab_size, *rules)
 
-    def _as_torch(self, logits: Tensor, rows: slice) -> Tensor:
-        """Choose, or raise, as Transformers does where processors have left no token, or NaN."""
-        scores = logits.new_full((len(logits), self._vocab_size), -torch.inf)
-        scores[:, rows] = logits
-        return torch.multinomial(scores.softmax(1), 1)[:, 0] if self.config.do_sample else scores.argmax(1)
+    def _as_torch(self, scores: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Choose from all scores [B, ids], or raise, as Transformers does."""
+        if not self.config.do_sample:
+            return scores.argmax(1)
+        return torch.multinomial(scores.softmax(1), 1, generator=generator)[:, 0]

@@ -58,7 +58,7 @@ class SunoSampler(Sampler):
         """See `Sampler.draw`. The allowed ids lie side by side, so that all of `logits` are candidates."""
         rules = self.rules(allowed, logits.device).arguments
         filtered = self.config.filtered(logits)
-        ids = self._ops.fused_multinomial(filtered, generator or self.generator, logits.shape[1], *rules)
+        ids = self._ops.fused_multinomial(filtered, generator, logits.shape[1], *rules)
         # On a GPU, a negative id names the fault of a row that could not be drawn from.
         return torch.where(ids < 0, ids, ids + allowed.begin) if allowed.begin else ids
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
+
+from bark_accel._arguments import name_of
 
 from .offload import has_weights
 
@@ -52,6 +55,16 @@ def check_arguments(stage: str, arguments: Collection[str], allowed: Collection[
             f"BarkModel.generate() got multiple values for keyword argument {name!r}: Bark sets it itself for the "
             f"{stage} stage{_INSTEAD.get(name, '')}"
         )
+
+
+def check_processors(processors: Any) -> None:
+    """Raise `TypeError` unless these are objects that Transformers can call with ids and scores; None is none."""
+    if not isinstance(processors, (list, tuple, type(None))):
+        raise TypeError(f"logits_processor: expected a list of processors, got {name_of(processors)}")
+    for processor in processors or ():
+        if not callable(processor) or len(inspect.signature(processor.__call__).parameters) > 2:
+            got = f"{name_of(processor)}{inspect.signature(processor) if callable(processor) else ''}"
+            raise TypeError(f"logits_processor: expected callables of (input_ids, scores), got {got}")
 
 
 def check_input_ids(input_ids: Any, attention_mask: Any, max_tokens: int) -> int:

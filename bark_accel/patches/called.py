@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 from transformers.generation import logits_process as processors
 
+from bark_accel._arguments import name_of
 from bark_accel.decoding.processors import Called, Processor, ProcessorPlan
 
 # What they do follows from ids and scores alone, so that they may be called for drafts.
@@ -48,22 +49,28 @@ class Prepared:
         """Tell whether it may be called for a token that is not sure to come."""
         return self.is_own(processor) or type(processor) in _PURE
 
-    def plan(self, count: int, prepare: Callable[[Tensor], Prepared]) -> ProcessorPlan | None:
-        """Plan to call the first `count` processors, if any, prepared anew for each prompt [B, T]."""
+    def plan(self, count: int, prepare: Callable[[Tensor, int | None], Prepared]) -> ProcessorPlan | None:
+        """Plan to call the first `count` processors, if any, prepared anew for each prompt [B, T] and its tokens."""
         first = self.processors[:count]
         if not first:
             return None
 
-        def begin(prompt: Tensor) -> Called:
-            prepared = prepare(prompt)
-            called = prepared.processors[:count]
-            quick = [_quick(p) for p in called]
-            guessing = [q for p, q in zip(called, quick, strict=True) if prepared.guesses(p)]
-            return Called(prepared.prompt, quick, guessing)
+        def begin(prompt: Tensor, new_tokens: int | None) -> Called:
+            prepared = prepare(prompt, new_tokens)
+            called, others = prepared.processors[:count], prepared.processors[count:]
+            guesses = [prepared.guesses(p) for p in called]
+            quick = [_quick(p) if pure else _Checked(p) for p, pure in zip(called, guesses, strict=True)]
+            guessing = [q for q, pure in zip(quick, guesses, strict=True) if pure]
+            return Called(prepared.prompt, quick, guessing, others)
 
-        names = [type(p).__name__ for p in first if not self.is_own(p) and type(p) not in _QUIET]
+        guesses = [self.guesses(p) for p in first]
         has_rules = any(self.is_own(p) for p in first)
-        return ProcessorPlan(begin, any(map(self.guesses, first)), has_rules, ", ".join(names))
+        return ProcessorPlan(begin, any(guesses), all(guesses), has_rules, self._names(first))
+
+    def _names(self, called: Sequence[LogitsProcessor]) -> str:
+        """Name those that our sampler lacks; the usual warpers only where it lacks them as they are here."""
+        others = [p for p in called if not self.is_own(p)]
+        return ", ".join(name_of(p) for p in [p for p in others if type(p) not in _QUIET] or others)
 
 
 def fills(warper: Any) -> bool:
@@ -78,6 +85,32 @@ def _quick(processor: Any) -> Processor:
     if type(processor) in (processors.TypicalLogitsWarper, processors.EtaLogitsWarper) and not fills(processor):
         return _AmongFew(processor)
     return processor
+
+
+class _Checked:
+    """A caller's processor, or one of Transformers' that calls a caller's function."""
+
+    def __init__(self, processor: Processor):
+        self._processor = processor
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Call it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It gave no scores of these rows, or wrote to the ids, which have been given out.
+        """
+        given, rows, device = ids.clone(), len(scores), scores.device
+        found = self._processor(ids, scores)
+        if not ids.equal(given):
+            raise ValueError(f"{name_of(self._processor)}: expected input_ids left as they are, got them changed")
+        expected = f"{name_of(self._processor)}: expected scores [{rows}, ids] on {device} back"
+        if not isinstance(found, Tensor):
+            raise TypeError(f"{expected}, got {type(found).__name__}")
+        if found.ndim != 2 or len(found) != rows or found.device != device:
+            raise ValueError(f"{expected}, got {list(found.shape)} on {found.device}")
+        return found
 
 
 class _Banning:

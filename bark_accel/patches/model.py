@@ -14,7 +14,7 @@ from transformers import BarkModel
 
 from bark_accel._forked import avoid_lost_threads
 from bark_accel.hf.configs import GenerationConfigs, sample_rate
-from bark_accel.hf.inputs import check_arguments, check_input_ids, check_not_meta, check_numbers
+from bark_accel.hf.inputs import check_arguments, check_input_ids, check_not_meta, check_numbers, check_processors
 from bark_accel.hf.points import submodels
 from bark_accel.hf.presets import VIEW, traced, traced_presets
 from bark_accel.ops.backend import runs_natively
@@ -152,8 +152,14 @@ class ModelPatch(AudioSource):
         emit: Callable[[Tensor], None],
         progress: Progress | None,
     ) -> None:
-        """The whole waveform at once, where nothing can be given out early."""
+        """The whole waveform at once, where nothing can be given out early.
+
+        Raises `TypeError` for a caller's processors: Transformers' own `generate` would, after other stages' work.
+        """
         self.settings.log.note(fallback)
+        for stage in ("semantic", "coarse"):
+            if "logits_processor" in request.arguments(stage):
+                raise TypeError(f"{stage}_logits_processor: expected none where no tokens are streamed, {fallback}")
         # So that a listener who leaves is noticed; beams, of the other stages, take no streamer.
         taps = {"streamer": TokenTap(streamer.check)} if fallback.reason.stage in ("fine", "codec") else {}
         with traced(self.module) as (view, trace):
@@ -224,6 +230,7 @@ class ModelPatch(AudioSource):
         for stage, arguments in stage_kwargs.items():
             # With audio streamed, token loops take the caller's processors after Bark's own.
             check_arguments(stage, arguments, {"logits_processor"} if streamed else ())
+            check_processors(arguments.get("logits_processor"))
         max_tokens = configs.semantic.max_input_semantic_length
         check_numbers(kwargs)
         rows = check_input_ids(input_ids, kwargs.get("attention_mask"), max_tokens)

@@ -13,6 +13,7 @@ from transformers.generation import logits_process as processors
 from transformers.generation import stopping_criteria as criteria
 from transformers.generation.configuration_utils import GenerationMode
 
+from bark_accel._arguments import name_of
 from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf.compat import prepare_generation, takes_return_dict
 from bark_accel.hf.extract import transformer_spec
@@ -70,10 +71,11 @@ def resolve_sampling(
     passed = {k: v for k, v in kwargs.items() if k not in ("streamer", "logits_processor")}
     extra = list(kwargs.get("logits_processor") or [])
 
-    def prepare(ids: Tensor) -> Prepared:
+    def prepare(ids: Tensor, new_tokens: int | None = None) -> Prepared:
         own = token_rules(ids)
+        given = fixed if new_tokens is None else {**fixed, "max_new_tokens": new_tokens}
         arguments = prepare_generation(
-            module, ids, generation_config=generation_config, logits_processor=list(own), **fixed, **passed
+            module, ids, generation_config=generation_config, logits_processor=list(own), **given, **passed
         )
         found = list(arguments["logits_processor"])
         after = 1 + next(i for i, p in enumerate(found) if p is own[-1])
@@ -139,7 +141,7 @@ def _check_lists(stage: str, **lists: Sequence[Any]) -> None:
     for kind, parts in lists.items():
         for part in parts:
             if any(isinstance(value, PreTrainedModel) for value in getattr(part, "__dict__", {}).values()):
-                raise Fallback(stage, FallbackKind[kind.upper()], f"{type(part).__name__} calls the model itself")
+                raise Fallback(stage, FallbackKind[kind.upper()], f"{name_of(part)} calls the model itself")
 
 
 def _check_steps(stage: str, config: GenerationConfig, prepared: dict[str, Any], kwargs: dict[str, Any]) -> None:
@@ -206,7 +208,7 @@ def _read_criteria(stage: str, found: StoppingCriteriaList) -> tuple[int, tuple[
         elif type(criterion) is criteria.EosTokenCriteria:
             stop_tokens = tuple(criterion.eos_token_id.tolist())
         else:
-            raise TokenChoice(stage, FallbackKind.STOPPING_CRITERIA, type(criterion).__name__)
+            raise TokenChoice(stage, FallbackKind.STOPPING_CRITERIA, name_of(criterion))
     if max_length is None:
         raise TokenChoice(stage, FallbackKind.STOPPING_CRITERIA, "no maximum length")
     return max_length, stop_tokens

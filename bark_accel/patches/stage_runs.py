@@ -64,9 +64,9 @@ class CompiledRun:
 
     @property
     def greedy(self) -> bool:
-        """Tell whether neither stage draws, so that the order of their steps changes no token."""
+        """Tell whether neither stage draws or calls a caller's code: the order of their steps changes no token."""
         prepared = (self._semantic, self._coarse)
-        return not any(isinstance(its, Fallback) or its[-1].do_sample for its in prepared)
+        return not any(isinstance(p, Fallback) or p[-1].do_sample or p[-1].calls_others for p in prepared)
 
     def semantic(self, listener: TokenListener) -> Tensor:
         with self.started_semantic() as (stage, state):
@@ -98,6 +98,8 @@ class CompiledRun:
         if isinstance(self._coarse, Fallback) or self._own_generators or not self._request.voices.shared:
             return None
         weights, sampling = self._coarse
+        if sampling.calls_others:
+            return None
         tokens_per_frame = self._spec.num_codebooks if sampling.do_sample else 0
         vocab_size = self._patches.coarse.module.config.output_vocab_size
         rows = self._request.rows

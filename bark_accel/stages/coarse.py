@@ -184,7 +184,7 @@ class CoarseStage:
         coarse_start = state.coarse.shape[1] - spec.prompt_coarse_tokens(state.coarse.shape[1])
         previous, state.prompt = state.prompt, Prompt(semantic, coarse_start)
         if state.sampler.sees_tokens:
-            state.sampler.begin(self.prompt_ids(state))
+            state.sampler.begin(self.prompt_ids(state), state.window_tokens)
         if previous is not None and previous.coarse_start == coarse_start and previous.semantic.equal(semantic):
             fed = state.cache.position - spec.max_input_tokens - 1
             return state.coarse[:, coarse_start + fed :].contiguous()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from support.bark_models import SMALL, stage_configs, texts
+from support.callers_processors import needs_stocks_loop, stock_with, streamed
 from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_run, run
 from transformers import LogitsProcessor
 from transformers.generation.logits_process import (
@@ -17,12 +19,15 @@ from transformers.generation.logits_process import (
 from transformers.generation.logits_process import BarkEosPrioritizerLogitsProcessor as EosPrioritizer
 from transformers.generation.streamers import BaseStreamer
 
-from bark_accel import acceleration_report, stream
+from bark_accel import AudioStreamer, acceleration_report, stream
 from bark_accel.decoding.speculation import Speculation
 from bark_accel.hf.compat import run_with_loop
 from bark_accel.patches.resolve import _read_warpers, _Unread
+from bark_accel.report import FallbackKind
+from bark_accel.stages.semantic import SemanticStage
 
 ALONE, TWO = texts(SMALL, [7]), texts(SMALL, [4, 9])
+KIND = FallbackKind.LOGITS_PROCESSOR.value
 SAMPLED = {"do_sample": True, "semantic_max_new_tokens": 30, "fine_temperature": 0.7}
 
 
@@ -196,3 +201,150 @@ def test_a_warper_that_fills_with_another_score_is_called(warper):
     assert _read_warpers([warper(value)], []) in ({"top_k": 5}, {"top_p": 0.5})
     with pytest.raises(_Unread):
         _read_warpers([warper(value, filter_value=-3.0)], [])
+
+
+@pytest.mark.parametrize("tokens", [16, 20])
+def test_an_end_is_forced_where_stock_forces_it(small_model, tokens):
+    """In the last token of each coarse window, the last window's included, which is a shorter one."""
+    fast = accelerated_copy(small_model)
+    options = {**ALONE, "do_sample": False, "semantic_min_new_tokens": tokens, "semantic_max_new_tokens": tokens}
+    coarse = assert_equal_to_stock(small_model, fast, **options, coarse_forced_eos_token_id=180)["coarse"]
+    assert coarse[0, -1] == 180 and acceleration_report(fast).fallbacks == ()
+    plain = run(small_model, 0, **options)[0]["coarse"]
+    assert plain[0, -1] != 180
+
+
+def _in_place(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    return scores.mul_(0.5)
+
+
+RETURNS = {
+    "float64": lambda ids, scores: scores.double() / 2,
+    "float16": lambda ids, scores: scores.half(),
+    "fewer ids": lambda ids, scores: scores[:, : SMALL.semantic_vocab - 3],
+    "a stride": lambda ids, scores: torch.stack([scores, scores / 2], 2)[:, :, 1],
+    "the other layout": lambda ids, scores: (scores / 2).T.contiguous().T,
+    "in place": _in_place,
+    "a view": lambda ids, scores: scores.view(len(scores), -1)[:],
+    "infinity": lambda ids, scores: scores.index_fill(1, torch.tensor([int(ids[0, -1]) % 9]), torch.inf),
+}
+
+
+@needs_stocks_loop
+@pytest.mark.parametrize("greedy", [False, True], ids=["sampled", "greedy"])
+@pytest.mark.parametrize("processor", RETURNS.values(), ids=RETURNS)
+@pytest.mark.parametrize("inputs", [ALONE, TWO], ids=["one row", "two rows"])
+def test_whatever_scores_a_processor_leaves(small_model, inputs, processor, greedy):
+    """Tokens, random state and errors are stock's: of other dtypes, torch draws other numbers."""
+    options, ends = {**inputs, **SAMPLED, "do_sample": not greedy, "fine_temperature": None}, []
+    fast = accelerated_copy(small_model, speculate=True)
+    for generate, model in ((stock_with, small_model), (streamed, fast)):
+        try:
+            ends.append((generate(model, 3, {"semantic": [processor]}, **options), torch.get_rng_state()))
+        except RuntimeError as error:
+            ends.append((str(error), torch.get_rng_state()))
+    (expected, state), (got, own_state) = ends
+    if isinstance(expected, str):
+        assert got == expected and "inf" in expected and not greedy
+    else:
+        said = got != 0  # a stream is silent after a row's end
+        assert got.shape == expected.shape and said.any(1).all()
+        torch.testing.assert_close(got[said], expected[said], rtol=0, atol=1e-6)
+    assert torch.equal(own_state, state)
+
+
+def _writes_ids(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    ids[:, -1] = 3
+    return scores
+
+
+WRONG = {
+    "nothing": (lambda ids, scores: None, TypeError, r"<lambda>: expected scores \[1, ids\] on cpu back, got NoneType"),
+    "one row": (lambda ids, scores: scores[0], ValueError, r"<lambda>: expected scores \[1, ids\].*got \["),
+    "two rows": (lambda ids, scores: scores.expand(2, -1), ValueError, r"<lambda>: expected .*got \[2, "),
+    "ids": (_writes_ids, ValueError, "_writes_ids: expected input_ids left as they are"),
+    "elsewhere": (
+        lambda ids, scores: scores.to("meta"),
+        ValueError,
+        "<lambda>: expected .* on cpu back, got .* on meta",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG.values(), ids=WRONG)
+def test_what_no_token_can_follow_is_one_clear_error(small_model, case):
+    processor, error, message = case
+    with pytest.raises(error, match=message):
+        streamed(accelerated_copy(small_model), 0, {"semantic": [processor]}, **ALONE, **SAMPLED)
+
+
+class ThreeArguments(LogitsProcessor):
+    """Transformers gives no third argument, and refuses it."""
+
+    def __call__(self, input_ids, scores, strength=1.0):
+        return scores
+
+
+def _never(*arguments: Any) -> Any:
+    raise AssertionError("something was called")
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"semantic_logits_processor": Lifting()}, TypeError, "expected a list of processors, got Lifting"),
+        ({"semantic_logits_processor": [3]}, TypeError, r"expected callables of \(input_ids, scores\), got int"),
+        ({"coarse_logits_processor": [ThreeArguments()]}, TypeError, r"ThreeArguments\(.*strength"),
+        ({"coarse_logits_processor": [_never], "coarse_num_beams": 2}, TypeError, "coarse_logits_processor: .*beam"),
+        (
+            {"semantic_logits_processor": [_never], "coarse_num_beams": 2},
+            TypeError,
+            "semantic_logits_processor: .*beam",
+        ),
+    ],
+    ids=["no list", "no callable", "three arguments", "beams", "beams of the other stage"],
+)
+def test_what_cannot_be_called_is_refused_before_any_work(small_model, monkeypatch, arguments, error, message):
+    monkeypatch.setattr(SemanticStage, "start", _never)
+    fast = accelerated_copy(small_model)
+    with pytest.raises(error, match=message):
+        fast.generate(**ALONE, **SAMPLED, **arguments, streamer=AudioStreamer(fast))
+
+
+class CallsBoth(LogitsProcessor):
+    """Notes the stage of each call by the number of scores."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, input_ids, scores):
+        self.calls.append(scores.shape[1])
+        return scores
+
+
+def test_a_greedy_stream_calls_one_stage_after_the_other(small_model):
+    """As `generate` would: a processor that both stages have may count its calls."""
+    fast, both = accelerated_copy(small_model), CallsBoth()
+    assert list(stream(fast, **ALONE, do_sample=False, semantic_max_new_tokens=30, logits_processor=[both]))
+    assert len(set(both.calls)) == 2 and both.calls in (sorted(both.calls), sorted(both.calls, reverse=True))
+
+
+Nameless = type("", (), {"__call__": lambda self, ids, scores: scores})
+
+
+@pytest.mark.parametrize(
+    "processor, name",
+    [
+        (lambda ids, scores: scores, "<lambda>"),
+        (functools.partial(_in_place), "partial of _in_place"),
+        (Nameless(), "a class without a name"),
+        (TopKLogitsWarper(5, filter_value=-3.0), "TopKLogitsWarper"),
+        (CallsBoth().__call__, "__call__"),
+    ],
+    ids=["lambda", "partial", "nameless", "usual warper", "method"],
+)
+def test_the_report_names_what_is_called(small_model, processor, name):
+    fast = accelerated_copy(small_model)
+    assert list(stream(fast, **ALONE, semantic_max_new_tokens=4, semantic_logits_processor=[processor]))
+    assert [choice.detail for choice in acceleration_report(fast).token_choices] == [name]
+    assert f"our steps, tokens chosen otherwise: semantic: {KIND}: {name}" in str(acceleration_report(fast))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.bark_models import SMALL, preset, texts
 from support.edit_options import OPTIONS
-from support.parity import accelerated_copy, assert_equal_to_stock, run
+from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_run, run
 
 from bark_accel import AudioStreamer, acceleration_report, stream
 from bark_accel.decoding.edits import LogitsEditor, LogitsEdits
@@ -78,6 +78,37 @@ def test_unusual_values(small_model, options):
             run(fast, 0, **given)
         return
     assert_equal_to_stock(small_model, fast, **given)
+
+
+INFINITE = {"semantic_sequence_bias": [[[33], math.inf], [[40], math.inf]]}
+
+
+@pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {**INFINITE, "semantic_renormalize_logits": True},
+        {**INFINITE, "min_eos_p": 0.001},
+        {**INFINITE, "semantic_bad_words_ids": [[33]]},
+        {"semantic_sequence_bias": [[[SMALL.semantic_vocab], math.inf]], "semantic_min_new_tokens": 5},
+        {"coarse_sequence_bias": [[[170], math.inf]], "coarse_renormalize_logits": True},
+    ],
+    ids=["renormalized", "min_eos_p", "banned", "too early", "of one codebook"],
+)
+def test_an_infinite_bias_beside_other_options(small_model, options, do_sample):
+    """As stock, greedy (where nothing can be told from NaN, the first id), or stock's error and random state."""
+    given = {**INPUTS, "do_sample": do_sample, "semantic_max_new_tokens": 8, "fine_temperature": 0.7, **options}
+    fast, states = accelerated_copy(small_model), []
+    try:
+        expected = run(small_model, 0, **given)
+    except RuntimeError as error:
+        states.append(torch.get_rng_state())
+        with pytest.raises(RuntimeError) as caught:
+            run(fast, 0, **given)
+        assert str(caught.value) == str(error) and torch.equal(torch.get_rng_state(), states[0])
+    else:
+        assert_same_run(expected, run(fast, 0, **given))
+    assert do_sample == bool(states)
 
 
 def test_edits_of_a_slice():

@@ -10,6 +10,7 @@ import transformers
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from support.bark_models import SMALL, texts
+from support.callers_processors import needs_stocks_loop, stock_with, streamed
 from support.generation_fields import CASES, claims, installed_fields
 from support.parity import accelerated_copy, assert_equal_to_stock, run
 from support.stock_limits import skip_where_stock_fails
@@ -105,6 +106,58 @@ PROCESSORS = {
     "own": LiftsLast,
 }
 CRITERIA = {"time": lambda: MaxTimeCriteria(60.0), "own": lambda: StopsAfter(24)}
+
+
+LEAVES = {
+    "float64": lambda ids, scores: scores.double(),
+    "in place": lambda ids, scores: scores.mul_(0.7),
+    "a stride": lambda ids, scores: torch.stack([scores, scores], 2)[:, :, 0],
+    "few": lambda ids, scores: scores.masked_fill(scores < scores.topk(3).values[:, -1:], -torch.inf),
+}
+WARPERS = [
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "renormalize_logits",
+    "repetition_penalty",
+    "min_new_tokens",
+]
+
+
+@needs_stocks_loop
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), do_sample=st.booleans(), seed=st.integers(0, 99), rows=st.integers(1, 2))
+def test_callers_processors_in_our_loop(small_model, data, do_sample, seed, rows):
+    """Lists of a caller's processors and of Transformers' own, beside criteria, options and warpers of the config."""
+    makers = {**PROCESSORS, **{name: lambda leaves=leaves: leaves for name, leaves in LEAVES.items()}}
+    lists = st.lists(st.sampled_from(sorted(makers)), max_size=3)
+    chosen = data.draw(st.fixed_dictionaries({"semantic": lists, "coarse": lists}), label="processors")
+    options = {**texts(SMALL, [4, 9][:rows]), "do_sample": do_sample, "semantic_max_new_tokens": 20}
+    for name in data.draw(st.lists(st.sampled_from(WARPERS), max_size=3, unique=True), label="options"):
+        stage = data.draw(st.sampled_from(["semantic", "coarse"]))
+        options[f"{stage}_{name}"] = data.draw(value_of(name), label=name)
+    stops = data.draw(st.lists(st.sampled_from(sorted(CRITERIA)), max_size=1), label="criteria")
+    fast, ends = accelerated_copy(small_model, speculate=True), []
+    for generate, model in ((stock_with, small_model), (streamed, fast)):
+        processors = {stage: [makers[name]() for name in names] for stage, names in chosen.items()}
+        given = {**options, "fine_temperature": 0.7}
+        if stops:
+            given["semantic_stopping_criteria"] = [CRITERIA[name]() for name in stops]
+        try:
+            ends.append((generate(model, seed, processors, **given), torch.get_rng_state()))
+        except STOCKS_ERRORS as error:
+            ends.append((type(error), torch.get_rng_state()))
+    (expected, state), (got, own_state) = ends
+    if isinstance(expected, type):
+        assert got is expected
+        return
+    said = got != 0  # a stream is silent after a row's end
+    assert said.any(1).all()
+    torch.testing.assert_close(got[said], expected[said], rtol=0, atol=1e-6)
+    assert expected.shape == got.shape and torch.equal(own_state, state)
+    assert acceleration_report(fast).fallbacks == ()
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
