@@ -129,8 +129,8 @@ class Engine:
         after : SpeechRequest, optional
             What is heard before this one, such as the sentence before: nobody waits for this one until then.
         generate_kwargs
-            Other arguments of `model.generate` that its sampler has (sampling options, lengths; of one stage with its
-            prefix).
+            Other arguments of `model.generate` that our loop has (sampling options, lengths; of one stage with its
+            prefix). A function among them is called in the engine's thread, and the others wait for it.
 
         Returns
         -------

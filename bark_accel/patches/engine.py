@@ -101,7 +101,7 @@ class ModelSource:
             return RowPlan(self._patches, self._models, request, chunking, check, generator).plan()
         except Fallback as fallback:
             raise NotShared(
-                f"BarkEngine: expected options that the accelerated sampler has, got {fallback.reason}; "
+                f"BarkEngine: expected options that the accelerated loop has, got {fallback.reason}; "
                 "model.generate and stream take them"
             ) from None
 
@@ -114,7 +114,8 @@ class ModelSource:
         if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[0] > 1:
             raise ValueError(f"input_ids: expected one row for a request, got {ids.shape[0]}")
         # The caller may write to its tensors as soon as `submit` is back.
-        ids, history, given = copy.deepcopy((ids, history, given))
+        ids, history = copy.deepcopy((ids, history))
+        given = {name: value if callable(value) else copy.deepcopy(value) for name, value in given.items()}
         request = self._patch._check(ids, history, given)
         tokens = request.configs.semantic.max_input_semantic_length
         self._patch.settings.stock_bugs.check_text(ids, request.attention_mask, tokens)

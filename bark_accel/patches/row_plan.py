@@ -11,7 +11,6 @@ from bark_accel.decoding.rng import after_noise
 from bark_accel.decoding.speculation import Draft, Speculation
 from bark_accel.engine.row import Plan
 from bark_accel.hf.presets import presets_of
-from bark_accel.report import Fallback, FallbackKind
 from bark_accel.stages.coarse import CoarseStage, CoarseState
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.fine import FineSampling, FineStage
@@ -89,12 +88,8 @@ class RowPlan:
         _, self._semantic_spec, self._semantic_sampling = prepared
         arguments = request.arguments("coarse")
         _, self._coarse_sampling = patches.coarse.prepare(self._coarse_spec, configs.coarse, 1, arguments)
-        for patch, sampling in (
-            (patches.semantic, self._semantic_sampling),
-            (patches.coarse, self._coarse_sampling),
-        ):
-            if sampling.processors is not None:
-                raise Fallback(patch.stage, FallbackKind.LOGITS_PROCESSOR, sampling.processors.names)
+        patches.semantic.note_called(self._semantic_sampling)
+        patches.coarse.note_called(self._coarse_sampling)
         self._policy = self._make_policy(chunking)
 
     def plan(self) -> Plan:
@@ -138,10 +133,12 @@ class RowPlan:
         if chunking is None:
             return Whole(*self._fine(), histories)
         # As `stream` plans it for the request alone.
-        greedy = not (self._semantic_sampling.do_sample or self._coarse_sampling.do_sample)
+        samplings = self._semantic_sampling, self._coarse_sampling
+        greedy = not any(sampling.do_sample or sampling.calls_others for sampling in samplings)
         spec, request = self._coarse_spec, self._request
         chunking.plan = stream_plan(chunking, self._patches, request, spec, interleaved=greedy)
-        return make_policy(chunking, self._fine_spec, self._device, histories, self._fine, self._upcoming_generator)
+        upcoming = None if self._coarse_sampling.calls_others else self._upcoming_generator
+        return make_policy(chunking, self._fine_spec, self._device, histories, self._fine, upcoming)
 
     def _fine(self) -> tuple[FineStage, FineSampling]:
         patch, request = self._patches.fine, self._request

@@ -126,7 +126,6 @@ BAD = {
     "streamer": ({**SHORT, "streamer": object()}, TypeError, "streamer"),
     "lengths": ({**SHORT, "return_output_lengths": True}, TypeError, "return_output_lengths"),
     "temperature": ({**SHORT, "fine_temperature": -1.0}, ValueError, "temperature"),
-    "ngrams": ({**SHORT, "semantic_no_repeat_ngram_size": 2}, ValueError, "sampler.*NoRepeatNGram"),
     "processor": ({**SHORT, "semantic_logits_processor": [Halve()]}, (TypeError, ValueError), "logits_processor"),
     "criterion": ({**SHORT, "semantic_stopping_criteria": [MaxTimeCriteria(9)]}, ValueError, "MaxTimeCriteria"),
     "beams": ({**SHORT, "semantic_num_beams": 2}, ValueError, "beam"),
@@ -156,6 +155,27 @@ def test_what_fails_while_it_generates_fails_alone(fast, engine):
         list(bad)
     assert_as_alone(fast, Asked(LONG, seed=1), finished(good))
     is_well(fast, engine)
+
+
+def test_a_function_that_fails_ends_its_request_alone(fast, engine):
+    """It is called in the engine's thread, and its arguments are the caller's own, not copies."""
+
+    class Fails:
+        calls = 0
+
+        def __call__(self, row, ids):
+            self.calls += 1
+            if self.calls > 5:
+                raise KeyError("its own")
+            return range(0, 80, 2)
+
+    good, fails = engine.submit(**LONG, seed=1), Fails()
+    bad = engine.submit(**LONG, semantic_prefix_allowed_tokens_fn=fails)
+    with pytest.raises(KeyError, match="its own"):
+        bad.result(60)
+    assert fails.calls == 6
+    assert_as_alone(fast, Asked(LONG, seed=1), finished(good))
+    assert_as_alone(fast, Asked(SHORT, seed=2), finished(engine.submit(**SHORT, seed=2)))
 
 
 @pytest.mark.parametrize("stage", ["queued", "semantic", "coarse", "fine"])

@@ -111,7 +111,7 @@ def test_so_it_is_with_other_settings(small_model, processor, settings):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_an_engine_lacks_is_generated_one_by_one(fast, processor, stream):
-    options = {**SAMPLED, "semantic_no_repeat_ngram_size": 3, "fine_temperature": None}
+    options = {**SAMPLED, "semantic_max_time": 600.0, "fine_temperature": None}
     said = list(long_form(fast, processor, TEXT, seed=7, stream=stream, policy="exact", **options))
     for index, (audio, _) in enumerate(one_by_one(fast, processor, options=options)):
         assert torch.equal(torch.cat([chunk.audio for chunk in said if chunk.index == index]), audio)
