@@ -246,6 +246,18 @@ def serve(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Threads of a step. Not given: all cores; one for the small Bark."),
     ] = None,
+    replicas: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=1,
+            help="Processes of each model, on cores of their own, with one copy of the weights; --max-rows is then of "
+            "each. Not given: none, the server's process speaks itself.",
+        ),
+    ] = None,
+    threads_per_replica: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Cores of each. Not given: all, shared out equally; one for the small Bark."),
+    ] = None,
 ) -> None:
     """Serve speech over HTTP: OpenAI's API, streamed, and a page to try it."""
     with friendly_errors():
@@ -270,6 +282,8 @@ def serve(
             tuple(allow_host or ()),
             voices_dir,
             threads,
+            replicas,
+            threads_per_replica,
         )
         run(options)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from bark_accel._cpus import cpu_quota
 
 from .console import UserError, out, user_errors, warn
 from .request import ModelChoice
@@ -36,6 +39,8 @@ class ServeOptions:
     hosts: tuple[str, ...]
     voices_dir: Path | None
     threads: int | None
+    replicas: int | None = None
+    threads_per_replica: int | None = None
 
 
 def serve(options: ServeOptions) -> None:
@@ -55,9 +60,11 @@ def serve(options: ServeOptions) -> None:
         warn(f"anybody who reaches {options.host} may use this server; --api-key-file asks for a key")
     if options.host not in LOOPBACK and options.wyoming_port is not None:
         warn(f"anybody who reaches {options.host} may speak at the Wyoming port, which knows no keys")
-    threads = options.threads or (1 if all(spec.path is None for spec in settings.models) else None)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if settings.replicas is not None:
+        _warn_of_quota(settings.replicas * settings.threads_per_replica)
+        torch.set_num_threads(1)
+    elif options.threads or _small_only(settings.models):
+        torch.set_num_threads(options.threads or 1)
     named = ", ".join(spec.name for spec in settings.models)
     out.print(f"serving {named} on http://{options.host}:{options.port}", markup=False, soft_wrap=True)
     run(settings, options.host, options.port, options.wyoming_port)
@@ -69,9 +76,9 @@ def settings_of(options: ServeOptions):
 
     hosts = options.hosts or (("localhost", "127.0.0.1") if options.host in LOOPBACK else ())
     with user_errors(ValueError, OSError):
-        given = options.models or (SMALL_BARK,)
+        models = tuple(ModelSpec.parse(text, options.weights) for text in options.models or (SMALL_BARK,))
         return Settings(
-            models=tuple(ModelSpec.parse(text, options.weights) for text in given),
+            models=models,
             max_rows=options.max_rows,
             max_queued=options.max_queued,
             deadline_s=options.deadline_s,
@@ -83,4 +90,31 @@ def settings_of(options: ServeOptions):
             max_memory_bytes=None if options.max_memory_gib is None else int(options.max_memory_gib * 2**30),
             device=options.device,
             drain_s=options.drain_s,
+            replicas=options.replicas,
+            threads_per_replica=_threads_per_replica(options, models),
         )
+
+
+def _small_only(models: tuple[Any, ...]) -> bool:
+    return all(spec.path is None for spec in models)
+
+
+def _threads_per_replica(options: ServeOptions, models: tuple[Any, ...]) -> int:
+    """Threads of each: as given, an equal part of the CPUs, or one for the small Bark. May raise `UserError`."""
+    from bark_accel.server.cpus import usable_cpus
+
+    given, replicas = options.threads_per_replica, options.replicas
+    if replicas is None:
+        if given is not None:
+            raise UserError("--threads-per-replica: expected --replicas with it")
+        return 1
+    if options.threads is not None:
+        raise UserError("--threads: expected --threads-per-replica in its place with --replicas")
+    return given or (1 if _small_only(models) else max(1, usable_cpus() // replicas))
+
+
+def _warn_of_quota(cpus: int) -> None:
+    """Replicas whose threads wait for one another are slow where the system stops some of them."""
+    quota = cpu_quota()
+    if quota is not None and quota < cpus:
+        warn(f"this control group has the time of {quota:g} CPUs at once, and replicas would use {cpus}")

@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 
 from bark_accel import DeadlineExceeded, EngineBusy, EngineClosed
 
+from .replicas.request import ReplicaDied
+
 logger = logging.getLogger("bark_accel.server")
 
 
@@ -106,6 +108,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(429, "the server has as many requests as it takes", code="busy", headers={"Retry-After": "1"})
     if isinstance(error, EngineClosed):
         return shutting_down()
+    if isinstance(error, ReplicaDied):
+        return ApiError(500, "the process that generated this sound ended; try again", code="replica_died")
     logger.error("a request failed", exc_info=error)
     return ApiError(500, "the server failed; its log says why", code="internal_error")
 

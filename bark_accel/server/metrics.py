@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from .replicas.engine import Replica
 
 _SECONDS = (0.05, 0.1, 0.15, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
 _FACTORS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1, 1.5, 2, 4, 8)
@@ -26,6 +28,9 @@ class Loaded(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+
+    @property
+    def replicas(self) -> list[Replica]: ...
 
 
 class Metrics:
@@ -76,3 +81,21 @@ class _Models(Collector):
             queue.add_metric([model.name], model.waiting)
             memory.add_metric([model.name], model.nbytes)
         yield from (rows, queue, memory)
+        yield from self._replicas()
+
+    def _replicas(self) -> Iterator[Metric]:
+        labels = ["model", "replica"]
+        ready = GaugeMetricFamily("bark_accel_replica_ready", "1: it takes requests.", labels=labels)
+        rows = GaugeMetricFamily("bark_accel_replica_rows_in_use", "Utterances that it generates.", labels=labels)
+        deaths = CounterMetricFamily("bark_accel_replica_deaths", "Processes that ended by themselves.", labels=labels)
+        memory = GaugeMetricFamily(
+            "bark_accel_replica_bytes", "Its memory, and its part of what it shares with others.", labels=labels
+        )
+        for model in self._loaded():
+            for replica in model.replicas:
+                at = [model.name, str(replica.index)]
+                ready.add_metric(at, replica.ready)
+                rows.add_metric(at, len(replica.requests))
+                deaths.add_metric(at, replica.deaths)
+                memory.add_metric(at, replica.nbytes)
+        yield from (ready, rows, deaths, memory)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from bark_accel.transformer.precision import WEIGHTS
 
+from .cpus import disjoint_cpus
+
 SMALL_BARK = "small-bark"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -59,7 +61,7 @@ class Settings:
     models : tuple of ModelSpec
         The first is loaded at the start and meant by the aliases, others when they are first asked for.
     max_rows : int
-        Utterances of a model that are generated at once.
+        Utterances of a model that are generated at once, by each replica.
     max_queued : int
         Requests to a model that wait beside those; one more is answered with 429.
     deadline_s : float
@@ -80,6 +82,10 @@ class Settings:
         Where models run. None: the CPU.
     drain_s : float
         Seconds that requests have to finish after SIGTERM.
+    replicas : int, optional
+        Processes of each model, pinned to CPUs of their own. None: models run in the server's process.
+    threads_per_replica : int
+        CPUs of each.
     """
 
     models: tuple[ModelSpec, ...] = (ModelSpec(SMALL_BARK),)
@@ -94,11 +100,28 @@ class Settings:
     max_memory_bytes: int | None = None
     device: str | None = None
     drain_s: float = 30.0
+    replicas: int | None = None
+    threads_per_replica: int = 1
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.models]
         if not names or len(names) != len(set(names)):
             raise ValueError(f"model: expected one or more models with names of their own, got {', '.join(names)}")
+        if self.replicas is not None and self.device not in (None, "cpu"):
+            raise ValueError(f"replicas: expected the CPU as device with them, got {self.device}")
+        _ = self.cpus
+
+    @property
+    def rows(self) -> int:
+        """Utterances of a model that are generated at once."""
+        return self.max_rows * (self.replicas or 1)
+
+    @property
+    def cpus(self) -> tuple[frozenset[int], ...]:
+        """The CPUs of each replica; empty without any. Raises `ValueError` where there are too few."""
+        if self.replicas is None:
+            return ()
+        return tuple(map(frozenset, disjoint_cpus(self.replicas, self.threads_per_replica)))
 
 
 def read_keys(path: Path) -> tuple[str, ...]:

@@ -8,10 +8,9 @@ import threading
 from typing import Any
 
 import numpy as np
-import torch
 
-from bark_accel import BarkEngine, SpeechRequest, accelerate_bark, acceleration_report
-from bark_accel.bench.models import SMALL_CHUNK_S, LoadedBark, load_bark, text_tokens, unknown_words
+from bark_accel import BarkEngine, SpeechRequest
+from bark_accel.bench.models import SMALL_CHUNK_S, LoadedBark, text_tokens, unknown_words
 from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.voices import resolve_voice, voice_names
 from bark_accel.longform.languages import CHARACTERS_PER_SECOND, characters_per_second
@@ -20,6 +19,9 @@ from bark_accel.voices.preset import VoicePreset
 from bark_accel.voices.voices import Voices
 
 from .errors import ApiError
+from .loading import greet, load_accelerated, text_inputs, weight_bytes
+from .replicas.engine import Replica, ReplicatedEngine
+from .replicas.messages import Order
 from .settings import ModelSpec, Settings
 
 # As `long_form` has it.
@@ -30,24 +32,40 @@ _NEWEST = 0.2
 
 
 class Speaker:
-    """A model, its engine and its line: requests enter, are generated, and leave."""
+    """A model, its engine and its line: requests enter, are generated, and leave.
 
-    def __init__(self, spec: ModelSpec, loaded: LoadedBark, settings: Settings):
+    Parameters
+    ----------
+    spec : ModelSpec
+    loaded : LoadedBark
+        Tokenizer, voices and settings are what is used of it.
+    settings : Settings
+    engine : BarkEngine or ReplicatedEngine
+        Its own bound is never met: the line is shorter, and a long text has one chunk ahead of the one that is heard.
+    weight_bytes : int
+        Bytes of the weights, and of their copies in other precisions and layouts.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        loaded: LoadedBark,
+        settings: Settings,
+        engine: BarkEngine | ReplicatedEngine,
+        weight_bytes: int,
+    ):
         self.name = spec.name
         self.vocabulary = loaded.vocabulary
         self.voices = voice_names(loaded.processor)
         self.users = 0
         """Requests that have entered and not left."""
         self._loaded = loaded
-        self._rows, self._queued = settings.max_rows, settings.max_queued
-        most = self._rows + self._queued
-        # A long text has a chunk ahead of the one that is heard, so the engine's own bound is never met.
-        self._engine = BarkEngine(loaded.model, max_rows=self._rows, max_queued=2 * most)
+        self._rows, self._queued = settings.rows, settings.max_queued
+        self._engine, self._weight_bytes = engine, weight_bytes
         self._presets: dict[str, VoicePreset | None] = {}
         # Of the tokenizer, which is no thread's friend.
         self._lock = threading.Lock()
         self._mean_s = 1.0
-        self._weight_bytes = 0
         self.max_tokens = text_tokens(loaded, "")[1]
         configs = GenerationConfigs.of(loaded.model)
         self._code_limits, self._token_rate = configs.code_limits, configs.semantic.semantic_rate_hz
@@ -56,16 +74,15 @@ class Speaker:
     @classmethod
     def load(cls, spec: ModelSpec, settings: Settings) -> Speaker:
         """Load a model and let it speak once, so that nobody waits for what is done at first use."""
-        loaded = load_bark(spec.path)
-        if settings.device is not None:
-            torch.nn.Module.to(loaded.model, settings.device)
-        accelerate_bark(loaded.model, weights=spec.weights)
-        speaker = cls(spec, loaded, settings)
-        text = "hello" if loaded.vocabulary is None else loaded.vocabulary[0]
-        speaker.submit(text, None, seed=0, policy="low_latency", semantic_max_new_tokens=12).result()
+        if settings.replicas is not None:
+            replicated = ReplicatedEngine(Order(spec, settings.max_rows, settings.cpus))
+            return cls(spec, replicated.outline, settings, replicated, replicated.weight_bytes)
+        loaded = load_accelerated(spec, settings.device)
+        most = settings.max_rows + settings.max_queued
+        engine = BarkEngine(loaded.model, max_rows=settings.max_rows, max_queued=2 * most)
+        greet(engine, loaded)
         # Counted once: now the copies are made, and no other thread makes any.
-        speaker._weight_bytes = _weight_bytes(loaded)
-        return speaker
+        return cls(spec, loaded, settings, engine, weight_bytes(loaded))
 
     # The line.
 
@@ -103,6 +120,11 @@ class Speaker:
         """Bytes of the weights, of their copies in other precisions and layouts, and of the engine's caches."""
         return self._weight_bytes + self._engine.cache_bytes
 
+    @property
+    def replicas(self) -> list[Replica]:
+        """The processes that speak; none where this one does."""
+        return self._engine.replicas if isinstance(self._engine, ReplicatedEngine) else []
+
     # Texts and voices.
 
     def plan(self, text: str, voice: str | None) -> list[TextChunk]:
@@ -135,8 +157,7 @@ class Speaker:
     def submit(self, text: str, preset: VoicePreset | None, *, seed: int, policy: str, **options: Any) -> SpeechRequest:
         """Let the engine say one chunk."""
         with self._lock:
-            inputs = self._loaded.any_processor([text], max_length=self.max_tokens)
-        ids = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            ids = text_inputs(self._loaded, text, self.max_tokens)
         given = {name: value for name, value in options.items() if value is not None}
         return self._engine.submit(**ids, history_prompt=preset, seed=seed, policy=policy, **given)
 
@@ -167,11 +188,6 @@ class Speaker:
 
     def _count_tokens(self, text: str) -> int:
         return text_tokens(self._loaded, text)[0]
-
-
-def _weight_bytes(loaded: LoadedBark) -> int:
-    own = sum(t.nbytes for t in loaded.model.parameters())
-    return own + sum(stage.copied_bytes for stage in acceleration_report(loaded.model).stages)
 
 
 def silence(seconds: float, rate: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from starlette.responses import HTMLResponse, Response
 
 from .access import NeedsKey
 from .errors import ApiError, ErrorBody
+from .replicas.engine import Replica
 from .state import State
 
 _PAGE = Path(__file__).parent / "page.html"
@@ -23,9 +24,24 @@ _POLICY = (
 
 
 class Status(BaseModel):
-    """Answer of `/health` and `/ready`."""
+    """Answer of `/ready`."""
 
     status: Literal["ok"] = "ok"
+
+
+class Replicas(BaseModel):
+    """The processes of a model: how many there should be, are ready, and have ended by themselves."""
+
+    expected: int
+    ready: int
+    deaths: int
+
+
+class Health(BaseModel):
+    """Answer of `/health`; degraded: a process has ended, and its successor is not ready yet."""
+
+    status: Literal["ok", "degraded"]
+    replicas: dict[str, Replicas] = {}
 
 
 def status_routes(state: State, needs_key: NeedsKey) -> APIRouter:
@@ -38,15 +54,19 @@ def status_routes(state: State, needs_key: NeedsKey) -> APIRouter:
         return HTMLResponse(_PAGE.read_text(), headers={**headers, "x-content-type-options": "nosniff"})
 
     @router.get("/health")
-    async def health() -> Status:
-        """Tell that the process answers."""
-        return Status()
+    async def health() -> Health:
+        """Tell that the process answers, and how many of its replicas do."""
+        replicas = {model.name: _count(model.replicas) for model in state.models.loaded() if model.replicas}
+        whole = all(counted.ready == counted.expected for counted in replicas.values())
+        return Health(status="ok" if whole else "degraded", replicas=replicas)
 
     @router.get("/ready", responses={503: {"model": ErrorBody}})
     async def ready() -> Status:
-        """Tell that the first model is loaded and has spoken."""
+        """Tell that the first model is loaded and has spoken: at first all of its replicas, from then on any."""
         if not state.ready:
             raise ApiError(503, state.failure or "the model is being loaded", code="not_ready")
+        if any(model.replicas and not any(r.ready for r in model.replicas) for model in state.models.loaded()):
+            raise ApiError(503, "no replica of a model is there; others are started", code="not_ready")
         return Status()
 
     @router.get("/metrics", dependencies=[Depends(needs_key)], response_class=Response)
@@ -55,3 +75,8 @@ def status_routes(state: State, needs_key: NeedsKey) -> APIRouter:
         return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
+
+
+def _count(replicas: list[Replica]) -> Replicas:
+    ready, deaths = sum(replica.ready for replica in replicas), sum(replica.deaths for replica in replicas)
+    return Replicas(expected=len(replicas), ready=ready, deaths=deaths)

@@ -56,16 +56,16 @@ def running(settings: Settings, *, ready: bool = True, wyoming: bool = False) ->
         port = server.servers[0].sockets[0].getsockname()[1]
         running = Running(f"http://127.0.0.1:{port}", server.config.app, server)
         if ready:
-            until(lambda: httpx.get(f"{running.url}/ready").status_code == 200)
+            until(lambda: httpx.get(f"{running.url}/ready").status_code == 200, 120, every_s=0.05)
         yield running
     finally:
         server.should_exit = True
         thread.join()
 
 
-def until(true, seconds: float = 30.0) -> None:
+def until(true, seconds: float = 60.0, *, every_s: float = 0.005) -> None:
     """Wait until `true()` is, or fail."""
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "expected it within half a minute"
-        time.sleep(0.005)
+        assert time.monotonic() < end, f"expected it within {seconds} s"
+        time.sleep(every_s)
