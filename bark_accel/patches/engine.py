@@ -18,6 +18,7 @@ from bark_accel.hf.offload import keeps_elsewhere, takes_turns
 from bark_accel.hf.points import submodels
 from bark_accel.report import Fallback
 from bark_accel.streaming.policies import Chunking
+from bark_accel.streaming.progress import check_progress
 from bark_accel.streaming.streamer import AudioStreamer
 from bark_accel.transformer.causal import CausalModel
 
@@ -28,7 +29,7 @@ from .row_plan import EngineModels, RowPlan
 
 # More chunks than an utterance has: an engine waits for no listener.
 _ANY_NUMBER = 2**31
-_REFUSED = ("streamer", "generation_config", "return_output_lengths", "trim", "progress")
+_REFUSED = ("streamer", "generation_config", "return_output_lengths", "trim")
 
 
 class BarkEngine(Engine):
@@ -110,6 +111,10 @@ class ModelSource:
         for name in _REFUSED:
             if given.pop(name, None) is not None:
                 raise TypeError(f"{name}: expected no such argument for a request of an engine")
+        progress = given.pop("progress", None)
+        check_progress(progress)
+        if progress:
+            raise NotShared("progress: expected none for a request of an engine; its handle says where it stands")
         ids, history = given.pop("input_ids"), given.pop("history_prompt", None)
         if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[0] > 1:
             raise ValueError(f"input_ids: expected one row for a request, got {ids.shape[0]}")

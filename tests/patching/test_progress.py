@@ -244,5 +244,5 @@ def test_stock_refuses_it(small_model):
 
 
 def test_an_engine_refuses_it(fast):
-    with BarkEngine(fast) as engine, pytest.raises(TypeError, match=r"^progress: expected no such argument"):
+    with BarkEngine(fast) as engine, pytest.raises(ValueError, match=r"^progress: expected none for a request"):
         engine.submit(**INPUTS, progress=True)
