@@ -84,6 +84,22 @@ def options(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def backends(record: dict[str, Any]) -> str:
+    """Write the table of `python -m benchmarks backends`."""
+    lines = [
+        "| part | weights | by | ms | times faster than stock | first call | error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    stock = {(r["part"], r["weights"]): r["median_s"] for r in record["rows"] if r["way"] == "stock"}
+    for its in record["rows"]:
+        weights = "float32" if its["weights"] == "same" else its["weights"]
+        first = f"{its['first_call_s']:.1f} s" if its["checked_limit"] else ""
+        faster = stock[its["part"], its["weights"]] / its["median_s"]
+        figures = f"{1000 * its['median_s']:.0f} | {faster:.2f}x | {first} | {its['error']:.1e}"
+        lines.append(f"| {its['part']} | {weights} | {its['way']} | {figures} |")
+    return "\n".join(lines)
+
+
 def load(record: dict[str, Any]) -> str:
     """Write the tables and the picture of `python -m benchmarks load`."""
     stock, (low, high) = record["stock"], record["seconds"]
@@ -259,6 +275,7 @@ def report(folder: Path) -> str:
         for name in ("generation", "steps", "options", "fine_codes", "voices")
     }
     planned = _optional(folder, "zen5_streams")
+    compiled = _optional(folder, "zen5_backends")
     windows, spoken = (
         json.loads((folder / f"zen5_{n}.json").read_text()) for n in ("coarse_windows", "speech_quality")
     )
@@ -281,6 +298,8 @@ def report(folder: Path) -> str:
         "planned_machine": _measured_on(planned[0]) if planned else "",
         "planned_streams": planned_streams(planned) if planned else _NOT_MEASURED,
         "voices": voices(zen5["voices"]),
+        "backends_machine": _measured_on(compiled) if compiled else "",
+        "backends": backends(compiled) if compiled else _NOT_MEASURED,
         "zen5_machine": _measured_on(zen5["generation"][0]),
         "zen5_generations": generations(zen5["generation"]),
         "zen5_steps_machine": _measured_on(zen5["steps"]),
