@@ -130,7 +130,7 @@ class Engine:
             What is heard before this one, such as the sentence before: nobody waits for this one until then.
         generate_kwargs
             Other arguments of `model.generate` that our loop has (sampling options, lengths; of one stage with its
-            prefix). A function among them is called in the engine's thread, and the others wait for it.
+            prefix), but for functions.
 
         Returns
         -------

@@ -105,7 +105,7 @@ class Worker:
             with torch.no_grad(), place:
                 while self._next_turn(scheduler):
                     scheduler.turn()
-        except Exception as error:  # a bug: nobody may wait for ever
+        except BaseException as error:  # a bug: nobody may wait for ever
             logger.exception("bark_accel: the engine's thread failed")
             with self._changed:
                 self._closed = True

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from transformers import BarkModel
@@ -120,7 +121,7 @@ class ModelSource:
             raise ValueError(f"input_ids: expected one row for a request, got {ids.shape[0]}")
         # The caller may write to its tensors as soon as `submit` is back.
         ids, history = copy.deepcopy((ids, history))
-        given = {name: value if callable(value) else copy.deepcopy(value) for name, value in given.items()}
+        given = {name: _own(value) for name, value in given.items()}
         request = self._patch._check(ids, history, given)
         tokens = request.configs.semantic.max_input_semantic_length
         self._patch.settings.stock_bugs.check_text(ids, request.attention_mask, tokens)
@@ -136,6 +137,17 @@ class ModelSource:
     def check_weights(self) -> None:
         if _fingerprint(self._model) != self._found:
             raise _changed("moved, cast or given other weights")
+
+
+def _own(value: Any) -> Any:
+    """A copy of the tensors and containers in an argument; objects with a state of their own stay the caller's."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return copy.deepcopy(value)
+    if type(value) in (list, tuple):
+        return type(value)(map(_own, value))
+    if type(value) is dict:
+        return {key: _own(item) for key, item in value.items()}
+    return value
 
 
 def _changed(what: str) -> ValueError:

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from bark_accel.decoding.rng import after_noise
 from bark_accel.decoding.speculation import Draft, Speculation
+from bark_accel.engine.errors import NotShared
 from bark_accel.engine.row import Plan
 from bark_accel.hf.presets import presets_of
 from bark_accel.stages.coarse import CoarseStage, CoarseState
@@ -56,6 +57,8 @@ class EngineModels:
 class RowPlan:
     """Prepares one request; raises `Fallback` for what the stages' own loops cannot do.
 
+    A function of the caller's is `NotShared`: it is to be called in the order and with the random numbers it has alone.
+
     Parameters
     ----------
     request : Request
@@ -88,6 +91,11 @@ class RowPlan:
         _, self._semantic_spec, self._semantic_sampling = prepared
         arguments = request.arguments("coarse")
         _, self._coarse_sampling = patches.coarse.prepare(self._coarse_spec, configs.coarse, 1, arguments)
+        if self._semantic_sampling.calls_others or self._coarse_sampling.calls_others:
+            raise NotShared(
+                "BarkEngine: expected no function of the caller's, which may count its calls or draw random numbers, "
+                "among the options; model.generate and stream take them"
+            )
         patches.semantic.note_called(self._semantic_sampling)
         patches.coarse.note_called(self._coarse_sampling)
         self._policy = self._make_policy(chunking)
@@ -134,11 +142,10 @@ class RowPlan:
             return Whole(*self._fine(), histories)
         # As `stream` plans it for the request alone.
         samplings = self._semantic_sampling, self._coarse_sampling
-        greedy = not any(sampling.do_sample or sampling.calls_others for sampling in samplings)
+        greedy = not any(sampling.do_sample for sampling in samplings)
         spec, request = self._coarse_spec, self._request
         chunking.plan = stream_plan(chunking, self._patches, request, spec, interleaved=greedy)
-        upcoming = None if self._coarse_sampling.calls_others else self._upcoming_generator
-        return make_policy(chunking, self._fine_spec, self._device, histories, self._fine, upcoming)
+        return make_policy(chunking, self._fine_spec, self._device, histories, self._fine, self._upcoming_generator)
 
     def _fine(self) -> tuple[FineStage, FineSampling]:
         patch, request = self._patches.fine, self._request

@@ -16,7 +16,7 @@ import torch
 from support.bark_models import SMALL, build, preset, texts
 from support.engine_requests import Asked, assert_as_alone
 from support.parity import accelerated_copy
-from transformers import LogitsProcessor, MaxTimeCriteria
+from transformers import LogitsProcessor, MaxTimeCriteria, StoppingCriteria
 
 from bark_accel import (
     AudioStreamer,
@@ -32,6 +32,7 @@ from bark_accel import (
 )
 from bark_accel.engine import scheduler as scheduling
 from bark_accel.engine.engine import make_row
+from bark_accel.engine.errors import NotShared
 from bark_accel.engine.scheduler import Scheduler
 from bark_accel.engine.slots import Slots
 from bark_accel.patches.engine import ModelSource
@@ -127,6 +128,11 @@ BAD = {
     "lengths": ({**SHORT, "return_output_lengths": True}, TypeError, "return_output_lengths"),
     "temperature": ({**SHORT, "fine_temperature": -1.0}, ValueError, "temperature"),
     "processor": ({**SHORT, "semantic_logits_processor": [Halve()]}, (TypeError, ValueError), "logits_processor"),
+    "function": (
+        {**SHORT, "semantic_prefix_allowed_tokens_fn": lambda row, ids: [1, 2]},
+        ValueError,
+        "expected no function of the caller's",
+    ),
     "criterion": ({**SHORT, "semantic_stopping_criteria": [MaxTimeCriteria(9)]}, ValueError, "MaxTimeCriteria"),
     "beams": ({**SHORT, "semantic_num_beams": 2}, ValueError, "beam"),
 }
@@ -157,25 +163,30 @@ def test_what_fails_while_it_generates_fails_alone(fast, engine):
     is_well(fast, engine)
 
 
-def test_a_function_that_fails_ends_its_request_alone(fast, engine):
-    """It is called in the engine's thread, and its arguments are the caller's own, not copies."""
+def test_the_thread_ends_with_all_its_requests(fast, monkeypatch):
+    """Whatever a bug raises: nobody waits for ever, and nobody is let in."""
 
-    class Fails:
-        calls = 0
+    def fails(self):
+        raise SystemExit(3)
 
-        def __call__(self, row, ids):
-            self.calls += 1
-            if self.calls > 5:
-                raise KeyError("its own")
-            return range(0, 80, 2)
+    monkeypatch.setattr(Scheduler, "turn", fails)
+    engine = BarkEngine(fast)
+    with pytest.raises(SystemExit):
+        engine.submit(**SHORT).result(60)
+    with pytest.raises(EngineClosed):
+        engine.submit(**SHORT)
 
-    good, fails = engine.submit(**LONG, seed=1), Fails()
-    bad = engine.submit(**LONG, semantic_prefix_allowed_tokens_fn=fails)
-    with pytest.raises(KeyError, match="its own"):
-        bad.result(60)
-    assert fails.calls == 6
-    assert_as_alone(fast, Asked(LONG, seed=1), finished(good))
-    assert_as_alone(fast, Asked(SHORT, seed=2), finished(engine.submit(**SHORT, seed=2)))
+
+def test_objects_that_cannot_be_copied_are_refused_by_what_they_do(fast, engine):
+    class Holds(StoppingCriteria):
+        def __init__(self):
+            self.lock = threading.Lock()
+
+        def __call__(self, ids, scores, **kwargs):
+            return torch.zeros(ids.shape[0], dtype=torch.bool)
+
+    with pytest.raises(NotShared, match="Holds"):
+        engine.submit(**SHORT, semantic_stopping_criteria=[Holds()])
 
 
 @pytest.mark.parametrize("stage", ["queued", "semantic", "coarse", "fine"])

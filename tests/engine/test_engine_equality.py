@@ -37,11 +37,6 @@ def source_of(kind: str):
     return model, ModelSource(model)
 
 
-def _neighbours(row: int, ids: torch.Tensor) -> list[int]:
-    """Depends on the token before; the end of speech may follow any."""
-    return [*range(int(ids[-1]) % 3, SMALL.semantic_vocab, 3), SMALL.semantic_vocab]
-
-
 @st.composite
 def requests(draw) -> Asked:
     inputs = texts(SMALL, [draw(st.integers(1, 16))], seed=draw(st.integers(0, 5)))
@@ -61,7 +56,6 @@ def requests(draw) -> Asked:
         "coarse_begin_suppress_tokens": st.just([*range(100, 140)]),
         "no_repeat_ngram_size": st.just(2),
         "min_p": st.sampled_from([0.02, 0.2]),
-        "semantic_prefix_allowed_tokens_fn": st.just(_neighbours),
     }
     for name in draw(st.sets(st.sampled_from(sorted(options)), max_size=4)):
         inputs[name] = draw(options[name])

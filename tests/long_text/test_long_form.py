@@ -109,6 +109,17 @@ def test_so_it_is_with_other_settings(small_model, processor, settings):
         torch.testing.assert_close(chunk.audio, audio, rtol=0, atol=1e-6 if "backend" in settings else 0)
 
 
+def test_a_function_draws_and_counts_as_it_does_one_by_one(fast, processor):
+    """Whatever the batch size: its random numbers are the chunk's, and it sees one chunk after the other."""
+
+    def some(row, ids):
+        return torch.randint(0, SMALL.semantic_vocab, (12,)).tolist()
+
+    options = {**SAMPLED, "semantic_prefix_allowed_tokens_fn": some}
+    said = [long_form(fast, processor, TEXT, seed=7, batch_size=size, **options).waveform() for size in (1, 4)]
+    assert torch.equal(*said)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_an_engine_lacks_is_generated_one_by_one(fast, processor, stream):
     options = {**SAMPLED, "semantic_max_time": 600.0, "fine_temperature": None}
