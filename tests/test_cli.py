@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -289,7 +290,7 @@ def test_stock_and_accelerated_are_warmed_up_alike(tiny, tmp_path, monkeypatch, 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bench_measures_what_a_user_can_do_without_us(tiny, tmp_path, monkeypatch, dtype):
     """In float32; a model in 16 bits has no such rows."""
-    monkeypatch.setattr(checkpoints, "random_bark", lambda shape: tiny)
+    monkeypatch.setattr(checkpoints, "random_bark", lambda shape: copy.deepcopy(tiny))
     file = tmp_path / "b.json"
     result = run("bench", "--seconds", 0.1, "--repeats", 2, "--dtype", dtype, "--json", file)
     assert result.exit_code == 0, result.output

@@ -107,12 +107,9 @@ struct PersistentStep {
       const int part = ctx.thread() / Attention::kThreads;
       // The second half of a block works where there is more than a block's worth for everybody.
       PartContext<Context, Attention::kThreads> half{ctx, ctx.block() + part * p.blocks, part, p.part_bytes};
-      bool again = false;
-      for (; half.at < p.attention_blocks; half.at += kParts * p.blocks) {
-        if (again) half.barrier();
-        Attention::run(half, a);
-        again = true;
-      }
+      // Once more needs no barrier between: all that the first of its own does not guard is the query, which
+      // nobody reads any more.
+      for (; half.at < p.attention_blocks; half.at += kParts * p.blocks) Attention::run(half, a);
       end(inner);
     }
 

@@ -87,11 +87,6 @@ def test_kernel_names_are_short() -> None:
     assert gpu_profile.short_name(torchs) == "vectorized_elementwise_kernel<4, FillFunctor<long>>"
 
 
-def test_copies_are_counted_apart() -> None:
-    events = [("Gemv", 3, 1.0), ("Memcpy DtoH (Device -> Pinned)", 2, 1.0), ("Memset (Device)", 1, 1.0)]
-    assert gpu_profile.counted(events) == {"kernels": 3, "copies": 3}
-
-
 def test_what_there_is_no_time_for_is_named(report: gpu_report.Report) -> None:
     content = run(report, *jobs_of("generate", "docs"), seconds=-1)
     late = content["left_out_for_lack_of_time"]
