@@ -85,7 +85,10 @@ def play(chunks: Iterable[Any], rate: int = 24_000) -> Tensor:
         with suppress(AttributeError):
             chunks.close()  # type: ignore[attr-defined]
     audio = torch.cat(played) if played else torch.zeros(0, dtype=torch.float32, device="cpu")
-    place.update(Audio(audio.numpy(), rate=rate) if len(audio) else HTML("nothing was said"))
+    # As loud as it has just been.
+    place.update(
+        Audio(audio.clamp(-1, 1).numpy(), rate=rate, normalize=False) if len(audio) else HTML("nothing was said")
+    )
     return audio
 
 

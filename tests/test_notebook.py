@@ -27,7 +27,7 @@ def sources(name: str) -> list[str]:
 class Audio:
     """The player of a notebook, which takes a waveform [S] and its rate."""
 
-    def __init__(self, data: np.ndarray, *, rate: int):
+    def __init__(self, data: np.ndarray, *, rate: int, normalize: bool = True):
         assert data.ndim == 1 and data.size > 0.3 * rate and np.isfinite(data).all() and np.abs(data).max() > 0.01
         self.data, self.rate = data, rate
 

@@ -61,7 +61,7 @@ def places(monkeypatch):
         return places[-1]
 
     module = ModuleType("IPython.display")
-    vars(module).update(display=display, HTML=str, Audio=lambda data, *, rate: (data, rate))
+    vars(module).update(display=display, HTML=str, Audio=lambda data, *, rate, normalize: (data, rate))
     monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", module)
     return places

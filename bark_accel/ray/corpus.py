@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +105,13 @@ def synthesize_corpus(
     files = PartFolder(Path(out).absolute(), format, whole_number("rows_per_part", rows_per_part, 1))
     options = actor_options(num_actors, threads, num_gpus)
     table = _with_seeds(texts if isinstance(texts, pa.Table) else read_texts(Path(texts)), seed)
+    if "file" in table.column_names or len({*table.column_names}) < len(table.column_names):
+        raise ValueError(
+            f"texts: expected columns of different names, none of them 'file', got {', '.join(table.column_names)}"
+        )
     speaker = {**synthesizer, "seed": seed, "threads": threads}
     parts = math.ceil(len(table) / rows_per_part)
-    with files.locked({"texts": _digest(table), **_sound_settings(speaker)}):
+    with files.locked(_as_json({"texts": _digest(table), **_sound_settings(speaker)})):
         missing = files.missing(parts, retry_failed=retry_failed)
         said = _make(files, table, missing, speaker, options)
         manifest = files.write_manifest(parts)
@@ -128,11 +133,22 @@ def actor_options(num_actors: int, threads: int, num_gpus: float) -> dict[str, A
     }
 
 
+def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they are read again; raises `ValueError` for what JSON does not hold."""
+    try:
+        return json.loads(json.dumps(settings))
+    except TypeError as error:
+        raise ValueError(f"expected arguments of numbers, strings and lists for a corpus ({error})") from error
+
+
 def read_texts(path: Path) -> pa.Table:
     """Read a Parquet or .csv file; raises `ValueError` for another kind."""
-    read = pa.csv.read_csv if path.suffix.lower() == ".csv" else pq.read_table
     try:
-        return read(path)
+        if path.suffix.lower() == ".csv":
+            # A text may be a number, and keeps its zeros.
+            strings = {name: pa.string() for name in ("text", "voice")}
+            return pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(column_types=strings))
+        return pq.read_table(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"texts: expected a Parquet or .csv file, got {path} ({error})") from error
 

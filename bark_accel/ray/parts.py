@@ -111,7 +111,8 @@ class PartFolder:
     def _check(self, file: Path, settings: dict[str, Any]) -> None:
         if not file.exists():
             made_by_us = {"parts", "audio", ".lock"}
-            if self.folder.exists() and {entry.name for entry in self.folder.iterdir()} - made_by_us:
+            entries = self.folder.iterdir() if self.folder.exists() else ()
+            if {entry.name for entry in entries if not entry.name.endswith(DRAFT_SUFFIX)} - made_by_us:
                 raise ValueError(f"out: expected a new or empty folder, or one of an earlier run, got {self.folder}")
             return
         try:

@@ -96,7 +96,8 @@ def own_pages_only(origins: Collection[str]) -> Callable[[Request], Awaitable[No
     """A dependency: what changes something, or costs time, is not done for other sites' pages."""
 
     async def check(request: Request) -> None:
-        if request.method not in _SAFE and is_foreign(request.headers, origins):
+        loads = "model" in request.query_params
+        if (loads or request.method not in _SAFE) and is_foreign(request.headers, origins):
             message = "expected a page of this server, or of an origin given with --cors-origin"
             raise ApiError(403, message, code="foreign_origin")
 

@@ -17,7 +17,7 @@ from bark_accel import __version__
 from .access import KeyRing, NeedsKey, own_pages_only
 from .catalogue_routes import catalogue_routes
 from .error_objects import ErrorObjects
-from .errors import ApiError, install_handlers
+from .errors import as_api_error, install_handlers
 from .settings import Settings
 from .socket import socket_routes
 from .speech_routes import speech_routes
@@ -26,6 +26,7 @@ from .status_routes import status_routes
 
 # For encoders and tokenizers. Each keeps memory of its own: dozens, anyio's default, only make the process grow.
 _THREADS = 4
+_LOAD_AGAIN_S = 30.0
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -85,8 +86,11 @@ def _limit(app: FastAPI, settings: Settings) -> None:
 
 
 async def _load_first(state: State) -> None:
-    try:
-        await state.models.get(state.models.default)
-        state.ready = True
-    except ApiError as error:
-        state.failure = error.message
+    """Load the default model; once more after a while where that fails, as where there is no network at boot."""
+    while not state.ready:
+        try:
+            await state.models.get(state.models.default)
+            state.ready, state.failure = True, None
+        except Exception as error:
+            state.failure = as_api_error(error).message
+            await asyncio.sleep(_LOAD_AGAIN_S)

@@ -38,7 +38,7 @@ class Sentences:
     def add(self, text: str) -> list[str]:
         """Sentences that are whole: another one has begun after them. Raises `ApiError` for one that is too long."""
         *whole, self._text = split_sentences(self._text + text, self._language) or [""]
-        if len(self._text) > MAX_CHARACTERS:
+        if max(map(len, (*whole, self._text))) > MAX_CHARACTERS:
             raise ApiError(400, f"expected a sentence within {MAX_CHARACTERS} characters, or a flush", param="text")
         return _said(whole)
 

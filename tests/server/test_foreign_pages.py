@@ -33,6 +33,8 @@ def test_they_change_nothing_and_say_nothing(client, headers):
     answer = client.post("/v1/audio/speech", json={"model": "tts-1", "input": "Hello"}, headers=headers)
     assert answer.status_code == 403 and answer.json()["error"]["code"] == "foreign_origin"
     assert client.get("/v1/models", headers=headers).status_code == 200
+    # It would be loaded.
+    assert client.get("/v1/audio/voices?model=tts-1", headers=headers).status_code == 403
     assert "theirs" not in client.get("/v1/audio/voices").text
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 from support.servers import running, until
 
 from bark_accel import small_bark_path
+from bark_accel.server import app
 from bark_accel.server.settings import ModelSpec, Settings
 
 BODY = {"model": "tts-1", "voice": "alloy", "input": "Hello, my dog is cute.", "response_format": "pcm", "seed": 5}
@@ -176,6 +178,18 @@ def test_several_models_are_loaded_when_asked_for():
         until(lambda: not users(server))
         assert client.post(SPEECH, json={**BODY, "model": "int8"}).status_code == 200
         assert loaded() == {"int8"}
+
+
+def test_a_model_that_is_there_later(tmp_path, monkeypatch):
+    """As where the network comes up after the server."""
+    monkeypatch.setattr(app, "_LOAD_AGAIN_S", 0.1)
+    with running(Settings(models=(ModelSpec("late", str(tmp_path)),)), ready=False) as server:
+        until(lambda: server.state.failure)
+        for path in Path(small_bark_path()).iterdir():
+            (tmp_path / path.name).symlink_to(path)
+        until(lambda: server.state.ready)
+        assert server.state.failure is None
+        assert httpx.post(server.url + SPEECH, json={**BODY, "model": "late"}, timeout=60).status_code == 200
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path):

@@ -84,6 +84,7 @@ def test_compose_builds_that_image():
         "environment",
         "volumes",
         "depends_on",
+        "healthcheck",
         "stop_grace_period",
         "restart",
     }

@@ -12,6 +12,7 @@ from support.servers import running, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from bark_accel.server.errors import ApiError
 from bark_accel.server.settings import Settings
 from bark_accel.server.spoken_text import Sentences
 
@@ -187,3 +188,6 @@ def test_a_sentence_waits_for_the_next():
     assert sentences.add("It is 3.") == [] and sentences.add("5 of them. Y") == ["It is 3.5 of them. "]
     assert sentences.rest() == ["Y"] and sentences.rest() == []
     assert sentences.add(" ... ") == sentences.rest() == []
+    for long in ("a " * 3000, "a " * 3000 + "b. And on"):
+        with pytest.raises(ApiError, match="expected a sentence within 4096 characters"):
+            Sentences("en").add(long)
