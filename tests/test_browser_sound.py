@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 import time
-from types import ModuleType
 
 import pytest
 import torch
+from support import notebook_display
 
 from bark_accel.notebook import play
 
@@ -76,11 +75,8 @@ def shown(monkeypatch, browser):
             if isinstance(what, str):
                 browser.execute_script(SHOW, what)
 
-    module = ModuleType("IPython.display")
     place = Place()
-    vars(module).update(HTML=str, Audio=lambda data, *, rate: (data, rate), display=lambda what, *, display_id: place)
-    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
-    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    notebook_display.install(monkeypatch, lambda what, *, display_id: place)
     return shown
 
 
@@ -106,7 +102,7 @@ def test_it_sounds_before_the_last_chunk_is_there(browser, shown):
         assert browser.execute_script(STATE)[1] > left_s, "the second one follows the first"
 
     audio = play(chunks(), RATE)
-    assert len(audio) == 5 * RATE and shown[-1][1] == RATE
+    assert len(audio) == 5 * RATE and shown[-1].rate == RATE
     assert heard(browser) > 0, "it goes on where the cell has ended"
 
 

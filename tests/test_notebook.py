@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from support import notebook_display
 from support.stock_limits import skip_where_stock_fails
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -22,14 +21,6 @@ def cells(name: str) -> list[dict]:
 def sources(name: str) -> list[str]:
     """Those of the code cells."""
     return ["".join(cell["source"]) for cell in cells(name) if cell["cell_type"] == "code"]
-
-
-class Audio:
-    """The player of a notebook, which takes a waveform [S] and its rate."""
-
-    def __init__(self, data: np.ndarray, *, rate: int, normalize: bool = True):
-        assert data.ndim == 1 and data.size > 0.3 * rate and np.isfinite(data).all() and np.abs(data).max() > 0.01
-        self.data, self.rate = data, rate
 
 
 class Place:
@@ -51,10 +42,7 @@ def run(monkeypatch):
         shown.append(what)
         return Place(shown)
 
-    module = ModuleType("IPython.display")
-    vars(module).update(Audio=Audio, HTML=str, display=display)
-    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
-    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    notebook_display.install(monkeypatch, display)
 
     def run(name: str) -> tuple[dict, list]:
         namespace: dict = {}
@@ -65,10 +53,16 @@ def run(monkeypatch):
     return run
 
 
+def is_speech(player: notebook_display.Audio) -> bool:
+    """Whether it has one row of more than 0.3 s that is not silence."""
+    return player.data.ndim == 1 and player.data.size > 0.3 * player.rate and np.abs(player.data).max() > 0.01
+
+
 def test_tour(run, capsys):
     namespace, shown = run("tour.ipynb")
     written = sum(source.count("display(Audio(") for source in sources("tour.ipynb"))
     assert len(shown) == written + 1, "one cell shows two rows"
+    assert all(is_speech(player) for player in shown)
     stock, fast = shown[:2]
     assert stock.rate == namespace["model"].generation_config.sample_rate
     np.testing.assert_allclose(fast.data, stock.data, atol=1e-5)
@@ -79,8 +73,9 @@ def test_bark_notebooks(run, capsys):
     """What notebooks of Bark do, each model with the one line more, and none of it in Transformers' own code."""
     skip_where_stock_fails("text-to-speech pipeline")
     namespace, shown = run("bark_notebooks.ipynb")
-    players = [what for what in shown if isinstance(what, Audio)]
+    players = [what for what in shown if isinstance(what, notebook_display.Audio)]
     assert len(players) == 8, "two rows of a batch, and the whole of what was played"
+    assert all(is_speech(player) for player in players)
     assert [what for what in shown if isinstance(what, str) and "<script>" in what], "sound before the end"
     assert namespace["half"].dtype == torch.float16
     made = ["model", "half", "small"]

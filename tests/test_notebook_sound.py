@@ -6,11 +6,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
-from types import ModuleType
 
 import pytest
 import torch
+from support import notebook_display
 from support.bark_models import SMALL, texts
 from support.parity import accelerated_copy
 
@@ -52,7 +51,7 @@ class Place:
 
 @pytest.fixture
 def places(monkeypatch):
-    """What `display` was given, with HTML as a str and Audio as a tuple."""
+    """What `display` was given, with HTML as a str."""
     places: list[Place] = []
 
     def display(shown, *, display_id: bool) -> Place:
@@ -60,10 +59,7 @@ def places(monkeypatch):
         places.append(Place(shown))
         return places[-1]
 
-    module = ModuleType("IPython.display")
-    vars(module).update(display=display, HTML=str, Audio=lambda data, *, rate, normalize: (data, rate))
-    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
-    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    notebook_display.install(monkeypatch, display)
     return places
 
 
@@ -83,8 +79,9 @@ def test_chunks_follow_each_other(places):
     audio = play(iter(chunks), RATE)
     torch.testing.assert_close(audio, torch.cat([c.flatten() for c in chunks]))
     (place,) = places
-    data, rate = place.shown[-1]
-    assert rate == RATE and len(data) == len(audio)
+    player = place.shown[-1]
+    assert player.rate == RATE and len(player.data) == len(audio)
+    assert not player.normalize, "as loud as the chunks were"
     scheduled, closed = run_by_node(place.scripts)
     assert [round(at, 6) for at, _ in scheduled] == [0.5, 0.6, 0.8] and closed == 0
     heard = torch.tensor([sample for _, samples in scheduled for sample in samples])
