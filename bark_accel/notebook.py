@@ -35,6 +35,16 @@ _SCRIPT = """
   player.end = start + buffer.duration;
 })();
 """
+# A browser has few contexts to give. Half a second is more than the sound takes from the clock to a loudspeaker.
+_END = """
+(() => {
+  const player = globalThis.barkAccelPlayers?.[%(player)s];
+  if (!player) return;
+  delete globalThis.barkAccelPlayers[%(player)s];
+  const left = Math.max(player.end - player.context.currentTime, 0);
+  setTimeout(() => player.context.close(), 1000 * left + 500);
+})();
+"""
 _STOP = """
 (() => {
   globalThis.barkAccelPlayers?.[%(player)s]?.context.close();
@@ -84,6 +94,7 @@ def play(chunks: Iterable[Any], rate: int = 24_000) -> Tensor:
     finally:
         with suppress(AttributeError):
             chunks.close()  # type: ignore[attr-defined]
+    place.update(HTML(f"<script>{_END % {'player': player}}</script>"))
     audio = torch.cat(played) if played else torch.zeros(0, dtype=torch.float32, device="cpu")
     # As loud as it has just been.
     place.update(

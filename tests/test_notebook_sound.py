@@ -17,9 +17,10 @@ from bark_accel import stream
 from bark_accel.notebook import play
 
 RATE = 24_000
-# Of what a browser has: a clock that moves on, and a record of what is to sound when.
+# Of what a browser has: a clock that moves on, a record of what is to sound when, and timers of [at second, what].
 BROWSER = """
-const scheduled = [];
+const scheduled = [], timers = [];
+globalThis.setTimeout = (what, ms) => timers.push([clock + ms / 1000, what]);
 let clock = 0.5, closed = 0;
 globalThis.AudioContext = class {
   get currentTime() { return clock; }
@@ -63,12 +64,13 @@ def places(monkeypatch):
     return places
 
 
-def run_by_node(scripts: list[str], between: str = "") -> tuple[list, int]:
-    """What the scripts schedule, and how many contexts they close."""
+def run_by_node(scripts: list[str], between: str = "", until: float = 0) -> tuple[list, int]:
+    """What the scripts schedule, and how many contexts they have closed at that second."""
     node = shutil.which("node") or shutil.which("nodejs")
     if node is None:
         pytest.skip("there is no node")
-    program = f"{BROWSER}{between.join(scripts)}\nconsole.log(JSON.stringify([scheduled, closed]));"
+    wait = f"timers.filter(([at]) => at <= {until}).forEach(([at, what]) => what());"
+    program = f"{BROWSER}{between.join(scripts)}\n{wait}console.log(JSON.stringify([scheduled, closed]));"
     done = subprocess.run([node, "-e", program], capture_output=True, text=True, check=True)
     scheduled, closed = json.loads(done.stdout)
     return scheduled, closed
@@ -94,6 +96,16 @@ def test_sound_that_comes_too_late_starts_at_once(places):
     assert [at for at, _ in scheduled] == [0.5, 9]
 
 
+def test_the_context_is_closed_when_all_has_sounded(places):
+    """The last chunk sounds until 0.7 s, and some of it is still on its way to the loudspeaker."""
+    play([torch.zeros(2400), torch.zeros(2400)], RATE)
+    assert [run_by_node(places[0].scripts, until=second)[1] for second in (0.75, 2.0)] == [0, 1]
+    play([torch.zeros(2400)], RATE)
+    assert run_by_node([*places[0].scripts, *places[1].scripts], until=2.0)[1] == 2, "each its own"
+    play([], RATE)
+    assert run_by_node(places[2].scripts, until=2.0) == ([], 0), "nothing was said"
+
+
 def test_two_players_do_not_wait_for_each_other(places):
     for _ in range(2):
         play([torch.zeros(2400)], RATE)
@@ -108,7 +120,7 @@ def test_each_chunk_is_shown_before_the_next_is_asked_for(places):
             yield torch.zeros(240)
 
     play(chunks(), RATE)
-    assert len(places[0].scripts) == 3
+    assert len(places[0].scripts) == 3 + 1, "the last one ends it"
 
 
 def test_a_cell_that_is_stopped_stops_the_sound_and_the_generation(places):
