@@ -21,7 +21,7 @@ from .speaker import SpeakerEncoder
 class Held:
     """One voice: cosine similarities of its utterances to its preset's sound, and on average to other presets'.
 
-    Utterances without any sound are counted, and have none.
+    Utterances without any sound are counted in `silent`, and have none.
     """
 
     voice: str
@@ -30,9 +30,9 @@ class Held:
     silent: int = 0
 
     @property
-    def mean(self) -> float:
-        """The figure that voices are ranked by; below every similarity where all was silence."""
-        return statistics.fmean(self.to_preset) if self.to_preset else -1.0
+    def score(self) -> float:
+        """The figure that voices are ranked by: the mean similarity to the preset, where silence has none (0)."""
+        return sum(self.to_preset) / max(len(self.to_preset) + self.silent, 1)
 
 
 class Presets:
@@ -120,4 +120,4 @@ def rank_voices(
         held[voice] = presets.add(held.get(voice, Held(voice)), say(text, voice))
         if on_said is not None:
             on_said()
-    return sorted(held.values(), key=lambda its: -its.mean)
+    return sorted(held.values(), key=lambda its: -its.score)

@@ -50,20 +50,20 @@ def test_a_voice_is_nearer_to_its_own_preset_than_another_is(presets, say):
     """A voice under another one's name ranks last, with figures to match."""
     assert presets.similarity(presets.embeddings["slt"], "rms") < 0.7
     held = rank_voices(presets, TEXTS, say, seconds=60, at_least=4)
-    assert {one.voice for one in held} == {"slt", "rms"} and held[0].mean >= held[1].mean
+    assert {one.voice for one in held} == {"slt", "rms"} and held[0].score >= held[1].score
     for one in held:
         assert min(one.to_preset) > 0.65 > max(one.to_others) and len(one.to_preset) == 2
     swapped = rank_voices(presets, TEXTS, lambda text, voice: say(text, "slt"), seconds=60, at_least=4)
     assert [one.voice for one in swapped] == ["slt", "rms"]
-    assert swapped[1].mean < 0.65 < swapped[0].mean
+    assert swapped[1].score < 0.65 < swapped[0].score
 
 
 @installed
 def test_the_time_is_up(presets):
-    """Voices take turns, and silence is counted, not judged."""
+    """Voices take turns, and silence is counted."""
     held = rank_voices(presets, TEXTS, lambda text, voice: torch.zeros(RATE), seconds=0, at_least=3)
     assert {one.voice: one.silent for one in held} == {"slt": 2, "rms": 1}
-    assert all(one.mean == -1 and not one.to_preset for one in held)
+    assert all(one.score == 0 and not one.to_preset for one in held)
     assert [one.voice for one in rank_voices(presets, TEXTS, lambda *_: torch.ones(RATE), seconds=0, at_least=1)] == [
         "slt"
     ]
@@ -125,5 +125,18 @@ def test_without_resemblyzer_it_says_what_to_install(monkeypatch):
     assert done.exit_code == 2 and "run pip install --no-deps resemblyzer" in " ".join(done.output.split())
 
 
+@installed
+def test_silence_costs_a_voice_its_rank(presets, say):
+    """Half of what is nearest to its preset is not heard: a voice that is always heard goes before it."""
+
+    def sometimes(text, voice):
+        return torch.zeros(RATE) if (text, voice) == (TEXTS[1], "slt") else say(text, "slt")
+
+    held = rank_voices(presets, TEXTS, sometimes, seconds=60, at_least=4)
+    assert [one.voice for one in held] == ["rms", "slt"] and held[1].silent == 1
+    assert held[1].to_preset[0] > max(held[0].to_preset)
+
+
 def test_figures_of_no_utterance():
-    assert Held("slt").mean == -1
+    assert Held("slt").score == 0
+    assert Held("slt", [0.8], [], silent=3).score == 0.2
