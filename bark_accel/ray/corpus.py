@@ -96,7 +96,8 @@ def synthesize_corpus(
     Raises
     ------
     ValueError
-        Bad arguments, a table without texts, or a folder that holds another run; nothing was said.
+        Bad arguments, an actor that no node of the cluster has room for, a table without texts, or a folder that holds
+        another run; nothing was said.
     OSError
         No such file.
     """
@@ -109,6 +110,7 @@ def synthesize_corpus(
         raise ValueError(
             f"texts: expected columns of different names, none of them 'file', got {', '.join(table.column_names)}"
         )
+    _check_room(threads, num_gpus)
     speaker = {**synthesizer, "seed": seed, "threads": threads}
     parts = math.ceil(len(table) / rows_per_part)
     with files.locked(_as_json({"texts": _digest(table), **_sound_settings(speaker)})):
@@ -131,6 +133,24 @@ def actor_options(num_actors: int, threads: int, num_gpus: float) -> dict[str, A
         # Ray tells 0 from None: a device is hidden from actors that asked for none.
         "num_gpus": num_gpus or None,
     }
+
+
+def _check_room(threads: int, num_gpus: float) -> None:
+    """Raise `ValueError` for an actor that Ray would wait for without end: more than any node has."""
+    if not ray.is_initialized():
+        ray.init()
+    # Of an autoscaler, which may start larger nodes. Ray's own libraries read it there; older versions have none.
+    config_of_autoscaler = getattr(ray._private.state.state, "get_cluster_config", lambda: None)
+    if config_of_autoscaler() is not None:
+        return
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("CPU", 0) >= threads and node.get("GPU", 0) >= num_gpus for node in nodes):
+        return
+    had = "; ".join(sorted({f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes}))
+    raise ValueError(
+        f"threads, num_gpus: expected at most the CPUs and GPUs of one node of the cluster ({had}), "
+        f"got {threads} and {num_gpus:g}"
+    )
 
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ pq = pytest.importorskip("pyarrow.parquet", reason="Ray's data library is not in
 ray_data = pytest.importorskip("ray.data", reason="Ray's data library is not installed")
 
 from bark_accel.ray import Synthesizer, synthesize_corpus  # noqa: E402
+from bark_accel.ray.corpus import _check_room  # noqa: E402
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TEXTS = pa.table(
@@ -130,3 +131,20 @@ def test_two_threads_say_what_generate_says_on_two(cluster, alone, two_threads):
         torch.manual_seed(row["seed"])
         audio = model.generate(**inputs, semantic_max_new_tokens=38)[0]
         np.testing.assert_array_equal(np.asarray(row["audio"], dtype=np.float32), audio.numpy())
+
+
+@pytest.mark.parametrize("options, got", [({"threads": 5}, "5 and 0"), ({"num_gpus": 2}, "1 and 2")])
+def test_an_actor_that_no_node_has_room_for_is_refused(cluster, tmp_path, options, got):
+    """Ray would wait for such a node without end."""
+    with pytest.raises(ValueError, match=rf"at most the CPUs and GPUs of one node .*\(4 and 1\), got {got}$"):
+        synthesize_corpus(TEXTS, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    pq.write_table(TEXTS, tmp_path / "texts.parquet")
+    arguments = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    done = CliRunner().invoke(app, ["corpus", str(tmp_path / "texts.parquet"), str(tmp_path / "out"), *arguments])
+    assert done.exit_code == 2 and f"(4 and 1), got {got}" in " ".join(done.output.split())
+
+
+def test_an_autoscaler_may_start_larger_nodes(cluster, monkeypatch):
+    monkeypatch.setattr("ray._private.state.state.get_cluster_config", object)
+    _check_room(threads=99, num_gpus=0)
