@@ -156,10 +156,14 @@ inline int break_every_site(const Case* cases, int count) {
 inline int run_all(const Case* cases, int count, const std::string& mode) {
   const bool brief = mode == "--brief";
   int64_t failures = 0, checks = 0;
-  for (int i = 0; i < count; ++i) {
-    if (brief && !cases[i].small) continue;
-    const int seeds = brief ? (cases[i].repeats + 7) / 8 : cases[i].repeats;
-    for (int seed = 0; seed < seeds; ++seed) {
+  // Every case with one seed, then with the next: what one of them notices is noticed soon.
+  bool more = true;
+  for (int seed = 0; more; ++seed) {
+    more = false;
+    for (int i = 0; i < count; ++i) {
+      const int seeds = brief ? (cases[i].repeats + 7) / 8 : cases[i].repeats;
+      if (seed >= seeds || (brief && !cases[i].small)) continue;
+      more = true;
       emulator::Session session;
       failures += run_case(cases[i], session, unsigned(seed), false, &checks);
       if (failures && mode == "--until-failure") return 1;
