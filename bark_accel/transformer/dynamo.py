@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import FunctionType
 from typing import Any
 
@@ -83,10 +84,14 @@ def check_compile_backend(backend: str, device: torch.device) -> None:
 
 
 def _check_inductor(device: torch.device) -> None:
-    compiler = os.environ.get("CXX") or "g++"
+    from torch._inductor import config
+
+    # Read from CXX when torch was imported, and started as it stands: "ccache g++" would be the name of a file.
+    compiler: Any = config.cpp.cxx[-1]
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise ImportError(
-            f"compile_backend='inductor': expected a C++ compiler ({compiler}; CXX names another), got none"
+            "compile_backend='inductor': expected a C++ compiler, g++ or in CXX the name or path of one program, "
+            f"without arguments, got {compiler!r}, which is none"
         )
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise ImportError("compile_backend='inductor': expected triton for a GPU (pip install triton), got none")
@@ -151,7 +156,7 @@ class Compiler:
 
 
 class _Program:
-    """One function for one shape.
+    """One function for one shape, compared with plain torch in its calls 1, 2, 4, 8, ...
 
     torch.compile compiles again where a setting of the process has changed (the number of threads, say): that is
     checked and reported again.
@@ -160,14 +165,14 @@ class _Program:
     def __init__(self, name: str, function: Any, backend: str):
         self._name, self._function, self._backend = name, function, backend
         self.parts: list[CompiledPart] = []
-        self._is_compiled = self._is_checked = False
+        self._is_compiled, self._calls = False, 0
         # torch keeps programs by code object and gives up after some of one: each shape has its own.
         code = function.__code__.replace(co_name=f"{function.__name__}_{id(self)}")
         own = FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
         self._compiled = torch.compile(own, backend=self._compile, dynamic=False, fullgraph=True)
 
     def _compile(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        self._is_compiled, self._is_checked = True, False
+        self._is_compiled, self._calls = True, 0
         given = {"options": _OPTIONS[self._backend]} if self._backend in _OPTIONS else {}
         chosen: Any = torch._dynamo.lookup_backend(self._backend)
         # OpenVINO traces once more, and what it is given would have sizes without a source in torch's own trace.
@@ -185,17 +190,21 @@ class _Program:
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
             raise RuntimeError(f"{self._where}: expected a program, got {reason}") from error
-        if not self._is_checked:
-            self.parts.append(self._checked(result, arguments, time.perf_counter() - start))
-            self._is_checked = True
+        self._calls += 1
+        if self._calls & (self._calls - 1) == 0:
+            found, limit = self._check(result, arguments)
+            if self._calls == 1:
+                self.parts.append(CompiledPart(self._name, self._backend, time.perf_counter() - start, found, limit))
+            elif found > self.parts[-1].error:
+                self.parts[-1] = replace(self.parts[-1], error=found, limit=limit)
         return result
 
     @property
     def _where(self) -> str:
         return f"compile_backend={self._backend!r}, {self._name}"
 
-    def _checked(self, result: Any, arguments: tuple[Any, ...], first_call_s: float) -> CompiledPart:
-        """Compare a first result with torch's on the same inputs.
+    def _check(self, result: Any, arguments: tuple[Any, ...]) -> tuple[float, float]:
+        """Compare a result with torch's on the same inputs; return its error and the limit.
 
         Float32 has to agree to `_FLOAT32_ERROR` of the largest number; smaller weights must not be further from
         float32 than twice what torch is with them.
@@ -203,11 +212,13 @@ class _Program:
         eager, exact = self._function(*arguments), self._function(*map_tensors(arguments, _float32))
         error, limit = _difference(result, exact), max(_FLOAT32_ERROR, 2 * _difference(eager, exact))
         if not error <= limit:
+            call = self._calls
+            self._calls -= 1  # so that the next one is compared as well
             raise RuntimeError(
                 f"{self._where}: expected an error of at most {limit:.1e} of the largest number, as the precision of "
-                f"the weights allows, got {error:.1e} on its first inputs; leave compile_backend out, or take another"
+                f"the weights allows, got {error:.1e} in call {call}; leave compile_backend out, or take another"
             )
-        return CompiledPart(self._name, self._backend, first_call_s, error, limit)
+        return error, limit
 
 
 def _check_not_forked(backend: str) -> None:

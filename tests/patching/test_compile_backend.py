@@ -6,6 +6,7 @@ import copy
 import multiprocessing
 import os
 import pickle
+import re
 import threading
 from importlib.util import find_spec
 
@@ -126,11 +127,49 @@ def test_wrong_numbers_are_caught_again_and_again(small_model, part):
         return (*outputs[:-1], worst) if is_part(outputs, part) else outputs
 
     fast = accelerated_copy(small_model, compile_backend=toy(f"bark_toy_wrong_{part}", spoil))
-    message = rf"bark_toy_wrong_{part}', {part}.*: expected an error of at most 2.0e-05 .*, got 1.0e-03 on its first"
+    message = rf"bark_toy_wrong_{part}', {part}.*: expected an error of at most 2.0e-05 .*, got 1.0e-03 in call 1;"
     for _ in range(2):
         with pytest.raises(RuntimeError, match=message):
             fast.generate(**texts(SMALL, [4]), **SAMPLED)
     assert not any(name.startswith(part) for name in names(fast))
+
+
+@pytest.mark.parametrize("good, caught", [(1, 2), (2, 4), (3, 4), (5, 8)])
+def test_a_program_that_is_wrong_later_is_caught_in_call_1_2_4_8(small_model, good, caught):
+    """Of the sound, which each generation asks for once."""
+    sounds = []
+
+    def spoil(outputs):
+        if not is_part(outputs, "sound"):
+            return outputs
+        sounds.append(outputs[0])
+        return (outputs[0] * (1 if len(sounds) <= good else 1.001), *outputs[1:])
+
+    name = f"bark_toy_wrong_after_{good}"
+    fast = accelerated_copy(small_model, compile_backend=toy(name, spoil))
+    for _ in range(caught - 1):
+        fast.generate(**texts(SMALL, [4]), **SAMPLED)
+    for _ in range(2):  # and again, in the next call
+        with pytest.raises(RuntimeError, match=rf"{name}', sound.*: expected .*, got 1.0e-03 in call {caught};"):
+            fast.generate(**texts(SMALL, [4]), **SAMPLED)
+    assert len(sounds) == caught + 1
+
+
+def test_the_report_has_the_largest_error_of_all_checks(small_model):
+    calls = []
+
+    def worse(outputs):
+        if not is_part(outputs, "sound"):
+            return outputs
+        calls.append(outputs)
+        return (outputs[0] * (1 + 3e-6 * len(calls)), *outputs[1:])
+
+    fast = accelerated_copy(small_model, compile_backend=toy("bark_toy_worse", worse))
+    errors = []
+    for _ in range(4):
+        fast.generate(**texts(SMALL, [4]), **SAMPLED)
+        errors.append(acceleration_report(fast).compiled_parts[-1].error)
+    assert errors == pytest.approx([3e-6, 6e-6, 6e-6, 12e-6], rel=0.05) and names(fast) == PARTS
 
 
 def fail(outputs):
@@ -301,9 +340,14 @@ def test_bad_arguments(small_model, options, error, message):
     assert_untouched(model)
 
 
-def test_inductor_without_a_compiler(small_model, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "env g++"])
+def test_inductor_without_a_compiler(small_model, compiler):
+    """As torch would start it: a command with arguments is the name of no file."""
     model = copy.deepcopy(small_model)
-    with pytest.raises(ImportError, match=r"expected a C\+\+ compiler \(no-such-compiler;"):
+    expected = f"name or path of one program, without arguments, got {compiler!r}"
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, compiler)}),
+        pytest.raises(ImportError, match=re.escape(expected)),
+    ):
         accelerate_bark(model, compile_backend="inductor")
     assert_untouched(model)
