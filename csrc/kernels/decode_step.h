@@ -5,7 +5,7 @@
 #pragma once
 
 #include "attention_decode.h"
-#include "gemv.h"
+#include "product.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
 
@@ -22,6 +22,8 @@ struct DecodeBuffers {
   float *hidden, *qkv, *attended, *inner, *product;  // width, 3 width, width, inner, width
   float *normed, *row_scales, *attention;            // max(width, inner), 1, queries_floats()
   int16_t* quantized;                                // max(width, inner)
+  int32_t* packed;                                   // batch_inputs() of max(width, inner)
+  float* sums;                                       // batch_sums()
 };
 
 inline int64_t slot_of(const DecodeParams& p, int64_t row) { return p.slots[row / p.tokens]; }
@@ -35,7 +37,8 @@ inline int64_t shared_floats(const DecodeParams& p) {
 inline int64_t own_floats(const DecodeParams& p) {
   const int64_t rows = p.batch * p.tokens, depth = round_up(decode_depth(p), 2 * kWidth);
   const int64_t attention = queries_floats(p.width / p.heads, p.longest + p.tokens);
-  return round_up(rows * depth + rows * depth / 2 + rows + attention, 16);
+  const int64_t batch = batch_inputs(rows, decode_depth(p)) + batch_sums(rows);
+  return round_up(rows * depth + rows * depth / 2 + rows + attention + batch, 16);
 }
 
 inline int64_t decode_scratch(const DecodeParams& p, int64_t threads) {
@@ -53,7 +56,9 @@ inline DecodeBuffers decode_buffers(const DecodeParams& p, int64_t rank) {
   b.normed = p.scratch + shared_floats(p) + rank * own_floats(p);
   b.quantized = reinterpret_cast<int16_t*>(b.normed + rows * depth);
   b.row_scales = b.normed + rows * depth + rows * depth / 2;
-  b.attention = b.row_scales + rows;
+  b.sums = b.row_scales + rows;
+  b.packed = reinterpret_cast<int32_t*>(b.sums + batch_sums(rows));
+  b.attention = b.sums + batch_sums(rows) + batch_inputs(rows, decode_depth(p));
   return b;
 }
 
@@ -108,11 +113,12 @@ inline void layer_norm(const float* x, const NormView& norm, int64_t n, float* y
 
 // The rows of `x` as a product wants them: int16 beside int8 weights.
 inline Activations activations(const MatrixView& m, const float* x, int64_t rows, const DecodeBuffers& b) {
-  Activations a{x, b.quantized, b.row_scales, m.depth, rows};
+  Activations a{x, b.quantized, b.row_scales, m.depth, rows, b.packed, b.sums};
   if (m.dtype == DType::kInt8) {
     for (int64_t r = 0; r < rows; ++r) {
       quantize_row(x + r * m.depth, m.depth, b.quantized + r * m.depth, b.row_scales + r);
     }
+    if (rows >= kLeastBatch) pack_batch(b.quantized, m.depth, rows, m.depth, b.packed);
   }
   return a;
 }
@@ -144,7 +150,7 @@ inline void add_product(const DecodeParams& p, const MatrixView& m, const float*
                         const Team& team) {
   const int64_t rows = p.batch * p.tokens;
   const Range columns = share(team, p.width);
-  gemv(m, activations(m, x, rows, b), columns.begin, columns.end, {b.product, p.width});
+  product(m, activations(m, x, rows, b), columns.begin, columns.end, {b.product, p.width});
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = columns.begin; c < columns.end; ++c) {
       b.hidden[r * p.width + c] += b.product[r * p.width + c] + (m.bias ? m.bias[c] : 0.0f);
@@ -230,21 +236,22 @@ inline void decode_step(const DecodeParams& p, const Team& team) {
   team.wait();
   for (int64_t i = 0; i < p.layers_count; ++i) {
     const DecodeLayer& layer = p.layers[i];
-    gemv(layer.qkv, normed(p, layer.norm_1, layer.qkv, b), qkv.begin, qkv.end, {b.qkv, 3 * p.width});
+    product(layer.qkv, normed(p, layer.norm_1, layer.qkv, b), qkv.begin, qkv.end, {b.qkv, 3 * p.width});
     finish(b.qkv, rows, 3 * p.width, layer.qkv.bias, qkv, false);
     team.wait();
     attention_step(p, i, pairs, b);
     team.wait();
     add_product(p, layer.attention_out, b.attended, b, team);
     team.wait();
-    gemv(layer.mlp_in, normed(p, layer.norm_2, layer.mlp_in, b), inner.begin, inner.end, {b.inner, p.inner});
+    product(layer.mlp_in, normed(p, layer.norm_2, layer.mlp_in, b), inner.begin, inner.end,
+            {b.inner, p.inner});
     finish(b.inner, rows, p.inner, layer.mlp_in.bias, inner, true);
     team.wait();
     add_product(p, layer.mlp_out, b.inner, b, team);
     team.wait();
   }
   const Range head = share(team, p.head_rows);
-  gemv(p.head, normed(p, p.norm_final, p.head, b), head.begin, head.end, {p.logits, p.head_rows});
+  product(p.head, normed(p, p.norm_final, p.head, b), head.begin, head.end, {p.logits, p.head_rows});
 }
 
 }  // namespace bark_accel::BARK_ACCEL_ISA

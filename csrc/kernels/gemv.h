@@ -9,12 +9,15 @@ namespace bark_accel::BARK_ACCEL_ISA {
 
 constexpr int kStreams = 4;
 
-// Activations of one product. `quantized` serves int8 weights: int16 numbers, one scale per row.
+// Activations of one product. `quantized` serves int8 weights: int16 numbers, one scale per row; `packed` are
+// the same for int8_batch.h, `sums` scratch of batches.
 struct Activations {
   const float* x;            // [R, x_stride]
   const int16_t* quantized;  // [R, x_stride]
   const float* scales;       // [R]
   int64_t x_stride, rows;
+  const int32_t* packed;
+  float* sums;
 };
 
 // Destination [R, N] of a product.
@@ -70,15 +73,15 @@ inline void dot_tile(const T* const (&w)[N], int64_t stride, const float* x, int
   sum_tile(acc, sums);
 }
 
-// ---- int8 weights, int16 activations: exact integer sums within a group of weights that share a scale. Four
-// sums at a time share one vector: a quarter of its lanes each, added as integers, then scaled and added to
-// the groups before. However a tile is cut, a sum has the same quarters in the same order.
+// ---- int8 weights, int16 activations: the sum of a group of weights that share a scale is exact, at most
+// 64 * 127 * 32767, then scaled and added to the groups before. So every tile and instruction set has the
+// same.
 
 template <int N, int R, bool kPrefetch>
 inline void dot_tile_int8(const int8_t* const (&w)[N], int64_t stride, const float* const (&scales)[N],
                           const int16_t* x, int64_t x_stride, int64_t depth, float* sums) {
   constexpr int kFours = (N * R + 3) / 4;
-  VecF acc[kFours] = {};
+  Vec4 acc[kFours] = {};
   for (int64_t begin = 0, g = 0; begin < depth; begin += kInt8Group, ++g) {
     VecI inner[4 * kFours] = {};
     BARK_UNROLL
@@ -108,20 +111,19 @@ inline void dot_tile_int8(const int8_t* const (&w)[N], int64_t stride, const flo
     }
     BARK_UNROLL
     for (int i = 0; i < kFours; ++i) {
-      const VecF four = __builtin_convertvector(
-          sum_fours(inner[4 * i], inner[4 * i + 1], inner[4 * i + 2], inner[4 * i + 3]), VecF);
+      const Vec4 four = sum_fours(inner[4 * i], inner[4 * i + 1], inner[4 * i + 2], inner[4 * i + 3]);
       if constexpr (R % 4 == 0) {
         acc[i] += four * scales[4 * i / R][g];
       } else {
-        float each[4];
+        Vec4 each;
         BARK_UNROLL
         for (int j = 0; j < 4; ++j) each[j] = 4 * i + j < N * R ? scales[(4 * i + j) / R % N][g] : 0.0f;
-        acc[i] += four * repeat_four(each);
+        acc[i] += four * each;
       }
     }
   }
   BARK_UNROLL
-  for (int i = 0; i < kFours; ++i) store_sum_of_fours(sums + 4 * i, acc[i]);
+  for (int i = 0; i < kFours; ++i) __builtin_memcpy(sums + 4 * i, &acc[i], sizeof acc[i]);
 }
 
 // ---- tiles of either kind

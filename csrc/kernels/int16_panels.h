@@ -53,19 +53,41 @@ inline void multiply_panels(const int32_t* rows, const int32_t* columns, int64_t
   }
 }
 
-#if defined(__AVX512F__)
-#define BARK_INTERLEAVE(a, b, i)                                                                       \
-  __builtin_shufflevector(a, b, i, i + 16, i + 1, i + 17, i + 2, i + 18, i + 3, i + 19, i + 4, i + 20, \
-                          i + 5, i + 21, i + 6, i + 22, i + 7, i + 23)
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
 #define BARK_INTERLEAVE(a, b, i) \
   __builtin_shufflevector(a, b, i, i + 8, i + 1, i + 9, i + 2, i + 10, i + 3, i + 11)
 #else
 #define BARK_INTERLEAVE(a, b, i) __builtin_shufflevector(a, b, i, i + 4, i + 1, i + 5)
 #endif
 
-// Transposes kWidth vectors: log2(kWidth) perfect shuffles.
+// Transposes kWidth vectors.
 inline void transpose(VecPairs (&v)[kWidth]) {
+#if defined(__AVX512F__)
+  // Blocks of 4 x 4 in the 128-bit parts, then the parts: no index vectors, which cost copies.
+  __m512i w[kWidth];
+  BARK_UNROLL
+  for (int i = 0; i < kWidth; i += 4) {
+    const __m512i a = (__m512i)v[i], b = (__m512i)v[i + 1], c = (__m512i)v[i + 2], d = (__m512i)v[i + 3];
+    const __m512i ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
+    const __m512i ab2 = _mm512_unpackhi_epi32(a, b), cd2 = _mm512_unpackhi_epi32(c, d);
+    w[i] = _mm512_unpacklo_epi64(ab, cd);
+    w[i + 1] = _mm512_unpackhi_epi64(ab, cd);
+    w[i + 2] = _mm512_unpacklo_epi64(ab2, cd2);
+    w[i + 3] = _mm512_unpackhi_epi64(ab2, cd2);
+  }
+  BARK_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const __m512i even = _mm512_shuffle_i32x4(w[i], w[i + 4], 0x88);
+    const __m512i odd = _mm512_shuffle_i32x4(w[i], w[i + 4], 0xdd);
+    const __m512i even2 = _mm512_shuffle_i32x4(w[i + 8], w[i + 12], 0x88);
+    const __m512i odd2 = _mm512_shuffle_i32x4(w[i + 8], w[i + 12], 0xdd);
+    v[i] = (VecPairs)_mm512_shuffle_i32x4(even, even2, 0x88);
+    v[i + 4] = (VecPairs)_mm512_shuffle_i32x4(odd, odd2, 0x88);
+    v[i + 8] = (VecPairs)_mm512_shuffle_i32x4(even, even2, 0xdd);
+    v[i + 12] = (VecPairs)_mm512_shuffle_i32x4(odd, odd2, 0xdd);
+  }
+#else
+  // log2(kWidth) perfect shuffles
   for (int round = 1; round < kWidth; round *= 2) {
     VecPairs w[kWidth];
     BARK_UNROLL
@@ -75,6 +97,7 @@ inline void transpose(VecPairs (&v)[kWidth]) {
     }
     __builtin_memcpy(&v, &w, sizeof v);
   }
+#endif
 }
 
 // The factor that makes x[0, length) integers.

@@ -7,23 +7,18 @@
 #pragma once
 
 #include "int16_linear.h"
+#include "int8_lanes.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
 
 constexpr float kTiniestInt8 = 1e-36f;  // 127 times its reciprocal is finite; groups below count as zero
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#ifdef BARK_MULTIPLIES_BYTES
 
 constexpr int kTogether = 4;
-constexpr int32_t kWeightFlip = int32_t(0x80808080u);  // weights plus 128: vpdpbusd wants one side unsigned
+constexpr int32_t kWeightFlip = int32_t(0x80808080u);  // weights plus 128: one side has to be unsigned
 
-inline VecI add_lanes(VecI acc, VecPairs weights, VecPairs inputs) {
-#if defined(__AVX512VNNI__)
-  return (VecI)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)weights, (__m512i)inputs);
-#else
-  return (VecI)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)weights, (__m256i)inputs);
-#endif
-}
+inline VecI add_lanes(VecI acc, VecPairs weights, VecPairs inputs) { return add_bytes(acc, weights, inputs); }
 
 inline VecPairs load_lanes(const int8_t* p) { return load_pairs(reinterpret_cast<const int32_t*>(p)); }
 
@@ -42,7 +37,7 @@ inline VecPairs load_lanes(const int8_t* p) { return (VecPairs)load_short(p); }
 
 constexpr int64_t kSteps = kInt8Group / kTogether;
 
-inline int64_t int8_groups(const IntLinearParams& p) { return (p.inner + kInt8Group - 1) / kInt8Group; }
+inline int64_t int8_groups(const IntLinearParams& p) { return int8_groups(p.inner); }
 
 // One group of the rows of a panel.
 struct Int8Rows {

@@ -142,6 +142,12 @@ inline void store_first(T* p, VecF v, int64_t n) {
   __builtin_memcpy(p, lanes, n * sizeof(T));
 }
 
+#if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)  // which does not see what a masked load reads
+inline VecF load_first(const float* p, int64_t n) {
+  return (VecF)_mm512_maskz_loadu_ps(n < kWidth ? (1u << n) - 1 : 0xffff, p);
+}
+#endif
+
 // Converts n elements to float.
 template <typename T>
 inline void convert(float* to, const T* from, int64_t n) {
@@ -298,54 +304,34 @@ inline VecS load_short_first(const int8_t* p, int64_t n) {
   return widen(v);
 }
 
-// Lane 4q + i of the result is the sum of lanes 4q .. 4q + 3 of the i-th vector, modulo 2^32. Spelled out:
-// GCC 12 takes a shuffle of 16 lanes apart.
-inline VecI sum_fours(VecI a, VecI b, VecI c, VecI d) {
+// The sums of the lanes of four vectors, modulo 2^32. Spelled out: GCC 12 takes a shuffle of 16 lanes apart.
+inline Vec4 sum_fours(VecI a, VecI b, VecI c, VecI d) {
 #if defined(__AVX512F__)
   const auto halves = [](__m512i x, __m512i y) {
     return _mm512_add_epi32(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
   };
   const __m512i ab = halves((__m512i)a, (__m512i)b), cd = halves((__m512i)c, (__m512i)d);
-  return (VecI)_mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
 #elif defined(__AVX2__)
   const auto halves = [](__m256i x, __m256i y) {
     return _mm256_add_epi32(_mm256_unpacklo_epi32(x, y), _mm256_unpackhi_epi32(x, y));
   };
   const __m256i ab = halves((__m256i)a, (__m256i)b), cd = halves((__m256i)c, (__m256i)d);
-  return (VecI)_mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+  const __m256i half = _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
 #else
   const auto halves = [](VecU x, VecU y) {
     return __builtin_shufflevector(x, y, 0, 4, 1, 5) + __builtin_shufflevector(x, y, 2, 6, 3, 7);
   };
   const VecU ab = halves((VecU)a, (VecU)b), cd = halves((VecU)c, (VecU)d);
-  return (VecI)(__builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
-#endif
-}
-
-// Four numbers again and again.
-inline VecF repeat_four(const float* p) {
-  Vec4 v;
-  __builtin_memcpy(&v, p, sizeof v);
-#if defined(__AVX512F__)
-  return (VecF)_mm512_broadcast_f32x4((__m128)v);
-#elif defined(__AVX2__)
-  return (VecF)_mm256_set_m128((__m128)v, (__m128)v);
-#else
-  return v;
-#endif
-}
-
-// Element i becomes the sum of lanes i, 4 + i, 8 + i ... of v.
-inline void store_sum_of_fours(float* p, VecF v) {
-#if defined(__AVX512F__)
-  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
-#elif defined(__AVX2__)
-  const __m256 half = (__m256)v;
+  const VecI sums =
+      (VecI)(__builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
 #endif
 #if defined(__AVX2__)
-  _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+  const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  return (Vec4)_mm_cvtepi32_ps(sums);
 #else
-  store(p, v);
+  return __builtin_convertvector(sums, Vec4);
 #endif
 }
 

@@ -235,6 +235,19 @@ def test_neither_tokens_nor_rows_change_a_bit(isa: str, dtype: torch.dtype, cach
             assert torch.equal(keys, caches[0]) and torch.equal(values, caches[1])
 
 
+@pytest.mark.parametrize("rows", [5, 8, 16])
+def test_int8_sums_of_many_groups(isa: str, rows: int) -> None:
+    """Of 18 groups of weights, the last of them not whole, and of blocks of weight rows with some left over."""
+    inputs = decode_inputs(rows, 1, 72, 3, 9, torch.int8, inner=1100, outputs=77, bias=True, layers=1)
+    ids, *model, keys, values, length = inputs
+    whole = results(inputs)[0]
+    for i in range(rows):
+        row = slice(i, i + 1)
+        alone = call(ops, "decode_step", ids[row], *model, keys[:, row].clone(), values[:, row].clone(), length[row])
+        assert torch.equal(alone[0], whole[i]), f"row {i} differs"
+    check(inputs)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 def test_every_number_of_rows(isa: str, dtype: torch.dtype) -> None:
     for batch in (*range(1, 19), 31, 32, 33, 40):

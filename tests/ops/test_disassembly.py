@@ -20,7 +20,9 @@ LOOPS = {
     "dot_tile<float, 4, 1": 4,
     "dot_tile<bark_accel::Half, 4, 1": 4,
     "dot_tile_int8<4, 4, true>": 16,
+    "multiply_block<8>": 16,
     "dot_rows_of<signed char, 4>": 8,
+    "multiply_block<6>": 12,
     "multiply_floats": 12,
     "multiply_panels": 12,
     "multiply_group": 16,
@@ -28,7 +30,9 @@ LOOPS = {
 KERNELS = [
     *(("avx512_vnni", name) for name in LOOPS),
     *(("avx512", name) for name in ("dot_tile<float, 4, 1", "multiply_floats", "multiply_panels")),
+    ("avx512", "multiply_block<8>"),
     *((isa, name) for isa in ("avx2", "avx_vnni") for name in ("multiply_floats", "multiply_panels")),
+    *((isa, "multiply_block<6>") for isa in ("avx2", "avx_vnni")),
 ]
 
 
