@@ -100,22 +100,32 @@ inline void transpose(VecPairs (&v)[kWidth]) {
 #endif
 }
 
-// The factor that makes x[0, length) integers.
-inline float integer_factor(const float* x, int64_t length) {
-  VecF top{};
-  for (int64_t k = 0; k < length; k += kWidth) {
-    const VecF a = vabs(load(x + k));
-    top = a < top ? top : a;  // may lose a NaN: the norm below keeps it
+// The factor of each of kWidth vectors x[kWidth, kGroup], of which `length` numbers count, that makes it
+// integers.
+inline VecF integer_factors(const float* x, int64_t length) {
+  VecF tops[kWidth], squares[kWidth];
+  BARK_UNROLL
+  for (int lane = 0; lane < kWidth; ++lane) {
+    VecF top{};
+    for (int64_t k = 0; k < length; k += kWidth) {
+      const VecF a = vabs(load(x + lane * kGroup + k));
+      top = a < top ? top : a;  // may lose a NaN: the norm below keeps it
+    }
+    tops[lane] = top;
   }
-  const float max = max_lanes(top);
-  const float shrink = max < kTiniest ? 0.0f : 1.0f / max;
-  VecF squares{};
-  for (int64_t k = 0; k < length; k += kWidth) {
-    const VecF a = load(x + k) * shrink;
-    squares += a * a;
+  const VecF max = max_each(tops);
+  const VecF shrink = max < kTiniest ? VecF{} : 1.0f / max;
+  BARK_UNROLL
+  for (int lane = 0; lane < kWidth; ++lane) {
+    VecF sum{};
+    for (int64_t k = 0; k < length; k += kWidth) {
+      const VecF a = load(x + lane * kGroup + k) * shrink[lane];
+      sum += a * a;
+    }
+    squares[lane] = sum;
   }
-  const float norm = __builtin_sqrtf(sum_lanes(squares));  // at least 1, unless all is zero
-  return shrink * (norm * kMaxInteger < kMaxNorm ? kMaxInteger : kMaxNorm / norm);
+  const VecF norm = vsqrt(sum_each(squares));  // at least 1, unless all is zero
+  return shrink * (norm * kMaxInteger < kMaxNorm ? splat(kMaxInteger) : kMaxNorm / norm);
 }
 
 inline VecI to_integers(VecF x) {
@@ -147,11 +157,11 @@ inline void pack_lanes(const float* x, const float* factors, int64_t length, int
 // pack_lanes with each vector's own factor; scales[lane] turns the integers back.
 inline void quantize_lanes(const float* x, int64_t length, int32_t* pairs, int64_t stride, int64_t lanes,
                            float* scales) {
+  const VecF of_lanes = integer_factors(x, length);
   float factors[kWidth];
-  for (int64_t lane = 0; lane < kWidth; ++lane) {
-    const float factor = factors[lane] = integer_factor(x + lane * kGroup, length);
-    if (lane < lanes) scales[lane] = factor == 0.0f ? 0.0f : 1.0f / factor;
-  }
+  store(factors, of_lanes);
+  const VecF back = of_lanes == 0.0f ? VecF{} : 1.0f / of_lanes;
+  lanes == kWidth ? store(scales, back) : store_first(scales, back, lanes);
   pack_lanes(x, factors, length, pairs, stride, lanes);
 }
 

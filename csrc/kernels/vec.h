@@ -127,6 +127,18 @@ inline void store(BFloat16* p, VecF v) {  // round to nearest even
   __builtin_memcpy(p, &narrow, sizeof narrow);
 }
 
+inline VecF load(const int8_t* p) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(__AVX2__)
+  return (VecF)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+  VecF v;
+  for (int i = 0; i < kWidth; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
 // First n lanes from memory, zeros above: never touches memory beyond n elements.
 template <typename T>
 inline VecF load_first(const T* p, int64_t n) {
@@ -186,18 +198,29 @@ inline float sum_lanes(VecF v) {
   return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
-// Sums of neighbouring lanes: those of a in the lower half, those of b in the upper one.
-inline VecF sum_neighbours(VecF a, VecF b) {
+// The even lanes of a, then those of b.
+inline VecF even_lanes(VecF a, VecF b) {
 #if defined(__AVX512F__)
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
 #elif defined(__AVX2__)
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
-         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
 #else
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6);
 #endif
 }
+
+inline VecF odd_lanes(VecF a, VecF b) {
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#endif
+}
+
+// Sums of neighbouring lanes: those of a in the lower half, those of b in the upper one.
+inline VecF sum_neighbours(VecF a, VecF b) { return even_lanes(a, b) + odd_lanes(a, b); }
 
 // Lane i of the result is the sum of the lanes of v[i]: about three operations a vector, sum_lanes takes ten.
 inline VecF sum_each(VecF (&v)[kWidth]) {
@@ -207,6 +230,28 @@ inline VecF sum_each(VecF (&v)[kWidth]) {
     for (int i = 0; i < count; ++i) v[i] = sum_neighbours(v[2 * i], v[2 * i + 1]);
   }
   return v[0];
+}
+
+// Lane i of the result is the largest lane of v[i], which may be a NaN or lose one.
+inline VecF max_each(VecF (&v)[kWidth]) {
+  BARK_UNROLL
+  for (int count = kWidth / 2; count > 0; count /= 2) {
+    BARK_UNROLL
+    for (int i = 0; i < count; ++i)
+      v[i] = vmax(even_lanes(v[2 * i], v[2 * i + 1]), odd_lanes(v[2 * i], v[2 * i + 1]));
+  }
+  return v[0];
+}
+
+inline VecF vsqrt(VecF v) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX2__)
+  return (VecF)_mm256_sqrt_ps((__m256)v);
+#else
+  for (int i = 0; i < kWidth; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
 }
 
 inline float max_lanes(VecF v) {
