@@ -24,4 +24,10 @@ def float32_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = 
     return ATTENTION[choice().attention](query, key, value, causal)
 
 
-OPS = replace(Ops.of(native), float32_linear=float32_linear, float32_attention=float32_attention)
+OPS = replace(
+    Ops.of(native),
+    float32_linear=float32_linear,
+    float32_attention=float32_attention,
+    pack_linear=native.pack_linear,
+    packed_linear=native.packed_linear,
+)

@@ -58,7 +58,8 @@ class StepCache(NamedTuple):
 class Ops:
     """The ops that a generation uses; `bark_accel.ops.native` has their signatures, shapes and errors.
 
-    `draw_next` (`bark_accel.ops.graph_draw`) is for CUDA graphs; None where there is none.
+    `draw_next` (`bark_accel.ops.graph_draw`) is for CUDA graphs, `pack_linear` and `packed_linear` for weights laid out
+    ahead on a CPU; None where there is none.
     """
 
     fused_sample: Callable[..., Tensor]
@@ -72,6 +73,8 @@ class Ops:
     int8_linear: Callable[..., Tensor]
     int16_attention: Callable[..., Tensor]
     draw_next: Callable[..., Tensor] | None = None
+    pack_linear: Callable[..., Tensor] | None = None
+    packed_linear: Callable[..., Tensor] | None = None
 
     @classmethod
     def of(cls, module: Any) -> Ops:

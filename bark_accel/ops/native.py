@@ -19,6 +19,8 @@ from .native_blocks import float32_linear as float32_linear
 from .native_blocks import int8_linear as int8_linear
 from .native_blocks import int16_attention as int16_attention
 from .native_blocks import int16_linear as int16_linear
+from .native_blocks import pack_linear as pack_linear
+from .native_blocks import packed_linear as packed_linear
 
 
 def fused_sample(

@@ -134,6 +134,57 @@ def _fake_int8_linear(
     return input.new_empty(input.shape[0], weight.shape[0])
 
 
+def pack_linear(weight: Tensor, scales: Tensor | None = None, int8_blocks: bool = False) -> Tensor:
+    """Lay a weight out as the kernels read it, for :func:`packed_linear`.
+
+    What is laid out depends on the CPU's instruction set; it is for this process alone. There is no fake.
+
+    Parameters
+    ----------
+    weight, scales : Tensor
+        As in :func:`int16_linear`; N is a multiple of 32.
+    int8_blocks : bool
+        For :func:`int8_linear`'s product, with an int8 weight; else for that of :func:`int16_linear`.
+
+    Returns
+    -------
+    Tensor [panels, groups, rows, outputs of a panel], int32
+        2 bytes a weight, with `int8_blocks` 1 byte where the CPU multiplies bytes, and 4 bytes a scale. Parts of it
+        along its first dimension are parts of N, at multiples of the outputs of a panel.
+
+    Raises
+    ------
+    ValueError
+        On shapes, dtypes, devices or strides that do not fit, and `int8_blocks` without an int8 weight.
+    """
+    return op("pack_linear")(weight, scales, int8_blocks)
+
+
+def packed_linear(input: Tensor, packed: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """Compute what :func:`int16_linear` or :func:`int8_linear` computes, to the bit, without packing the weight.
+
+    Parameters
+    ----------
+    input : Tensor [M, K], float32
+        Unit stride in K, any row stride.
+    packed : Tensor [panels, groups, rows, outputs of a panel], int32
+        Of :func:`pack_linear` in this process, contiguous.
+    bias : Tensor [N], float32, optional
+    gelu : bool
+        Exact (erf) GELU of the result.
+
+    Returns
+    -------
+    Tensor [M, N], float32
+
+    Raises
+    ------
+    ValueError
+        On shapes, dtypes, devices or strides that do not fit.
+    """
+    return op("packed_linear")(input, packed, bias, gelu)
+
+
 def float32_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
     """Softmax attention in float32, online over tiles of 96 keys.
 

@@ -23,6 +23,8 @@ SCHEMAS = (
     "Tensor? head_scales, int num_heads, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor length) -> Tensor",
     "int16_linear(Tensor input, Tensor weight, Tensor? scales=None, Tensor? bias=None, bool gelu=False) -> Tensor",
     "int8_linear(Tensor input, Tensor weight, Tensor scales, Tensor? bias=None, bool gelu=False) -> Tensor",
+    "pack_linear(Tensor weight, Tensor? scales=None, bool int8_blocks=False) -> Tensor",
+    "packed_linear(Tensor input, Tensor packed, Tensor? bias=None, bool gelu=False) -> Tensor",
     "float32_linear(Tensor input, Tensor weight, Tensor? bias=None, Tensor? residual=None, bool gelu=False) -> Tensor",
     "float32_attention(Tensor query, Tensor key, Tensor value, bool causal=False) -> Tensor",
     "int16_attention(Tensor query, Tensor key, Tensor value, bool causal=False) -> Tensor",

@@ -24,6 +24,7 @@ from bark_accel.stages.codec_weights import CodecWeights
 from bark_accel.stages.fine import FineSampling, FineStage, row_frames
 from bark_accel.stages.ragged import join_rows
 from bark_accel.stages.spec import FineSpec
+from bark_accel.transformer.packing import packed
 from bark_accel.transformer.weights import TransformerWeights
 from bark_accel.voices.voices import Voices
 
@@ -106,6 +107,10 @@ class FinePatch(StagePatch[TransformerWeights]):
     def prepare(self) -> TransformerWeights:
         """Prepare a generation; raises `Fallback` where Transformers has to run it."""
         return self.ready_weights()
+
+    def finished(self, converted: TransformerWeights) -> TransformerWeights:
+        """Lay them out ahead: no decode step reads these."""
+        return converted if self.settings.compiler is not None else packed(converted, self.ops(converted.device))
 
     def ready_stage(self, weights: TransformerWeights, spec: FineSpec) -> FineStage:
         """The stage on the weights that `prepare` gave."""

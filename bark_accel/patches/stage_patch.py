@@ -123,7 +123,11 @@ class StagePatch(Generic[W]):
         with torch.inference_mode(False), torch.no_grad():
             if weights.device.type != "cpu" and is_offloaded(self.module):
                 return convert(weights, self.settings.precision)  # kept, copies would fill what offloading frees
-            return self.conversions.get(weights, self.settings.precision)
+            return self.conversions.get(weights, self.settings.precision, self.finished)
+
+    def finished(self, converted: TransformerWeights) -> TransformerWeights:
+        """Return what is kept of the copies that a conversion made."""
+        return converted
 
     def copied_bytes(self) -> int:
         """Bytes of the weights that are not views of the module's own tensors."""

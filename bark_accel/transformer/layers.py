@@ -28,6 +28,11 @@ def is_exact(linear: Linear) -> bool:
     return linear.weight.is_floating_point() and linear.weight.itemsize >= 4
 
 
+def is_packed(linear: Linear) -> bool:
+    """Tell whether the weight is laid out ahead, as `packing` does."""
+    return linear.weight.dim() == 4
+
+
 def linear(hidden: Tensor, linear: Linear, ops: Ops, *, gelu: bool = False) -> Tensor:
     """Product [..., out] of hidden [..., in], with an exact GELU after it if asked for.
 
@@ -38,7 +43,10 @@ def linear(hidden: Tensor, linear: Linear, ops: Ops, *, gelu: bool = False) -> T
         product = ops.float32_linear(rows, linear.weight, linear.bias, gelu=gelu)
     else:
         bias = None if linear.bias is None else linear.bias.float()
-        if linear.wide is not None:
+        if is_packed(linear):
+            assert ops.packed_linear is not None
+            product = ops.packed_linear(rows, linear.weight, bias, gelu)
+        elif linear.wide is not None:
             product = ops.int16_linear(rows, linear.wide, None, bias, gelu)
         else:
             product_of = ops.int8_linear if linear.int8_blocks else ops.int16_linear
@@ -55,9 +63,16 @@ def add_linear(residual: Tensor, hidden: Tensor, layer: Linear, ops: Ops) -> Ten
 
 
 def output_rows(linear: Linear, first: int, last: int | None = None) -> Linear:
-    """The part of a product that gives outputs [first, last): views."""
+    """The part of a product that gives outputs [first, last): views. Of a packed weight: multiples of its panels."""
     rows = slice(first, last)
     bias = None if linear.bias is None else linear.bias[rows]
     scales = None if linear.scales is None else linear.scales[rows]
     wide = None if linear.wide is None else linear.wide[rows]
-    return replace(linear, weight=linear.weight[rows], bias=bias, scales=scales, wide=wide)
+    return replace(linear, weight=_rows_of(linear, first, last), bias=bias, scales=scales, wide=wide)
+
+
+def _rows_of(linear: Linear, first: int, last: int | None) -> Tensor:
+    if not is_packed(linear):
+        return linear.weight[first:last]
+    panel = linear.weight.shape[3]
+    return linear.weight[first // panel : None if last is None else last // panel]

@@ -116,15 +116,23 @@ class ConvertedWeights:
     def __setstate__(self, state: dict) -> None:
         self.__init__()  # type: ignore[misc]
 
-    def get(self, weights: TransformerWeights, precision: str) -> TransformerWeights:
-        """`convert(weights, precision)`, made once."""
+    def get(
+        self,
+        weights: TransformerWeights,
+        precision: str,
+        finish: Callable[[TransformerWeights], TransformerWeights] = lambda converted: converted,
+    ) -> TransformerWeights:
+        """`convert(weights, precision)`, made once, and `finish` done to copies: it changes matrices alone."""
         if precision == "same":
             return weights
         with self._lock:
             now = _fingerprints([matrix.weight for matrix in _matrices(weights)])
             before, kept = self._kept.get(precision, (None, ()))
             if before != now:
-                kept = tuple(replace(matrix, bias=None) for matrix in _matrices(convert(weights, precision)))
+                converted = convert(weights, precision)
+                if converted.layers[0].qkv.weight is not weights.layers[0].qkv.weight:
+                    converted = finish(converted)
+                kept = tuple(replace(matrix, bias=None) for matrix in _matrices(converted))
                 self._kept[precision] = (now, kept)
         # Whatever is no matrix is the caller's: of a 16-bit model it is read anew at every call.
         again = iter(kept)

@@ -27,7 +27,8 @@ class Linear:
     """weight [out, in] in the model's dtype, bias [out] or None.
 
     An int8 weight has scales [out, ceil(in / INT8_GROUP)] float32. `int8_blocks`: beside it, blocks of many tokens are
-    rounded to int8 too. `wide` [out, in] float16: on a GPU, the same numbers for products of many rows.
+    rounded to int8 too. Laid out ahead (`packing`), weight is [panels, groups, rows, outputs of a panel] int32, scales
+    None. `wide` [out, in] float16: on a GPU, the same numbers for products of many rows.
     """
 
     weight: Tensor
@@ -71,7 +72,7 @@ class TransformerWeights:
     @property
     def cache_dtype(self):
         """Dtype of cached keys and values: the products' dtype; float16 beside int8 weights."""
-        dtype = self.layers[0].qkv.weight.dtype
+        dtype = self.heads[0].weight.dtype
         return dtype if dtype.is_floating_point else torch.float16
 
 

@@ -1,5 +1,6 @@
 // out = input * weight^T in integers: the input is packed into row panels first, each column panel of the
-// weight just before its use, so that no second copy of the weights stays.
+// weight just before its use, so that no second copy of the weights stays, or long before
+// (int16_pack_columns).
 #pragma once
 
 #include "int16_panels.h"
@@ -51,10 +52,11 @@ inline void read_weights<int8_t>(const IntLinearParams& p, int64_t column, int64
                                  float* to) {
   const int8_t* from = static_cast<const int8_t*>(p.weight) + column * p.weight_stride + k;
   const float* scales = p.scales + column * p.scales_stride + k / kInt8Group;
-  for (int64_t i = 0; i < count; i += kInt8Group) {
-    const float scale = scales[i / kInt8Group];
-    const int64_t end = min64(count, i + kInt8Group);
-    for (int64_t j = i; j < end; ++j) to[j] = float(from[j]) * scale;
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const VecF scale = splat(scales[i / kInt8Group]);
+    const int64_t left = count - i;
+    left >= kWidth ? store(to + i, load(from + i) * scale)
+                   : store_first(to + i, load_first(from + i, left) * scale, left);
   }
 }
 
@@ -70,15 +72,31 @@ inline void read_column(const IntLinearParams& p, int64_t column, int64_t k, int
   }
 }
 
+// A group of a column panel: [kPairs, kPanelColumns] pairs, then a row of scales.
+constexpr int64_t kColumnRows = kPairs + 1;
+constexpr int64_t kColumnInts = kColumnRows * kPanelColumns;
+
+inline float* scales_behind(int32_t* pairs) {
+  return reinterpret_cast<float*>(pairs + kPairs * kPanelColumns);
+}
+
 // Columns [first, first + kPanelColumns) of group k / kGroup; those beyond the matrix are zero.
-inline void pack_columns(const IntLinearParams& p, int64_t first, int64_t k, int32_t* pairs, float* scales) {
+inline void pack_columns(const IntLinearParams& p, int64_t first, int64_t k, int32_t* pairs) {
   const int64_t count = min64(kGroup, p.inner - k);
   float values[kWidth * kGroup];
   for (int64_t half = 0; half < kPanelColumns; half += kWidth) {
     const int64_t columns = min64(kWidth, p.columns - first - half);
     if (count < kGroup || columns < kWidth) __builtin_memset(values, 0, sizeof values);
     for (int64_t c = 0; c < columns; ++c) read_column(p, first + half + c, k, count, values + c * kGroup);
-    quantize_lanes(values, kGroup, pairs + half, kPanelColumns, kWidth, scales + half);
+    quantize_lanes(values, kGroup, pairs + half, kPanelColumns, kWidth, scales_behind(pairs) + half);
+  }
+}
+
+inline void int16_pack_columns(const IntLinearParams& p, int64_t panel_begin, int64_t panel_end,
+                               int32_t* to) {
+  const int64_t groups = groups_of(p);
+  for (int64_t i = panel_begin * groups; i < panel_end * groups; ++i) {
+    pack_columns(p, i / groups * kPanelColumns, i % groups * kGroup, to + i * kColumnInts);
   }
 }
 
@@ -121,21 +139,19 @@ inline void prefetch_output(const IntLinearParams& p, int64_t first_row, int64_t
 }
 
 struct MultiplyScratch {
-  int32_t* columns;      // [kPairs, kPanelColumns]
-  int32_t* tile;         // [kPanelRows, kPanelColumns]
-  float* column_scales;  // [kPanelColumns]
-  float* sums;  // [row panels of a task, kPanelRows, kPanelColumns]: strided output rows would thrash
+  int32_t* columns;  // kColumnInts
+  int32_t* tile;     // [kPanelRows, kPanelColumns]
+  float* sums;       // [row panels of a task, kPanelRows, kPanelColumns]: strided output rows would thrash
 };
 
 inline int64_t int16_scratch(const IntLinearParams& p) {
-  return (kPairs + 1) * kPanelColumns + (row_panels(p) / p.row_parts + 2) * kTile;
+  return kColumnInts + (row_panels(p) / p.row_parts + 2) * kTile;
 }
 
 inline MultiplyScratch carve_multiply(float* at) {
   int32_t* columns = reinterpret_cast<int32_t*>(at);
-  int32_t* tile = columns + kPairs * kPanelColumns;
-  float* column_scales = reinterpret_cast<float*>(tile + kTile);
-  return {columns, tile, column_scales, column_scales + kPanelColumns};
+  int32_t* tile = columns + kColumnInts;
+  return {columns, tile, reinterpret_cast<float*>(tile + kTile)};
 }
 
 inline void multiply_column_panel(const IntLinearParams& p, int64_t first_column, int64_t panel_begin,
@@ -143,20 +159,25 @@ inline void multiply_column_panel(const IntLinearParams& p, int64_t first_column
   const PackedRows packed = packed_rows(p);
   const int64_t groups = groups_of(p);
   for (int64_t g = 0; g < groups; ++g) {
-    pack_columns(p, first_column, g * kGroup, s.columns, s.column_scales);
+    int32_t* columns = s.columns;
+    if (p.panels) {
+      columns = const_cast<int32_t*>(p.panels) + (first_column / kPanelColumns * groups + g) * kColumnInts;
+    } else {
+      pack_columns(p, first_column, g * kGroup, columns);
+    }
     const int64_t pairs = round_up(min64(kGroup, p.inner - g * kGroup), 2 * kWidth) / 2;
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       const int64_t at = g * row_panels(p) + panel;
       float* sums = s.sums + (panel - panel_begin) * kTile;
       if (g == groups - 1) prefetch_output(p, panel * kPanelRows, first_column);
-      multiply_panels(packed.pairs + at * kPairs * kPanelRows, s.columns, pairs, s.tile);
-      add_tile(s.tile, packed.scales + at * kPanelRows, s.column_scales, g == 0, sums);
+      multiply_panels(packed.pairs + at * kPairs * kPanelRows, columns, pairs, s.tile);
+      add_tile(s.tile, packed.scales + at * kPanelRows, scales_behind(columns), g == 0, sums);
       if (g == groups - 1) write_tile(p, sums, panel * kPanelRows, first_column);
     }
   }
 }
 
-// Tasks are (column panel, part of the row panels); a column panel is packed once a task.
+// Tasks are (column panel, part of the row panels); a column panel is packed once a task, if it is not yet.
 inline void int16_multiply(const IntLinearParams& p, int64_t begin, int64_t end, float* scratch) {
   const MultiplyScratch s = carve_multiply(scratch);
   const int64_t panels = row_panels(p);

@@ -46,11 +46,13 @@ struct Int8Rows {
   float scales[kPanelRows];
 };
 
-// One group of the columns of a panel.
+// One group of the columns of a panel: kInt8ColumnRows rows of kPanelColumns.
 struct Int8Columns {
   int32_t lanes[kSteps * kPanelColumns];  // [kSteps, kPanelColumns]
   float scales[kPanelColumns];
 };
+
+constexpr int64_t kInt8ColumnRows = kSteps + 1;
 
 inline int64_t int8_packed_bytes(const IntLinearParams& p) {
   return row_panels(p) * int8_groups(p) * int64_t(sizeof(Int8Rows));
@@ -157,6 +159,13 @@ inline void pack_int8_columns(const IntLinearParams& p, int64_t first, Int8Colum
   }
 }
 
+inline void int8_pack_columns(const IntLinearParams& p, int64_t panel_begin, int64_t panel_end, int32_t* to) {
+  Int8Columns* panels = reinterpret_cast<Int8Columns*>(to);
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    pack_int8_columns(p, panel * kPanelColumns, panels + panel * int8_groups(p));
+  }
+}
+
 // sums[kPanelRows, kPanelColumns] += rows x columns of one group. Always an addition, also to zeros: a
 // compiler that saw a case without one would fuse it in some rows of the tile and not in others.
 __attribute__((noinline)) inline void multiply_group(const Int8Rows& rows, const Int8Columns& columns,
@@ -188,14 +197,19 @@ inline int64_t int8_scratch(const IntLinearParams& p) {
   return int8_groups(p) * int64_t(sizeof(Int8Columns) / sizeof(float)) + kTile;
 }
 
-// Tasks are (column panel, part of the row panels); a column panel is packed once a task.
+// Tasks are (column panel, part of the row panels); a column panel is packed once a task, if it is not yet.
 inline void int8_multiply(const IntLinearParams& p, int64_t begin, int64_t end, float* scratch) {
   const int64_t panels = row_panels(p), groups = int8_groups(p);
   const Int8Rows* rows = static_cast<const Int8Rows*>(p.packed);
-  Int8Columns* columns = reinterpret_cast<Int8Columns*>(scratch + kTile);
+  Int8Columns* own = reinterpret_cast<Int8Columns*>(scratch + kTile);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t part = task % p.row_parts, column = task / p.row_parts * kPanelColumns;
-    pack_int8_columns(p, column, columns);
+    const Int8Columns* columns = own;
+    if (p.panels) {
+      columns = reinterpret_cast<const Int8Columns*>(p.panels) + column / kPanelColumns * groups;
+    } else {
+      pack_int8_columns(p, column, own);
+    }
     for (int64_t panel = part * panels / p.row_parts; panel < (part + 1) * panels / p.row_parts; ++panel) {
       prefetch_output(p, panel * kPanelRows, column);
       __builtin_memset(scratch, 0, kTile * sizeof(float));

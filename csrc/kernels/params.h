@@ -142,6 +142,9 @@ struct IntLinearParams {
   bool gelu;
   int64_t row_parts;  // tasks a column panel is cut into
   void* packed;       // int16_packed_bytes() or int8_packed_bytes(): the input as integers
+  // The weight as int16_pack_columns or int8_pack_columns lays it out, in place of `weight` and `scales`; or
+  // null.
+  const int32_t* panels;
 };
 
 struct Int16AttentionParams {
@@ -202,12 +205,18 @@ struct KernelTable {
   int64_t (*int16_scratch)(const IntLinearParams&);
   void (*int16_pack_rows)(const IntLinearParams&, int64_t panel_begin, int64_t panel_end);
   void (*int16_multiply)(const IntLinearParams&, int64_t task_begin, int64_t task_end, float* scratch);
+  // The weight laid out ahead, to[column panels, groups, int16_column_rows, int16_panel_columns], groups of
+  // int16_group.
+  int64_t int16_column_rows;
+  void (*int16_pack_columns)(const IntLinearParams&, int64_t panel_begin, int64_t panel_end, int32_t* to);
 
   // The same for int8 weights and an input rounded to int8, with the same panels.
   int64_t (*int8_packed_bytes)(const IntLinearParams&);
   int64_t (*int8_scratch)(const IntLinearParams&);
   void (*int8_pack_rows)(const IntLinearParams&, int64_t panel_begin, int64_t panel_end);
   void (*int8_multiply)(const IntLinearParams&, int64_t task_begin, int64_t task_end, float* scratch);
+  int64_t int8_column_rows;  // of groups of kInt8Group
+  void (*int8_pack_columns)(const IntLinearParams&, int64_t panel_begin, int64_t panel_end, int32_t* to);
 
   // The same in float32, with the same panels.
   int64_t (*float32_packed)(const Float32LinearParams&);

@@ -421,6 +421,18 @@ void int_linear(Run& run, bool int8) {
   const int64_t row_panels = (p.rows + table.int16_panel_rows - 1) / table.int16_panel_rows;
   const int64_t column_panels = (p.columns + table.int16_panel_columns - 1) / table.int16_panel_columns;
   p.row_parts = std::min<int64_t>(row_panels, run.integer(1, 3));
+  if (run.coin()) {
+    const int64_t group = int8 ? kInt8Group : table.int16_group;
+    const int64_t rows =
+        (int8 ? table.int8_column_rows : table.int16_column_rows) * table.int16_panel_columns;
+    int32_t* panels = to.empty<int32_t>(column_panels * ((p.inner + group - 1) / group) * rows);
+    parallel(run, column_panels, [&](int64_t begin, int64_t end) {
+      (int8 ? table.int8_pack_columns : table.int16_pack_columns)(p, begin, end, panels);
+    });
+    p.panels = panels;
+    p.weight = nullptr;
+    p.scales = nullptr;
+  }
   p.packed = to.empty<int32_t>((int8 ? table.int8_packed_bytes : table.int16_packed_bytes)(p) / 4);
   parallel(run, row_panels, [&](int64_t begin, int64_t end) {
     (int8 ? table.int8_pack_rows : table.int16_pack_rows)(p, begin, end);

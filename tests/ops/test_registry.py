@@ -26,6 +26,7 @@ from .conftest import (
 
 NAMESPACE = "bark_accel::"
 CUDA_ONLY = {"draw_next"}  # tests/cpp/fused_sample.cpp, tests/gpu
+PACKED = {"pack_linear", "packed_linear"}  # test_packed_linear.py
 
 
 def registered_ops() -> set[str]:
@@ -35,7 +36,7 @@ def registered_ops() -> set[str]:
 
 
 def test_every_registered_op_has_a_sample() -> None:
-    assert registered_ops() == set(OP_SAMPLES) | CUDA_ONLY
+    assert registered_ops() == set(OP_SAMPLES) | CUDA_ONLY | PACKED
 
 
 @pytest.mark.parametrize("name", OP_SAMPLES)
