@@ -143,6 +143,10 @@ class SpeechRequest:
 
     # The engine's side.
 
+    def is_heard_in(self, seconds: float) -> None:
+        """Learn that what is heard before it, in another process, lasts so many seconds more."""
+        self._begins_at = time.monotonic() + seconds
+
     @property
     def due(self) -> float:
         """Time at which its listener will have heard all that there is: who is due first, comes first.

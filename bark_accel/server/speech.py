@@ -139,7 +139,7 @@ class Speech:
 
     async def _chunks(self) -> AsyncIterator[np.ndarray]:
         chunks, voice = self._plan.chunks, self._plan.voice
-        following = await self._submit(0, voice)
+        following = await self._submit(0, voice, None)
         for index, chunk in enumerate(chunks):
             request = following
             last = index + 1 == len(chunks)
@@ -150,20 +150,21 @@ class Speech:
                 yield piece.numpy()
                 # Without a voice, the chunks after the first have the voice that it made.
                 if ahead is None and not last and voice is not None:
-                    ahead = await self._submit(index + 1, voice)
+                    ahead = await self._submit(index + 1, voice, request)
             if silent:
                 raise ApiError(500, _NO_SOUND, code="no_sound")
             if last:
                 return
             voice = voice or _carried(request)
-            following = ahead or await self._submit(index + 1, voice)
+            following = ahead or await self._submit(index + 1, voice, request)
             pause = PARAGRAPH_PAUSE_S if chunk.ends_paragraph else CHUNK_PAUSE_S
             yield silence(pause * (2 if chunk.break_follows else 1), self.sampling_rate)
 
-    async def _submit(self, index: int, voice: VoicePreset | None) -> SpeechRequest:
+    async def _submit(self, index: int, voice: VoicePreset | None, after: SpeechRequest | None) -> SpeechRequest:
+        """Let a chunk of text be said, which is heard after another one: others' sound comes before it."""
         plan = self._plan
         seed = plan.seed if len(plan.chunks) == 1 else chunk_seed(plan.seed, index)
-        options = {"seed": seed, "policy": plan.policy, "temperature": plan.temperature}
+        options = {"seed": seed, "policy": plan.policy, "temperature": plan.temperature, "after": after}
         submit: Callable[[], SpeechRequest] = partial(
             plan.speaker.submit,
             plan.chunks[index].text,

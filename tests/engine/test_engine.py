@@ -469,6 +469,15 @@ def test_when_requests_in_line_are_due(fast):
     assert line[2].due - line[0].due == pytest.approx(3)
 
 
+def test_when_a_request_behind_another_processs_is_due(fast):
+    source = ModelSource(fast)
+    first, later = (make_row(source, SHORT, seed=seed, policy="preview").request for seed in range(2))
+    later.is_heard_in(4.0)
+    assert later.due - first.due == pytest.approx(4, abs=0.5)
+    later.deliver(torch.zeros(1, later.sampling_rate))
+    assert later.due - first.due == pytest.approx(5, abs=0.5), "what is there is heard then, not now"
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dry", [False, True])
 def test_prompts_have_a_share_of_each_turn(fast, dry, monkeypatch):

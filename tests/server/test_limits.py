@@ -75,6 +75,23 @@ def test_a_slow_reader_holds_back_what_follows(narrow, client):
     assert made.sound._value.get() < 200
 
 
+def test_what_is_said_next_waits_for_what_others_hear_now(server, monkeypatch):
+    """Each chunk of a text comes after the one before it, so that it pushes no other stream's sound aside."""
+    asked, submit = [], server.engine.submit
+
+    def submitted(**arguments):
+        asked.append((arguments.get("after"), submit(**arguments)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(server.engine, "submit", submitted)
+    for voice in ("slt", "alloy"):
+        asked.clear()
+        text = "Hello, my dog is cute. Good morning, my cat is big. " * 6
+        assert httpx.post(server.url + SPEECH, json={**BODY, "input": text, "voice": voice}).status_code == 200
+        before, made = zip(*asked, strict=True)
+        assert len(made) > 2 and before == (None, *made[:-1])
+
+
 def test_bodies_are_bounded(client):
     answer = client.post(SPEECH, content=b"x" * 30_000, headers={"content-type": "application/json"})
     assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"

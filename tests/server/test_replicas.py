@@ -18,6 +18,7 @@ from support.servers import running, until
 
 from bark_accel import small_bark_path
 from bark_accel.server.replicas import engine as replicated
+from bark_accel.server.replicas.request import RemoteRequest
 from bark_accel.server.settings import ModelSpec, Settings
 from bark_accel.server.speaker import Speaker
 
@@ -123,6 +124,28 @@ def test_an_error_of_the_engine_comes_back(pool, client):
     (speaker,) = pool.state.models.loaded()
     with pytest.raises(ValueError, match="must be greater than 0"):
         speaker.submit("hello", None, seed=3, policy="low_latency", semantic_max_new_tokens=-1).result(30)
+
+
+def test_what_is_heard_after_another_is_due_after_it_there(pool, client, monkeypatch):
+    """The replica that has the other one is told which, every other one how long that lasts."""
+    (speaker,) = pool.state.models.loaded()
+    sent, message = [], RemoteRequest.message
+
+    def noted(request, number):
+        sent.append(message(request, number))
+        return sent[-1]
+
+    monkeypatch.setattr(RemoteRequest, "message", noted)
+    options = {"seed": 3, "policy": "exact"}
+    first = speaker.submit("hello my dog is cute", None, **options)
+    second = speaker.submit("hello", None, **options, after=first)
+    for request in (first, second):
+        request.result(30)
+    third = speaker.submit("hello", None, **options, after=first)
+    third.result(30)
+    one, two, three = sent
+    assert (one.after, two.after, three.after) == (None, one.number, one.number)
+    assert one.heard_in_s == 0 and 0 < three.heard_in_s < first.seconds_ready
 
 
 def test_requests_go_to_the_least_loaded(pool, client):

@@ -118,7 +118,9 @@ class ReplicatedEngine:
         with self._lock:
             return len(self._waiting) + sum(len(replica.requests) for replica in self.replicas)
 
-    def submit(self, *, input_ids: Tensor, seed: int, **arguments: Any) -> RemoteRequest:
+    def submit(
+        self, *, input_ids: Tensor, seed: int, after: RemoteRequest | None = None, **arguments: Any
+    ) -> RemoteRequest:
         """Queue one utterance; see `BarkEngine.submit`.
 
         Raises
@@ -126,7 +128,8 @@ class ReplicatedEngine:
         EngineClosed
             After `close`.
         """
-        request = RemoteRequest(self._source, {"input_ids": input_ids, "seed": seed, **arguments}, self._left)
+        given = {"input_ids": input_ids, "seed": seed, **arguments}
+        request = RemoteRequest(self._source, given, self._left, after)
         with self._lock:
             if self._closing.is_set():
                 raise _closed()
@@ -159,7 +162,7 @@ class ReplicatedEngine:
             replica, request = min(free, key=lambda r: len(r.requests)), self._waiting.popleft()
             number = next(self._numbers)
             replica.requests[number] = request
-            replica.outbox.put(Submit(number, request.arguments))
+            replica.outbox.put(request.message(number))
 
     # From any thread.
 

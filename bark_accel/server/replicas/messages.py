@@ -50,10 +50,16 @@ class Ready:
 
 @dataclass(frozen=True)
 class Submit:
-    """A request for a replica's engine, with arguments of `BarkEngine.submit`."""
+    """A request for a replica's engine, with arguments of `BarkEngine.submit`.
+
+    `after` is the number of what is heard before it, which may be another replica's, and `heard_in_s` the seconds that
+    this lasts as far as it is there.
+    """
 
     number: int
     arguments: dict[str, Any]
+    after: int | None = None
+    heard_in_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,16 @@ class _Replica:
                 request.cancel()
 
     def _submit(self, message: Submit) -> None:
+        after = None if message.after is None else self._requests.get(message.after)
         try:
-            request = self._engine.submit(**message.arguments)
+            request = self._engine.submit(**message.arguments, after=after)
         except EngineClosed:
             raise
         except Exception as error:
             self._send(Ended(message.number, failure=Failure.of(error)))
             return
+        if after is None:
+            request.is_heard_in(message.heard_in_s)
         self._requests[message.number] = request
         self._forwarding.submit(self._forward, message.number, request)
 

@@ -14,6 +14,8 @@ from bark_accel import AudioStreamer, SpeechRequest
 from bark_accel.engine.errors import RequestEnded
 from bark_accel.streaming.streamer import AudioSource
 
+from .messages import Submit
+
 # More chunks than an utterance has: as in an engine, nobody waits for the listener.
 _ANY_NUMBER = 2**31
 
@@ -47,12 +49,22 @@ class RemoteRequest(SpeechRequest):
         Of `BarkEngine.submit`.
     left : callable
         Called when it is cancelled.
+    after : RemoteRequest, optional
+        What is heard before it.
     """
 
-    def __init__(self, source: RemoteSound, arguments: dict[str, Any], left: Callable[[RemoteRequest], None]):
+    def __init__(
+        self,
+        source: RemoteSound,
+        arguments: dict[str, Any],
+        left: Callable[[RemoteRequest], None],
+        after: RemoteRequest | None = None,
+    ):
         streamer = AudioStreamer(cast(Any, source), policy="exact", max_queued_chunks=_ANY_NUMBER)
-        super().__init__(streamer, arguments["seed"], None, whole=False)
+        super().__init__(streamer, arguments["seed"], None, whole=False, after=after)
         self.arguments = arguments
+        self._number: int | None = None
+        self._before = after
         self.left_at: float | None = None
         """Time of the first `cancel` (`time.monotonic`)."""
         self._left = left
@@ -62,6 +74,13 @@ class RemoteRequest(SpeechRequest):
         if self.left_at is None:
             self.left_at = time.monotonic()
             self._left(self)
+
+    def message(self, number: int) -> Submit:
+        """The request for a replica, once it has a number."""
+        self._number, before, self._before = number, self._before, None
+        if before is None:
+            return Submit(number, self.arguments)
+        return Submit(number, self.arguments, before._number, max(0.0, before.due - time.monotonic()))
 
     def take(self, samples: np.ndarray) -> None:
         """Hand on the next samples [S], unless nobody listens any more."""
