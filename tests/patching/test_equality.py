@@ -176,9 +176,12 @@ def test_real_voice_presets(suno_pair, index):
     assert torch.equal(fast.generate(**inputs, history_prompt=stored, **options), expected)
 
 
-def test_bark_small_shapes(two_threads):
-    """12 layers, 12 heads, width 768; a short sampled utterance with a preset."""
-    stock = build(SUNO, width=768, layers=12, heads=12, filters=32, sharpen=2.0)
+@pytest.mark.parametrize(
+    "shape", [{"width": 768, "layers": 3, "heads": 12}, {"width": 96, "layers": 12, "heads": 12}], ids=["wide", "deep"]
+)
+def test_bark_small_shapes(two_threads, shape):
+    """12 heads of 64 numbers, 12 layers: one at a time; a short sampled utterance with a preset."""
+    stock = build(SUNO, **shape, filters=32, sharpen=2.0)
     fast = accelerated_copy(stock)
     assert_equal_to_stock(
         stock,
