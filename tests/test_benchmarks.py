@@ -15,7 +15,7 @@ from support.bark_models import SMALL, texts
 
 from bark_accel.bench.baselines import BASELINES
 from bark_accel.bench.measure import machine_facts, versions
-from benchmarks.__main__ import COMMANDS, file_of, is_suite, listing, purpose
+from benchmarks.__main__ import COMMANDS, file_of, is_suite, listing, main, purpose
 from benchmarks.generation import load, utterances
 from benchmarks.generation.plots import save_load
 from benchmarks.generation.timeline import Chunk, Timeline
@@ -56,10 +56,19 @@ def test_a_name_that_there_is_not():
     assert done.returncode == 2 and "expected one of ops, decode, " in done.stderr and "'generations'" in done.stderr
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_helps(name):
-    done = start("-m", "benchmarks", name, "--help")
-    assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
+@pytest.mark.parametrize("name", [name for name in COMMANDS if not is_suite(name)])
+def test_every_command_helps(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [])
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith(f"usage: python -m benchmarks {name} ")
+
+
+def test_a_suite_is_pytests():
+    """In a process of its own, as all commands are started; the other suites are found in the same way."""
+    done = start("-m", "benchmarks", "decode", "--collect-only", "-q")
+    assert done.returncode == 0 and "benchmarks/ops/bench_decode.py::" in done.stdout, done.stdout + done.stderr
+    assert sum(map(is_suite, COMMANDS)) == 3
 
 
 def test_the_older_spelling_of_a_gpu_run_works_from_any_folder(tmp_path):

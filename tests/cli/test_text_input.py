@@ -52,13 +52,14 @@ def test_what_is_no_file_is_explained(tmp_path):
         read_text(tmp_path, "utf-8")
 
 
-@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
-def test_standard_input_is_read(tmp_path, name):
+@pytest.mark.parametrize(
+    "name, text, code, words", [("-", "hello", 0, "1 chunk,"), ("/dev/stdin", "zorro", 2, "does not know: zorro")]
+)
+def test_standard_input_is_read(tmp_path, name, text, code, words):
     """Once: a pipe has nothing for a second look."""
     command = [sys.executable, "-m", "bark_accel", "read", name, "-o", str(tmp_path / "a.wav"), "--max-seconds", "0.2"]
-    for text, code, words in (("hello", 0, "1 chunk,"), ("zorro", 2, "does not know: zorro")):
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=120)
-        assert done.returncode == code and words in done.stdout + done.stderr, done.stderr
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == code and words in done.stdout + done.stderr, done.stderr
 
 
 def test_a_file_reaches_the_model_in_its_encoding(tmp_path):
