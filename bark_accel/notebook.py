@@ -76,20 +76,25 @@ def play(chunks: Iterable[Any], rate: int = 24_000) -> Tensor:
         A chunk of several rows.
     ImportError
         There is no IPython.
+    RuntimeError
+        This is no notebook, but a script.
     """
     from IPython.display import HTML, Audio, display
 
     player = json.dumps(uuid.uuid4().hex)
+    played: list[Tensor] = []
     # One place, written anew for each chunk: the notebook keeps the player of the whole and no chunks.
     place = display(HTML(""), display_id=True)
-    played: list[Tensor] = []
     try:
+        if place is None:
+            raise RuntimeError("play: expected the cell of a notebook, got a process without IPython's shell")
         for chunk in chunks:
             played.append(_waveform(chunk))
             if len(played[-1]):
                 place.update(HTML(f"<script>{_script(player, played[-1], rate)}</script>"))
     except BaseException:
-        place.update(HTML(f"<script>{_STOP % {'player': player}}</script>"))
+        if place is not None:
+            place.update(HTML(f"<script>{_STOP % {'player': player}}</script>"))
         raise
     finally:
         with suppress(AttributeError):

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from bark_accel import stream
 from bark_accel.notebook import play
 
 RATE = 24_000
+MISSING = "IPython is not installed: pip install ipython"
 # Of what a browser has: a clock that moves on, a record of what is to sound when, and timers of [at second, what].
 BROWSER = """
 const scheduled = [], timers = [];
@@ -159,3 +161,43 @@ def test_a_stream_is_played_whole(places, small_model):
     expected = torch.cat([*stream(fast, **texts(SMALL, [9]))], 1)[0]
     torch.manual_seed(0)
     torch.testing.assert_close(play(stream(fast, **texts(SMALL, [9])), RATE), expected, rtol=0, atol=0)
+
+
+@pytest.fixture
+def ipython(tmp_path, monkeypatch):
+    """IPython itself, with a shell of its own; what is published goes to the list that is given."""
+    shells = pytest.importorskip(
+        "IPython.core.interactiveshell", reason="IPython is not installed: pip install ipython"
+    )
+    config = pytest.importorskip("traitlets.config").Config({"HistoryManager": {"enabled": False}})
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    shell = shells.InteractiveShell.instance(config=config, user_module=ModuleType("cells"))
+    published: list[dict] = []
+    monkeypatch.setattr(shell.display_pub, "publish", lambda data, **more: published.append({**data, **more}))
+    yield published
+    shells.InteractiveShell.clear_instance()
+
+
+def test_ipythons_own_display(ipython):
+    """One place, which ends as the player of all."""
+    play([torch.zeros(1, 240), torch.rand(240) - 0.5], RATE)
+    assert len({shown["transient"]["display_id"] for shown in ipython}) == 1
+    assert [shown.get("update", False) for shown in ipython] == [False, *[True] * 4]
+    pages = [shown["text/html"] for shown in ipython]
+    assert ["<script>" in page for page in pages] == [False, True, True, True, False] and "<audio" in pages[-1]
+
+
+def test_a_script_is_told_that_it_is_no_notebook(capsys):
+    pytest.importorskip("IPython", reason=MISSING)
+    left = []
+
+    def chunks():
+        try:
+            yield torch.zeros(240)
+        finally:
+            left.append(True)
+
+    given = chunks()
+    with pytest.raises(RuntimeError, match=r"^play: expected the cell of a notebook, got a process without"):
+        play(given)
+    assert next(given, None) is None and not left, "closed before it began"
