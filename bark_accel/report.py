@@ -24,7 +24,7 @@ class FallbackKind(Enum):
     GENERATION_MODE = "not greedy search or sampling"
     EXTRA_OUTPUTS = "more than the tokens was asked for"
     LOGITS_PROCESSOR = "a logits processor that the fused sampler does not have"
-    STOPPING_CRITERIA = "a stopping criterion that the loop does not have"
+    STOPPING_CRITERIA = "a stopping criterion beside the length and the end of speech"
     HEAD_SIZE = "heads that are too large for weights of 16 bits or fewer"
     ARGUMENTS = "an argument that the loop does not have"
     TOKEN_LAYOUT = "an unusual token layout"

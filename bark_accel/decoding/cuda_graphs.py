@@ -165,6 +165,11 @@ class StepGraphs:
         """See `TokenSource`."""
         return bool(self._ahead)
 
+    def forget(self, cache: KVCache) -> None:
+        """See `TokenSource`."""
+        cache.truncate(cache.position - len(self._ahead))
+        self._ahead.clear()
+
     def next_token(
         self,
         last: Tensor,

@@ -1,4 +1,4 @@
-"""Processors of scores that are called one after the other in Python: those that the samplers lack, and a caller's."""
+"""Calls in Python for each token: processors that the samplers lack, those of a caller, and criteria to end."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ class Called:
 
     `prompt` [B, T] are the ids that the first call gets. `guessing` are those of `processors` that may be called for a
     token that is not sure to come: they depend on nothing but their arguments. `others` do what a sampler's own options
-    do to scores.
+    do to scores. `ends` tells of the ids after each token, [B, T], which rows [B] bool end there.
     """
 
     prompt: Tensor
     processors: Sequence[Processor]
     guessing: Sequence[Processor]
     others: Sequence[Processor]
+    ends: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ProcessorPlan:
     `begin` takes a prompt [B, T] and the most tokens that follow it, None where all prompts have as many. `guesses`
     tells whether any of them may be called for a token that is not sure to come; `guesses_all` whether all may: then
     they have no state and draw no random numbers. `has_rules` tells that Bark's own rules are among these, so that a
-    sampler has none to apply; `names` are for a report.
+    sampler has none to apply; `names` of processors and `criteria` are for a report, and empty where none is called.
     """
 
     begin: Callable[[Tensor, int | None], Called]
@@ -43,6 +44,7 @@ class ProcessorPlan:
     guesses_all: bool
     has_rules: bool
     names: str
+    criteria: str
 
 
 class Processing:
@@ -69,6 +71,10 @@ class Processing:
     def all_scores(self, scores: Tensor) -> Tensor:
         """Return what `scores` are after the processors that do what a sampler's own options do."""
         return self._through(self._begun.others, scores)
+
+    def ended(self) -> list[bool]:
+        """Ask the criteria, once for each token that comes, which rows end with it."""
+        return self._begun.ends(self._ids).tolist()
 
     @property
     def _begun(self) -> Called:

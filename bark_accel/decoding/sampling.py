@@ -44,8 +44,13 @@ class SamplingConfig:
 
     @property
     def calls_others(self) -> bool:
-        """Tell whether processors are called that may have a state, or draw random numbers of their own."""
-        return self.processors is not None and not self.processors.guesses_all
+        """Tell whether criteria are called, or processors that may have a state or draw random numbers of their own."""
+        return self.ends or (self.processors is not None and not self.processors.guesses_all)
+
+    @property
+    def ends(self) -> bool:
+        """Tell whether criteria are called that may end a generation after any token."""
+        return self.processors is not None and bool(self.processors.criteria)
 
     def sampler(self, vocab_size: int, ops: Ops) -> Sampler:
         """Make a sampler of these options."""
@@ -171,7 +176,7 @@ class Sampler:
 
     def _calls(self, draft: bool) -> bool:
         plan = self.config.processors
-        return plan is not None and (plan.guesses or not draft)
+        return plan is not None and (plan.guesses if draft else bool(plan.names))
 
     @contextmanager
     def rewound(self) -> Iterator[None]:

@@ -62,6 +62,10 @@ class Speculation:
         """See `TokenSource`; where not, the cache is as a step without drafts leaves it."""
         return bool(self._ahead)
 
+    def forget(self, cache: KVCache) -> None:
+        """See `TokenSource`."""
+        self._ahead.clear()
+
     def next_token(
         self,
         last: Tensor,

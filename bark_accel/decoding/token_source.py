@@ -23,6 +23,10 @@ class TokenSource(Protocol):
         """Tell whether the next token needs no more of the model."""
         ...
 
+    def forget(self, cache: KVCache) -> None:
+        """Drop what is ahead, as criteria have ended the text; the cache is then as a step leaves it."""
+        ...
+
     def next_token(
         self,
         last: Tensor,

@@ -1,15 +1,17 @@
-"""Transformers' logits processors that our sampler lacks: those up to the last such one are called, in their order."""
+"""Processors of Transformers that our sampler lacks, those before them, and criteria to end: called in their order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, StoppingCriteriaList
 from transformers.generation import logits_process as processors
+from transformers.generation import stopping_criteria as criteria
 
 from bark_accel._arguments import name_of
 from bark_accel.decoding.processors import Called, Processor, ProcessorPlan
@@ -49,10 +51,20 @@ class Prepared:
         """Tell whether it may be called for a token that is not sure to come."""
         return self.is_own(processor) or type(processor) in _PURE
 
+    def criteria(self) -> StoppingCriteriaList:
+        """Criteria beside those of a length and an end of speech, which the stages know."""
+        found = self.arguments["stopping_criteria"]
+        return StoppingCriteriaList(
+            c for c in found if type(c) not in (criteria.MaxLengthCriteria, criteria.EosTokenCriteria)
+        )
+
     def plan(self, count: int, prepare: Callable[[Tensor, int | None], Prepared]) -> ProcessorPlan | None:
-        """Plan to call the first `count` processors, if any, prepared anew for each prompt [B, T] and its tokens."""
-        first = self.processors[:count]
-        if not first:
+        """Plan to call the first `count` processors and the criteria, made anew for each prompt [B, T] and its length.
+
+        None where nothing is to be called.
+        """
+        first, ends = self.processors[:count], self.criteria()
+        if not first and not ends:
             return None
 
         def begin(prompt: Tensor, new_tokens: int | None) -> Called:
@@ -61,11 +73,12 @@ class Prepared:
             guesses = [prepared.guesses(p) for p in called]
             quick = [_quick(p) if pure else _Checked(p) for p, pure in zip(called, guesses, strict=True)]
             guessing = [q for q, pure in zip(quick, guesses, strict=True) if pure]
-            return Called(prepared.prompt, quick, guessing, others)
+            return Called(prepared.prompt, quick, guessing, others, partial(_ended, prepared.criteria()))
 
         guesses = [self.guesses(p) for p in first]
         has_rules = any(self.is_own(p) for p in first)
-        return ProcessorPlan(begin, any(guesses), all(guesses), has_rules, self._names(first))
+        names = ", ".join(map(name_of, ends))
+        return ProcessorPlan(begin, any(guesses), all(guesses), has_rules, self._names(first), names)
 
     def _names(self, called: Sequence[LogitsProcessor]) -> str:
         """Name those that our sampler lacks; the usual warpers only where it lacks them as they are here."""
@@ -111,6 +124,15 @@ class _Checked:
         if found.ndim != 2 or len(found) != rows or found.device != device:
             raise ValueError(f"{expected}, got {list(found.shape)} on {found.device}")
         return found
+
+
+def _ended(criteria: StoppingCriteriaList, ids: Tensor) -> Tensor:
+    """The rows [B] bool that end with the last of the ids [B, T]; raises `ValueError` where these are written to."""
+    given = ids.clone()
+    ended = criteria(ids, None)
+    if not ids.equal(given):
+        raise ValueError(f"{', '.join(map(name_of, criteria))}: expected input_ids left as they are, got them changed")
+    return ended
 
 
 class _Banning:

@@ -146,6 +146,8 @@ class CoarsePatch(CausalPatch):
         if sampling.stop_tokens or sampling.pad_token is not None:
             detail = f"eos_token_id={sampling.stop_tokens}, pad_token_id={sampling.pad_token}, expected none"
             raise Fallback(self.stage, FallbackKind.TOKEN_LAYOUT, detail)
+        if sampling.ends and sampling.processors is not None and spec.fill_positions is not None:
+            raise Fallback(self.stage, FallbackKind.STOPPING_CRITERIA, sampling.processors.criteria)
         return weights, sampling
 
     @property
@@ -185,7 +187,9 @@ class CoarsePatch(CausalPatch):
         model = self.model(weights)
         stage = CoarseStage(model, spec)
         histories = voices.coarse
-        groups = _groups_of_rows(spec, rows, histories)
+        # Windows end early for each row that has a voice of its own as they would for it alone.
+        alone = sampling.ends and not voices.shared
+        groups = [[row] for row in range(rows)] if alone else _groups_of_rows(spec, rows, histories)
         states = []
         with ExitStack() as held:
             for index, members in enumerate(groups):

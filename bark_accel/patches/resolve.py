@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from transformers.generation import logits_process as processors
 from transformers.generation import stopping_criteria as criteria
 from transformers.generation.configuration_utils import GenerationMode
@@ -90,11 +90,12 @@ def resolve_sampling(
     if not config.use_cache and "input_embeds" in fixed:
         # Under its old name, the prompt is read only by generations that use a cache.
         raise Fallback(stage, FallbackKind.ARGUMENTS, "use_cache=False")
-    criteria_list = prepared.arguments["stopping_criteria"]
-    _check_lists(stage, logits_processor=prepared.processors, stopping_criteria=criteria_list)
+    ends = prepared.arguments["stopping_criteria"]
+    _check_lists(stage, logits_processor=prepared.processors, stopping_criteria=ends)
     try:
         _check_mode(stage, config)
-        max_length, stop_tokens = _read_criteria(stage, criteria_list)
+        windows = "max_new_tokens" in fixed
+        max_length, stop_tokens = _read_criteria(stage, prepared, kwargs.get("stopping_criteria"), windows=windows)
     except TokenChoice as choice:
         if config.use_cache and (config._pad_token_tensor is None or not masks_pads):
             raise
@@ -199,16 +200,22 @@ def _read_warpers(found: list[LogitsProcessor], own: Sequence[LogitsProcessor]) 
     return options
 
 
-def _read_criteria(stage: str, found: StoppingCriteriaList) -> tuple[int, tuple[int, ...]]:
-    """(max_length, stop tokens)."""
+def _read_criteria(
+    stage: str, prepared: Prepared, given: Sequence[Any] | None, *, windows: bool
+) -> tuple[int, tuple[int, ...]]:
+    """(max_length, stop tokens). With `windows`, Bark sets the length, which a caller's own replaces."""
     max_length, stop_tokens = None, ()
-    for criterion in found:
+    for criterion in prepared.arguments["stopping_criteria"]:
         if type(criterion) is criteria.MaxLengthCriteria:
+            if windows and any(criterion is own for own in given or ()):
+                raise TokenChoice(stage, FallbackKind.STOPPING_CRITERIA, "MaxLengthCriteria, of each window")
             max_length = criterion.max_length
         elif type(criterion) is criteria.EosTokenCriteria:
             stop_tokens = tuple(criterion.eos_token_id.tolist())
-        else:
-            raise TokenChoice(stage, FallbackKind.STOPPING_CRITERIA, name_of(criterion))
+    config, others = prepared.arguments["generation_config"], prepared.criteria()
+    if others and config.return_dict_in_generate and config.output_scores:
+        names = ", ".join(map(name_of, others))
+        raise TokenChoice(stage, FallbackKind.STOPPING_CRITERIA, f"{names}, called with the scores of all tokens")
     if max_length is None:
         raise TokenChoice(stage, FallbackKind.STOPPING_CRITERIA, "no maximum length")
     return max_length, stop_tokens

@@ -92,9 +92,13 @@ class RowPlan:
         arguments = request.arguments("coarse")
         _, self._coarse_sampling = patches.coarse.prepare(self._coarse_spec, configs.coarse, 1, arguments)
         if self._semantic_sampling.calls_others or self._coarse_sampling.calls_others:
+            plans = self._semantic_sampling.processors, self._coarse_sampling.processors
+            names = ", ".join(
+                name for plan in plans if plan is not None for name in (plan.names, plan.criteria) if name
+            )
             raise NotShared(
                 "BarkEngine: expected no function of the caller's, which may count its calls or draw random numbers, "
-                "among the options; model.generate and stream take them"
+                f"among the options, and no stopping criterion, got {names}; model.generate and stream take them"
             )
         patches.semantic.note_called(self._semantic_sampling)
         patches.coarse.note_called(self._coarse_sampling)

@@ -203,10 +203,12 @@ class CausalPatch(StagePatch[TransformerWeights]):
             yield view
 
     def note_called(self, sampling: SamplingConfig) -> None:
-        """Tell the report which processors are called."""
-        if sampling.processors is not None:
-            names = sampling.processors.names
-            self.settings.log.note(TokenChoice(self.stage, FallbackKind.LOGITS_PROCESSOR, names))
+        """Tell the report which processors and criteria are called."""
+        plan = sampling.processors
+        if plan is not None and plan.names:
+            self.settings.log.note(TokenChoice(self.stage, FallbackKind.LOGITS_PROCESSOR, plan.names))
+        if plan is not None and plan.criteria:
+            self.settings.log.note(TokenChoice(self.stage, FallbackKind.STOPPING_CRITERIA, plan.criteria))
 
     @contextmanager
     def token_source(

@@ -32,7 +32,8 @@ class CoarseState:
     """One batch of utterances.
 
     `semantic` [B, T] and `coarse` [B, T'] start with the voice preset's share (`semantic_history`, `coarse_history`
-    tokens of it); `window` holds the [B] tokens of the current window, `coarse` those of the windows before.
+    tokens of it); `window` holds the [B] tokens of the current window, `coarse` those of the windows before. Criteria
+    end a window early, once they have said of each row that it ends: `unfinished` are the others.
     """
 
     cache: KVCache
@@ -48,6 +49,8 @@ class CoarseState:
     prompt: Prompt | None = None
     window_tokens: int = 0
     window: list[Tensor] = field(default_factory=list)
+    windows: int = 0
+    unfinished: list[bool] = field(default_factory=list)
 
     @property
     def length_tokens(self) -> int:
@@ -116,6 +119,8 @@ class CoarseStage:
         if len(state.window) < state.window_tokens:
             return True
         remaining = state.length_tokens - state.generated_tokens
+        if state.sampler.config.ends and state.windows >= math.ceil(state.length_tokens / self._spec.window_tokens):
+            return False  # what a window lacks no other one makes up for
         if state.final:
             return remaining > 0
         slice_end = self._semantic_start(state) + self._spec.max_input_tokens
@@ -159,6 +164,13 @@ class CoarseStage:
             keep = torch.tensor(active, dtype=torch.bool, device=tokens.device)
             tokens = torch.where(keep, tokens, ENDED)
         state.window.append(tokens)
+        processing = state.sampler.processing
+        if processing is not None and state.sampler.config.ends:
+            state.unfinished = [u and not e for u, e in zip(state.unfinished, processing.ended(), strict=True)]
+            if not any(state.unfinished):
+                state.window_tokens = len(state.window)
+                if state.token_source is not None:
+                    state.token_source.forget(state.cache)
         return tokens
 
     def _active_rows(self, state: CoarseState) -> list[bool] | None:
@@ -177,6 +189,8 @@ class CoarseStage:
         spec = self._spec
         state.coarse = torch.cat([state.coarse, *(t[:, None] for t in state.window)], dim=1)
         state.window = []
+        state.windows += 1
+        state.unfinished = [True] * len(state.coarse)
         state.window_tokens = min(self._longest_window(state), state.length_tokens - state.generated_tokens)
         start = self._semantic_start(state)
         semantic = state.semantic[:, start : start + spec.max_input_tokens]

@@ -110,12 +110,15 @@ class SemanticStage:
     def _ended(self, state: SemanticState, tokens: Tensor) -> Tensor:
         """Note which rows have ended, and pad those that had before."""
         config = state.sampler.config
+        processing = state.sampler.processing
         if config.stop_tokens:
             tokens = _pad_finished(tokens, state.unfinished, config.pad_token)
-            if state.sampler.processing is not None and not all(state.unfinished):
-                state.sampler.processing.pad(tokens)
+            if processing is not None and not all(state.unfinished):
+                processing.pad(tokens)
             ids = tokens.tolist()
             state.unfinished = [u and t not in config.stop_tokens for u, t in zip(state.unfinished, ids, strict=True)]
+        if processing is not None and config.ends:
+            state.unfinished = [u and not e for u, e in zip(state.unfinished, processing.ended(), strict=True)]
         state.tokens.append(tokens)
         return tokens
 

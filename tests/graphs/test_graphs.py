@@ -88,6 +88,23 @@ def _coarse_tokens_replayed(fast: Any, seed: int, inputs: dict[str, Any]) -> int
     return tokens - -(-tokens // SMALL.window)
 
 
+@pytest.mark.parametrize("options", [OPTIONS["sampled"], OPTIONS["greedy"]], ids=["sampled", "greedy"])
+def test_what_is_forgotten_comes_again(
+    small_model: Any, capturer: CallCapturer, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Of each block only the first token is taken."""
+    next_token = graphs.StepGraphs.next_token
+
+    def forgets(self: Any, last: Any, cache: Any, *rest: Any) -> Any:
+        token = next_token(self, last, cache, *rest)
+        self.forget(cache)
+        return token
+
+    monkeypatch.setattr(graphs.StepGraphs, "next_token", forgets)
+    assert_equal_to_stock(small_model, accelerated_copy(small_model, **GRAPHED), **texts(SMALL, [4, 9]), **options)
+    assert capturer.replayed > 0
+
+
 def test_a_coarse_window_is_one_block(
     small_model: Any, capturer: CallCapturer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

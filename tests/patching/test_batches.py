@@ -18,6 +18,7 @@ from support.parity import (
     assert_stock_gives,
     run,
 )
+from support.stock_limits import skip_where_stock_fails
 
 from bark_accel import (
     AudioStreamer,
@@ -410,16 +411,15 @@ def test_streamed_rows_hear_nothing_of_the_others(fast, policy, interleave):
 
 # Transformers' own loops.
 
-CRITERIA = {
-    "semantic": {"semantic_max_time": 60.0},
-    "coarse": {"coarse_max_time": 60.0},
-}
+BEAMS = {"semantic": {"semantic_num_beams": 2}, "coarse": {"coarse_num_beams": 2}}
 
 
-@pytest.mark.parametrize("stage", [*CRITERIA, "fine"])
+@pytest.mark.parametrize("stage", [*BEAMS, "fine"])
 def test_in_stocks_own_loop_rows_run_one_by_one(stock, stage):
     quick = accelerated_copy(stock, strict=False)
-    options = CRITERIA.get(stage, {})
+    options = BEAMS.get(stage, {})
+    if options:
+        skip_where_stock_fails("beams")
     if stage == "fine":
         quick.fine_acoustics.layers[0].mlp.in_proj.register_forward_hook(lambda module, args, output: output)
     got, audio, _ = run(quick, 0, **INPUTS, history_prompt=VOICES, semantic_max_new_tokens=40, **options)
@@ -438,7 +438,8 @@ def test_in_stocks_own_loop_rows_run_one_by_one(stock, stage):
 def test_batch_tails_in_stocks_own_loop(stock):
     """Without and with a streamer, which listens to the loop."""
     quick = accelerated_copy(stock, strict=False, fix_stock_bugs=["batch_tails"])
-    options = {"semantic_max_new_tokens": 40, **CRITERIA["coarse"]}
+    quick.coarse_acoustics.layers[0].mlp.register_forward_hook(lambda module, args, output: output)
+    options = {"semantic_max_new_tokens": 40}
     got, audio, _ = run(quick, 0, **INPUTS, **options)
     for row in range(4):
         assert_row_alone(stock, row, None, got, **options)

@@ -59,5 +59,8 @@ def chosen_by(fast: transformers.BarkModel, stage: str) -> str:
     assert {reason.stage for reason in (*report.fallbacks, *report.token_choices)} <= {stage}
     if report.fallbacks or not report.token_choices:
         return "stock" if report.fallbacks else "fused"
-    called = {reason.kind for reason in report.token_choices} == {FallbackKind.LOGITS_PROCESSOR}
+    called = {reason.kind for reason in report.token_choices} <= {
+        FallbackKind.LOGITS_PROCESSOR,
+        FallbackKind.STOPPING_CRITERIA,
+    }
     return "called" if called else "loop"
