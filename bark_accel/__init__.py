@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from .hf.presets import generate_with_preset
     from .hf.voices import batch_inputs
     from .longform.reader import LongForm, SpokenChunk
-    from .patches.api import accelerate_bark, acceleration_report, free_memory, restore_bark
+    from .patches.api import accelerate_bark, free_memory, restore_bark
     from .patches.engine import BarkEngine
+    from .patches.reporting import acceleration_report
     from .patches.speaker import long_form
     from .patches.stream_speed import stream_speed
     from .patches.warmup import warmup
@@ -53,7 +54,7 @@ _HOME = {
     "StreamPlan": "streaming.plan",
     "StreamSpeed": "streaming.plan",
     "accelerate_bark": "patches.api",
-    "acceleration_report": "patches.api",
+    "acceleration_report": "patches.reporting",
     "batch_inputs": "hf.voices",
     "free_memory": "patches.api",
     "generate_with_preset": "hf.presets",

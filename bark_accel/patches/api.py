@@ -1,45 +1,35 @@
-"""Patches one `BarkModel` instance, restores and reports on it."""
+"""Patches one `BarkModel` instance, and restores it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any
 
 import torch
-import transformers
 from transformers import BarkModel
 
 from bark_accel import _cpus
 from bark_accel._arguments import check_flags
 from bark_accel._caller import warn_caller
 from bark_accel._forked import avoid_lost_threads, watch
-from bark_accel._version import __version__
-from bark_accel.decoding.cuda_graphs import graphs_are_on
-from bark_accel.hf import extract
 from bark_accel.hf.compat import check_signatures, warn_of_untested
 from bark_accel.hf.inputs import check_not_meta
-from bark_accel.hf.offload import device_of, is_offloaded
-from bark_accel.hf.points import POINTS, SUBMODELS, submodels
+from bark_accel.hf.points import POINTS, submodels
 from bark_accel.ops._library import release_memory
-from bark_accel.ops.backend import check_backend, is_served, native_fault, runs_natively
+from bark_accel.ops.backend import check_backend, runs_natively
 from bark_accel.ops.flash_attention import check_attention
-from bark_accel.report import AccelerationReport, Fallback, FallbackKind, FallbackLog, FallbackReason, StageReport
-from bark_accel.streaming.owner import owner_of
+from bark_accel.report import FallbackLog
 from bark_accel.transformer.dynamo import Compiler, check_compile_backend
 from bark_accel.transformer.precision import INT8_WEIGHTS, WEIGHTS
 
 from .model import ModelPatch
-from .points import PATCHES, stage_patch
+from .model_checks import check_classes, check_extractable, check_not_covered
+from .patched import METHODS, accelerated_patch, all_submodels, check_model, is_ours, model_patch, stage_patches
+from .points import PATCHES
 from .release import check_released, release
-from .stage_patch import CausalPatch, Settings, StagePatch
-from .step_kind import step_kind
-from .stock_bugs import STOCK_BUGS, StockBugs
-
-_METHODS = tuple(dict.fromkeys(point.method for point in POINTS.values()))
-# Kinds that a later call may lose again (model.eval(), hooks removed); the others are refused at once.
-_TRANSIENT = {FallbackKind.TRAINING, FallbackKind.HOOKED_MODULE}
+from .reporting import isa
+from .stage_patch import Settings
+from .stock_bugs import StockBugs
 
 
 def accelerate_bark(
@@ -118,9 +108,9 @@ def accelerate_bark(
         A backend of `torch.compile` for the dense parts (prompts, windows of the fine stage, the codec's upsampling of
         a whole waveform) instead of our own kernels: `"inductor"`, `"tensorrt"`, `"openvino"`, `"openxla"`, or any name
         that is registered with torch. Every other step stays ours. A program is compiled for each length at its first
-        use, in tens of seconds, and compared with plain torch on its first inputs: float32 has to agree to 2e-5 of the
-        largest number, 16-bit weights must be no further from float32 than twice what torch is with them. Otherwise
-        the call raises `RuntimeError`.
+        use, in tens of seconds, and compared with plain torch in its calls 1, 2, 4, 8, ...: float32 has to agree to
+        2e-5 of the largest number, 16-bit weights must be no further from float32 than twice what torch is with them.
+        Otherwise the call raises `RuntimeError`.
 
     Returns
     -------
@@ -145,7 +135,7 @@ def accelerate_bark(
     """
     watch()
     avoid_lost_threads()
-    _check_model(model)
+    check_model(model)
     check_flags(strict=strict, release_originals=release_originals, cuda_graphs=cuda_graphs)
     check_flags(fit_windows=fit_windows, long_coarse_windows=long_coarse_windows)
     if not (speculate is None or isinstance(speculate, bool)):
@@ -153,10 +143,10 @@ def accelerate_bark(
     if weights not in WEIGHTS:
         raise ValueError(f"weights: expected one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}")
     stock_bugs = StockBugs(fix_stock_bugs)
-    _check_classes(model)
-    _check_not_covered(model)
+    check_classes(model)
+    check_not_covered(model)
     check_not_meta(model)
-    for submodel in _submodels(model):
+    for submodel in all_submodels(model):
         check_released(submodel)
     check_signatures()
     check_backend(backend, model.device)
@@ -185,7 +175,7 @@ def accelerate_bark(
     whole = ModelPatch(model, settings)
     patches = {stage: PATCHES[stage](submodel, settings) for stage, submodel in submodels(model).items()}
     for patch in (whole.codec_patch(), *patches.values()):
-        _check_extractable(patch, also_transient=release_originals)
+        check_extractable(patch, also_transient=release_originals)
     if release_originals:
         release([*patches.values()])
     warn_of_untested()
@@ -223,75 +213,21 @@ def restore_bark(model: BarkModel) -> BarkModel:
     ValueError
         Its weights were released, or somebody else patched it.
     """
-    _check_model(model)
+    check_model(model)
     if model_patch(model) is None:
         return model
-    _check_not_covered(model)
-    for submodel in _submodels(model):
+    check_not_covered(model)
+    for submodel in all_submodels(model):
         check_released(submodel)
     _remove_patches(model)
     return model
 
 
 def _remove_patches(model: BarkModel) -> None:
-    for owner in (model, *_submodels(model)):
-        for name in _METHODS:
-            if _is_ours(vars(owner).get(name)):
+    for owner in (model, *all_submodels(model)):
+        for name in METHODS:
+            if is_ours(vars(owner).get(name)):
                 delattr(owner, name)
-
-
-def _submodels(model: BarkModel) -> list[Any]:
-    """The sub-models a model has now, and those it had when it was accelerated."""
-    patch = model_patch(model)
-    now = [*submodels(model).values()]
-    return now if patch is None else [*now, *(m for m in patch.patched_submodels if all(m is not n for n in now))]
-
-
-def acceleration_report(model: BarkModel) -> AccelerationReport:
-    """Say what runs accelerated on this model, what fell back so far, and why.
-
-    Raises
-    ------
-    TypeError
-        `model` is not a `BarkModel`.
-    ValueError
-        `model` is not accelerated.
-    """
-    patch = accelerated_patch(model, "acceleration_report")
-    settings, stage_patches = patch.settings, _stage_patches(model)
-    stages = tuple(_stage_report(h) for h in (*stage_patches, patch.codec_patch()))
-    native = runs_natively(settings.backend, model.device)
-    float32 = patch.float32_choice()
-    return AccelerationReport(
-        stages=stages,
-        fallbacks=tuple(settings.log.reasons),
-        token_choices=tuple(settings.log.choices),
-        backend=settings.backend,
-        strict=settings.log.strict,
-        isa=_isa() if native else None,
-        threads=torch.get_num_threads(),
-        kv_cache_bytes=settings.pool.nbytes,
-        stock_bugs={name: settings.stock_bugs.fixes(name) for name in STOCK_BUGS},
-        cuda_graphs=settings.cuda_graphs and graphs_are_on() and model.device.type == "cuda",
-        decode_step=step_kind(settings, model.device),
-        captured_graphs=sum(h.graphs.count for h in stage_patches if isinstance(h, CausalPatch)),
-        native_fault=_native_fault(settings, model.device),
-        attention=settings.attention if model.device.type == "cuda" else "sdpa",
-        float32=None if float32 is None else str(float32),
-        fit_windows=settings.fit_windows,
-        long_coarse_windows=settings.long_coarse_windows,
-        compile_backend=None if settings.compiler is None else settings.compiler.backend,
-        compiled_parts=() if settings.compiler is None else settings.compiler.parts,
-        versions={
-            "bark_accel": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-    )
-
-
-def _native_fault(settings: Settings, device: torch.device) -> str | None:
-    return native_fault(device) if settings.backend != "torch" and is_served(device) else None
 
 
 def free_memory(model: BarkModel) -> int:
@@ -321,111 +257,12 @@ def free_memory(model: BarkModel) -> int:
     """
     avoid_lost_threads()
     patch = accelerated_patch(model, "free_memory")
-    freed = patch.settings.pool.clear() + sum(stage.free_memory() for stage in _stage_patches(model))
+    freed = patch.settings.pool.clear() + sum(stage.free_memory() for stage in stage_patches(model))
     return freed + (release_memory() if runs_natively(patch.settings.backend, model.device) else 0)
 
 
-def accelerated_patch(model: Any, name: str) -> ModelPatch:
-    """Return the patch of an accelerated model; raises as the function `name` does for others."""
-    _check_model(model)
-    patch = model_patch(model)
-    if patch is None:
-        raise ValueError(f"{name}: expected an accelerated model, got one that is not; call accelerate_bark")
-    return patch
-
-
-def _stage_patches(model: BarkModel) -> list[StagePatch]:
-    """Return our patches of the sub-models that the model has now."""
-    return [patch for m in submodels(model).values() if (patch := stage_patch(m)) is not None]
-
-
-def model_patch(model: BarkModel) -> ModelPatch | None:
-    """The patch that owns an accelerated model, or None."""
-    for name in _METHODS:
-        owner = owner_of(vars(model).get(name), ModelPatch)
-        if owner is not None:
-            return owner
-    return None
-
-
-def _is_ours(method: object) -> bool:
-    """Tell whether `method` is a patch's own: a wrapper around one is somebody else's, and stays."""
-    return isinstance(getattr(method, "__self__", None), (StagePatch, ModelPatch))
-
-
-def _check_model(model: object) -> None:
-    if not isinstance(model, BarkModel):
-        got = f"{type(model).__module__}.{type(model).__name__}"
-        raise TypeError(f"expected a transformers.BarkModel, got {got}{_model_inside(model)}")
-
-
-# Where PEFT, pipelines, torch.compile and DataParallel keep the model they are made of; PEFT's has a `model` as well.
-_WRAPPED = ("base_model.model", "model", "_orig_mod", "module")
-
-
-def _model_inside(wrapper: Any) -> str:
-    """Names the attribute of a wrapper that holds a model."""
-    for path in _WRAPPED:
-        inside = wrapper
-        for name in path.split("."):
-            inside = getattr(inside, name, None)
-        if isinstance(inside, BarkModel):
-            merged = "; merge LoRA layers first: merge_and_unload()" if path.startswith("base_model") else ""
-            return f"; pass its .{path}{merged}"
-    return ""
-
-
-def _check_classes(model: BarkModel) -> None:
-    for point in SUBMODELS.values():
-        submodel = point.owner(model)
-        if type(submodel) is not point.kind:
-            got = f"{extract.class_name(type(submodel))}{extract.way_out(submodel)}"
-            raise ValueError(f"model.{point.attribute}: expected a {point.kind.__name__}, got a {got}")
-    if type(model).codec_decode is not BarkModel.codec_decode:
-        raise ValueError(f"{type(model).__name__}.codec_decode: expected BarkModel's own, got an override")
-
-
-def _check_not_covered(model: BarkModel) -> None:
-    """Refuse methods that somebody else set on the instance."""
-    for owner in (model, *_submodels(model)):
-        for name in _METHODS:
-            if name in vars(owner) and not _is_ours(vars(owner)[name]):
-                kind = type(owner).__name__
-                raise ValueError(f"{kind}.{name}: expected the class's own or ours, got one set on the instance")
-
-
-def _check_extractable(patch: StagePatch, *, also_transient: bool) -> None:
-    try:
-        patch.weights()
-        if also_transient and is_offloaded(patch.module):
-            raise Fallback(patch.stage, FallbackKind.HOOKED_MODULE, "accelerate keeps its weights")
-    except Fallback as fallback:
-        if also_transient or fallback.reason.kind not in _TRANSIENT:
-            raise ValueError(f"accelerate_bark: {fallback.reason}") from None
-
-
-def _stage_report(patch: StagePatch) -> StageReport:
-    blocked: FallbackReason | None = None
-    copied = 0
-    try:
-        copied = patch.copied_bytes()
-    except Fallback as fallback:
-        blocked = fallback.reason
-    parameter, device = next(patch.module.parameters()), device_of(patch.module)
-    return StageReport(
-        stage=patch.stage,
-        ops="transformers" if blocked else patch.ops_name(device),
-        dtype=str(parameter.dtype).removeprefix("torch."),
-        device=str(device),
-        copied_bytes=copied,
-        weights=patch.precision_name(parameter.dtype),
-        drafts=replace(patch.draft_counts) if isinstance(patch, CausalPatch) else None,
-        blocked_by=blocked,
-    )
-
-
 def _warn_of_slow_weights(weights: str, backend: str, device: torch.device) -> None:
-    if weights != "same" and device.type == "cpu" and runs_natively(backend, device) and _isa() == "generic":
+    if weights != "same" and device.type == "cpu" and runs_natively(backend, device) and isa() == "generic":
         warn_caller(
             f"bark_accel: weights={weights!r} saves memory but no time here: it is slower than float32 with the "
             "generic kernels, which run where a CPU has no AVX2 or BARK_ACCEL_ISA says so"
@@ -441,9 +278,3 @@ def _warn_of_threads() -> None:
             f"CPU{'' if quota == 1 else 's'}: threads that it stops are waited for; torch.set_num_threads({usable}) is "
             "faster"
         )
-
-
-def _isa() -> str:
-    from bark_accel.ops._library import load
-
-    return load().isa()

@@ -23,7 +23,8 @@ from bark_accel.streaming.progress import check_progress
 from bark_accel.streaming.streamer import AudioStreamer
 from bark_accel.transformer.causal import CausalModel
 
-from .api import accelerate_bark, model_patch
+from .api import accelerate_bark
+from .patched import model_patch
 from .points import StagePatches
 from .request import Request
 from .row_plan import EngineModels, RowPlan

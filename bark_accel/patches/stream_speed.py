@@ -10,7 +10,7 @@ from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.report import Fallback
 from bark_accel.streaming.plan import StreamSpeed
 
-from .api import accelerated_patch
+from .patched import accelerated_patch
 from .points import StagePatches
 from .stream_plan import kept_speed
 

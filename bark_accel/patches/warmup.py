@@ -10,7 +10,8 @@ from transformers import BarkModel
 from bark_accel.decoding.rng import seeded
 from bark_accel.report import AccelerationReport
 
-from .api import accelerated_patch, acceleration_report
+from .patched import accelerated_patch
+from .reporting import acceleration_report
 
 # Semantic tokens of a warm-up: the coarse stage then has a whole window and the start of another.
 _TOKENS = 24

@@ -15,7 +15,7 @@ from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.ops import _library, backend
 from bark_accel.ops.cuda import OPS
 from bark_accel.patches import step_kind
-from bark_accel.patches.api import model_patch
+from bark_accel.patches.patched import model_patch
 
 OPTIONS: dict[str, Any] = {"do_sample": True, "temperature": 0.8}
 
