@@ -36,6 +36,8 @@ class SpeechRequest:
         Samples per second.
     status : {"queued", "semantic", "coarse", "fine", "done"}
         Where it stands; a request that failed or was cancelled is done.
+    seconds_taken : float
+        Seconds from the row that it got to its end, well or not; 0 before.
     preset : dict, optional
         The voice preset that it makes (int64 arrays), once it is done; None for `policy="preview"`.
     """
@@ -53,6 +55,8 @@ class SpeechRequest:
         self.sampling_rate = streamer.sampling_rate
         self.status = "queued"
         self.preset: dict[str, np.ndarray] | None = None
+        self.seconds_taken = 0.0
+        self._begun_at: float | None = None
         self._streamer = streamer
         self._deadline_s = deadline_s
         self._process = os.getpid()
@@ -143,6 +147,10 @@ class SpeechRequest:
 
     # The engine's side.
 
+    def begin(self) -> None:
+        """Note that it got a row."""
+        self._begun_at = time.monotonic()
+
     def is_heard_in(self, seconds: float) -> None:
         """Learn that what is heard before it, in another process, lasts so many seconds more."""
         self._begins_at = time.monotonic() + seconds
@@ -189,7 +197,7 @@ class SpeechRequest:
         self.preset = preset
         audio = torch.cat(self._pieces) if self._pieces else torch.empty(0, dtype=torch.float32, device="cpu")
         self._pieces = []
-        self.status = "done"
+        self._note_end()
         if _settle(self._future, audio, None):
             self._streamer.finish()
 
@@ -197,7 +205,12 @@ class SpeechRequest:
         """End it with an error, unless it has ended."""
         if _settle(self._future, None, without_frames(error)):
             self._streamer.fail(error)
-            self.status = "done"
+            self._note_end()
+
+    def _note_end(self) -> None:
+        self.status = "done"
+        if self._begun_at is not None:
+            self.seconds_taken = time.monotonic() - self._begun_at
 
 
 def _settle(future: futures.Future[Tensor], audio: Tensor | None, error: BaseException | None) -> bool:

@@ -55,6 +55,7 @@ class Row:
     def start(self, slot: Slot) -> None:
         """Begin with the semantic stage; keeps the slot up to the end of the coarse one."""
         self._slot = slot
+        self.request.begin()
         self.request.status = "semantic"
         stage = self._plan.semantic
         self._semantic = self._plan.start_semantic(stage, slot.cache(stage.model))

@@ -40,10 +40,11 @@ def catalogue_routes(state: State) -> APIRouter:
 
     @router.get("/v1/audio/voices", tags=["voices"])
     async def list_voices(model: str = models.default) -> VoiceList:
-        """The voices of a model, uploaded ones, and the names that clients send by default."""
+        """The voices of a model, uploaded ones of its kind, and the names that clients send by default."""
         speaker = await models.get(model)
         own = [Voice(id=name, name=name, kind="model") for name in speaker.voices]
-        uploaded = [Voice(id=name, name=name, kind="uploaded") for name in voices.names()]
+        fitting = await to_thread.run_sync(voices.fitting, speaker.fits)
+        uploaded = [Voice(id=name, name=name, kind="uploaded") for name in fitting]
         means = aliased(speaker.voices).items()
         aliases = [Voice(id=alias, name=f"{alias} ({v or 'any'})", kind="alias", alias_of=v) for alias, v in means]
         return VoiceList(voices=own + uploaded + aliases)

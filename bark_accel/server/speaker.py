@@ -104,7 +104,7 @@ class Speaker:
         self.users -= 1
 
     def took(self, seconds: float) -> None:
-        """Learn how long a request takes."""
+        """Learn how long a request has rows, its chunks one by one; who reads it slowly is not counted."""
         self._mean_s += _NEWEST * (seconds - self._mean_s)
 
     @property
@@ -146,6 +146,14 @@ class Speaker:
                 assert voice is None or voice in self.voices
                 self._presets[voice] = resolve_voice(self._loaded.processor, voice)  # type: ignore[index]
             return self._presets[voice]  # type: ignore[index]
+
+    def fits(self, preset: VoicePreset) -> bool:
+        """Tell whether a voice is one of this kind of model."""
+        try:
+            self.check_preset(preset)
+        except ApiError:
+            return False
+        return True
 
     def check_preset(self, preset: VoicePreset) -> None:
         """Raise `ApiError` for a voice of another kind of model."""

@@ -100,6 +100,7 @@ class Speech:
         self._metrics = metrics
         self._started = time.monotonic()
         self._requests: list[SpeechRequest] = []
+        self._taken_s = 0.0
         self._closed = False
 
     def __enter__(self) -> Speech:
@@ -173,14 +174,21 @@ class Speech:
         )
         # Not left by a cancelled task, so that no request is lost.
         request = await to_thread.run_sync(submit)
-        self._requests = [*(request for request in self._requests if not request.done()), request]
+        self._forget_done()
+        self._requests.append(request)
         if self._closed:
             request.cancel()
         return request
 
+    def _forget_done(self) -> None:
+        """Keep of those that are done what they took, and not their sound."""
+        self._taken_s += sum(request.seconds_taken for request in self._requests if request.done())
+        self._requests = [request for request in self._requests if not request.done()]
+
     def _count(self) -> None:
         seconds, heard_s = time.monotonic() - self._started, self.samples / self.sampling_rate
-        self._plan.speaker.took(seconds)
+        self._forget_done()
+        self._plan.speaker.took(self._taken_s)
         if heard_s:
             self._metrics.real_time_factor.observe(seconds / heard_s)
 

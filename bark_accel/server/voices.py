@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from bark_accel import load_voice_preset, save_voice_preset
@@ -52,6 +53,11 @@ class UploadedVoices:
             if self._has(name):
                 raise
             return None  # deleted a moment ago
+
+    def fitting(self, fits: Callable[[VoicePreset], bool]) -> list[str]:
+        """The names, sorted, of those that a model can speak with; reads every file."""
+        found = ((name, self.get(name)) for name in self.names())
+        return [name for name, preset in found if preset is not None and fits(preset)]
 
     def check_name(self, name: str, taken: list[str]) -> None:
         """Raise `ApiError` for a name that cannot be, or is taken."""

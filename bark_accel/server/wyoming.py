@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from anyio import CancelScope, create_task_group, fail_after, move_on_after
+from anyio import CancelScope, create_task_group, fail_after, move_on_after, to_thread
 from pydantic import TypeAdapter
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.error import Error
@@ -167,7 +167,9 @@ class WyomingSession(Session):
 
     async def _answer_event(self, event: Event) -> None:
         if Describe.is_type(event.type):
-            await self._send(info(await self._speaker(), self._state.voices.names()))
+            speaker = await self._speaker()
+            uploaded = await to_thread.run_sync(self._state.voices.fitting, speaker.fits)
+            await self._send(info(speaker, uploaded))
         elif Ping.is_type(event.type):
             await self._send(Pong(text=parsed(Ping, event).text))
         elif Synthesize.is_type(event.type):

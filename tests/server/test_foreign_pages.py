@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import httpx
 import pytest
 from support.servers import running
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from bark_accel import small_bark_path
 from bark_accel.server.access import is_foreign
@@ -44,6 +48,18 @@ def test_those_that_may(client, origin):
     headers = {"origin": own if origin == "its own" else origin, "sec-fetch-site": "cross-site"}
     assert upload(client, "mine", headers) == 201
     assert client.delete("/v1/audio/voices/mine", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["https://good.example", "https://other.example"])
+def test_behind_a_proxy_that_does_not_hand_the_name_on(client, origin):
+    """Its page's origin is not the name in `Host`: it is given with --cors-origin, for routes and WebSockets alike."""
+    allowed = origin == "https://good.example"
+    assert upload(client, "mine", {"origin": origin}) == (201 if allowed else 403)
+    if allowed:
+        client.delete("/v1/audio/voices/mine")
+    url = str(client.base_url).replace("http", "ws", 1).rstrip("/") + "/v1/audio/speech/stream"
+    with nullcontext() if allowed else pytest.raises(InvalidStatus, match="403"), connect(url, origin=origin):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -12,7 +16,9 @@ from support.servers import running, until
 
 from bark_accel import small_bark_path
 from bark_accel.server import app
+from bark_accel.server.schema import SpeechBody
 from bark_accel.server.settings import ModelSpec, Settings
+from bark_accel.server.speech import Speech, make_plan
 
 BODY = {"model": "tts-1", "voice": "alloy", "input": "Hello, my dog is cute.", "response_format": "pcm", "seed": 5}
 LONG = {**BODY, "input": "Hello, my dog is cute. Good morning, my cat is big. " * 60}
@@ -73,6 +79,31 @@ def test_a_slow_reader_holds_back_what_follows(narrow, client):
         assert users(narrow) == 1
     until(lambda: not users(narrow), 2)
     assert made.sound._value.get() < 200
+
+
+def test_how_slowly_somebody_reads_is_not_how_long_others_wait(server):
+    """`Retry-After` is made of the time that requests have rows."""
+    (speaker,) = server.state.models.loaded()
+    options = SpeechBody(**{**BODY, "input": "Hello, my dog is cute. Good morning, my cat is big. " * 2})
+    plan = make_plan(speaker, server.state.voices, options, options.input)
+    learned = []
+
+    async def read_slowly() -> None:
+        with Speech(replace(plan, speaker=took(speaker, learned)), server.state.metrics) as speech:
+            async for _ in speech:
+                await asyncio.sleep(0.7)
+
+    begun = time.monotonic()
+    asyncio.run(read_slowly())
+    assert len(plan.chunks) > 1 and time.monotonic() - begun > 2
+    assert 0 < learned[0] < 1
+
+
+def took(speaker, learned: list):
+    """The speaker, which tells what it learns."""
+    told = copy.copy(speaker)
+    told.took = learned.append
+    return told
 
 
 def test_what_is_said_next_waits_for_what_others_hear_now(server, monkeypatch):

@@ -15,12 +15,13 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
+from support.bark_models import SUNO, build
 from support.servers import running
 
 from bark_accel import small_bark_path
 from bark_accel.server import catalogue_routes
 from bark_accel.server.app import create_app
-from bark_accel.server.settings import Settings
+from bark_accel.server.settings import ModelSpec, Settings
 from bark_accel.server.voices import UploadedVoices, read_voice
 
 VOICE = (small_bark_path() / "speaker_embeddings" / "rms.npz").read_bytes()
@@ -51,6 +52,24 @@ def test_a_voice_comes_speaks_and_goes(client):
     assert client.delete("/v1/audio/voices/mine").json()["deleted"] and "mine" not in ids(client)
     assert client.delete("/v1/audio/voices/mine").status_code == 404
     assert client.post("/v1/audio/speech", json={**BODY, "voice": "mine"}).status_code == 400
+
+
+def test_a_voice_is_listed_for_models_of_its_kind(tmp_path):
+    """The small Bark's codes and offsets are not suno's."""
+    build(SUNO, width=32, layers=1, heads=2).save_pretrained(tmp_path)
+    models = (ModelSpec("small-bark"), ModelSpec("other", str(tmp_path)))
+    with running(Settings(models=models)) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        wide = codes(semantic_prompt=np.arange(9_000, 9_020), fine_prompt=np.zeros((8, 40), int))
+        assert upload(client, packed(**wide), "wide", model="other").status_code == 201
+        assert upload(client, VOICE, "narrow").status_code == 201
+
+        def listed(model: str) -> set[str]:
+            voices = client.get("/v1/audio/voices", params={"model": model}).json()["voices"]
+            return {voice["id"] for voice in voices if voice["kind"] == "uploaded"}
+
+        assert (listed("small-bark"), listed("other")) == ({"narrow"}, {"wide"})
+        said = client.post("/v1/audio/speech", json={**BODY, "voice": "wide"})
+        assert said.status_code == 400 and said.json()["error"]["code"] == "invalid_voice"
 
 
 @pytest.mark.parametrize("name", ["", "..", "../up", "a/b", "a" * 65, ".hidden", "ä", "x\n", "slt", "alloy"])

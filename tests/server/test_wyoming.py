@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from contextlib import asynccontextmanager
 from functools import wraps
@@ -137,6 +138,25 @@ async def test_a_text_is_what_http_says(server, seeds):
             start = AudioStart.from_event(events[0])
             assert (start.rate, start.width, start.channels) == (24_000, 2, 1)
             assert sound(events) == said
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+@in_a_loop
+async def test_replicas_say_the_same(server, seeds):
+    """Several connections at once, whole texts and streams, over processes of one thread each."""
+
+    async def asked(server, streamed: bool) -> bytes:
+        async with connected(server) as client:
+            if streamed:
+                await send(client, SynthesizeStart(voice=SLT), SynthesizeChunk(TEXT), SynthesizeStop())
+                return sound(await heard(client, SynthesizeStopped))
+            await send(client, Synthesize(TEXT, voice=SLT))
+            return sound(await heard(client))
+
+    said = [await asked(server, streamed) for streamed in (False, True)] * 2
+    with running(Settings(replicas=2, max_rows=1), wyoming=True) as pool:
+        assert await asyncio.gather(*(asked(pool, streamed) for streamed in (False, True) * 2)) == said
+        until(lambda: idle(pool))
 
 
 @in_a_loop
