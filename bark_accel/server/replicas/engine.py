@@ -47,6 +47,8 @@ class Replica:
         The process that there is now.
     ready : bool
         It has spoken, and takes requests.
+    keeper : KeeperProcess, optional
+        Whose weights it shares.
     requests : dict
         Those that it has, by number.
     """
@@ -54,6 +56,9 @@ class Replica:
     def __init__(self, index: int):
         self.index, self.deaths, self.ready = index, 0, False
         self.link: Link | None = None
+        self.retired = False
+        """It was told to end, to be started anew."""
+        self.keeper: KeeperProcess | None = None
         self.requests: dict[int, RemoteRequest] = {}
         self.born_at = time.monotonic()
         self.outbox: SimpleQueue[Submit | Cancel | None] = SimpleQueue()
@@ -61,6 +66,7 @@ class Replica:
     def reset(self, link: Link | None) -> list[RemoteRequest]:
         """Have another process, or none; returns the requests of the last one."""
         left = list(self.requests.values())
+        self.retired = False
         self.link, self.ready, self.requests, self.born_at = link, False, {}, time.monotonic()
         self.outbox = SimpleQueue()
         return left
@@ -156,13 +162,26 @@ class ReplicatedEngine:
     def _give_out(self) -> None:
         """Give requests that wait to the least loaded replicas, as long as rows are free."""
         while self._waiting:
-            free = [r for r in self.replicas if r.ready and len(r.requests) < self._order.max_rows]
+            able = [r for r in self.replicas if r.ready and not self._retires(r)]
+            free = [r for r in able if len(r.requests) < self._order.max_rows]
             if not free:
                 return
             replica, request = min(free, key=lambda r: len(r.requests)), self._waiting.popleft()
             number = next(self._numbers)
             replica.requests[number] = request
             replica.outbox.put(request.message(number))
+
+    def _retires(self, replica: Replica) -> bool:
+        """Tell whether it has weights of a keeper that is gone, while another replica has those of the next one."""
+        heirs = any(r.ready and r.keeper is self._keeper for r in self.replicas)
+        return heirs and replica.ready and replica.keeper is not self._keeper
+
+    def _let_go(self) -> None:
+        """End those that retire and have said what they were given: their weights are a second copy in memory."""
+        for replica in self.replicas:
+            if self._retires(replica) and not replica.requests and replica.link is not None:
+                replica.retired = True
+                replica.link.hang_up()
 
     # From any thread.
 
@@ -192,14 +211,14 @@ class ReplicatedEngine:
         while not self._closing.wait(pause_s):
             born_at = time.monotonic()
             try:
-                self._attend(replica, self._fork(replica.index))
+                self._attend(replica, *self._fork(replica.index))
             except Exception as error:
                 if not self._closing.is_set():
                     logger.error("%s: replica %d: %s", self._order.spec.name, replica.index, error)
             self._lose(replica)
             pause_s = 0.0 if time.monotonic() - born_at > _YOUNG_S else min(_LONGEST_PAUSE_S, 2 * pause_s + 0.5)
 
-    def _fork(self, index: int) -> Link:
+    def _fork(self, index: int) -> tuple[Link, KeeperProcess]:
         with self._keeping:
             if self._keeper.gone:
                 with self._lock:
@@ -207,11 +226,12 @@ class ReplicatedEngine:
                         raise _closed()
                     self._keeper = KeeperProcess(self._order)
                 self._keeper.loaded()
-            return self._keeper.fork(index)
+            return self._keeper.fork(index), self._keeper
 
-    def _attend(self, replica: Replica, link: Link) -> None:
+    def _attend(self, replica: Replica, link: Link, keeper: KeeperProcess) -> None:
         with self._lock:
             replica.reset(link)
+            replica.keeper = keeper
             if self._closing.is_set():
                 link.hang_up()
         sender = threading.Thread(target=_send_all, args=(link, replica.outbox), name="bark_accel.replica.send")
@@ -250,6 +270,7 @@ class ReplicatedEngine:
                 self.cache_bytes = message.cache_bytes * len(self.replicas)
             else:
                 request = replica.requests.pop(message.number)
+            self._let_go()
             self._give_out()
             self._changed.notify_all()
         if isinstance(message, Ended):
@@ -261,12 +282,14 @@ class ReplicatedEngine:
     def _lose(self, replica: Replica) -> None:
         """Count a process that has ended, and tell its requests."""
         with self._changed:
-            closing = self._closing.is_set()
-            replica.deaths += not closing
+            closing, retired = self._closing.is_set(), replica.retired
+            replica.deaths += not (closing or retired)
             pid = replica.link.pid if replica.link else None
             lost = replica.reset(None)
             self._changed.notify_all()
-        if not closing:
+        if retired:
+            logger.info("%s: replica %d is started anew, to share weights", self._order.spec.name, replica.index)
+        elif not closing:
             logger.error(
                 "%s: replica %d (process %s) ended with %d requests; another one is started",
                 *(self._order.spec.name, replica.index, pid, len(lost)),

@@ -77,6 +77,7 @@ class RemoteRequest(SpeechRequest):
 
     def message(self, number: int) -> Submit:
         """The request for a replica, once it has a number."""
+        self.begin()
         self._number, before, self._before = number, self._before, None
         if before is None:
             return Submit(number, self.arguments)
