@@ -54,6 +54,11 @@ def server(*arguments: str) -> Iterator[str]:
         process.wait()
 
 
+def behind(replicas: int | None) -> list[str]:
+    """Arguments for a server with so many processes behind it, or none."""
+    return [] if replicas is None else ["--replicas", str(replicas)]
+
+
 def ready(url: str) -> bool:
     try:
         return httpx.get(f"{url}/ready").status_code == 200

@@ -1,6 +1,7 @@
 """A server: first bytes when idle, streams at once, and more requests than it can carry.
 
 python -m benchmarks server --json benchmarks/results/zen5_server.json
+python -m benchmarks server --replicas 2
 python -m benchmarks server --shapes bark-small --json benchmarks/results/zen5_server_shapes.json
 
 The server is a process of its own, its clients are coroutines of this one on the same cores. A stream is played from
@@ -30,7 +31,7 @@ from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import SHAPES
 from bark_accel.transformer.precision import WEIGHTS
 
-from .clients import Answer, ask, connected, first_bytes, resident_bytes, server
+from .clients import Answer, ask, behind, connected, first_bytes, resident_bytes, server
 
 STREAM_TEXT = "Hello, my dog is cute. Good morning, my cat is big. One two three four five. " * 2
 STREAMS = (1, 2, 4, 6)
@@ -115,6 +116,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=40.0, help="requests a second in the rush")
     parser.add_argument("--seconds", type=float, default=120.0, help="length of each rush")
     parser.add_argument("--rushes", type=int, default=2, help="one after the other")
+    parser.add_argument("--replicas", type=int, help="processes behind the server; not given: its own")
     parser.add_argument("--shapes", choices=SHAPES, help="streams of such a model alone")
     parser.add_argument("--weights", choices=WEIGHTS, default="int8", help="of that model")
     parser.add_argument("--spoken-s", type=float, default=4.0, help="seconds of each of its streams")
@@ -125,9 +127,15 @@ def main() -> int:
 
         figures = measure_shapes(options)
     else:
-        with server() as url:
+        with server(*behind(options.replicas)) as url:
             figures = asyncio.run(measure(url, options))
-    record = {"machine": machine_facts(), "versions": versions(), "commit": commit(), **figures}
+    record = {
+        "replicas": options.replicas,
+        "machine": machine_facts(),
+        "versions": versions(),
+        "commit": commit(),
+        **figures,
+    }
     text = json.dumps([record], indent=1)
     if options.json is not None:
         options.json.write_text(text + "\n")

@@ -14,7 +14,7 @@ import torch
 from bark_accel import BarkEngine, accelerate_bark
 from bark_accel.bench.models import LoadedBark, load_bark, random_bark, semantic_tokens
 
-from .clients import TEXT, ask, connected, first_bytes, server
+from .clients import TEXT, ask, behind, connected, first_bytes, server
 
 COUNTS = (1, 2, 4)
 
@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         loaded = load_bark(folder)
         accelerate_bark(loaded.model, weights=options.weights)
         with (
-            server("--model", f"{options.shapes}={folder}:{options.weights}") as url,
+            server("--model", f"{options.shapes}={folder}:{options.weights}", *behind(options.replicas)) as url,
             BarkEngine(loaded.model) as engine,
         ):
             # Both have their caches and threads after this.
