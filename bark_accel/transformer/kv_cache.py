@@ -13,6 +13,7 @@ from torch import Tensor
 from bark_accel.ops import checks as op_checks
 from bark_accel.ops.interface import StepCache
 
+from .pages import ask_for_large_pages
 from .spec import TransformerSpec
 
 
@@ -47,6 +48,9 @@ class KVCache:
             # Attention over the whole cache, on a GPU, multiplies what is not valid yet by zero: NaN would stay.
             make = torch.empty if device.type == "cpu" else torch.zeros
             keys, values = (make(shape, dtype=dtype, device=device) for _ in range(2))
+            if device.type == "cpu" and rows > 1:  # a lone row's step spends a tenth of its time on the cache
+                for tensor in (keys, values):
+                    ask_for_large_pages(tensor)
             return cls(keys, values, torch.zeros(rows, dtype=torch.int64, device=device))
 
     def row(self, row: int) -> KVCache:
