@@ -53,7 +53,7 @@ inline void dot_tile(const T* const (&w)[N], int64_t stride, const float* x, int
     BARK_UNROLL
     for (int n = 0; n < N; ++n) {
       weight[n] = load(w[n] + k);
-      if (kPrefetch) __builtin_prefetch(w[n] + stride + k, 0, 2);
+      if (kPrefetch) __builtin_prefetch(w[n] + stride + k);
     }
     BARK_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -153,15 +153,14 @@ inline void dot_tile_at(const MatrixView& m, const int64_t* row, const Activatio
 }
 
 // All tiles of R activation rows from r on; returns the first row that is left. Tiles whose weights are in
-// the cache already leave memory idle, so the first ones fetch the next weight rows meanwhile.
+// the cache already leave memory idle, so they fetch the next weight rows meanwhile.
 template <typename T, int R, int kAtOnce, int N>
 inline int64_t dot_tiles(const MatrixView& m, const int64_t (&row)[N], const Activations& a, int64_t r,
                          Result result) {
   static_assert(N % kAtOnce == 0);
   for (; r + R <= a.rows; r += R) {
     for (int n = 0; n < N; n += kAtOnce) {
-      R > 1 && r < 8 ? dot_tile_at<T, kAtOnce, R, true>(m, row + n, a, r, result)
-                     : dot_tile_at<T, kAtOnce, R, false>(m, row + n, a, r, result);
+      dot_tile_at<T, kAtOnce, R, (R > 1)>(m, row + n, a, r, result);
     }
   }
   return r;
