@@ -239,7 +239,7 @@ class Sampler:
     ) -> Tensor:
         """Draw from what processors leave: as Transformers does, where a caller's leave scores that we do not have."""
         scores = processing.scores(logits, draft=draft)
-        if (scores.dtype, scores.shape) != (torch.float32, logits.shape) or not scores.is_contiguous():
+        if (scores.dtype, scores.shape) != (torch.float32, logits.shape):
             return self._as_torch(processing.all_scores(scores), generator)
         if processing.plan.has_rules:
             allowed = TokenRange(0, self._vocab_size)
@@ -247,7 +247,7 @@ class Sampler:
         state = None if source is None else source.get_state()
         try:
             return self._edited(scores[:, allowed.head_rows], allowed, generator, factors)
-        except ValueError:  # infinity, NaN or no token at all
+        except ValueError:  # infinity, NaN or no token at all; a layout that the ops do not read
             if source is not None and state is not None:
                 source.set_state(state)
         return self._as_torch(processing.all_scores(scores), generator)
