@@ -195,8 +195,11 @@ def _read_warpers(found: list[LogitsProcessor], own: Sequence[LogitsProcessor]) 
         if type(warper) is processors.LogitNormalization:
             options["renormalize"] = True
         for name in ("temperature", "top_k", "top_p"):
+            value = getattr(warper, name, 0)
+            if isinstance(value, bool) or not math.isfinite(value):
+                raise _Unread  # called, it fails as in stock
             if hasattr(warper, name):
-                options[name] = getattr(warper, name)
+                options[name] = value
     return options
 
 

@@ -47,6 +47,17 @@ def test_what_stock_takes(pair, inputs, options):
     assert_equal_to_stock(*pair, **inputs, **{"do_sample": True, **options})
 
 
+@pytest.mark.parametrize("options", [{"temperature": math.inf}, {"coarse_top_k": True}], ids=str)
+def test_what_stock_fails_at(pair, options):
+    """The same error, as Transformers' own warper is called."""
+    stock, fast = pair
+    with pytest.raises((RuntimeError, TypeError)) as expected:
+        stock.generate(**ONE, **SHORT, do_sample=True, **options)
+    with pytest.raises(expected.type) as got:
+        fast.generate(**ONE, **SHORT, do_sample=True, **options)
+    assert str(got.value) == str(expected.value)
+
+
 def test_no_limit_at_all(pair):
     """Only the end token ends it."""
     options = {"do_sample": True, "min_eos_p": 0.01, "semantic_max_new_tokens": math.inf}

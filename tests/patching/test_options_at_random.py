@@ -25,6 +25,8 @@ from bark_accel.patches.step_view import step_view
 INPUTS = texts(SMALL, [4, 9])
 # Fields whose values are drawn; the others have the one of their case.
 VALUES = {
+    "do_sample": st.booleans(),
+    "eos_token_id": st.sampled_from([7, 100, [100, 33]]),
     "temperature": st.floats(0.3, 2.0),
     "top_k": st.integers(1, 60),
     "top_p": st.floats(0.1, 1.0),
@@ -56,9 +58,7 @@ def test_options(small_model, data, do_sample, seed):
     skip_where_stock_fails("beams")
     stage = data.draw(st.sampled_from(["semantic", "coarse"]))
     claim = {name: by_stage[stage] for name, by_stage in claims().items()}
-    able = [
-        name for name in installed_fields() if claim[name] != "nobody" and name not in ("do_sample", "eos_token_id")
-    ]
+    able = [name for name in installed_fields() if claim[name] != "nobody"]
     names = data.draw(st.lists(st.sampled_from(able), max_size=5, unique=True))
     options = {f"{stage}_{name}": data.draw(value_of(name), label=name) for name in names}
     options = {"do_sample": do_sample, "semantic_max_new_tokens": 24, "fine_temperature": 0.7, **options}
