@@ -242,7 +242,7 @@ def cuda_options() -> dict[str, list]:
     if CUDA_HOME is None:
         return {"sources": [], "macros": [], "include_dirs": [], "library_dirs": [], "libraries": []}
     return {
-        "sources": ["csrc/cuda/bind.cpp"],
+        "sources": [f"csrc/cuda/{name}.cpp" for name in ("bind", "bind_draws", "bind_tokens")],
         "macros": [("BARK_ACCEL_CUDA_ARCHS", f'"{archs_text(cuda_archs(CUDA_HOME))}"')],
         "include_dirs": [str(CUDA_HOME / "include")],
         "library_dirs": [str(CUDA_HOME / name) for name in ("lib64", "lib") if (CUDA_HOME / name).is_dir()],

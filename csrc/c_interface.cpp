@@ -53,4 +53,7 @@ EXPORT void bark_accel_draw_noise(void* state, float* noise, int64_t count) {
 EXPORT uintptr_t bark_accel_cuda_stream(int64_t device) { return bark_accel::cuda_stream(device); }
 EXPORT void bark_accel_set_dependent_launch(bool on) { bark_accel::set_dependent_launch(on); }
 EXPORT void bark_accel_set_persistent_step(bool on) { bark_accel::set_persistent_step(on); }
+EXPORT bool bark_accel_runs_all_blocks_at_once(int64_t device) {
+  return bark_accel::runs_all_blocks_at_once(device);
+}
 #endif

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -28,13 +29,16 @@ from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
 
 from .edits import LogitsEditor
+from .graph_capture import Capturer, make_capturer
 from .rng import default_generator
-from .sampling import Sampler, SampleRules, SamplingConfig, TokenRange
+from .sampling import Sampler, SampleRules, TokenRange
 
 # Tokens between two looks for the end of speech. A look waits for the device; what was drawn beyond the end is wasted.
 EOS_CHECK_TOKENS = 8
 # Tokens per block, at most, when no stop token has to be checked.
 MAX_BLOCK_TOKENS = 64
+# The first tokens of a launch of many that are compared with steps, once.
+COMPARED_TOKENS = 8
 # Tokens that one graph holds.
 GRAPH_TOKENS = 8
 # LRU bounds: graph sets a stage, graphs a set. A user may vary batch sizes and sampling options.
@@ -42,9 +46,6 @@ MAX_KEPT = 4
 MAX_GRAPHS = 8
 
 GRAPHS_VARIABLE = "BARK_ACCEL_CUDA_GRAPHS"
-
-# Two captures at once would see each other's synchronisations.
-_capture_lock = threading.Lock()
 
 
 def graphs_are_on() -> bool:
@@ -59,51 +60,6 @@ def graphs_are_on() -> bool:
     if value not in ("0", "1"):
         raise ValueError(f"{GRAPHS_VARIABLE}: expected 0 or 1, got {value!r}")
     return value == "1"
-
-
-class Capturer(Protocol):
-    """Turns a step into something that can be repeated without it."""
-
-    def capture(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
-        """Run `step` once, then capture it; returns what repeats it, drawing from `generator`'s state of then."""
-        ...
-
-
-class GraphCapturer:
-    """Captures on one device. Its graphs share scratch memory: no two of them may run at the same time."""
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        # A stream of its own, for cuBLAS keeps one workspace a stream: graphs of two capturers may run side by side.
-        self._stream = torch.cuda.Stream(device)
-        self._warm_up_stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def capture(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
-        """Raises `RuntimeError` where the step cannot be captured."""
-        with _capture_lock, torch.cuda.device(self._device):
-            # Elsewhere than on the capturing stream, so that what is allocated once a stream is part of the pool.
-            side, current = self._warm_up_stream, torch.cuda.current_stream()
-            side.wait_stream(current)
-            with torch.cuda.stream(side):
-                step()
-            current.wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            if generator is not None:
-                graph.register_generator_state(generator)
-            # thread_local: other threads may allocate meanwhile. The outer block: torch's leaves the thread on the
-            # capturing stream where a capture fails to begin or to end.
-            with (
-                torch.cuda.stream(current),
-                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
-            ):
-                step()
-        return graph.replay
-
-
-def make_capturer(device: torch.device) -> Capturer | None:
-    """Return an object that captures graphs on `device`, or None if the device has no graphs."""
-    return GraphCapturer(device) if device.type == "cuda" else None
 
 
 @dataclass(frozen=True)
@@ -134,12 +90,15 @@ class StepGraphs:
             self._drawn = torch.zeros(MAX_BLOCK_TOKENS, rows, dtype=torch.int64, device=device)
             self._count = torch.zeros(rows, dtype=torch.int64, device=device)
             self._philox = torch.zeros(2, dtype=torch.int64, device=device)
+            self._limit = torch.zeros(1, dtype=torch.int64, device=device)
             self._vectors = [torch.empty_like(t) for t in model.vectors]
             self._factors = torch.ones(rows, model.spec.output_vocab_size + 1, device=device, dtype=torch.float32)
         self._generator = generator
         self._entries = rows * model.spec.output_vocab_size
         self._knows_noise = model.ops.draw_next is not None and follows_torch(device, model.ops.draw_next)
-        self._replays: OrderedDict[tuple[tuple[TokenRange, ...], SamplingConfig], Replay] = OrderedDict()
+        self._draws_tokens = self._knows_noise and model.draws_tokens(cache)
+        self._compared: set[tuple] = set()
+        self._replays: OrderedDict[tuple, Replay] = OrderedDict()
         self._ahead: deque[tuple[Tensor, Tensor, Tensor | None]] = deque()
         self._model: CausalModel | None = None
         self.usable = True
@@ -202,14 +161,74 @@ class StepGraphs:
         config = sampler.config
         self._model.check_room(cache.position, 1)
         room = min(cache.capacity, self._model.weights.positions.shape[0]) - cache.position
-        count = min(limit, room, EOS_CHECK_TOKENS if config.stop_tokens else MAX_BLOCK_TOKENS)
-        parts = split([allowed(i) for i in range(count)], GRAPH_TOKENS if self._draws(sampler) else 1)
+        ranges = [allowed(i) for i in range(min(limit, room, MAX_BLOCK_TOKENS))]
+        if self._runs(sampler) and self._run_tokens(last, cache, sampler, ranges, source):
+            return
+        count = min(len(ranges), EOS_CHECK_TOKENS if config.stop_tokens else MAX_BLOCK_TOKENS)
+        parts = split(ranges[:count], GRAPH_TOKENS if self._draws(sampler) else 1)
         replays = {part: self._replay(part, last, cache, sampler) for part in dict.fromkeys(parts)}
         self._rewind(last, cache, sampler)
         states = self._run([replays[part] for part in parts], count, sampler, source)
+        self._hand_out(count, cache, states)
+
+    def _hand_out(self, count: int, cache: KVCache, states: Sequence[Tensor | None]) -> None:
         cache.position += count
         drawn = self._drawn[:count].clone()
         self._ahead.extend(zip(drawn, drawn.cpu(), states, strict=True))
+
+    def _run_tokens(
+        self, last: Tensor, cache: KVCache, sampler: Sampler, ranges: Sequence[TokenRange], source: Generator
+    ) -> bool:
+        """One launch for the tokens to come, as far as their ranges are alike or take turns, or up to their end.
+
+        False, and nothing has happened, where its first tokens turn out to be others than those of step after step.
+        """
+        state = source.get_state() if sampler.config.do_sample else None
+        if state is not None:
+            self._philox.copy_(state.view(torch.int64))
+        ways, tokens = turns(ranges)
+        key = ways, sampler.config.stop_tokens
+        replay = self._replay(ways, last, cache, sampler, key)
+        if key not in self._compared and not self._equals_steps(replay, last, cache, sampler, ranges[:tokens]):
+            self._draws_tokens = False
+            return False
+        self._compared.add(key)
+        count = self._launch(replay, tokens, last, cache, sampler)
+        ahead = advance(self._entries, self._philox.device)
+        self._hand_out(count, cache, [None] * count if state is None else states_after(state, count, ahead))
+        return True
+
+    def _launch(self, replay: Replay, tokens: int, last: Tensor, cache: KVCache, sampler: Sampler) -> int:
+        """Have up to so many tokens drawn that follow `last`; returns how many were."""
+        self._rewind(last, cache, sampler)
+        self._limit.fill_(tokens)
+        replay.run()
+        return int(self._count[0]) if sampler.config.stop_tokens else tokens
+
+    def _equals_steps(
+        self, replay: Replay, last: Tensor, cache: KVCache, sampler: Sampler, ranges: Sequence[TokenRange]
+    ) -> bool:
+        """Compare the first tokens of a launch with those of steps; no GPU's results are trusted unseen."""
+        wanted = min(len(ranges), COMPARED_TOKENS)
+        count = self._launch(replay, wanted, last, cache, sampler)
+        drawn = self._drawn[:count].clone()
+        steps = [self._replay((allowed,), last, cache, sampler) for allowed in ranges[:count]]
+        self._rewind(last, cache, sampler)
+        for step in steps:
+            step.run()
+        # Beyond a row's end, steps go on.
+        stops = torch.tensor(sampler.config.stop_tokens, dtype=torch.int64, device=drawn.device)
+        ends = torch.isin(torch.cat([last[None].to(drawn.device), drawn]), stops)
+        over = ends.cumsum(0)[:-1] > 0
+        same = torch.equal(drawn.masked_fill(over, 0), self._drawn[:count].masked_fill(over, 0))
+        if same and (count == wanted or bool((ends.cumsum(0)[-1] > 0).all())):
+            return True
+        warnings.warn(
+            "bark_accel: many tokens in one CUDA kernel are other tokens than those of kernels one by one on this "
+            "GPU; the latter are used. Please report this",
+            stacklevel=1,
+        )
+        return False
 
     def _run(self, replays: list[Replay], tokens: int, sampler: Sampler, source: Generator) -> Sequence[Tensor | None]:
         """Replay; return the source's state after each of the tokens, or None where nothing is drawn."""
@@ -234,6 +253,10 @@ class StepGraphs:
         """Tell whether the sampler's kernel has the noise, and moves on what the next token reads."""
         return self._knows_noise and sampler.draws_all_ids
 
+    def _runs(self, sampler: Sampler) -> bool:
+        """Tell whether one kernel draws many tokens."""
+        return self._draws_tokens and self._draws(sampler) and sampler.draws_alone
+
     def _rewind(self, last: Tensor, cache: KVCache, sampler: Sampler) -> None:
         """Make the next replay the first of a block that follows `last` at the cache's position."""
         self._ids.copy_(last[:, None])
@@ -242,12 +265,16 @@ class StepGraphs:
             self._factors.copy_(sampler.editor.factors)
         cache.truncate(cache.position)
 
-    def _replay(self, ranges: tuple[TokenRange, ...], last: Tensor, cache: KVCache, sampler: Sampler) -> Replay:
-        key = ranges, replace(sampler.config, max_new_tokens=0, stop_tokens=(), pad_token=None)
+    def _replay(
+        self, ranges: tuple[TokenRange, ...], last: Tensor, cache: KVCache, sampler: Sampler, of: tuple | None = None
+    ) -> Replay:
+        """The graph of `ranges`, by the name `of` where it is one kernel."""
+        key = of or ranges, replace(sampler.config, max_new_tokens=0, stop_tokens=(), pad_token=None)
         if key not in self._replays:
             self._rewind(last, cache, sampler)
+            self._limit.fill_(1)
             self.usable = False
-            self._replays[key] = self._capture(ranges, cache, sampler)
+            self._replays[key] = self._capture(ranges, cache, sampler, as_one=of is not None)
             self.usable = True
         self._replays.move_to_end(key)
         # A window takes turns between two: never the ones in use.
@@ -255,7 +282,9 @@ class StepGraphs:
             self._replays.popitem(last=False)
         return self._replays[key]
 
-    def _capture(self, ranges: tuple[TokenRange, ...], cache: KVCache, sampler: Sampler) -> Replay:
+    def _capture(
+        self, ranges: tuple[TokenRange, ...], cache: KVCache, sampler: Sampler, *, as_one: bool = False
+    ) -> Replay:
         rules = [sampler.rules(allowed, self._ids.device) for allowed in dict.fromkeys(ranges)]
         model, generator = self._model, self._generator if sampler.config.do_sample else None
         assert model is not None
@@ -264,6 +293,9 @@ class StepGraphs:
         next_step = NextStep(self._ids, self._drawn, self._count, cache.length)
 
         def steps() -> None:
+            if as_one:
+                sampler.draw_tokens(model, ranges, cache, self._philox, next_step, self._limit)
+                return
             for allowed in ranges:
                 logits = model.step_logits(self._ids, cache, allowed.head_rows)[:, -1]
                 if draws:
@@ -300,6 +332,12 @@ def split(ranges: Sequence[TokenRange], tokens: int) -> list[tuple[TokenRange, .
         parts.append(part if regular else part[:1])
         at += len(parts[-1])
     return parts
+
+
+def turns(ranges: Sequence[TokenRange]) -> tuple[tuple[TokenRange, ...], int]:
+    """Find how many of the first ranges are alike or take turns, and which one or two those are."""
+    tokens = next((i for i in range(2, len(ranges)) if ranges[i] != ranges[i - 2]), len(ranges))
+    return tuple(dict.fromkeys(ranges[:tokens])), tokens
 
 
 @dataclass

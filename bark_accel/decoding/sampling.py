@@ -13,7 +13,9 @@ from torch import Tensor
 from bark_accel.ops.backend import Ops
 from bark_accel.ops.device import options_dtype
 from bark_accel.ops.graph_draw import NextStep
+from bark_accel.ops.token_run import TokenRun
 from bark_accel.transformer.causal import CausalModel
+from bark_accel.transformer.kv_cache import KVCache
 
 from .edits import LogitsEditor, LogitsEdits
 from .processors import Processing, ProcessorPlan
@@ -266,6 +268,29 @@ class Sampler:
         noise = philox if self.config.do_sample else None
         tokens = self._ops.draw_next(logits, noise, self._vocab_size, step, *rules)
         self.editor.note(tokens[:, None], factors)
+
+    def draw_tokens(
+        self,
+        model: CausalModel,
+        ranges: Sequence[TokenRange],
+        cache: KVCache,
+        philox: Tensor,
+        step: NextStep,
+        limit: Tensor,
+    ) -> None:
+        """Draw up to `limit` [1] tokens of `ranges`, one or two that take turns, and up to the end of speech.
+
+        Only where `model.draws_tokens`, `draws_all_ids` and `draws_alone`.
+        """
+        stop = (*self.config.stop_tokens, -1)[0]
+        run = TokenRun(limit, stop, philox if self.config.do_sample else None, self._vocab_size)
+        rules = [self.rules(allowed, step.ids.device).arguments for allowed in ranges]
+        model.draw_tokens([allowed.head_rows for allowed in ranges], cache, step, run, rules)
+
+    @property
+    def draws_alone(self) -> bool:
+        """Tell whether draws need nothing but scores and rules, and at most one token ends a row."""
+        return not self.sees_tokens and len(self.config.stop_tokens) <= 1
 
     def _drawn(self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None) -> Tensor:
         rules = self.rules(allowed, logits.device).arguments

@@ -106,6 +106,10 @@ class Library:
         self._function("set_persistent_step", None, ctypes.c_bool)(on)
         self.persistent_step = on
 
+    def runs_all_blocks_at_once(self, device: int) -> bool:
+        """Tell whether the blocks of a CUDA kernel may wait for each other on a device."""
+        return self._function("runs_all_blocks_at_once", ctypes.c_bool, ctypes.c_int64)(device)
+
     def _text(self, name: str) -> str:
         return self._function(name, ctypes.c_char_p)().decode()
 

@@ -7,7 +7,7 @@ which the samplers refuse. And the int16 ops give 16 bits instead of float32.
 
 from dataclasses import replace
 
-from . import graph_draw, native, reference, tensor_cores
+from . import graph_draw, native, reference, tensor_cores, token_run
 from .interface import Ops
 
 OPS = replace(
@@ -18,4 +18,5 @@ OPS = replace(
     int8_linear=tensor_cores.int8_linear,
     int16_attention=tensor_cores.int16_attention,
     draw_next=graph_draw.draw_next,
+    decode_tokens=token_run.decode_tokens,
 )

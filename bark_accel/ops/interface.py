@@ -58,8 +58,9 @@ class StepCache(NamedTuple):
 class Ops:
     """The ops that a generation uses; `bark_accel.ops.native` has their signatures, shapes and errors.
 
-    `draw_next` (`bark_accel.ops.graph_draw`) is for CUDA graphs, `pack_linear` and `packed_linear` for weights laid out
-    ahead on a CPU; None where there is none.
+    `draw_next` (`bark_accel.ops.graph_draw`) is for CUDA graphs, `decode_tokens` (`bark_accel.ops.token_run`) for many
+    tokens in one kernel, `pack_linear` and `packed_linear` for weights laid out ahead on a CPU; None where there is
+    none.
     """
 
     fused_sample: Callable[..., Tensor]
@@ -73,6 +74,7 @@ class Ops:
     int8_linear: Callable[..., Tensor]
     int16_attention: Callable[..., Tensor]
     draw_next: Callable[..., Tensor] | None = None
+    decode_tokens: Callable[..., Tensor] | None = None
     pack_linear: Callable[..., Tensor] | None = None
     packed_linear: Callable[..., Tensor] | None = None
 

@@ -21,6 +21,11 @@ SCHEMAS = (
     "Tensor length) -> Tensor",
     "decode_step(Tensor ids, Tensor token_table, Tensor positions, Tensor?[] weights, float[] eps, Tensor head, "
     "Tensor? head_scales, int num_heads, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor length) -> Tensor",
+    "decode_tokens(Tensor(a!) ids, Tensor token_table, Tensor positions, Tensor?[] weights, float[] eps, "
+    "Tensor[] heads, Tensor?[] head_scales, int num_heads, Tensor(b!) key_cache, Tensor(c!) value_cache, "
+    "Tensor(d!) length, Tensor(e!) drawn, Tensor(f!) count, Tensor limit, int stop, Tensor? philox, int vocab_size, "
+    "int[] first_ids, Tensor[] allowed, Tensor? min_eos_p=None, Tensor? temperature=None, Tensor? top_k=None, "
+    "Tensor? top_p=None, bool renormalize=True) -> Tensor",
     "int16_linear(Tensor input, Tensor weight, Tensor? scales=None, Tensor? bias=None, bool gelu=False) -> Tensor",
     "int8_linear(Tensor input, Tensor weight, Tensor scales, Tensor? bias=None, bool gelu=False) -> Tensor",
     "pack_linear(Tensor weight, Tensor? scales=None, bool int8_blocks=False) -> Tensor",

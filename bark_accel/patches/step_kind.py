@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bark_accel.decoding.cuda_graphs import GRAPH_TOKENS, GRAPHS_VARIABLE, graphs_are_on
+from bark_accel.decoding.cuda_graphs import GRAPH_TOKENS, GRAPHS_VARIABLE, MAX_BLOCK_TOKENS, graphs_are_on
 from bark_accel.ops._library import load
 from bark_accel.ops.backend import get_ops, is_served, native_fault, runs_natively
 from bark_accel.ops.graph_draw import follows_torch
@@ -21,7 +21,7 @@ def step_kind(settings: Settings, device: torch.device) -> str:
     if device.type != "cuda":
         return kernels
     if compiled and load().persistent_step:
-        kernels = "one compiled kernel for up to four rows of aligned weights, else several"
+        kernels = f"one compiled kernel for up to {MAX_BLOCK_TOKENS} tokens of up to four rows, else several"
     return f"{kernels}; {_launched(settings, device)}"
 
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from bark_accel.ops import token_run
+from bark_accel.ops.graph_draw import NextStep
 from bark_accel.ops.interface import Ops, StepWeights
+from bark_accel.ops.token_run import TokenRun
 
 from .dynamo import Compiler
 from .kv_cache import KVCache
@@ -120,6 +124,19 @@ class CausalModel:
         head = output_rows(self.weights.heads[0], rows.start, rows.stop)
         step = self._step._replace(head=head.weight, head_scales=head.scales)
         return self.ops.decode_step(ids, step, cache.tensors)
+
+    def draw_tokens(
+        self, ranges: Sequence[slice], cache: KVCache, step: NextStep, run: TokenRun, rules: Sequence[Sequence[Any]]
+    ) -> None:
+        """Draw many tokens from the head's rows `ranges`, which take turns, by ops that have a `decode_tokens`."""
+        assert self.ops.decode_tokens is not None
+        heads = [output_rows(self.weights.heads[0], rows.start, rows.stop) for rows in ranges]
+        pairs = [(head.weight, head.scales) for head in heads]
+        self.ops.decode_tokens(self._step, pairs, cache.tensors, step, run, rules)
+
+    def draws_tokens(self, cache: KVCache) -> bool:
+        """Tell whether `draw_tokens` is chosen for a batch."""
+        return self.ops.decode_tokens is not None and token_run.is_chosen(self._step, cache.tensors)
 
     @property
     def matrices(self) -> list[Tensor]:

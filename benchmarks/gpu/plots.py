@@ -43,7 +43,7 @@ def _draw_generations(axes: Any, rows: list[dict[str, Any]], content: dict[str, 
 def _draw_steps(axes: Any, rows: list[dict[str, Any]], content: dict[str, Any]) -> None:
     """Each step's time over the bytes it has to read; the line is what the memory gives."""
     styles = {"native_eager_ms": "o", "native_graph_ms": "s", "native_graph_launched_in_turn_ms": "^"}
-    styles["native_graph_persistent_ms"] = "d"
+    styles |= {"native_graph_persistent_ms": "d", "native_many_tokens_ms": "*"}
     styles |= {"torch_eager_ms": "x", "torch_graph_ms": "+"}
     for name, marker in styles.items():
         points = [(r["bytes_read"], r[name]) for r in rows if name in r]

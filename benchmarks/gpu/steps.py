@@ -14,6 +14,7 @@ from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
 from bark_accel.hf import extract
 from bark_accel.ops._library import load
 from bark_accel.ops.backend import get_ops
+from bark_accel.ops.graph_draw import NextStep
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache, KVCachePool
 from bark_accel.transformer.precision import convert
@@ -21,6 +22,7 @@ from benchmarks.gpu.plan import Job, Plan
 from benchmarks.gpu.rows import Rows, build_model, read_bandwidth, synchronize, timed_ms
 
 PERSISTENT_ROWS = 4  # at most, in one kernel a step
+RUN_TOKENS = 32  # of a launch that draws many
 BACKENDS = {"native": "auto", "torch": "torch"}
 PRECISIONS = ("same", "float16", "bfloat16", "int8")
 
@@ -65,6 +67,26 @@ def one_step(
     return once, generator, model
 
 
+def many_tokens(plan: Plan, model: CausalModel, cache: KVCache) -> Callable[[], None]:
+    """`RUN_TOKENS` steps and draws after `context_tokens` tokens, in one kernel."""
+    rows, device = cache.keys.shape[1], cache.keys.device
+    ids, drawn, count, limit, philox = (
+        torch.zeros(*shape, dtype=torch.int64, device=device)
+        for shape in ((rows, 1), (RUN_TOKENS, rows), (rows,), (1,), (2,))
+    )
+    limit.fill_(RUN_TOKENS)
+    sampler = Sampler.of(model, SamplingConfig(True, 1, temperature=0.7, top_k=50))
+    allowed = [TokenRange(0, min(10_000, model.spec.output_vocab_size))]
+    next_step = NextStep(ids, drawn, count, cache.length)
+
+    def once() -> None:
+        cache.length.fill_(plan.context_tokens)
+        count.zero_()
+        sampler.draw_tokens(model, allowed, cache, philox, next_step, limit)
+
+    return once
+
+
 def step(plan: Plan, module: Any, weights: Any, batch_size: int, bandwidth: float) -> dict[str, Any]:
     row: dict[str, Any] = {}
     with filled_cache(plan, module, weights, batch_size) as cache:
@@ -88,6 +110,9 @@ def step(plan: Plan, module: Any, weights: Any, batch_size: int, bandwidth: floa
                 with as_one_kernel():
                     replay = capturer.capture(once, generator)
                     row["native_graph_persistent_ms"] = timed_ms(plan, replay, plan.repeats, 10)
+                    if model.draws_tokens(cache):
+                        replay = capturer.capture(many_tokens(plan, model, cache), None)
+                        row["native_many_tokens_ms"] = timed_ms(plan, replay, plan.repeats) / RUN_TOKENS
         row["bytes_read"] = bytes_read(plan, model, cache)
     for name in [key for key in row if key.endswith("_ms")]:
         row[f"{name.removesuffix('_ms')}_of_bandwidth"] = row["bytes_read"] / row[name] * 1e3 / bandwidth

@@ -6,151 +6,17 @@
 // nothing to the cache; rules of the samplers are read as they are. The samplers, which refuse NaN, do look
 // at their result, except while a graph is being captured: then an id is minus the SampleStatus.
 
-#include <dlfcn.h>
-
 #include <algorithm>
-#include <cstring>
 
 #include "../attention_inputs.h"
 #include "../decode_inputs.h"
 #include "../embedding_inputs.h"
-#include "../sample_inputs.h"
 #include "bind.h"
+#include "device.h"
 #include "launch.h"
 
 namespace bark_accel {
 namespace {
-
-// Makes a device the current one, as long as it lives.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(Device device) { check_torch(aoti_torch_create_device_guard(device.index, &guard_)); }
-  ~DeviceGuard() { aoti_torch_delete_device_guard(guard_); }
-  DeviceGuard(const DeviceGuard&) = delete;
-
- private:
-  DeviceGuardHandle guard_ = nullptr;
-};
-
-using GetStream = AOTITorchError (*)(int32_t device, void** stream);
-
-// Part of the stable interface, but of a library that only a torch with CUDA has.
-GetStream find_get_stream() {
-  void* const torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-  void* const found = torch_cuda ? dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream") : nullptr;
-  RUNTIME_CHECK(found, "bark_accel: expected a torch with CUDA");
-  return reinterpret_cast<GetStream>(found);
-}
-
-cudaStream_t current_stream(Device device) {
-  static const GetStream get_stream = find_get_stream();
-  void* stream = nullptr;
-  check_torch(get_stream(device.index, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-Tensor to_host(const Tensor& t) {
-  Tensor copy = empty(t.sizes(), t.scalar_type());
-  check_torch(aoti_torch_copy_(copy.handle(), t.handle(), 0));
-  return copy;
-}
-
-bool is_capturing(cudaStream_t stream) {
-  cudaStreamCaptureStatus status{};
-  RUNTIME_CHECK(cudaStreamIsCapturing(stream, &status) == cudaSuccess,
-                "bark_accel: cudaStreamIsCapturing failed");
-  return status != cudaStreamCaptureStatusNone;
-}
-
-void check_launch(const char* op, cudaError_t error) {
-  RUNTIME_CHECK(error == cudaSuccess, op, ": the CUDA launch failed: ", cudaGetErrorString(error));
-}
-
-Tensor sample_rows(const char* op, cuda::FusedSampleParams p, const Tensor& logits) {
-  BARK_CHECK(logits.size(1) <= INT32_MAX, op, "expected logits of fewer than 2^31 ids, got ", logits.size(1));
-  const DeviceGuard guard(logits.device());
-  const cudaStream_t stream = current_stream(logits.device());
-  Tensor out = empty({logits.size(0)}, kLong, logits.device());
-  p.rows = logits.size(0);
-  p.ids = out.mutable_data_ptr<int64_t>();
-  check_launch(op, cuda::launch_fused_sample(p, stream));
-  if (!is_capturing(stream)) {
-    const Tensor on_host = to_host(out);
-    sample_inputs::raise_bad_rows(op, on_host.const_data_ptr<int64_t>(), on_host.size(0));
-  }
-  return out;
-}
-
-Tensor fused_sample(const Tensor& logits, const std::optional<Tensor>& noise, int64_t first_id,
-                    const Tensor& allowed, const std::optional<Tensor>& min_eos_p,
-                    const std::optional<Tensor>& temperature, const std::optional<Tensor>& top_k,
-                    const std::optional<Tensor>& top_p, bool renormalize) {
-  const char* op = "fused_sample";
-  SampleParams p = sample_inputs::checked_params(op, logits, first_id, renormalize);
-  const SampleRules rules =
-      sample_inputs::read_rules(op, {allowed, min_eos_p, temperature, top_k, top_p}, logits);
-  if (noise) {
-    sample_inputs::check_noise(op, *noise, logits, first_id);
-    p.noise = noise->const_data_ptr<float>();
-    p.noise_stride = noise->stride(0);
-  }
-  cuda::FusedSampleParams sample{};
-  sample.sample = p;
-  sample.rules = rules;
-  return sample_rows(op, sample, logits);
-}
-
-int device_attribute(cudaDeviceAttr attribute, Device device) {
-  int value = 0;
-  RUNTIME_CHECK(cudaDeviceGetAttribute(&value, attribute, device.index) == cudaSuccess,
-                "bark_accel: cudaDeviceGetAttribute failed");
-  return value;
-}
-
-// Threads that torch's distribution kernels launch for as many entries (DistributionTemplates.h).
-uint32_t torch_lanes(int64_t entries, Device device) {
-  constexpr int64_t kBlock = 256;
-  const int64_t most = int64_t(device_attribute(cudaDevAttrMultiProcessorCount, device)) *
-                       (device_attribute(cudaDevAttrMaxThreadsPerMultiProcessor, device) / kBlock);
-  return uint32_t(kBlock * std::min(most, (entries + kBlock - 1) / kBlock));
-}
-
-int64_t* counter(const char* op, const char* name, Tensor& t, int64_t numel, Device device) {
-  check_device(op, name, t, device);
-  BARK_CHECK(t.scalar_type() == kLong && t.numel() == numel && is_gapless(t), op, "expected ", name, " as ",
-             numel, " gapless int64, got ", t.scalar_type(), " of shape ", t.sizes());
-  return t.mutable_data_ptr<int64_t>();
-}
-
-Tensor draw_next(const Tensor& logits, const std::optional<Tensor>& philox, int64_t vocab_size, Tensor& ids,
-                 Tensor& drawn, Tensor& count, Tensor& length, int64_t first_id, const Tensor& allowed,
-                 const std::optional<Tensor>& min_eos_p, const std::optional<Tensor>& temperature,
-                 const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p, bool renormalize) {
-  const char* op = "draw_next";
-  cuda::FusedSampleParams p{};
-  p.sample = sample_inputs::checked_params(op, logits, first_id, renormalize);
-  p.rules = sample_inputs::read_rules(op, {allowed, min_eos_p, temperature, top_k, top_p}, logits);
-  sample_inputs::check_vocab_size(op, vocab_size, first_id, logits);
-  const int64_t rows = logits.size(0);
-  const Device device = logits.device();
-  check_dim(op, "drawn", drawn, 2, "[room, N]");
-  p.next.room = drawn.size(0);
-  p.next.ids = counter(op, "ids", ids, rows, device);
-  p.next.drawn = counter(op, "drawn", drawn, p.next.room * rows, device);
-  p.next.count = counter(op, "count", count, rows, device);
-  p.next.length = counter(op, "length", length, rows, device);
-  if (philox) {
-    check_device(op, "philox", *philox, device);
-    BARK_CHECK(philox->scalar_type() == kLong && philox->numel() == 2 && is_gapless(*philox), op,
-               "expected philox as int64 (seed, offset), got ", philox->scalar_type(), " of shape ",
-               philox->sizes());
-    const int64_t entries = rows * vocab_size;
-    BARK_CHECK(entries <= INT32_MAX, op, "expected fewer than 2^31 entries of noise, got ", entries);
-    p.philox = {philox->const_data_ptr<int64_t>(), p.next.count, vocab_size, uint32_t(entries),
-                torch_lanes(entries, device)};
-  }
-  return sample_rows(op, p, logits);
-}
 
 Tensor codebook_embedding_sum(const Tensor& codes, const TensorList& tables, const Tensor& positions) {
   using namespace embedding_inputs;
@@ -316,10 +182,8 @@ uintptr_t cuda_stream(int64_t device) {
 void set_dependent_launch(bool on) { cuda::set_dependent_launch(on); }
 void set_persistent_step(bool on) { cuda::set_persistent_step(on); }
 
-const Implementations registered("CUDA",
-                                 {implement<fused_sample>("fused_sample"), implement<draw_next>("draw_next"),
-                                  implement<codebook_embedding_sum>("codebook_embedding_sum"),
-                                  implement<static_cache_attention>("static_cache_attention"),
-                                  implement<decode_step>("decode_step")});
+const Implementations registered("CUDA", {implement<codebook_embedding_sum>("codebook_embedding_sum"),
+                                          implement<static_cache_attention>("static_cache_attention"),
+                                          implement<decode_step>("decode_step")});
 
 }  // namespace bark_accel

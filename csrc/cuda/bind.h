@@ -14,4 +14,7 @@ void set_dependent_launch(bool on);
 // One kernel a decode step, where persistent_step.cuh can do it.
 void set_persistent_step(bool on);
 
+// Whether a kernel's blocks may wait for each other on a device.
+bool runs_all_blocks_at_once(int64_t device);
+
 }  // namespace bark_accel

@@ -23,11 +23,15 @@
 #ifdef __CUDACC__
 #define BARK_DEVICE __device__ __forceinline__
 #define BARK_BOTH __host__ __device__ __forceinline__
+#define BARK_CALLED __device__ __noinline__
 #define BARK_UNROLL _Pragma("unroll")
+#define BARK_ROLLED _Pragma("unroll 1")
 #else
 #define BARK_DEVICE inline
 #define BARK_BOTH inline
+#define BARK_CALLED inline
 #define BARK_UNROLL
+#define BARK_ROLLED
 #endif
 
 namespace bark_accel::cuda {

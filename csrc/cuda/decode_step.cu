@@ -1,18 +1,21 @@
 #include <atomic>
 
 #include "device_executor.cuh"
-#include "persistent_step.cuh"
 
 namespace bark_accel::cuda {
 namespace {
 
 std::atomic<bool> wanted{true}, as_one_kernel{false};
 
+int current_device() {
+  int device = 0;
+  return cudaGetDevice(&device) == cudaSuccess ? device : -1;
+}
+
 // Of the current device; 0 where it cannot be told.
 int capability() {
-  int device = 0, major = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 0;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  int major = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, current_device());
   return major;
 }
 
@@ -38,8 +41,9 @@ bool dependent_launch() { return wanted.load(std::memory_order_relaxed) && capab
 void set_persistent_step(bool on) { as_one_kernel.store(on, std::memory_order_relaxed); }
 
 cudaError_t launch_decode_step(const DecodeStepParams& params, cudaStream_t stream) {
-  if (as_one_kernel.load(std::memory_order_relaxed) && is_persistent(params)) {
-    return launch_persistent_step(params, stream);
+  if (as_one_kernel.load(std::memory_order_relaxed) && is_persistent(params) &&
+      runs_all_blocks_at_once(current_device())) {
+    return launch_persistent(params, {}, stream);
   }
   StepExecutor executor{stream};
   decode_step(executor, params);

@@ -101,6 +101,13 @@ BARK_BOTH GemvParams of_shares(GemvParams g, const DecodeStepParams& step, const
   return g;
 }
 
+BARK_BOTH GemvParams head_product(const DecodeStepParams& step, const DecodeScratch& s,
+                                  const MatrixView& head, int64_t outputs) {
+  const DecodeParams& p = step.decode;
+  const int64_t rows = p.batch * p.tokens;
+  return normed_product(p.norm_final, head, outputs, s.hidden, rows, p.logits, Finish::kStore);
+}
+
 // The products of a layer, around its attention, and the one after all layers.
 enum class Product : int32_t { kQkv, kAttentionOut, kMlpIn, kMlpOut, kHead };
 constexpr int kProducts = 5;
@@ -109,9 +116,7 @@ BARK_BOTH GemvParams product_of(const DecodeStepParams& step, const DecodeScratc
                                 Product which) {
   const DecodeParams& p = step.decode;
   const int64_t rows = p.batch * p.tokens;
-  if (which == Product::kHead) {
-    return normed_product(p.norm_final, p.head, p.head_rows, s.hidden, rows, p.logits, Finish::kStore);
-  }
+  if (which == Product::kHead) return head_product(step, s, p.head, p.head_rows);
   const DecodeLayer& layer = p.layers[layer_index];
   switch (which) {
     case Product::kQkv: {

@@ -28,10 +28,10 @@ struct FusedSampleParams {
   NextStep next;
 };
 
-template <class Logit>
+template <class Logit, int kBlock = 512>
 struct FusedSample {
   using Params = FusedSampleParams;
-  static constexpr int kThreads = 512;
+  static constexpr int kThreads = kBlock;
   static constexpr int kBins = 256;
   static constexpr int64_t kOne = int64_t(1) << 62;  // a probability of 1 in fixed point
   static constexpr int64_t kKept = 11 * 1024;        // scores that shared memory has room for
@@ -322,11 +322,16 @@ struct FusedSample {
 
   template <class Context>
   BARK_DEVICE static void run(const Context& ctx, const Params& p) {
-    Shared& shared = *reinterpret_cast<Shared*>(ctx.shared());
-    float* scores = reinterpret_cast<float*>(ctx.shared() + sizeof(Shared));
     ctx.release_next();
     ctx.wait_for_previous();
-    const int64_t n = ctx.block();
+    draw(ctx, p, ctx.block());
+  }
+
+  // The token of one row. Shared memory is free again when a thread returns.
+  template <class Context>
+  BARK_DEVICE static void draw(const Context& ctx, const Params& p, int64_t n) {
+    Shared& shared = *reinterpret_cast<Shared*>(ctx.shared());
+    float* scores = reinterpret_cast<float*>(ctx.shared() + sizeof(Shared));
     const SampleParams rules = with_rules(p.sample, p.rules, n);
     const int64_t id = sample(ctx, shared, rules, row_of(p, rules, n, scores));
     // Whoever read the row's count, for its noise, has passed a barrier since.

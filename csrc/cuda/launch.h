@@ -7,6 +7,7 @@
 #include "codebook_embedding_sum.cuh"
 #include "decode_step.cuh"
 #include "fused_sample.cuh"
+#include "persistent_params.cuh"
 
 namespace bark_accel::cuda {
 
@@ -16,8 +17,10 @@ cudaError_t launch_attention_split(const AttentionSplitParams& params, DType sou
                                    cudaStream_t stream);
 cudaError_t launch_attention_combine(const AttentionCombineParams& params, DType out, cudaStream_t stream);
 cudaError_t launch_decode_step(const DecodeStepParams& params, cudaStream_t stream);
-// As launch_decode_step, of a step that is_persistent.
-cudaError_t launch_persistent_step(const DecodeStepParams& params, cudaStream_t stream);
+// One kernel for a step, or for the steps and draws of a run, that is_persistent.
+cudaError_t launch_persistent(const DecodeStepParams& params, const TokenRun& run, cudaStream_t stream);
+// Whether a kernel's blocks may wait for each other there.
+bool runs_all_blocks_at_once(int device);
 cudaError_t launch_fused_sample(const FusedSampleParams& params, cudaStream_t stream);
 cudaError_t launch_codebook_embedding_sum(const CodebookEmbeddingSumParams& params, DType tables,
                                           cudaStream_t stream);

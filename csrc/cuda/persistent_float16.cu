@@ -2,6 +2,6 @@
 
 namespace bark_accel::cuda {
 
-template void launch_persistent_of<Half, Half>(PersistentExecutor&, const DecodeStepParams&);
+template void launch_persistent_of<Half, Half>(PersistentExecutor&, const DecodeStepParams&, const TokenRun&);
 
 }  // namespace bark_accel::cuda

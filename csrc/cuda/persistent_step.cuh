@@ -1,34 +1,13 @@
-// A whole decode step as one kernel, whose blocks all run at once and wait for each other between the parts
+// Whole decode steps as one kernel, whose blocks all run at once and wait for each other between the parts
 // that decode_step.cuh launches one by one. The bodies are the same, and so is every sum: a result does not
 // depend on the number of blocks, nor on which of the two ways is taken. Gained is the time between kernels;
-// the first weights of a product are on their way while the block waits for the others.
+// the first weights of a product are on their way while the block waits for the others. With the draws
+// inside, a launch is many tokens, up to the end of speech.
 #pragma once
 
-#include "decode_step.cuh"
+#include "persistent_params.cuh"
 
 namespace bark_accel::cuda {
-
-constexpr int64_t kMostLayers = 32;
-constexpr int64_t kMostPersistentRows = 4;
-
-// Blocks and warps of a product, which are the same in every layer: divisions that the device is spared.
-struct ProductPlan {
-  int32_t blocks, warps;
-};
-
-struct PersistentStepParams {
-  DecodeStepParams step;  // its layers and caches are those below
-  DecodeScratch scratch;
-  DecodeLayer layers[kMostLayers];
-  CacheView caches[kMostLayers];
-  ProductPlan plans[kProducts];
-  int32_t attention_blocks;
-  int32_t part_bytes;  // of shared memory: of each part of a block, in attention
-  int32_t shared_bytes;
-  int32_t blocks;
-  uint32_t* arrived;  // blocks, after each part of the step; 0 before the launch
-};
-static_assert(sizeof(PersistentStepParams) < 32 * 1024, "more than a launch can pass");
 
 // A block of one part of the step. Waiting for what came before is waiting for all blocks.
 template <class Context>
@@ -75,10 +54,33 @@ struct PersistentStep {
   using Gemv = cuda::Gemv<Weight, kRows, true>;
   using Attention = AttentionSplit<float, Cache>;
   static constexpr int kThreads = Gemv::kThreads;
+  using Sampler = FusedSample<float, kThreads>;
   static constexpr int kParts = kThreads / Attention::kThreads;
   static constexpr int kBlocksPerMultiprocessor = 2;
 
   static Grid grid(const Params& p) { return {p.blocks, kThreads, p.shared_bytes}; }
+
+  // A row that could not be sampled has ended as well: its id is minus the SampleStatus.
+  BARK_DEVICE static bool has_ended(const TokenRun& run, int64_t id) {
+    return run.stop >= 0 && (id < 0 || id == run.stop);
+  }
+
+  // A block a row. A row that has ended keeps its token, as stock pads it. Called, so that the products keep
+  // their registers.
+  template <class Context>
+  BARK_CALLED static void draw_rows(const PhaseContext<Context>& turn, const Params& p,
+                                    const FusedSampleParams& sample) {
+    PhaseContext<Context> inner = turn;
+    for (; inner.at < sample.rows; inner.at += p.blocks) {
+      inner.wait_for_previous();
+      const int64_t row = inner.at, last = sample.next.ids[row];
+      if (!has_ended(p.run, last)) {
+        Sampler::draw(inner, sample, row);
+      } else if (inner.thread() == 0) {
+        Sampler::move_on(sample.next, row, sample.rows, last);
+      }
+    }
+  }
 
   // One part of the step after the other, by this block.
   template <class Context>
@@ -113,6 +115,12 @@ struct PersistentStep {
       end(inner);
     }
 
+    BARK_DEVICE void draw(const FusedSampleParams& sample) {
+      const PhaseContext<Context> inner = begin();
+      draw_rows(inner, p, sample);
+      end(inner);
+    }
+
     // Also for blocks that had nothing to do: nobody arrives twice before all have arrived once.
     BARK_DEVICE void end(const PhaseContext<Context>& inner) {
       inner.wait_for_previous();
@@ -122,6 +130,35 @@ struct PersistentStep {
     }
   };
 
+  // Whether every row has ended: the same in every block, for nobody draws before all have looked.
+  BARK_DEVICE static bool all_ended(const Params& p) {
+    bool all = true;
+    for (int64_t row = 0; row < p.step.decode.batch; ++row) {
+      all = all && has_ended(p.run, p.step.decode.ids[row]);
+    }
+    return all;
+  }
+
+  // The step's products in their order, each layer's attention between them. False: all rows had
+  // ended. That shows after the first product, whose weights need not wait for the draw before.
+  template <class Context>
+  BARK_DEVICE static bool token(Turns<Context>& turns, const DecodeStepParams& step, int way) {
+    const Params& p = turns.p;
+    const int products = 4 * int(step.decode.layers_count) + 1;
+    BARK_ROLLED
+    for (int i = 0; i < products; ++i) {
+      const Product which = i + 1 == products ? Product::kHead : Product(i % 4);
+      const Draw& draw = p.run.draws[way];
+      GemvParams g = which == Product::kHead ? head_product(step, p.scratch, draw.head, draw.head_rows)
+                                             : product_of(step, p.scratch, i / 4, which);
+      g.waits_first = false;  // nothing in here writes weights, and who did so before is done
+      turns.gemv(g, which == Product::kHead ? p.head_plans[way] : p.plans[int(which)]);
+      if (i == 0 && all_ended(p)) return false;
+      if (which == Product::kQkv) turns.attention(decode_attention(step, p.scratch, i / 4));
+    }
+    return true;
+  }
+
   template <class Context>
   BARK_DEVICE static void run(const Context& ctx, const Params& p) {
     DecodeStepParams step = p.step;
@@ -129,92 +166,36 @@ struct PersistentStep {
     step.decode.caches = p.caches;
     ctx.wait_for_previous();
     Turns<Context> turns{ctx, p};
-    const int products = 4 * int(step.decode.layers_count) + 1;
-    for (int i = 0; i < products; ++i) {
-      const Product which = i + 1 == products ? Product::kHead : Product(i % 4);
-      turns.gemv(product_of(step, p.scratch, i / 4, which), p.plans[int(which)]);
-      if (which == Product::kQkv) turns.attention(decode_attention(step, p.scratch, i / 4));
+    const int limit = p.run.ways ? int(*p.run.limit) : 1;
+    BARK_ROLLED
+    for (int i = 0; i < limit; ++i) {
+      const int way = p.run.ways == 2 ? i % 2 : 0;
+      if (!token(turns, step, way)) return;
+      if (p.run.ways) turns.draw(p.run.draws[way].sample);
     }
   }
 };
-
-// What a step's launches would be, instead of launching them.
-struct LargestShared {
-  int64_t bytes = 0;
-
-  template <class Kernel>
-  void launch(const typename Kernel::Params& params) {
-    bytes = larger(bytes, Kernel::grid(params).shared_bytes);
-  }
-};
-
-inline bool is_persistent_matrix(const MatrixView& m, DType dtype) {
-  return m.dtype == dtype && gemv_aligned(m);
-}
-
-// Whether one kernel can do it: up to four rows, matrices of one dtype in lines of 16 bytes, and caches of
-// that dtype, or of float16 beside int8.
-inline bool is_persistent(const DecodeStepParams& step) {
-  const DecodeParams& p = step.decode;
-  const DType dtype = p.head.dtype;
-  if (p.batch * p.tokens > kMostPersistentRows || p.layers_count > kMostLayers || p.layers_count == 0)
-    return false;
-  if (p.cache_dtype != (dtype == DType::kInt8 ? DType::kFloat16 : dtype)) return false;
-  bool same = is_persistent_matrix(p.head, dtype);
-  for (int64_t i = 0; i < p.layers_count; ++i) {
-    const DecodeLayer& layer = p.layers[i];
-    for (const MatrixView* m : {&layer.qkv, &layer.attention_out, &layer.mlp_in, &layer.mlp_out}) {
-      same = same && is_persistent_matrix(*m, dtype);
-    }
-  }
-  return same;
-}
-
-// Of a step that one kernel can do; `blocks` are still missing.
-template <class Weight, class Cache, int kRows>
-PersistentStepParams persistent_params(const DecodeStepParams& step) {
-  using Kernel = PersistentStep<Weight, Cache, kRows>;
-  PersistentStepParams p{};
-  p.step = step;
-  p.scratch = decode_scratch(step);
-  p.arrived = p.scratch.arrived;
-  for (int64_t i = 0; i < step.decode.layers_count; ++i) {
-    p.layers[i] = step.decode.layers[i];
-    p.caches[i] = step.decode.caches[i];
-  }
-  LargestShared largest;
-  for (int i = 0; i < kProducts; ++i) {
-    GemvParams g = product_of(step, p.scratch, 0, Product(i));
-    g.warps = warps_of_output(g);
-    largest.launch<typename Kernel::Gemv>(g);
-    p.plans[i] = {int32_t(Kernel::Gemv::grid(g).blocks), g.warps};
-  }
-  const Grid attention = Kernel::Attention::grid(decode_attention(step, p.scratch, 0));
-  p.attention_blocks = int32_t(attention.blocks);
-  p.part_bytes = int32_t(ceil_div(attention.shared_bytes, 16) * 16);
-  p.shared_bytes = int32_t(larger(largest.bytes, Kernel::kParts * p.part_bytes));
-  return p;
-}
 
 // Executor: launch_persistent<Kernel>(PersistentStepParams), which chooses `blocks` and clears `arrived`.
 template <class Weight, class Cache, class Executor>
-void launch_persistent_of(Executor& executor, const DecodeStepParams& step) {
+void launch_persistent_of(Executor& executor, const DecodeStepParams& step, const TokenRun& run) {
+  using One = PersistentStep<Weight, Cache, 1>;
+  using Four = PersistentStep<Weight, Cache, 4>;
   if (step.decode.batch * step.decode.tokens == 1) {
-    executor.template launch_persistent<PersistentStep<Weight, Cache, 1>>(
-        persistent_params<Weight, Cache, 1>(step));
+    executor.template launch_persistent<One>(persistent_params<One>(step, run));
   } else {
-    executor.template launch_persistent<PersistentStep<Weight, Cache, 4>>(
-        persistent_params<Weight, Cache, 4>(step));
+    executor.template launch_persistent<Four>(persistent_params<Four>(step, run));
   }
 }
 
+// Of what is_persistent.
 template <class Executor>
-void launch_persistent(Executor& executor, const DecodeStepParams& step) {
-  const DType dtype = step.decode.head.dtype;
-  if (dtype == DType::kInt8) return launch_persistent_of<int8_t, Half>(executor, step);
+void launch_persistent(Executor& executor, const DecodeStepParams& step, const TokenRun& run) {
+  const DType dtype = run.ways ? run.draws[0].head.dtype : step.decode.head.dtype;
+  if (dtype == DType::kInt8) return launch_persistent_of<int8_t, Half>(executor, step, run);
   with_float_type(dtype, [&](auto zero) {
     using Weight = decltype(zero);
-    launch_persistent_of<Weight, Weight>(executor, step);
+    launch_persistent_of<Weight, Weight>(executor, step, run);
   });
 }
 

@@ -45,7 +45,7 @@ std::vector<float> run_step(Run& run, const Model& m, Caches& caches, const std:
   StepExecutor executor{run.executor};
   if (as_one) {
     run.expect(is_persistent(step), "a model that one kernel can do");
-    launch_persistent(run.executor, step);
+    launch_persistent(run.executor, step, {});
   } else {
     decode_step(executor, step);
   }
@@ -104,6 +104,175 @@ void as_one_kernel(Run& run) {
   const std::vector<float> expected = run_step(run, m, one_by_one, ids);
   run.expect(same_bits(run_step(run, m, as_one, ids, true), expected), "logits of one kernel");
   run.expect(as_one.storage == one_by_one.storage, "caches of one kernel");
+}
+
+// A model whose every id is drawn from one of two heads in turns, or from one, and what both ways share.
+struct Speech {
+  Model model;
+  int64_t ways, room, limit, stop, lanes;
+  std::vector<int64_t> first_ids;  // of the heads, and one more
+  std::vector<int64_t> start;      // ids [B]
+  int64_t philox[2];
+  bool greedy;
+  int64_t top_k;
+  float temperature;
+};
+
+Speech random_speech(Run& run) {
+  Speech s{random_model(run, run.integer(1, 2), run.pick<int64_t>({16, 32}))};
+  Model& m = s.model;
+  m.cache = m.weights == DType::kInt8 ? DType::kFloat16 : m.weights;
+  m.batch = run.integer(1, 4);
+  m.tokens = 1;
+  m.head_rows = m.vocabulary = 45;  // several blocks of a head
+  m.token_table = Matrix::random(run, m.vocabulary, m.width(), m.tables, false);
+  m.head = Matrix::random(run, m.vocabulary, m.width(), m.weights, false);
+  m.lengths.clear();
+  for (int64_t b = 0; b < m.batch; ++b) m.lengths.push_back(run.integer(0, 3));
+  s.ways = run.integer(1, 2);
+  s.first_ids = s.ways == 1 ? std::vector<int64_t>{0, m.vocabulary}
+                            : std::vector<int64_t>{0, run.integer(1, m.vocabulary - 1), m.vocabulary};
+  s.limit = run.integer(0, 4);
+  s.room = run.integer(1, 4);
+  m.layers.pop_back();
+  s.stop = run.coin() ? -1 : run.integer(0, m.vocabulary - 1);
+  for (int64_t b = 0; b < m.batch; ++b) {
+    s.start.push_back(s.stop >= 0 && run.integer(0, 3) == 0 ? s.stop : run.integer(0, m.vocabulary - 1));
+  }
+  s.lanes = 32 * run.integer(1, 3);
+  s.philox[0] = run.integer(0, 1 << 30);
+  s.philox[1] = 4 * run.integer(0, 9);
+  s.greedy = run.integer(0, 3) == 0;
+  s.top_k = run.pick<int64_t>({0, 3});
+  s.temperature = 2.0f;
+  return s;
+}
+
+// Everything that the tokens of a launch move on, and where they are drawn from.
+struct Spoken {
+  std::vector<int64_t> ids, drawn, count, length;
+  Caches caches;
+  std::vector<DecodeLayer> layers;
+  std::vector<CacheView> views;
+  std::vector<float> logits;
+  std::vector<std::vector<int64_t>> allowed;  // begin, end, eos of each way
+  double temperature;
+
+  Spoken(const Speech& s, const Caches& caches)
+      : ids(s.start),
+        drawn(s.room * s.model.batch, -99),
+        count(s.model.batch, 0),
+        length(s.model.lengths),
+        caches(caches),
+        logits(s.model.batch * s.model.vocabulary, NAN),
+        temperature(s.temperature) {
+    for (int64_t w = 0; w < s.ways; ++w) allowed.push_back({s.first_ids[w], s.first_ids[w + 1], -1});
+  }
+
+  bool operator==(const Spoken& o) const {
+    return ids == o.ids && drawn == o.drawn && count == o.count && length == o.length &&
+           caches.storage == o.caches.storage;
+  }
+
+  DecodeStepParams step(const Speech& s) {
+    layers.clear();
+    views.clear();
+    DecodeStepParams step = params(s.model, caches, layers, views);
+    step.decode.ids = ids.data();
+    step.decode.lengths = length.data();
+    step.decode.logits = logits.data();
+    return step;
+  }
+
+  Draw draw(const Speech& s, int64_t way) {
+    const Model& m = s.model;
+    const int64_t first = s.first_ids[way], rows = s.first_ids[way + 1] - first;
+    Draw d{};
+    d.head = m.head.at();
+    d.head.weight = static_cast<const char*>(d.head.weight) + first * d.head.stride * size_of(m.weights);
+    if (d.head.scales) d.head.scales += first * d.head.scale_stride;
+    d.head_rows = rows;
+    FusedSampleParams& p = d.sample;
+    p.sample.logits = logits.data();
+    p.sample.row_stride = rows;
+    p.sample.dtype = DType::kFloat32;
+    p.sample.first_id = first;
+    p.sample.renormalize = true;
+    const int64_t* a = allowed[way].data();
+    p.rules = {{a, 0, 0},        {a + 1, 0, 0},   {a + 2, 0, 0}, {nullptr, 0, 0}, {&temperature, 0, 1},
+               {&s.top_k, 0, 0}, {nullptr, 0, 1}, rows};
+    if (!s.greedy) {
+      p.philox = {s.philox, count.data(), m.vocabulary, uint32_t(m.batch * m.vocabulary), uint32_t(s.lanes)};
+    }
+    p.rows = m.batch;
+    p.ids = ids.data();
+    p.next = {ids.data(), drawn.data(), count.data(), length.data(), s.room};
+    return d;
+  }
+};
+
+// Steps and draws as kernels of their own, as the host would launch them.
+void speak_one_by_one(Run& run, const Speech& s, Spoken& to) {
+  const auto ended = [&](int64_t id) { return s.stop >= 0 && id == s.stop; };
+  StepExecutor executor{run.executor};
+  for (int64_t i = 0; i < s.limit; ++i) {
+    if (std::all_of(to.ids.begin(), to.ids.end(), ended)) return;
+    const Draw draw = to.draw(s, i % s.ways);
+    DecodeStepParams step = with_head(to.step(s), draw);
+    Buffer<float> scratch(decode_scratch(step).floats);
+    step.decode.scratch = scratch.data();
+    decode_step(executor, step);
+    const std::vector<int64_t> before = to.ids;
+    launch_fused_sample(run.executor, draw.sample);
+    for (size_t b = 0; b < before.size(); ++b) {
+      if (!ended(before[b])) continue;
+      to.ids[b] = before[b];
+      if (i < s.room) to.drawn[i * s.model.batch + b] = before[b];
+    }
+  }
+}
+
+// One launch, its blocks all at once and of any number, draws what kernels one by one draw, and no more.
+void many_tokens(Run& run) {
+  const Speech s = random_speech(run);
+  const Caches caches = random_caches(run, s.model);
+  Spoken expected(s, caches), got(s, caches);
+  speak_one_by_one(run, s, expected);
+  TokenRun tokens{};
+  tokens.ways = int32_t(s.ways);
+  for (int64_t w = 0; w < s.ways; ++w) tokens.draws[w] = got.draw(s, w);
+  tokens.limit = &s.limit;
+  tokens.stop = s.stop;
+  DecodeStepParams step = got.step(s);
+  Buffer<float> scratch(decode_scratch(step).floats);
+  step.decode.scratch = scratch.data();
+  run.expect(is_persistent(step, tokens), "a model whose tokens one kernel can draw");
+  launch_persistent(run.executor, step, tokens);
+  run.expect(got == expected, "tokens of one launch");
+}
+
+// A row whose scores cannot be drawn from has ended, as far as a launch with a stop token goes.
+void a_row_that_fails(Run& run) {
+  Speech s = random_speech(run);
+  s.limit = s.room = 5;
+  s.stop = s.model.vocabulary;
+  for (int64_t& length : s.model.lengths) length = s.model.capacity;  // NaN
+  Spoken got(s, random_caches(run, s.model));
+  for (int64_t& id : got.ids) id = 0;
+  TokenRun tokens{};
+  tokens.ways = int32_t(s.ways);
+  for (int64_t w = 0; w < s.ways; ++w) tokens.draws[w] = got.draw(s, w);
+  tokens.limit = &s.limit;
+  tokens.stop = s.stop;
+  DecodeStepParams step = got.step(s);
+  Buffer<float> scratch(decode_scratch(step).floats);
+  step.decode.scratch = scratch.data();
+  launch_persistent(run.executor, step, tokens);
+  for (int64_t b = 0; b < s.model.batch; ++b) {
+    run.expect(got.ids[b] == -int64_t(SampleStatus::kNotFinite),
+               "the status of a row that cannot be sampled");
+    run.expect(got.count[b] == 1, "no token after all rows have failed");
+  }
 }
 
 // An id or a length that does not fit gives NaN in its row.
@@ -219,6 +388,8 @@ constexpr Case kCases[] = {
     {"launches of a step", 1, false, launches_of_a_step},
     {"small models", 24, true, small_models},
     {"models", 8, false, models},
+    {"a row that fails", 4, false, a_row_that_fails},
+    {"many tokens", 24, false, many_tokens},
     {"as one kernel", 32, true, as_one_kernel},
     {"bad inputs", 8, false, bad_inputs},
     {"embedding sums", 30, false, embedding_sums},

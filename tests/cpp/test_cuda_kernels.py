@@ -52,6 +52,18 @@ MUTANTS = [
     ("decode_step", "persistent_step.cuh", "inner.wait_for_previous();\n      ctx.barrier();", "ctx.barrier();"),
     ("decode_step", "persistent_step.cuh", "ctx.block() + part * p.blocks", "ctx.block()"),
     ("decode_step", "persistent_step.cuh", "shared() + part * bytes", "shared()"),
+    ("decode_step", "persistent_step.cuh", "if (i == 0 && all_ended(p)) return false;", ""),
+    ("decode_step", "persistent_step.cuh", "if (!has_ended(p.run, last))", "if (true)"),
+    ("decode_step", "persistent_step.cuh", "(id < 0 || id == run.stop)", "id == run.stop"),
+    ("decode_step", "persistent_step.cuh", "p.run.ways == 2 ? i % 2 : 0", "0"),
+    ("decode_step", "persistent_step.cuh", "inner.wait_for_previous();\n      const int64_t row", "const int64_t row"),
+    ("decode_step", "persistent_step.cuh", "which == Product::kHead ? p.head_plans[way]", "i < 0 ? p.head_plans[way]"),
+    (
+        "decode_step",
+        "persistent_step.cuh",
+        "p.run.ways ? int(*p.run.limit) : 1",
+        "p.run.ways ? int(*p.run.limit) + 1 : 1",
+    ),
     ("decode_step", "codebook_embedding_sum.cuh", "row % p.frames * p.position_stride", "row * p.position_stride"),
 ]
 """Program that should notice, file, text, what to put in its place."""

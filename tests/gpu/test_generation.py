@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from support.parity import accelerated_copy, assert_same_tokens, run
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stream
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.decoding.rng import default_generator
+from bark_accel.ops._library import load
 from bark_accel.stages.spec import TOKEN_STAGES
 
 Outcome = tuple[dict[str, Any], torch.Tensor]
@@ -66,6 +68,25 @@ def test_float32_tokens_equal_stock(
         got = outcome(fast, seed, device, **inputs(rows, device), **OPTIONS[options])
         assert_equal_outcomes(stock_outcome(device, rows, options, seed), got)
     assert (acceleration_report(fast).captured_graphs > 0) == cuda_graphs
+
+
+@pytest.mark.needs_gpu
+@pytest.mark.parametrize("rows", tuple(LENGTHS))
+@pytest.mark.parametrize("options", tuple(OPTIONS))
+@pytest.mark.parametrize("weights", ("same", "float16", "int8"))
+def test_many_tokens_a_kernel_are_those_of_graphs(device: torch.device, weights: str, options: str, rows: int) -> None:
+    """Not one token differs, nor does a launch say that it does."""
+    model = build(SMALL).to(device)
+    arguments = {**inputs(rows, device), **OPTIONS[options]}
+    expected = outcome(accelerated_copy(model, weights=weights), 2, device, **arguments)
+    load().set_persistent_step(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*many tokens in one CUDA kernel")
+            got = outcome(accelerated_copy(model, weights=weights), 2, device, **arguments)
+    finally:
+        load().set_persistent_step(False)
+    assert_equal_outcomes(expected, got)
 
 
 def test_a_voice_preset(device: torch.device) -> None:

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 import torch
 
-from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.decoding import graph_capture as graphs
 
 
 class FakeStream:

@@ -25,7 +25,7 @@ from .conftest import (
 )
 
 NAMESPACE = "bark_accel::"
-CUDA_ONLY = {"draw_next"}  # tests/cpp/fused_sample.cpp, tests/gpu
+CUDA_ONLY = {"draw_next", "decode_tokens"}  # tests/cpp/fused_sample.cpp and decode_step.cpp, tests/gpu
 PACKED = {"pack_linear", "packed_linear"}  # test_packed_linear.py
 
 

@@ -101,7 +101,7 @@ def test_the_report_says_that_a_step_is_one_kernel(small_model: Any, monkeypatch
     monkeypatch.setattr(step_kind, "follows_torch", lambda device, draw: True)
     monkeypatch.setattr(_library.load(), "persistent_step", True)
     said = step_kind.step_kind(patch.settings, GPU)
-    assert said == "one compiled kernel for up to four rows of aligned weights, else several; graphs of 8 tokens"
+    assert said == "one compiled kernel for up to 64 tokens of up to four rows, else several; graphs of 8 tokens"
 
 
 def test_the_report_of_a_cpu(small_model: Any) -> None:

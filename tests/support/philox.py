@@ -1,7 +1,8 @@
-"""Draws as on a GPU, on the CPU: a generator of a CUDA generator's state, its noise, and `draw_next` in plain torch."""
+"""Draws as on a GPU, on the CPU: a CUDA generator's state and noise, and the ops of graphs made of others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from bark_accel.ops import native
 from bark_accel.ops.graph_draw import NextStep, advance, lanes
+from bark_accel.ops.interface import StepCache, StepWeights
+from bark_accel.ops.token_run import TokenRun
 
 _WORD = np.uint64(0xFFFFFFFF)
 
@@ -74,3 +77,28 @@ def draw_next(logits: Tensor, philox: Tensor | None, vocab_size: int, step: Next
     step.counts.add_(1)
     step.length.add_(1)
     return ids
+
+
+def decode_tokens(
+    weights: StepWeights,
+    heads: Sequence[tuple[Tensor, Tensor | None]],
+    cache: StepCache,
+    step: NextStep,
+    run: TokenRun,
+    rules: Sequence[Sequence[Any]],
+) -> None:
+    """See `bark_accel.ops.token_run.decode_tokens`."""
+
+    def ended() -> Tensor:
+        return (step.ids[:, 0] == run.stop) | ((step.ids[:, 0] < 0) & (run.stop >= 0))
+
+    for token in range(int(run.limit)):
+        if ended().all():
+            return
+        way = token % len(heads)
+        fed = weights._replace(head=heads[way][0], head_scales=heads[way][1])
+        logits = native.decode_step(step.ids, fed, cache)[:, -1]
+        last, over = step.ids[:, 0].clone(), ended()
+        ids = torch.where(over, last, draw_next(logits, run.philox, run.vocab_size, step, *rules[way]))
+        step.ids.copy_(ids[:, None])
+        step.drawn[int(step.counts[0]) - 1] = ids
