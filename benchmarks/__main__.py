@@ -14,6 +14,7 @@ COMMANDS = {
     "decode": "ops.bench_decode",
     "stages": "stages.bench_stages",
     "backends": "stages.backends",
+    "anchor": "ops.anchor",
     "quality": "stages.quality",
     "generation": "generation.utterances",
     "batches": "generation.batches",

@@ -19,6 +19,7 @@ from benchmarks.__main__ import COMMANDS, file_of, is_suite, listing, main, purp
 from benchmarks.generation import load, utterances
 from benchmarks.generation.plots import save_load
 from benchmarks.generation.timeline import Chunk, Timeline
+from benchmarks.ops import anchor
 from benchmarks.report import page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,6 +108,22 @@ def test_streams_with_a_plan_are_measured_and_reported(small_model, monkeypatch)
         planned = its["plan"]["ready_s"][0] + semantic * record["modes"][modes[0]]["semantic"]["median"]
         assert f"| {its['first_sound_s']:.2f} s | {planned:.2f} s | {its['stalled_s']:.2f} s | " in line
         assert f"| {its['plan']['chunk_frames'][0]}" in line
+
+
+def test_an_anchor_that_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    with pytest.raises(SystemExit, match=r"expected the package ctranslate2 \(`pip install ctranslate2`\)"):
+        anchor.ctranslate2()
+
+
+def test_an_anchor_computes_the_same_and_is_reported(small_model):
+    """All ways choose stock's tokens, given the same matrices; rounding of int8 may lead to others."""
+    pytest.importorskip("ctranslate2", reason="an optional anchor of the benchmarks: pip install ctranslate2")
+    rows = anchor.measure(anchor.ctranslate2(), small_model, (30,), tokens=6, rounds=2)
+    assert {row["way"] for row in rows} == {anchor.STOCK, *anchor.OURS, *anchor.THEIRS}
+    assert all(row["tokens_of_stock"] == 10 for row in rows if "float32" in row["way"])
+    lines = page.anchor({"rows": rows}).splitlines()
+    assert len(lines) == 2 + len(rows) and lines[2].startswith("| stock, float32 | ") and lines[2].endswith(" | all |")
 
 
 @torch.no_grad()

@@ -193,6 +193,23 @@ def _seconds(spread: dict[str, float]) -> str:
     return f"{spread['median']:.2f}" + ("" if same else f" ({spread['p20']:.2f} to {spread['p80']:.2f})")
 
 
+def anchor(record: dict[str, Any]) -> str:
+    """Write the table of `python -m benchmarks anchor`: ways in lines, contexts in columns."""
+    rows = {(row["way"], row["context"]): row for row in record["rows"]}
+    contexts = list(dict.fromkeys(row["context"] for row in record["rows"]))
+    heads = " | ".join(f"after {context}, ms | of stock's tokens" for context in contexts)
+    lines = [f"| | {heads} |", "|---" * (1 + 2 * len(contexts)) + "|"]
+    for way in dict.fromkeys(row["way"] for row in record["rows"]):
+        cells = []
+        for context in contexts:
+            its = rows[way, context]
+            low, high = min(its["medians_of_rounds_ms"]), max(its["medians_of_rounds_ms"])
+            cells.append(f"{its['median_ms']:.2f} ({low:.2f}-{high:.2f})")
+            cells.append("all" if its["tokens_of_stock"] == its["all_tokens"] else f"first {its['tokens_of_stock']}")
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _measured_on(record: dict[str, Any]) -> str:
     machine, versions = record["machine"], record["versions"]
     return (
@@ -276,6 +293,7 @@ def report(folder: Path) -> str:
     }
     planned = _optional(folder, "zen5_streams")
     compiled = _optional(folder, "zen5_backends")
+    anchored = _optional(folder, "zen5_anchor")
     windows, spoken = (
         json.loads((folder / f"zen5_{n}.json").read_text()) for n in ("coarse_windows", "speech_quality")
     )
@@ -300,6 +318,8 @@ def report(folder: Path) -> str:
         "voices": voices(zen5["voices"]),
         "backends_machine": _measured_on(compiled) if compiled else "",
         "backends": backends(compiled) if compiled else _NOT_MEASURED,
+        "anchor_machine": _measured_on(anchored) if anchored else "",
+        "anchor": anchor(anchored) if anchored else _NOT_MEASURED,
         "zen5_machine": _measured_on(zen5["generation"][0]),
         "zen5_generations": generations(zen5["generation"]),
         "zen5_steps_machine": _measured_on(zen5["steps"]),
