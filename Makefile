@@ -42,7 +42,7 @@ help:
 	@echo "make matrix  run the parity suite with every supported Transformers (MATRIX='--only 4.46.3' for one)"
 	@echo "make sanitize  the CPU kernels of every instruction set under ASan, UBSan and TSan"
 	@echo "make clang  all of the library by clang++, with the tests of the ops (clang, libomp-dev), as on macOS"
-	@echo "make other-cpus  the generic kernels on emulated aarch64 and x86-64 without AVX (cross compiler, qemu-user)"
+	@echo "make other-cpus  the kernels of aarch64, AVX2 and x86-64 without AVX, emulated (cross compiler, qemu-user)"
 	@echo "make bench  compare ops, steps, stages, whole generations, streams, memory and speech with stock (an hour and a half)"
 	@echo "make cuda-check  compile and link the CUDA kernels (nvcc needed, no GPU)"
 	@echo "make gpu    on a machine with a GPU: build, parity, benchmarks (GPU_PYTHON=$(GPU_PYTHON))"

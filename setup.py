@@ -95,15 +95,21 @@ def openmp_flags() -> list[str]:
 
 OPENMP = openmp_flags()
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
-ISA_FLAGS: dict[str, list[str]] = {"generic": []}
-if X86:
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
-    ISA_FLAGS["avx_vnni"] = [*ISA_FLAGS["avx2"], "-mavxvnni"]
-    ISA_FLAGS["avx512"] = [
-        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
-        "-mprefer-vector-width=512",
-    ]
-    ISA_FLAGS["avx512_vnni"] = [*ISA_FLAGS["avx512"], "-mavx512vnni"]
+ARM = platform.machine().lower() in {"aarch64", "arm64"}
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
+    "-mprefer-vector-width=512",
+]
+X86_FLAGS = {
+    "avx2": AVX2,
+    "avx_vnni": [*AVX2, "-mavxvnni"],
+    "avx512": AVX512,
+    "avx512_vnni": [*AVX512, "-mavx512vnni"],
+}
+ARM_FLAGS = {"neon": [], "neon_dotprod": ["-march=armv8.2-a+dotprod"]}
+# An object of kernels for each.
+ISA_FLAGS: dict[str, list[str]] = {"generic": [], **(X86_FLAGS if X86 else ARM_FLAGS if ARM else {})}
 
 
 # The .cu files know nothing of torch, and the runtime is linked in: one build loads with and without torch's CUDA.
@@ -293,7 +299,7 @@ setup(
             depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*.*h"))],
             define_macros=[
                 ("TORCH_TARGET_VERSION", OLDEST_TORCH),
-                *([("BARK_ACCEL_X86", "1")] if X86 else []),
+                *([("BARK_ACCEL_X86", "1")] if X86 else [("BARK_ACCEL_ARM", "1")] if ARM else []),
                 *CUDA["macros"],
             ],
             extra_compile_args={"cxx": [*OPTIMISE, *OPENMP]},

@@ -9,6 +9,15 @@
 #include <cpuid.h>
 #endif
 
+#ifdef BARK_ACCEL_ARM
+#ifdef __APPLE__
+#include <sys/sysctl.h>
+#else
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -32,6 +41,18 @@ bool has_avx_vnni() {
 }
 #endif
 
+#ifdef BARK_ACCEL_ARM
+bool has_dot_products() {
+#ifdef __APPLE__
+  int has = 0;
+  size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+#else
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#endif
+}
+#endif
+
 std::vector<const KernelTable*> supported_tables() {
   std::vector<const KernelTable*> tables{&generic_kernels()};
 #ifdef BARK_ACCEL_X86
@@ -45,6 +66,10 @@ std::vector<const KernelTable*> supported_tables() {
       if (__builtin_cpu_supports("avx512vnni")) tables.push_back(&avx512_vnni_kernels());
     }
   }
+#endif
+#ifdef BARK_ACCEL_ARM
+  tables.push_back(&neon_kernels());
+  if (has_dot_products()) tables.push_back(&neon_dotprod_kernels());
 #endif
   return tables;
 }

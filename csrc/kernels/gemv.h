@@ -96,7 +96,8 @@ inline void dot_tile_int8(const int8_t* const (&w)[N], int64_t stride, const flo
         for (int r = 0; r < R; ++r) {
           const VecS input = load_short(x + r * x_stride + begin + k);
           BARK_UNROLL
-          for (int n = 0; n < N; ++n) inner[n * R + r] = add_products(inner[n * R + r], weight[n], input);
+          for (int n = 0; n < N; ++n)
+            inner[n * R + r] = add_products_anywhere(inner[n * R + r], weight[n], input);
         }
       }
     } else {
@@ -104,8 +105,8 @@ inline void dot_tile_int8(const int8_t* const (&w)[N], int64_t stride, const flo
         const int64_t count = min64(2 * kWidth, depth - k);
         BARK_UNROLL
         for (int i = 0; i < N * R; ++i) {
-          inner[i] = add_products(inner[i], load_short_first(w[i / R] + k, count),
-                                  load_short_first(x + i % R * x_stride + k, count));
+          inner[i] = add_products_anywhere(inner[i], load_short_first(w[i / R] + k, count),
+                                           load_short_first(x + i % R * x_stride + k, count));
         }
       }
     }
@@ -205,8 +206,6 @@ inline void gemv(const MatrixView& m, const Activations& a, int64_t begin, int64
     dot_any<1>(m, row, a, result);
   }
 }
-
-inline VecI larger(VecI a, VecI b) { return b > a ? b : a; }
 
 // int16 numbers and the scale of each row, so that x ~ quantized * scale within 2^-16 of the row's largest
 // value.

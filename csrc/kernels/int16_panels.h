@@ -6,6 +6,7 @@
 // 2^15.5 / 16 a number, a relative rounding error of about 1e-4: less than float16's own.
 #pragma once
 
+#include "neon_panels.h"
 #include "vec.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
@@ -33,18 +34,26 @@ inline VecPairs load_pairs(const int32_t* p) {
   return v;
 }
 
+// One pair of k: acc += rows[kPanelRows] x columns[kPanelColumns].
+inline void add_pairs(VecU (&acc)[kPanelRows][2], const int32_t* rows, const int32_t* columns) {
+#if defined(BARK_NEON)
+  neon::add_pairs(acc, rows, columns);
+#else
+  const VecPairs b0 = load_pairs(columns), b1 = load_pairs(columns + kWidth);
+  BARK_UNROLL
+  for (int r = 0; r < kPanelRows; ++r) {
+    const VecPairs a = VecPairs{} + rows[r];
+    acc[r][0] = add_products(acc[r][0], a, b0);
+    acc[r][1] = add_products(acc[r][1], a, b1);
+  }
+#endif
+}
+
 // tile[kPanelRows, kPanelColumns] = rows x columns over `pairs` pairs of k.
 inline void multiply_panels(const int32_t* rows, const int32_t* columns, int64_t pairs, int32_t* tile) {
   VecU acc[kPanelRows][2] = {};
   for (int64_t k = 0; k < pairs; ++k) {
-    const VecPairs b0 = load_pairs(columns + k * kPanelColumns);
-    const VecPairs b1 = load_pairs(columns + k * kPanelColumns + kWidth);
-    BARK_UNROLL
-    for (int r = 0; r < kPanelRows; ++r) {
-      const VecPairs a = VecPairs{} + rows[k * kPanelRows + r];
-      acc[r][0] = add_products(acc[r][0], a, b0);
-      acc[r][1] = add_products(acc[r][1], a, b1);
-    }
+    add_pairs(acc, rows + k * kPanelRows, columns + k * kPanelColumns);
   }
   BARK_UNROLL
   for (int r = 0; r < kPanelRows; ++r) {

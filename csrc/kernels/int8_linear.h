@@ -3,7 +3,8 @@
 // instruction set has the same integers; groups are rescaled to float32 and added in order of k.
 //
 // Numbers of k stand side by side in 32-bit lanes, as in int16_panels.h: four bytes where the CPU multiplies
-// bytes, else two int16. Saturating products of bytes (AVX2) are not used: they would lose large sums.
+// bytes (AVX-512 VNNI, AVX-VNNI, sdot), else two int16. Saturating products of bytes (AVX2) are not used:
+// they would lose large sums.
 #pragma once
 
 #include "int16_linear.h"
@@ -20,7 +21,10 @@ constexpr int32_t kWeightFlip = int32_t(0x80808080u);  // weights plus 128: one 
 
 inline VecI add_lanes(VecI acc, VecPairs weights, VecPairs inputs) { return add_bytes(acc, weights, inputs); }
 
-inline VecPairs load_lanes(const int8_t* p) { return load_pairs(reinterpret_cast<const int32_t*>(p)); }
+#elif defined(BARK_NEON) && defined(__ARM_FEATURE_DOTPROD)
+
+constexpr int kTogether = 4;
+constexpr int32_t kWeightFlip = 0;
 
 #else
 
@@ -31,9 +35,27 @@ inline VecI add_lanes(VecI acc, VecPairs weights, VecPairs inputs) {
   return add_products(acc, (VecS)weights, (VecS)inputs);
 }
 
-inline VecPairs load_lanes(const int8_t* p) { return (VecPairs)load_short(p); }
-
 #endif
+
+inline VecPairs load_lanes(const int8_t* p) {
+  if constexpr (kTogether == 4) return load_pairs(reinterpret_cast<const int32_t*>(p));
+  return (VecPairs)load_short(p);
+}
+
+// kTogether numbers of k: acc += rows[kPanelRows] x columns[kPanelColumns].
+inline void add_columns(VecI (&acc)[kPanelRows][2], const int32_t* rows, const int32_t* columns) {
+#if defined(BARK_NEON)
+  neon::add_bytes(acc, rows, columns);
+#else
+  const VecPairs b0 = load_pairs(columns), b1 = load_pairs(columns + kWidth);
+  BARK_UNROLL
+  for (int r = 0; r < kPanelRows; ++r) {
+    const VecPairs a = VecPairs{} + rows[r];
+    acc[r][0] = add_lanes(acc[r][0], b0, a);
+    acc[r][1] = add_lanes(acc[r][1], b1, a);
+  }
+#endif
+}
 
 constexpr int64_t kSteps = kInt8Group / kTogether;
 
@@ -67,6 +89,8 @@ inline VecI round_to_nearest(VecF v) {
   return (VecI)_mm256_cvtps_epi32((__m256)v);
 #elif defined(__SSE2__)
   return (VecI)_mm_cvtps_epi32((__m128)v);
+#elif defined(BARK_NEON)
+  return (VecI)vcvtnq_s32_f32((float32x4_t)v);
 #else
   VecI rounded;
   for (int i = 0; i < kWidth; ++i) rounded[i] = v[i] == v[i] ? int32_t(__builtin_lrintf(v[i])) : 0;
@@ -172,14 +196,7 @@ __attribute__((noinline)) inline void multiply_group(const Int8Rows& rows, const
                                                      float* sums) {
   VecI acc[kPanelRows][2] = {};
   for (int64_t k = 0; k < kSteps; ++k) {
-    const VecPairs b0 = load_pairs(columns.lanes + k * kPanelColumns);
-    const VecPairs b1 = load_pairs(columns.lanes + k * kPanelColumns + kWidth);
-    BARK_UNROLL
-    for (int r = 0; r < kPanelRows; ++r) {
-      const VecPairs a = VecPairs{} + rows.lanes[k * kPanelRows + r];
-      acc[r][0] = add_lanes(acc[r][0], b0, a);
-      acc[r][1] = add_lanes(acc[r][1], b1, a);
-    }
+    add_columns(acc, rows.lanes + k * kPanelRows, columns.lanes + k * kPanelColumns);
   }
   const VecF scale0 = load(columns.scales), scale1 = load(columns.scales + kWidth);
   BARK_UNROLL

@@ -239,5 +239,9 @@ const KernelTable& avx_vnni_kernels();
 const KernelTable& avx512_kernels();
 const KernelTable& avx512_vnni_kernels();
 #endif
+#ifdef BARK_ACCEL_ARM
+const KernelTable& neon_kernels();
+const KernelTable& neon_dotprod_kernels();
+#endif
 
 }  // namespace bark_accel

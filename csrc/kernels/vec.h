@@ -10,6 +10,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(BARK_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "params.h"
@@ -45,6 +47,8 @@ inline VecF splat(float x) { return x - VecF{}; }
 
 // Keeps `a` where `b` is NaN.
 inline VecF vmax(VecF a, VecF b) { return b > a ? b : a; }
+
+inline VecI larger(VecI a, VecI b) { return b > a ? b : a; }
 
 inline VecF vabs(VecF v) { return (VecF)((VecI)v & (VecI{} + 0x7fffffff)); }
 
@@ -96,6 +100,8 @@ inline VecF load(const Half* p) {
   return (VecF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #elif defined(__AVX2__) && defined(__F16C__)
   return (VecF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#elif defined(BARK_NEON)
+  return (VecF)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
 #else
   VecF v;
   for (int i = 0; i < kWidth; ++i) v[i] = half_to_float(p[i].bits);
@@ -108,6 +114,8 @@ inline void store(Half* p, VecF v) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__AVX2__) && defined(__F16C__)
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(BARK_NEON)
+  vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
 #else
   for (int i = 0; i < kWidth; ++i) p[i].bits = float_to_half(v[i]);
 #endif
@@ -176,6 +184,9 @@ inline uint32_t lane_mask(VecI comparison) {
   return uint32_t(_mm256_movemask_ps((__m256)comparison));
 #elif defined(__SSE2__)
   return uint32_t(_mm_movemask_ps((__m128)comparison));
+#elif defined(BARK_NEON)
+  const VecU bits = {1, 2, 4, 8};
+  return vaddvq_u32((uint32x4_t)((VecU)comparison & bits));
 #else
   uint32_t mask = 0;
   for (int i = 0; i < kWidth; ++i) mask |= uint32_t(comparison[i] != 0) << i;
@@ -364,6 +375,9 @@ inline Vec4 sum_fours(VecI a, VecI b, VecI c, VecI d) {
   };
   const __m256i ab = halves((__m256i)a, (__m256i)b), cd = halves((__m256i)c, (__m256i)d);
   const __m256i half = _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+#elif defined(BARK_NEON)
+  const auto pairs = [](VecI x, VecI y) { return vpaddq_s32((int32x4_t)x, (int32x4_t)y); };
+  const VecI sums = (VecI)vpaddq_s32(pairs(a, b), pairs(c, d));
 #else
   const auto halves = [](VecU x, VecU y) {
     return __builtin_shufflevector(x, y, 0, 4, 1, 5) + __builtin_shufflevector(x, y, 2, 6, 3, 7);
@@ -392,12 +406,25 @@ inline VecI add_products(VecI acc, VecS a, VecS b) {
   return (VecI)((VecU)acc + (VecU)_mm256_madd_epi16((__m256i)a, (__m256i)b));
 #elif defined(__SSE2__)
   return (VecI)((VecU)acc + (VecU)_mm_madd_epi16((__m128i)a, (__m128i)b));
+#elif defined(BARK_NEON)
+  const int32x4_t low = vmull_s16(vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b));
+  return (VecI)vaddq_s32((int32x4_t)acc, vpaddq_s32(low, vmull_high_s16((int16x8_t)a, (int16x8_t)b)));
 #else
   for (int i = 0; i < kWidth; ++i) {
     acc[i] =
         int32_t(uint32_t(acc[i]) + uint32_t(a[2 * i] * b[2 * i]) + uint32_t(a[2 * i + 1] * b[2 * i + 1]));
   }
   return acc;
+#endif
+}
+
+// The same where only the sum of all lanes counts: in which of them a product is added, is left open.
+inline VecI add_products_anywhere(VecI acc, VecS a, VecS b) {
+#if defined(BARK_NEON)
+  const int32x4_t low = vmlal_s16((int32x4_t)acc, vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b));
+  return (VecI)vmlal_high_s16(low, (int16x8_t)a, (int16x8_t)b);
+#else
+  return add_products(acc, a, b);
 #endif
 }
 

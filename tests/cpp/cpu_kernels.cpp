@@ -454,6 +454,37 @@ void int_linear(Run& run, bool int8) {
   }
 }
 
+// Every number is the largest there is, so are the sums: what saturates, or leaves int32, is far off.
+void largest_integers(Run& run) {
+  const KernelTable& table = any_table(run);
+  const bool int8 = run.coin();
+  const int64_t rows = run.size(30), columns = run.size(70), inner = run.size(600);
+  const float x = run.pick({127.0f, -127.0f});
+  const int8_t w = run.pick<int8_t>({127, -127, -128});
+  Blocks to;
+  IntLinearParams p{};
+  p.rows = rows;
+  p.columns = columns;
+  p.inner = p.input_stride = p.weight_stride = inner;
+  p.dtype = DType::kFloat32;
+  p.input = to.exact(std::vector<float>(rows * inner, x));
+  p.weight = to.exact(std::vector<int8_t>(columns * inner, w));
+  p.scales_stride = ceil_div(inner, kInt8Group);
+  p.scales = to.exact(std::vector<float>(columns * p.scales_stride, 1.0f));
+  p.out = to.result<float>(rows * columns);
+  p.row_parts = 1;
+  p.packed = to.empty<int32_t>((int8 ? table.int8_packed_bytes : table.int16_packed_bytes)(p) / 4);
+  (int8 ? table.int8_pack_rows : table.int16_pack_rows)(p, 0, ceil_div(rows, table.int16_panel_rows));
+  std::vector<float> scratch((int8 ? table.int8_scratch : table.int16_scratch)(p));
+  const int64_t tasks = ceil_div(columns, table.int16_panel_columns);
+  (int8 ? table.int8_multiply : table.int16_multiply)(p, 0, tasks, scratch.data());
+  const double expected = double(x) * w * double(inner);
+  for (int64_t i = 0; i < rows * columns; ++i) {
+    run.expect_close(p.out[i], expected, std::fabs(expected), int8 ? 1e-7 : 1e-3,
+                     "largest integers " + std::to_string(i));
+  }
+}
+
 void int16_linear(Run& run) { int_linear(run, false); }
 void int8_linear(Run& run) { int_linear(run, true); }
 
@@ -658,7 +689,7 @@ constexpr Case kCases[] = {
     {"int16_linear", 24, true, int16_linear},     {"int8_linear", 24, true, int8_linear},
     {"float32_linear", 24, true, float32_linear}, {"attention anywhere", 24, true, attention_anywhere},
     {"embedding_sum", 40, true, embedding_sums},  {"MT19937", 4, true, generators},
-    {"sample_row", 150, true, samples},
+    {"sample_row", 150, true, samples},           {"largest integers", 24, true, largest_integers},
 };
 
 // Whether a child dies of an element that is missing; its report goes nowhere.

@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from test_other_cpus import run_generic_kernels
+from test_other_cpus import run_kernels
 from torch.utils.cpp_extension import include_paths
 
 ROOT = Path(__file__).parents[2]
@@ -49,10 +49,10 @@ def test_every_source_is_understood(setup, target):
         pytest.skip("the headers of aarch64 are not installed (Debian: g++-aarch64-linux-gnu)")
     system = [f"-isystem{path}" for path in include_paths()]
     version = f"-DTORCH_TARGET_VERSION={setup['OLDEST_TORCH']}"
-    x86 = ["-DBARK_ACCEL_X86=1"] if setup["X86"] and target != "aarch64" else []
+    machine = ["-DBARK_ACCEL_ARM=1"] if target == "aarch64" else ["-DBARK_ACCEL_X86=1"] if setup["X86"] else []
     ours = [source for source in setup["extension"].sources if "cuda" not in source]
-    jobs = [[source, *TARGETS[target], *x86, version, *system] for source in ours]
-    isas = setup["ISA_FLAGS"] if target == "here" else {"generic": []}
+    jobs = [[source, *TARGETS[target], *machine, version, *system] for source in ours]
+    isas = {"aarch64": setup["ARM_FLAGS"], "here": setup["ISA_FLAGS"]}.get(target, {}) | {"generic": []}
     jobs += [[f"csrc/cpu/isa_{isa}.cpp", *TARGETS[target], *setup["KERNEL_FLAGS"], *isas[isa]] for isa in isas]
     assert len(jobs) > 12
 
@@ -89,5 +89,6 @@ def test_the_whole_library_passes_the_tests_of_the_ops(tmp_path):
 
 
 @whole
-def test_generic_kernels_on_aarch64(setup, tmp_path):
-    run_generic_kernels(["clang++", "--target=aarch64-linux-gnu"], ["qemu-aarch64"], setup, tmp_path)
+@pytest.mark.parametrize("isa", ["generic", "neon_dotprod"])
+def test_kernels_on_aarch64(setup, isa, tmp_path):
+    run_kernels(["clang++", "--target=aarch64-linux-gnu"], ["qemu-aarch64"], isa, setup, tmp_path)
