@@ -291,6 +291,8 @@ setup(
                 "csrc/cpu/static_cache_attention.cpp",
                 "csrc/cpu/decode_step.cpp",
                 "csrc/cpu/barrier.cpp",
+                "csrc/cpu/step_team.cpp",
+                "csrc/cpu/team_tuner.cpp",
                 *CUDA["sources"],
             ],
             include_dirs=[*include_paths(), *CUDA["include_dirs"]],

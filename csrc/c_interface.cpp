@@ -7,6 +7,7 @@
 #include "checks.h"
 #include "cpu/generator_state.h"
 #include "cpu/isa.h"
+#include "cpu/step_team.h"
 #ifdef BARK_ACCEL_CUDA_ARCHS
 #include "cuda/bind.h"
 #else
@@ -37,6 +38,11 @@ EXPORT const char* bark_accel_available_isas() {
 }
 
 EXPORT bool bark_accel_set_isa(const char* name) { return bark_accel::set_isa(name); }
+
+EXPORT void bark_accel_set_step_threads(int64_t fixed, int64_t start, int64_t most) {
+  bark_accel::set_step_threads(fixed, start, most);
+}
+EXPORT int64_t bark_accel_last_step_threads() { return bark_accel::last_step_threads(); }
 
 EXPORT const char* bark_accel_last_refusal() { return bark_accel::last_refusal(); }
 

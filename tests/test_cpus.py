@@ -68,3 +68,44 @@ def test_more_threads_than_the_quota_has_are_said(small_model, monkeypatch, two_
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             accelerate_bark(copy.deepcopy(small_model))
+
+
+CORES_OF_TWO = {cpu: f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}" for cpu in range(8)}
+
+
+@pytest.fixture
+def devices(tmp_path):
+    """`/sys/devices` of a machine: siblings of each CPU, and the CPUs of fast and slow cores."""
+
+    def make(siblings, **kinds):
+        for name, text in kinds.items():
+            (tmp_path / f"cpu_{name}").mkdir()
+            (tmp_path / f"cpu_{name}" / "cpus").write_text(f"{text}\n")
+        for cpu, text in siblings.items():
+            folder = tmp_path / f"system/cpu/cpu{cpu}/topology"
+            folder.mkdir(parents=True)
+            (folder / "thread_siblings_list").write_text(f"{text}\n")
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "usable, siblings, kinds, quota, cores, threads",
+    [
+        (range(2), {}, {}, None, 2, (2, 0)),
+        (range(8), CORES_OF_TWO, {}, None, 4, (4, 0)),
+        # 4 fast cores of two threads, 4 slow ones; all usable, no fast one but one thread, slow ones alone.
+        (range(12), CORES_OF_TWO, {"core": "0-7", "atom": "8-11"}, None, 4, (4, 0)),
+        ([0, 8, 9], CORES_OF_TWO, {"core": "0-7", "atom": "8-11"}, None, 1, (1, 0)),
+        ([8, 9], CORES_OF_TWO, {"core": "0-7", "atom": "8-11"}, None, 2, (2, 0)),
+        (range(64), {}, {}, None, 64, (16, 0)),
+        (range(64), {}, {}, 2.5, 64, (3, 3)),
+        (range(64), {}, {}, 0.5, 64, (1, 1)),
+        (range(2), {}, {"core": "nonsense"}, None, 2, (2, 0)),
+    ],
+)
+def test_threads_of_a_step_by_machine(devices, usable, siblings, kinds, quota, cores, threads):
+    folder = devices(siblings, **kinds)
+    assert _cpus.fast_cores(set(usable), folder) == cores
+    assert _cpus.step_threads(set(usable), quota, folder) == threads

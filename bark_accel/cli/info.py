@@ -30,6 +30,7 @@ def _build_facts(library: Any) -> dict[str, object]:
         **build,
         "instruction sets": ", ".join(library.available_isas()),
         "in use": library.isa(),
+        "threads a step": library.fixed_step_threads or "as many as take the least time",
     }
 
 

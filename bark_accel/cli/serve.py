@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bark_accel._cpus import cpu_quota
+from bark_accel._cpus import cpu_quota, usable_cpus
 
 from .console import UserError, out, user_errors, warn
 from .request import ModelChoice
@@ -101,8 +101,6 @@ def _small_only(models: tuple[Any, ...]) -> bool:
 
 def _threads_per_replica(options: ServeOptions, models: tuple[Any, ...]) -> int:
     """Threads of each: as given, an equal part of the CPUs, or one for the small Bark. May raise `UserError`."""
-    from bark_accel.server.cpus import usable_cpus
-
     given, replicas = options.threads_per_replica, options.replicas
     if replicas is None:
         if given is not None:
@@ -110,7 +108,7 @@ def _threads_per_replica(options: ServeOptions, models: tuple[Any, ...]) -> int:
         return 1
     if options.threads is not None:
         raise UserError("--threads: expected --threads-per-replica in its place with --replicas")
-    return given or (1 if _small_only(models) else max(1, usable_cpus() // replicas))
+    return given or (1 if _small_only(models) else max(1, len(usable_cpus()) // replicas))
 
 
 def _warn_of_quota(cpus: int) -> None:

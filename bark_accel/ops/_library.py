@@ -3,6 +3,8 @@
 ``BARK_ACCEL_ISA`` (``generic``, ``avx2``, ``avx_vnni``, ``avx512`` or ``avx512_vnni``) picks the kernels' instruction
 set when the library loads; unset, the best one of this CPU is used. ``BARK_ACCEL_CUDA_STEP=persistent`` makes a decode
 step of up to four rows one CUDA kernel, ``kernels`` (the default) one for each of its parts; both give the same bits.
+``BARK_ACCEL_STEP_THREADS=N`` has each decode step on a CPU share N threads (at most torch's); unset, what steps take
+decides, within the CPU time that the process may use. The bits do not depend on it.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ from typing import Any
 
 import torch
 
+from bark_accel._cpus import step_threads
+
 from . import schemas
 
 ISA_VARIABLE = "BARK_ACCEL_ISA"
 STEP_VARIABLE = "BARK_ACCEL_CUDA_STEP"
+THREADS_VARIABLE = "BARK_ACCEL_STEP_THREADS"
 LIBRARY = Path(__file__).resolve().parents[1] / "_C.so"
 _PACKAGE = LIBRARY.parent.name
 OLDEST_TORCH = (2, 11)  # whose C interface the library calls; csrc/ is compiled against it as well
@@ -59,6 +64,8 @@ class Library:
         self._functions = ctypes.CDLL(str(file))
         self.persistent_step = False
         """Whether a decode step of up to four rows is one CUDA kernel."""
+        self.fixed_step_threads = 0
+        """Threads of a decode step on a CPU that were asked for; 0: as many as turn out best."""
 
     def build_info(self) -> dict[str, str]:
         """Return the versions it was built with, and the GPU architectures it has kernels for (`none`)."""
@@ -80,6 +87,19 @@ class Library:
         """Use another instruction set. Raises `ValueError` for one that is not available."""
         if not self._function("set_isa", ctypes.c_bool, ctypes.c_char_p)(name.encode()):
             raise ValueError(f"set_isa: expected one of {', '.join(self.available_isas())}, got {name}")
+
+    def set_step_threads(self, fixed: int = 0, start: int = 0, most: int = 0) -> None:
+        """Give decode steps on a CPU `fixed` threads, or (0) as many as turn out best, from `start` on, up to `most`.
+
+        Never more than torch has; 0 for `start` and `most` means as many. What was found out before is forgotten.
+        """
+        numbers = (ctypes.c_int64,) * 3
+        self._function("set_step_threads", None, *numbers)(fixed, start, most)
+        self.fixed_step_threads = fixed
+
+    def last_step_threads(self) -> int:
+        """Return how many threads the last decode step on a CPU had; 0 before the first."""
+        return self._function("last_step_threads", ctypes.c_int64)()
 
     def last_refusal(self) -> str:
         """Return the message of the last arguments that an op refused on this thread; empty before the first."""
@@ -139,6 +159,17 @@ def _choose_isa(library: Library) -> None:
     library.set_isa(wanted)
 
 
+def _choose_threads(library: Library) -> None:
+    wanted = os.environ.get(THREADS_VARIABLE)
+    if not wanted:
+        start, most = step_threads()
+        library.set_step_threads(start=start, most=most)
+        return
+    if not wanted.isdigit() or int(wanted) < 1:
+        raise ValueError(f"{THREADS_VARIABLE}: expected a number of threads, at least 1, got {wanted!r}")
+    library.set_step_threads(fixed=int(wanted))
+
+
 def _choose_step(library: Library) -> None:
     wanted = os.environ.get(STEP_VARIABLE) or "kernels"
     if wanted not in ("kernels", "persistent"):
@@ -156,8 +187,8 @@ def load() -> Library:
     ImportError
         The library is missing or another one, torch is too old for it, or another copy of the package is in use.
     ValueError
-        ``BARK_ACCEL_ISA`` names an instruction set that this CPU or build does not have, or ``BARK_ACCEL_CUDA_STEP``
-        no way to compute a step.
+        ``BARK_ACCEL_ISA`` names an instruction set that this CPU or build does not have, ``BARK_ACCEL_CUDA_STEP`` no
+        way to compute a step, or ``BARK_ACCEL_STEP_THREADS`` no number.
     """
     _check_torch()
     if not LIBRARY.is_file():
@@ -174,6 +205,7 @@ def load() -> Library:
         ) from error
     _choose_isa(library)
     _choose_step(library)
+    _choose_threads(library)
     return library
 
 

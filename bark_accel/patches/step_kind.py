@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bark_accel.decoding.cuda_graphs import GRAPH_TOKENS, GRAPHS_VARIABLE, MAX_BLOCK_TOKENS, graphs_are_on
-from bark_accel.ops._library import load
+from bark_accel.ops._library import THREADS_VARIABLE, load
 from bark_accel.ops.backend import get_ops, is_served, native_fault, runs_natively
 from bark_accel.ops.graph_draw import follows_torch
 
@@ -18,11 +18,24 @@ def step_kind(settings: Settings, device: torch.device) -> str:
     kernels = "compiled kernels" if compiled else f"plain torch, {_why(settings, device)}"
     if compiled and device.type == "cpu" and not load().has_threads():
         kernels += " of one thread, built without OpenMP"
+    elif compiled and device.type == "cpu":
+        kernels += f", {_threads()}"
     if device.type != "cuda":
         return kernels
     if compiled and load().persistent_step:
         kernels = f"one compiled kernel for up to {MAX_BLOCK_TOKENS} tokens of up to four rows, else several"
     return f"{kernels}; {_launched(settings, device)}"
+
+
+def _threads() -> str:
+    """The number of threads that share a step on a CPU, and who says so."""
+    library = load()
+    if library.fixed_step_threads:
+        count = min(library.fixed_step_threads, torch.get_num_threads())
+        return f"{count} thread{'s' * (count > 1)} a step by {THREADS_VARIABLE}"
+    last = library.last_step_threads()
+    said = f"{last} in the last one" if last else "no step yet"
+    return f"as many threads a step as take the least time ({said})"
 
 
 def _why(settings: Settings, device: torch.device) -> str:

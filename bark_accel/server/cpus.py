@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from bark_accel._cpus import listed
+
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
@@ -38,24 +40,10 @@ def disjoint_cpus(replicas: int, threads: int) -> list[set[int]]:
     return [set(usable[first : first + threads]) for first in range(0, replicas * threads, threads)]
 
 
-def usable_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _order(cpu: int) -> tuple[int, int, int]:
     """Place in line: first hardware threads first, package by package."""
     folder = _TOPOLOGY / f"cpu{cpu}/topology"
     with suppress(OSError, ValueError):
-        siblings = _listed((folder / "thread_siblings_list").read_text())
+        siblings = listed((folder / "thread_siblings_list").read_text())
         return siblings.index(cpu), int((folder / "physical_package_id").read_text()), cpu
     return 0, 0, cpu
-
-
-def _listed(text: str) -> list[int]:
-    """The numbers of the kernel's lists, such as 0-2,8."""
-    found: list[int] = []
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found

@@ -3,6 +3,7 @@
 
 #include "../decode_inputs.h"
 #include "isa.h"
+#include "step_team.h"
 #include "team.h"
 
 namespace bark_accel {
@@ -34,14 +35,15 @@ std::vector<int64_t> checked_slots(const DecodeInputs& in) {
 // Logits of the rows `slots`, one after the other from p.logits on.
 void run_slots(DecodeParams p, const std::vector<int64_t>& slots) {
   const KernelTable& table = kernels();
-  const int64_t threads = team_size(), rows = int64_t(slots.size());
+  const int64_t rows = int64_t(slots.size());
   const int64_t most = std::max<int64_t>(1, kPassTokens / p.tokens);
   for (const int64_t slot : slots) p.longest = std::max(p.longest, p.lengths[slot]);
   for (int64_t first = 0; first < rows; first += most) {
     p.batch = std::min(most, rows - first);
     p.slots = slots.data() + first;
-    p.scratch = thread_scratch(table.decode_scratch(p, threads));
-    run_team(threads, [&](const Team& team) { table.decode_step(p, team); });
+    const StepTeam step(p);
+    p.scratch = thread_scratch(table.decode_scratch(p, step.threads()));
+    run_team(step.threads(), [&](const Team& team) { table.decode_step(p, team); });
     p.logits += p.batch * p.tokens * p.head_rows;
   }
 }

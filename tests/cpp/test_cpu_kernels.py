@@ -104,6 +104,31 @@ def test_threads_without_a_barrier_are_noticed(thread: Build) -> None:
     assert done.returncode != 0 and "WARNING: ThreadSanitizer: data race" in done.stderr
 
 
+# By emulated machine: how much longer all steps may take than on the best number of threads, and the last sizes.
+TEAMS = {
+    "two quiet cores": (1.02, {2}),
+    "a busy neighbour": (1.2, {1, 2}),
+    "two busy neighbours": (1.15, {1, 2}),
+    "64 cores, memory full with 8": (1.05, {8}),
+    "64 cores, cheap barriers": (1.1, {64}),
+    "6 fast and 8 slow cores": (1.05, {6}),
+    "a quota of two, not seen": (1.1, {2}),
+    "one core": (1.05, {1}),
+}
+
+
+def test_teams_of_other_machines(tmp_path: Path) -> None:
+    """The search for a team's size soon finds the best one, on many cores, slow ones and beside others, and stays."""
+    program = tmp_path / "teams"
+    compile_("-O1", HERE / "team_tuner.cpp", SOURCES / "team_tuner.cpp", "-o", program)
+    lines = run(program).stdout.splitlines()
+    assert len(lines) == 8 * len(TEAMS)
+    for line in lines:
+        name, _, took, _, size = line.split(";")
+        longest, sizes = TEAMS[name]
+        assert float(took) <= longest and int(size) in sizes, line
+
+
 @pytest.mark.parametrize("old, new", BARRIER_MUTANTS)
 def test_a_barrier_without_order_is_noticed(thread: Build, tmp_path: Path, old: str, new: str) -> None:
     text = (SOURCES / "barrier.cpp").read_text()

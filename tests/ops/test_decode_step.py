@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bark_accel.ops import _library
 from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
 from bark_accel.ops.checks import INT8_GROUP
@@ -147,10 +148,16 @@ def test_any_shape(tokens: int, head_size: int, heads: int, lengths: list[int], 
 )
 @pytest.mark.parametrize("dtype", WEIGHTS)
 def test_a_row_in_a_batch_is_the_same_row_alone(
-    isa: str, thread_counts: None, dtype: torch.dtype, lengths: list[int], tokens: int, cache: torch.dtype, threads: int
+    isa: str,
+    use_threads: Callable[[int], None],
+    dtype: torch.dtype,
+    lengths: list[int],
+    tokens: int,
+    cache: torch.dtype,
+    threads: int,
 ) -> None:
     """To the bit, in logits and caches, whatever the lengths and the number of the other rows."""
-    torch.set_num_threads(threads)
+    use_threads(threads)
     ids, *model, keys, values, length = decode_inputs(
         len(lengths), tokens, 20, 2, lengths, dtype, cache=cache, bias=True
     )
@@ -300,10 +307,17 @@ def test_no_rows() -> None:
 
 
 @pytest.fixture
-def thread_counts() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
+def use_threads() -> Iterator[Callable[[int], None]]:
+    """Has the following steps share exactly so many threads."""
+    before, library = torch.get_num_threads(), _library.load()
+
+    def use(threads: int) -> None:
+        torch.set_num_threads(threads)
+        library.set_step_threads(fixed=threads)
+
+    yield use
     torch.set_num_threads(before)
+    library.set_step_threads()
 
 
 def results(inputs: tuple[Any, ...]) -> list[Tensor]:
@@ -315,31 +329,49 @@ def results(inputs: tuple[Any, ...]) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", WEIGHTS)
 @pytest.mark.parametrize("rows", [(1, 1), (1, 2), (1, 3), (5, 1), (1, 8), (16, 1)])
-def test_threads_do_not_change_a_bit(isa: str, thread_counts: None, dtype: torch.dtype, rows: tuple[int, int]) -> None:
+def test_threads_do_not_change_a_bit(
+    isa: str, use_threads: Callable[[int], None], dtype: torch.dtype, rows: tuple[int, int]
+) -> None:
     for width, heads in ((20, 2), (72, 3)):
         inputs = decode_inputs(*rows, width, heads, 21, dtype, bias=True)
-        torch.set_num_threads(1)
+        use_threads(1)
         expected = results(inputs)
-        for threads in (2, 3, 7):
-            torch.set_num_threads(threads)
+        for threads in range(2, 9):
+            use_threads(threads)
             for got, want in zip(results(inputs), expected, strict=True):
                 assert torch.equal(got, want), f"{threads} threads differ from one at width {width}"
 
 
-def test_threads_come_and_go(isa: str, thread_counts: None) -> None:
+def test_threads_come_and_go(isa: str, use_threads: Callable[[int], None]) -> None:
     """A larger step after a smaller one, more threads than rows, columns or heads, and fewer again."""
     jobs = [decode_inputs(b, t, w, h, 9, dtype) for dtype in WEIGHTS for b, t, w, h in ((1, 1, 8, 1), (3, 4, 72, 3))]
-    torch.set_num_threads(1)
+    use_threads(1)
     expected = [results(job) for job in jobs]
     for threads in (3, 1, 11, 2, 7, 1, 2):
-        torch.set_num_threads(threads)
+        use_threads(threads)
         for job, want in zip(jobs, expected, strict=True):
             assert all(map(torch.equal, results(job), want)), f"{threads} threads"
 
 
-def test_threads_that_decode_at_once(thread_counts: None) -> None:
+@pytest.mark.parametrize(("most", "first"), [(1, 1), (8, 2), (8, 8), (3, 0), (0, 0)])
+def test_the_search_for_a_team_changes_no_bit(use_threads: Callable[[int], None], most: int, first: int) -> None:
+    """While it tries other sizes, within its limits."""
+    inputs = decode_inputs(1, 1, 72, 3, 21, torch.int8)
+    use_threads(1)
+    expected, library = results(inputs), _library.load()
+    torch.set_num_threads(8)
+    library.set_step_threads(start=first, most=most)
+    sizes = []
+    for _ in range(150):
+        assert all(map(torch.equal, results(inputs), expected))
+        sizes.append(library.last_step_threads())
+    assert sizes[0] == (first or most or 8) and max(sizes) <= (most or 8)
+    assert len(set(sizes)) > 1 or most in (1, 3), "expected a search with more than four threads"
+
+
+def test_threads_that_decode_at_once(use_threads: Callable[[int], None]) -> None:
     """Each with a team of two."""
-    torch.set_num_threads(2)
+    use_threads(2)
     jobs = [decode_inputs(1 + i % 2, 1 + i % 3, 72, 3, 5 * i, WEIGHTS[i]) for i in range(4)]
     expected = [results(job) for job in jobs]
     wrong: list[int] = []

@@ -173,3 +173,20 @@ assert registered and len(registered) == len(set(registered)), registered
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("threads", "expected"),
+    [("3", "3"), ("", "0"), ("0", "expected a number of threads, at least 1, got '0'"), ("two", "got 'two'")],
+)
+def test_threads_variable(threads: str, expected: str) -> None:
+    script = "from bark_accel.ops import _library; print(_library.load().fixed_step_threads)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "BARK_ACCEL_STEP_THREADS": threads},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == 0) == (threads in ("3", ""))
+    assert expected in done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -104,5 +105,15 @@ def test_the_report_says_that_a_step_is_one_kernel(small_model: Any, monkeypatch
     assert said == "one compiled kernel for up to 64 tokens of up to four rows, else several; graphs of 8 tokens"
 
 
-def test_the_report_of_a_cpu(small_model: Any) -> None:
-    assert "decode step: compiled kernels\n" in str(acceleration_report(accelerated_copy(small_model)))
+def test_the_report_of_a_cpu(small_model: Any, two_threads: None) -> None:
+    model, library = accelerated_copy(small_model), _library.load()
+    library.set_step_threads()
+    warmup(model, **texts(SMALL, [4]))
+    said = r"decode step: compiled kernels, as many threads a step as take the least time \([12] in the last one\)\n"
+    assert re.search(said, str(acceleration_report(model)))
+    library.set_step_threads(fixed=1)
+    try:
+        said = "decode step: compiled kernels, 1 thread a step by BARK_ACCEL_STEP_THREADS\n"
+        assert said in str(acceleration_report(model))
+    finally:
+        library.set_step_threads()
