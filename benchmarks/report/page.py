@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bark_accel.bench.measure import spread_of
 from benchmarks.report.summarise import table
 from benchmarks.speech import figures
 
@@ -203,8 +204,8 @@ def anchor(record: dict[str, Any]) -> str:
         cells = []
         for context in contexts:
             its = rows[way, context]
-            low, high = min(its["medians_of_rounds_ms"]), max(its["medians_of_rounds_ms"])
-            cells.append(f"{its['median_ms']:.2f} ({low:.2f}-{high:.2f})")
+            rounds = spread_of(its["medians_of_rounds_ms"])
+            cells.append(f"{its['median_ms']:.2f} ({rounds.p20:.2f}-{rounds.p80:.2f})")
             cells.append("all" if its["tokens_of_stock"] == its["all_tokens"] else f"first {its['tokens_of_stock']}")
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -318,6 +319,7 @@ def report(folder: Path) -> str:
         "voices": voices(zen5["voices"]),
         "backends_machine": _measured_on(compiled) if compiled else "",
         "backends": backends(compiled) if compiled else _NOT_MEASURED,
+        "anchor_version": anchored["versions"]["ctranslate2"] if anchored else "",
         "anchor_machine": _measured_on(anchored) if anchored else "",
         "anchor": anchor(anchored) if anchored else _NOT_MEASURED,
         "zen5_machine": _measured_on(zen5["generation"][0]),
