@@ -22,7 +22,7 @@ from bark_accel.bench import measure
 from bark_accel.bench import models as checkpoints
 from bark_accel.bench.models import fake_inputs, load_bark, semantic_tokens, shared_copy
 from bark_accel.cli import bench as bench_module
-from bark_accel.cli import playback
+from bark_accel.cli import demo, playback
 from bark_accel.cli.app import app
 from bark_accel.hf.stage_trace import STAGES, trace_stages
 from bark_accel.stages.fine import FineStage
@@ -64,10 +64,13 @@ def test_info_says_what_to_run_when_the_library_is_missing(monkeypatch):
     assert "run make setup" in result.output and torch.__version__ in result.output
 
 
-def test_demo_compares_and_writes(checkpoint, tmp_path):
-    out = tmp_path / "demo"
+def test_demo_compares_and_writes(checkpoint, tmp_path, monkeypatch):
+    out, runs = tmp_path / "demo", []
+    monkeypatch.setattr(demo, "run_once", lambda *a, **k: runs.append(measure.run_once(*a, **k)) or runs[-1])
     result = run("demo", "--model", checkpoint, "--seconds", 0.2, "--out", out)
     assert result.exit_code == 0, result.output
+    samples = [run.outputs["codec"].shape for run in runs]
+    assert len(samples) == 4 and samples[:2] == samples[2:], "expected both to be warm at the length that is measured"
     assert "All tokens are equal" in result.output and "no usable tokenizer" in result.output
     for words in ("real-time factor", "ratio", "fell back: never", "1 thread\n"):
         assert words in result.output

@@ -17,7 +17,6 @@ from bark_accel.bench.measure import (
     machine_facts,
     run_once,
     summarise,
-    warm_up,
     waveform_difference,
 )
 
@@ -51,8 +50,9 @@ def demo(name: str | None, seconds: float | None, seed: int, folder: Path) -> No
     inputs, options = loaded.inputs(TEXT), {"semantic_max_new_tokens": tokens}
     models = {"stock": model, "accelerated": accelerate_bark(shared_copy(model))}
     with out.status("Warming up"):
+        # All of it: torch prepares convolutions for each length, and stock's first sound takes three times as long.
         for one in models.values():
-            warm_up(one, inputs, seed)
+            run_once(one, inputs, seed, None, **options)
     with progress_bars() as progress:
         runs = []
         for label, one in models.items():
