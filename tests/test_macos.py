@@ -19,8 +19,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 SOURCES = [p for p in sorted((ROOT / "csrc").rglob("*.*")) if "cuda" not in p.relative_to(ROOT / "csrc").parts[:1]]
 # Headers of standard C++; all others, and these functions, need an #if around them.
-STANDARD = """algorithm array atomic climits cmath cstddef cstdint cstdlib cstring functional initializer_list iterator
-    limits memory mutex new numeric optional ostream sstream stdexcept string string_view thread tuple type_traits
+STANDARD = """algorithm array atomic chrono climits cmath cstddef cstdint cstdlib cstring functional initializer_list iterator
+    limits map memory mutex new numeric optional ostream sstream stdexcept string string_view thread tuple type_traits
     utility vector"""
 SYSTEMS_OWN = re.compile(
     r"\b(malloc_trim|madvise|sched_\w+|pthread_\w+|memfd_create|syscall|prctl|get_nprocs|omp_\w+|__builtin_cpu_\w+|"
@@ -61,7 +61,7 @@ def test_a_build_with_libomp(build, libomp, monkeypatch):
     assert arguments[-3:] == ["-Xpreprocessor", "-fopenmp", f"-I{libomp / 'include'}"]
     assert not any("omp" in word for word in extension.extra_link_args), "the runtime is torch's"
     assert all(word.startswith("-Wl,-rpath,/") for word in extension.extra_link_args) and extension.extra_link_args
-    assert flags["ISA_FLAGS"] == {"generic": []}
+    assert flags["ISA_FLAGS"] == {"generic": [], "neon": [], "neon_dotprod": ["-march=armv8.2-a+dotprod"]}
     assert not any(word.startswith("-m") or "maybe" in word for word in [*arguments, *flags["KERNEL_FLAGS"]])
     assert "BARK_ACCEL_X86" not in dict(extension.define_macros) and extension.libraries == ["torch_cpu"]
     assert os.environ["ARCHFLAGS"] == "-arch arm64"

@@ -72,7 +72,9 @@ class TransformerWeights:
     @property
     def cache_dtype(self):
         """Dtype of cached keys and values: the products' dtype; float16 beside int8 weights."""
-        dtype = self.heads[0].weight.dtype
+        qkv = self.layers[0].qkv.weight
+        # Heads only where matrices are laid out ahead: a compiled prompt would be compiled again for other heads.
+        dtype = self.heads[0].weight.dtype if qkv.dtype == torch.int32 else qkv.dtype
         return dtype if dtype.is_floating_point else torch.float16
 
 
