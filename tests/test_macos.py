@@ -19,9 +19,9 @@ import torch
 ROOT = Path(__file__).parents[1]
 SOURCES = [p for p in sorted((ROOT / "csrc").rglob("*.*")) if "cuda" not in p.relative_to(ROOT / "csrc").parts[:1]]
 # Headers of standard C++; all others, and these functions, need an #if around them.
-STANDARD = """algorithm array atomic chrono climits cmath cstddef cstdint cstdlib cstring functional initializer_list iterator
-    limits map memory mutex new numeric optional ostream sstream stdexcept string string_view thread tuple type_traits
-    utility vector"""
+STANDARD = """algorithm array atomic chrono climits cmath cstddef cstdint cstdlib cstring functional initializer_list
+    iterator limits map memory mutex new numeric optional ostream sstream stdexcept string string_view thread tuple
+    type_traits utility vector"""
 SYSTEMS_OWN = re.compile(
     r"\b(malloc_trim|madvise|sched_\w+|pthread_\w+|memfd_create|syscall|prctl|get_nprocs|omp_\w+|__builtin_cpu_\w+|"
     r"__get_cpuid\w*|_mm_pause)\b"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bark_accel.bench.measure import machine_facts, versions
+from bark_accel.ops._library import ALL_THREADS
 
 from .console import EXIT_FAILED, fail, out
 
@@ -24,13 +25,13 @@ def info() -> None:
 
 
 def _build_facts(library: Any) -> dict[str, object]:
-    build = dict(library.build_info())
+    build, fixed = dict(library.build_info()), library.fixed_step_threads
     return {
         "built for torch": build.pop("torch"),
         **build,
         "instruction sets": ", ".join(library.available_isas()),
         "in use": library.isa(),
-        "threads a step": library.fixed_step_threads or "as many as take the least time",
+        "threads a step": {ALL_THREADS: "torch's", 0: "as many as take the least time"}.get(fixed, fixed),
     }
 
 

@@ -3,8 +3,8 @@
 ``BARK_ACCEL_ISA`` (``generic``, ``avx2``, ``avx_vnni``, ``avx512`` or ``avx512_vnni``) picks the kernels' instruction
 set when the library loads; unset, the best one of this CPU is used. ``BARK_ACCEL_CUDA_STEP=persistent`` makes a decode
 step of up to four rows one CUDA kernel, ``kernels`` (the default) one for each of its parts; both give the same bits.
-``BARK_ACCEL_STEP_THREADS=N`` has each decode step on a CPU share N threads (at most torch's); unset, what steps take
-decides, within the CPU time that the process may use. The bits do not depend on it.
+``BARK_ACCEL_STEP_THREADS=N`` has each decode step on a CPU share N threads (at most torch's), ``auto`` as many as take
+the least time, within the CPU time that the process may use; unset, as many as torch has. The bits do not depend on it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from . import schemas
 ISA_VARIABLE = "BARK_ACCEL_ISA"
 STEP_VARIABLE = "BARK_ACCEL_CUDA_STEP"
 THREADS_VARIABLE = "BARK_ACCEL_STEP_THREADS"
+ALL_THREADS = 1 << 20  # more than any machine has
 LIBRARY = Path(__file__).resolve().parents[1] / "_C.so"
 _PACKAGE = LIBRARY.parent.name
 OLDEST_TORCH = (2, 11)  # whose C interface the library calls; csrc/ is compiled against it as well
@@ -64,8 +65,8 @@ class Library:
         self._functions = ctypes.CDLL(str(file))
         self.persistent_step = False
         """Whether a decode step of up to four rows is one CUDA kernel."""
-        self.fixed_step_threads = 0
-        """Threads of a decode step on a CPU that were asked for; 0: as many as turn out best."""
+        self.fixed_step_threads = ALL_THREADS
+        """Threads of a decode step on a CPU, at most torch's; 0: as many as turn out best."""
 
     def build_info(self) -> dict[str, str]:
         """Return the versions it was built with, and the GPU architectures it has kernels for (`none`)."""
@@ -88,7 +89,7 @@ class Library:
         if not self._function("set_isa", ctypes.c_bool, ctypes.c_char_p)(name.encode()):
             raise ValueError(f"set_isa: expected one of {', '.join(self.available_isas())}, got {name}")
 
-    def set_step_threads(self, fixed: int = 0, start: int = 0, most: int = 0) -> None:
+    def set_step_threads(self, fixed: int = ALL_THREADS, start: int = 0, most: int = 0) -> None:
         """Give decode steps on a CPU `fixed` threads, or (0) as many as turn out best, from `start` on, up to `most`.
 
         Never more than torch has; 0 for `start` and `most` means as many. What was found out before is forgotten.
@@ -161,13 +162,13 @@ def _choose_isa(library: Library) -> None:
 
 def _choose_threads(library: Library) -> None:
     wanted = os.environ.get(THREADS_VARIABLE)
-    if not wanted:
+    if wanted == "auto":
         start, most = step_threads()
-        library.set_step_threads(start=start, most=most)
+        library.set_step_threads(fixed=0, start=start, most=most)
         return
-    if not wanted.isdigit() or int(wanted) < 1:
-        raise ValueError(f"{THREADS_VARIABLE}: expected a number of threads, at least 1, got {wanted!r}")
-    library.set_step_threads(fixed=int(wanted))
+    if wanted and (not wanted.isdigit() or int(wanted) < 1):
+        raise ValueError(f"{THREADS_VARIABLE}: expected auto or a number of threads, at least 1, got {wanted!r}")
+    library.set_step_threads(fixed=int(wanted or ALL_THREADS))
 
 
 def _choose_step(library: Library) -> None:

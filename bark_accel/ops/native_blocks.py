@@ -166,7 +166,8 @@ def packed_linear(input: Tensor, packed: Tensor, bias: Tensor | None = None, gel
     Parameters
     ----------
     input : Tensor [M, K], float32
-        Unit stride in K, any row stride.
+        Unit stride in K, any row stride. K is that of the weight, and the packed weight has it by whole groups only: a
+        K with as many groups is not told apart.
     packed : Tensor [panels, groups, rows, outputs of a panel], int32
         Of :func:`pack_linear` in this process, contiguous.
     bias : Tensor [N], float32, optional

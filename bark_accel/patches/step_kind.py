@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bark_accel.decoding.cuda_graphs import GRAPH_TOKENS, GRAPHS_VARIABLE, MAX_BLOCK_TOKENS, graphs_are_on
-from bark_accel.ops._library import THREADS_VARIABLE, load
+from bark_accel.ops._library import ALL_THREADS, THREADS_VARIABLE, load
 from bark_accel.ops.backend import get_ops, is_served, native_fault, runs_natively
 from bark_accel.ops.graph_draw import follows_torch
 
@@ -19,7 +19,7 @@ def step_kind(settings: Settings, device: torch.device) -> str:
     if compiled and device.type == "cpu" and not load().has_threads():
         kernels += " of one thread, built without OpenMP"
     elif compiled and device.type == "cpu":
-        kernels += f", {_threads()}"
+        kernels += _threads()
     if device.type != "cuda":
         return kernels
     if compiled and load().persistent_step:
@@ -28,14 +28,16 @@ def step_kind(settings: Settings, device: torch.device) -> str:
 
 
 def _threads() -> str:
-    """The number of threads that share a step on a CPU, and who says so."""
+    """The number of threads that share a step on a CPU, and who says so, where it is not simply torch's."""
     library = load()
+    if library.fixed_step_threads == ALL_THREADS:
+        return ""
     if library.fixed_step_threads:
         count = min(library.fixed_step_threads, torch.get_num_threads())
-        return f"{count} thread{'s' * (count > 1)} a step by {THREADS_VARIABLE}"
+        return f", {count} thread{'s' * (count > 1)} a step by {THREADS_VARIABLE}"
     last = library.last_step_threads()
     said = f"{last} in the last one" if last else "no step yet"
-    return f"as many threads a step as take the least time ({said})"
+    return f", as many threads a step as take the least time ({said})"
 
 
 def _why(settings: Settings, device: torch.device) -> str:

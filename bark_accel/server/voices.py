@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 from collections.abc import Callable
@@ -18,6 +19,7 @@ ALIASES = (
     "cedar",
 )
 MAX_UPLOADED = 200
+logger = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -55,9 +57,15 @@ class UploadedVoices:
             return None  # deleted a moment ago
 
     def fitting(self, fits: Callable[[VoicePreset], bool]) -> list[str]:
-        """The names, sorted, of those that a model can speak with; reads every file."""
-        found = ((name, self.get(name)) for name in self.names())
-        return [name for name, preset in found if preset is not None and fits(preset)]
+        """The names, sorted, of those that a model can speak with; reads every file, leaves out what is no voice."""
+        return [name for name in self.names() if (preset := self._readable(name)) is not None and fits(preset)]
+
+    def _readable(self, name: str) -> VoicePreset | None:
+        try:
+            return self.get(name)
+        except (TypeError, ValueError) as error:
+            logger.warning("the uploaded voice %s is not listed: %s", name, error)
+            return None
 
     def check_name(self, name: str, taken: list[str]) -> None:
         """Raise `ApiError` for a name that cannot be, or is taken."""

@@ -20,7 +20,7 @@ using Kind = std::tuple<int64_t, int64_t, int64_t, DType, DType, int64_t>;
 
 std::mutex mutex;
 std::map<Kind, TeamTuner>& tuners() {
-  static std::map<Kind, TeamTuner> kept;
+  static auto& kept = *new std::map<Kind, TeamTuner>;  // never destroyed: a thread may outlive main()
   return kept;
 }
 

@@ -360,7 +360,7 @@ def test_the_search_for_a_team_changes_no_bit(use_threads: Callable[[int], None]
     use_threads(1)
     expected, library = results(inputs), _library.load()
     torch.set_num_threads(8)
-    library.set_step_threads(start=first, most=most)
+    library.set_step_threads(fixed=0, start=first, most=most)
     sizes = []
     for _ in range(150):
         assert all(map(torch.equal, results(inputs), expected))

@@ -177,7 +177,13 @@ assert registered and len(registered) == len(set(registered)), registered
 
 @pytest.mark.parametrize(
     ("threads", "expected"),
-    [("3", "3"), ("", "0"), ("0", "expected a number of threads, at least 1, got '0'"), ("two", "got 'two'")],
+    [
+        ("3", "3"),
+        ("", str(_library.ALL_THREADS)),
+        ("auto", "0"),
+        ("0", "expected auto or a number of threads, at least 1, got '0'"),
+        ("two", "got 'two'"),
+    ],
 )
 def test_threads_variable(threads: str, expected: str) -> None:
     script = "from bark_accel.ops import _library; print(_library.load().fixed_step_threads)"
@@ -188,5 +194,5 @@ def test_threads_variable(threads: str, expected: str) -> None:
         text=True,
         check=False,
     )
-    assert (done.returncode == 0) == (threads in ("3", ""))
+    assert (done.returncode == 0) == (threads in ("3", "", "auto"))
     assert expected in done.stdout + done.stderr

@@ -107,7 +107,8 @@ def test_the_report_says_that_a_step_is_one_kernel(small_model: Any, monkeypatch
 
 def test_the_report_of_a_cpu(small_model: Any, two_threads: None) -> None:
     model, library = accelerated_copy(small_model), _library.load()
-    library.set_step_threads()
+    assert "decode step: compiled kernels\n" in str(acceleration_report(model)), "torch's threads"
+    library.set_step_threads(fixed=0)
     warmup(model, **texts(SMALL, [4]))
     said = r"decode step: compiled kernels, as many threads a step as take the least time \([12] in the last one\)\n"
     assert re.search(said, str(acceleration_report(model)))

@@ -389,11 +389,11 @@ def test_a_replica_that_dies_at_its_birth(monkeypatch):
     attend = replicated.ReplicatedEngine._attend
     links = []
 
-    def kill(self, replica, link):
+    def kill(self, replica, link, keeper):
         links.append(link)
         if replica.index:
             os.kill(link.pid, signal.SIGKILL)
-        attend(self, replica, link)
+        attend(self, replica, link, keeper)
 
     monkeypatch.setattr(replicated.ReplicatedEngine, "_attend", kill)
     with pytest.raises(OSError, match="ended before it had spoken"):

@@ -162,7 +162,7 @@ class ReplicatedEngine:
     def _give_out(self) -> None:
         """Give requests that wait to the least loaded replicas, as long as rows are free."""
         while self._waiting:
-            able = [r for r in self.replicas if r.ready and not self._retires(r)]
+            able = [r for r in self.replicas if r.ready and not r.retired and not self._retires(r)]
             free = [r for r in able if len(r.requests) < self._order.max_rows]
             if not free:
                 return
