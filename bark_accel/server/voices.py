@@ -19,7 +19,7 @@ ALIASES = (
     "cedar",
 )
 MAX_UPLOADED = 200
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("bark_accel.server")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 

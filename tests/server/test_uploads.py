@@ -20,6 +20,7 @@ from support.servers import running
 
 from bark_accel import small_bark_path
 from bark_accel.server import catalogue_routes
+from bark_accel.server import voices as voices_of_clients
 from bark_accel.server.app import create_app
 from bark_accel.server.settings import ModelSpec, Settings
 from bark_accel.server.voices import UploadedVoices, read_voice
@@ -170,6 +171,16 @@ def test_voices_of_a_folder_stay(tmp_path):
     for expected in (201, 409):
         with running(Settings(voices_dir=tmp_path)) as server, httpx.Client(base_url=server.url) as client:
             assert upload(client, VOICE).status_code == expected
+
+
+def test_a_damaged_voice_is_not_listed(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(voices_of_clients.logger, "warning", lambda *words: said.append(words))
+    (tmp_path / "damaged.npz").write_bytes(b"no archive")
+    (tmp_path / "good.npz").write_bytes(VOICE)
+    voices = UploadedVoices(tmp_path)
+    assert voices.names() == ["damaged", "good"] and voices.fitting(lambda preset: True) == ["good"]
+    assert [words[1] for words in said] == ["damaged"]
 
 
 schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
