@@ -202,6 +202,18 @@ def test_int8_linear(benchmark: Any, rows: int, outputs: int, inner: int) -> Non
     compare(benchmark, group, run, baselines, rounds=20, multiply_adds=rows * outputs * inner)
 
 
+@pytest.mark.parametrize("weights", ["int8", "w8a8"])
+@pytest.mark.parametrize(("rows", "outputs", "inner"), [(64, 3072, 768), *SHAPES])
+def test_packed_linear(benchmark: Any, weights: str, rows: int, outputs: int, inner: int) -> None:
+    """A block's product by weights that were packed ahead, against those that are packed in every call."""
+    x, weight = torch.randn(rows, inner), (torch.randn(outputs, inner) * 20).to(torch.int8)
+    scales, linear = torch.rand(outputs, inner // 64), ops.int8_linear if weights == "w8a8" else ops.int16_linear
+    packed = ops.pack_linear(weight, scales, weights == "w8a8")
+    baselines = {"packed in every call": lambda: linear(x, weight, scales)}
+    group, run = f"linear, {rows} x {inner} to {outputs}, {weights}, packed", lambda: ops.packed_linear(x, packed)
+    compare(benchmark, group, run, baselines, rounds=20, multiply_adds=rows * outputs * inner)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_block_attention(benchmark: Any, causal: bool) -> None:
     """1024 queries and keys of 12 heads, views of one packed projection."""
