@@ -65,17 +65,19 @@ def run_once(
 ) -> Run:
     """Generate once from a freshly seeded global generator."""
     from bark_accel.hf.configs import sample_rate
+    from bark_accel.hf.offload import device_of
     from bark_accel.hf.stage_trace import trace_stages
     from bark_accel.ops.device import synchronize
 
     # Transformers changes some of its arguments in place.
     inputs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
     torch.manual_seed(seed)
+    device = device_of(model)
     with trace_stages(model, on_stage) as trace:
-        synchronize(model.device)
+        synchronize(device)
         start = time.perf_counter()
         audio = model.generate(**inputs, **options)
-        synchronize(model.device)
+        synchronize(device)
         total_s = time.perf_counter() - start
     audio_s = audio.shape[-1] / sample_rate(model)
     return Run(trace.seconds, total_s, trace.outputs, audio_s)

@@ -16,6 +16,7 @@ from transformers import BarkModel
 from bark_accel.ops.device import synchronize
 from bark_accel.stages.spec import STAGES
 
+from .offload import device_of
 from .points import POINTS
 
 
@@ -47,7 +48,7 @@ def trace_stages(model: BarkModel, on_stage: Callable[[str], None] | None = None
         for stage in STAGES:
             owner, name = POINTS[stage].owner(model), POINTS[stage].method
             undo.callback(_put_back, owner, name, name in vars(owner), vars(owner).get(name))
-            setattr(owner, name, _traced(stage, getattr(owner, name), model.device, trace, on_stage))
+            setattr(owner, name, _traced(stage, getattr(owner, name), device_of(owner), trace, on_stage))
         yield trace
 
 

@@ -14,6 +14,7 @@ from bark_accel._caller import warn_caller
 from bark_accel._forked import avoid_lost_threads, watch
 from bark_accel.hf.compat import check_signatures, warn_of_untested
 from bark_accel.hf.inputs import check_not_meta
+from bark_accel.hf.offload import device_of
 from bark_accel.hf.points import POINTS, submodels
 from bark_accel.ops._library import release_memory
 from bark_accel.ops.backend import check_backend, runs_natively
@@ -149,15 +150,16 @@ def accelerate_bark(
     for submodel in all_submodels(model):
         check_released(submodel)
     check_signatures()
-    check_backend(backend, model.device)
+    device = device_of(model)
+    check_backend(backend, device)
     if speculate and weights in INT8_WEIGHTS:
         raise ValueError(f"speculate: expected None or False with weights={weights!r} (the drafts are int8), got True")
     if release_originals and weights == "same":
         raise ValueError(
             f"release_originals: expected weights of {', '.join(map(repr, WEIGHTS[1:]))} with it, got 'same'"
         )
-    check_attention(attention, model.device, exact=weights == "same" and model.dtype == torch.float32)
-    compiler = _compiler(compile_backend, weights, model.device)
+    check_attention(attention, device, exact=weights == "same" and model.dtype == torch.float32)
+    compiler = _compiler(compile_backend, weights, device)
     log = FallbackLog(strict or release_originals)
     settings = Settings(
         backend,
@@ -179,8 +181,8 @@ def accelerate_bark(
     if release_originals:
         release([*patches.values()])
     warn_of_untested()
-    _warn_of_slow_weights(weights, backend, model.device)
-    if model.device.type == "cpu":
+    _warn_of_slow_weights(weights, backend, device)
+    if device.type == "cpu":
         _warn_of_threads()
     _remove_patches(model)
     by_stage = {"model": whole, "codec": whole, **patches}
@@ -258,7 +260,7 @@ def free_memory(model: BarkModel) -> int:
     avoid_lost_threads()
     patch = accelerated_patch(model, "free_memory")
     freed = patch.settings.pool.clear() + sum(stage.free_memory() for stage in stage_patches(model))
-    return freed + (release_memory() if runs_natively(patch.settings.backend, model.device) else 0)
+    return freed + (release_memory() if runs_natively(patch.settings.backend, device_of(model)) else 0)
 
 
 def _warn_of_slow_weights(weights: str, backend: str, device: torch.device) -> None:

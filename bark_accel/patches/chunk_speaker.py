@@ -15,6 +15,7 @@ from bark_accel.decoding.rng import seeded
 from bark_accel.engine.errors import NotShared
 from bark_accel.engine.request import SpeechRequest
 from bark_accel.hf.configs import GenerationConfigs
+from bark_accel.hf.offload import device_of
 from bark_accel.hf.presets import check_generate, generate_with_presets
 from bark_accel.longform.reader import Saying
 from bark_accel.longform.utterance import Utterance
@@ -95,7 +96,7 @@ class ChunkSpeaker:
     def inputs(self, text: str, voice: VoicePreset | None) -> dict[str, Any]:
         """Arguments of `generate` for one text."""
         encoded = self._processor([text], max_length=self.max_tokens)
-        device = self.model.device
+        device = device_of(self.model)
         inputs = {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
         # Transformers' own code takes tensors of a signed type only.
         voices = Voices.read(voice, 1, self._code_limits, name="voice").to(device)
@@ -180,7 +181,7 @@ class _Alone:
         assert speaker.policy is not None
         streamer = AudioStreamer(speaker.model, policy=speaker.policy, speed=speaker.speed)
         inputs = speaker.inputs(self._text, self._voice)
-        with seeded(self._seed, speaker.model.device):
+        with seeded(self._seed, device_of(speaker.model)):
             for piece in stream(speaker.model, **inputs, streamer=streamer):
                 pieces.append(piece[0].clone())
                 yield piece[0]
@@ -191,7 +192,7 @@ class _Alone:
         if self._streamed is not None:
             return self._streamed
         speaker = self._speaker
-        with seeded(self._seed, speaker.model.device):
+        with seeded(self._seed, device_of(speaker.model)):
             audio, (length,), (preset,) = generate_with_presets(
                 speaker.model, **speaker.inputs(self._text, self._voice)
             )

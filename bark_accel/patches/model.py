@@ -15,6 +15,7 @@ from transformers import BarkModel
 from bark_accel._forked import avoid_lost_threads
 from bark_accel.hf.configs import GenerationConfigs, sample_rate
 from bark_accel.hf.inputs import check_arguments, check_input_ids, check_not_meta, check_numbers, check_processors
+from bark_accel.hf.offload import device_of
 from bark_accel.hf.points import submodels
 from bark_accel.hf.presets import VIEW, traced, traced_presets
 from bark_accel.ops.backend import runs_natively
@@ -52,9 +53,9 @@ class ModelPatch(AudioSource):
 
     def float32_choice(self) -> Float32Choice | None:
         """Return who computes float32 blocks of tokens, or None unless our ops do so on a CPU."""
-        module, settings = self.module, self.settings
+        module, settings, device = self.module, self.settings, device_of(self.module)
         exact = settings.precision == "same" and module.dtype == torch.float32
-        on_cpu = module.device.type == "cpu" and runs_natively(settings.backend, module.device)
+        on_cpu = device.type == "cpu" and runs_natively(settings.backend, device)
         return choice() if exact and on_cpu else None
 
     @torch.no_grad()
@@ -135,7 +136,7 @@ class ModelPatch(AudioSource):
                 self._stream_chunks(streamer, request, generation)
         audio = torch.cat(chunks, dim=1) if chunks else self._silence(len(input_ids))
         lengths = streamer.row_lengths_samples or [audio.shape[1]] * audio.shape[0]
-        return audio.to(self.module.device, self.module.dtype), [min(n, audio.shape[1]) for n in lengths]
+        return audio.to(device_of(self.module), self.module.dtype), [min(n, audio.shape[1]) for n in lengths]
 
     def _stream_chunks(self, streamer: AudioStreamer, request: Request, generation: AudioGeneration) -> None:
         bugs, config = self.settings.stock_bugs, request.configs.semantic
@@ -234,7 +235,7 @@ class ModelPatch(AudioSource):
         max_tokens = configs.semantic.max_input_semantic_length
         check_numbers(kwargs)
         rows = check_input_ids(input_ids, kwargs.get("attention_mask"), max_tokens)
-        voices = Voices.read(history_prompt, rows, configs.code_limits).to(self.module.device)
+        voices = Voices.read(history_prompt, rows, configs.code_limits).to(device_of(self.module))
         check_fine_codebooks(self.module.fine_acoustics, configs.fine)
         check_coarse_streamer(stage_kwargs["coarse"].get("streamer"), voices)
         bugs = self.settings.stock_bugs
@@ -271,7 +272,7 @@ class ModelPatch(AudioSource):
 
     def _silence(self, rows: int) -> Tensor:
         """A waveform [rows, 0]."""
-        return torch.zeros(rows, 0, dtype=self.module.dtype, device=self.module.device)
+        return torch.zeros(rows, 0, dtype=self.module.dtype, device=device_of(self.module))
 
     def codec_patch(self) -> CodecPatch:
         """Make a patch of the codec that the model has now."""

@@ -31,8 +31,8 @@ def acceleration_report(model: BarkModel) -> AccelerationReport:
         `model` is not accelerated.
     """
     patch = accelerated_patch(model, "acceleration_report")
-    settings, stages = patch.settings, stage_patches(model)
-    native = runs_natively(settings.backend, model.device)
+    settings, stages, device = patch.settings, stage_patches(model), device_of(model)
+    native = runs_natively(settings.backend, device)
     float32 = patch.float32_choice()
     return AccelerationReport(
         stages=tuple(_stage_report(stage) for stage in (*stages, patch.codec_patch())),
@@ -44,11 +44,11 @@ def acceleration_report(model: BarkModel) -> AccelerationReport:
         threads=torch.get_num_threads(),
         kv_cache_bytes=settings.pool.nbytes,
         stock_bugs={name: settings.stock_bugs.fixes(name) for name in STOCK_BUGS},
-        cuda_graphs=settings.cuda_graphs and graphs_are_on() and model.device.type == "cuda",
-        decode_step=step_kind(settings, model.device),
+        cuda_graphs=settings.cuda_graphs and graphs_are_on() and device.type == "cuda",
+        decode_step=step_kind(settings, device),
         captured_graphs=sum(stage.graphs.count for stage in stages if isinstance(stage, CausalPatch)),
-        native_fault=_native_fault(settings, model.device),
-        attention=settings.attention if model.device.type == "cuda" else "sdpa",
+        native_fault=_native_fault(settings, device),
+        attention=settings.attention if device.type == "cuda" else "sdpa",
         float32=None if float32 is None else str(float32),
         fit_windows=settings.fit_windows,
         long_coarse_windows=settings.long_coarse_windows,

@@ -20,6 +20,7 @@ from transformers import BarkModel
 from bark_accel._arguments import check_flags, whole_number
 from bark_accel._forked import avoid_lost_threads
 from bark_accel.hf.configs import GenerationConfigs
+from bark_accel.hf.offload import device_of
 from bark_accel.hf.points import submodels
 from bark_accel.hf.voices import resolve_voice
 from bark_accel.longform.chunk_store import ChunkStore, kept_setting
@@ -226,7 +227,7 @@ def _float32_sums(model: BarkModel) -> str | None:
 def _stream_speed(model: BarkModel, work_dir: str | Path | None) -> StreamSpeed | None:
     """Return the speed by which streams are planned: that of the folder's run, else this machine's now."""
     owner = owner_of(model.generate, ModelPatch)
-    if owner is None or not owner.settings.fit_windows or model.device.type != "cpu":
+    if owner is None or not owner.settings.fit_windows or device_of(model).type != "cpu":
         return None
     kept = None if work_dir is None else kept_setting(Path(work_dir), _SPEED)
     return stream_speed(model) if kept is None else StreamSpeed(**kept)

@@ -7,6 +7,7 @@ from transformers import BarkModel
 from bark_accel._arguments import whole_number
 from bark_accel._forked import avoid_lost_threads
 from bark_accel.hf.configs import GenerationConfigs
+from bark_accel.hf.offload import device_of
 from bark_accel.report import Fallback
 from bark_accel.streaming.plan import StreamSpeed
 
@@ -34,8 +35,8 @@ def stream_speed(model: BarkModel, *, rows: int = 1) -> StreamSpeed:
     """
     avoid_lost_threads()
     patch, rows = accelerated_patch(model, "stream_speed"), whole_number("rows", rows, 1)
-    if model.device.type != "cpu":
-        raise ValueError(f"stream_speed: expected a model on a CPU, got one on {model.device}")
+    if (device := device_of(model)).type != "cpu":
+        raise ValueError(f"stream_speed: expected a model on a CPU, got one on {device}")
     configs = GenerationConfigs.of(model)
     try:
         return kept_speed(StagePatches.of(model, patch.settings), rows, configs.coarse_spec, configs.fine_spec)

@@ -8,6 +8,7 @@ import torch
 from transformers import BarkModel
 
 from bark_accel.decoding.rng import seeded
+from bark_accel.hf.offload import device_of
 from bark_accel.report import AccelerationReport
 
 from .patched import accelerated_patch
@@ -47,6 +48,6 @@ def warmup(model: BarkModel, **inputs: Any) -> AccelerationReport:
     if inputs.get("streamer") is not None:
         raise TypeError("warmup: expected no streamer, for there is nothing to hear, got one")
     limit = inputs.get("semantic_max_new_tokens") or _TOKENS
-    with seeded(0, model.device), torch.no_grad():
+    with seeded(0, device_of(model)), torch.no_grad():
         model.generate(**inputs | {"semantic_max_new_tokens": min(limit, _TOKENS)})
     return acceleration_report(model)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.bark_models import SMALL, submodels, texts
+from support.bark_models import SMALL, preset, submodels, texts
 from support.parity import accelerated_copy, assert_equal_to_stock, run
 from torch import nn
 
@@ -71,6 +71,16 @@ def test_stays_fast_and_equal(small_model, tmp_path, offload: Offload, first):
         assert_equal_to_stock(small_model, fast, seed, **INPUTS, **SHORT)
     stages = acceleration_report(fast).stages
     assert all(stage.blocked_by is None and stage.device == "cpu" for stage in stages)
+
+
+@pytest.mark.parametrize("offload", WAYS)
+def test_voices_and_reports_are_those_of_the_device_that_computes(small_model, tmp_path, offload: Offload):
+    """Before Transformers 5 the device of a model whose weights are elsewhere is `meta`."""
+    plain, fast = (accelerated_copy(small_model) for _ in range(2))
+    offload(fast, tmp_path)
+    assert_equal_to_stock(small_model, fast, **texts(SMALL, [5]), **SHORT, history_prompt=preset(SMALL, 30, 40))
+    here, there = acceleration_report(plain), acceleration_report(fast)
+    assert there.decode_step == here.decode_step and (there.float32 is None) == (here.float32 is None)
 
 
 @pytest.mark.parametrize("offload", WAYS)

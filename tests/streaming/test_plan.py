@@ -188,11 +188,15 @@ def sound(model, seed=3, settings=None, **kwargs):
     return chunks, streamer, torch.get_rng_state()
 
 
+def samples_per_frame(model):
+    return math.prod(model.codec_model.config.upsampling_ratios)
+
+
 class TestStreams:
     def test_the_plan_is_read_and_given_again(self, small_model, fitting):
         chunks, streamer, _ = sound(fitting)
         plan = streamer.plan
-        samples = fitting.codec_model.config.hop_length
+        samples = samples_per_frame(fitting)
         assert plan.history_frames == SMALL.fine_history // 4 and plan.lookahead_frames == 4
         assert [c.shape[1] // samples for c in chunks[:-1]] == list(plan.chunk_frames[: len(chunks) - 1])
         again, _, _ = sound(fitting)
@@ -239,7 +243,7 @@ class TestStreams:
     def test_a_plan_holds_for_any_model(self, small_model):
         plan = StreamPlan((10, 20), 4, 12)
         chunks, _, _ = sound(accelerated_copy(small_model), settings={"plan": plan})
-        samples = small_model.codec_model.config.hop_length
+        samples = samples_per_frame(small_model)
         assert [c.shape[1] // samples for c in chunks[:-1]] == [10] + [20] * (len(chunks) - 2)
 
     @pytest.mark.parametrize("greedy", [False, True])
