@@ -36,6 +36,7 @@ FULL = [f"tests/{name}" for name in ("patching", "streaming", "stages", "long_te
 FULL += ["-k", "not (compile_backend or bark_small_shapes or fifty_generations)"]
 QUICK = [f"tests/patching/test_{name}.py" for name in ("bad_input", "fallback", "lifecycle", "submodels", "equality")]
 QUICK += ["-k", "not (bark_small or longest or rows_that_end or every_length or presets_of_any or sunos_layout)"]
+CODE = ("bark_accel", "csrc", "tests")
 SHOWN = ("transformers", "tokenizers", "huggingface_hub", "torch")
 
 
@@ -84,14 +85,20 @@ def _result(python: Path, quick: bool, fresh: bool) -> dict[str, Any]:
 
 
 def _code_hash() -> str:
-    folders = ("bark_accel", "csrc", "tests")
-    listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard", *folders], cwd=ROOT, text=True)
-    files = sorted(path for name in listed.split() if (path := ROOT / name).is_file())
+    files = sorted(
+        path for name in _git("ls-files", "-co", "--exclude-standard", *CODE).split() if (path := ROOT / name).is_file()
+    )
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 def _commit() -> str:
-    return subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True).strip()
+    """Of the code: the rows that other runs have written meanwhile leave it as it is."""
+    changed = _git("status", "--porcelain", "--", *CODE)
+    return _git("rev-parse", "--short", "HEAD").strip() + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.check_output(["git", *arguments], cwd=ROOT, text=True)
 
 
 def _python(version: str) -> Path:

@@ -54,3 +54,18 @@ def test_a_row_of_a_version_that_is_not_out_yet():
     rows = [{"versions": {"transformers": "5.0.0", "torch": torch}} for torch in ("2.14.0.dev1+cpu", "2.13.0+cu126")]
     assert sorted(rows, key=matrix._key) == rows[::-1]
     assert matrix._key(rows[1]) == matrix._key({"versions": {"transformers": "5.0.0", "torch": "2.13.0"}})
+
+
+def test_a_commit_is_dirty_by_its_code_alone(monkeypatch, tmp_path):
+    """Tables are written by every run."""
+    monkeypatch.setattr(matrix, "ROOT", tmp_path)
+    for folder in ("tests", "docs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text("as it was")
+    matrix._git("init", "--quiet")
+    matrix._git("add", ".")
+    matrix._git("-c", "user.name=a", "-c", "user.email=a", "commit", "--quiet", "-m", "as it was")
+    (tmp_path / "docs/file").write_text("another")
+    assert matrix._commit() == matrix._git("rev-parse", "--short", "HEAD").strip()
+    (tmp_path / "tests/file").write_text("another")
+    assert matrix._commit().endswith("-dirty")
