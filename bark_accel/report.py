@@ -170,7 +170,8 @@ class AccelerationReport:
     from torch's when they were compared at first use there; None where they did not. `float32` says who computes
     float32 products and attention of blocks of tokens on a CPU and where that was decided, None where there are none.
     `fit_windows`, `long_coarse_windows` and `compile_backend` are as in `accelerate_bark`; `compiled_parts` are those
-    compiled so far. `decode_step` says which kernels a token's step runs on, and why.
+    compiled so far. `decode_step` says which kernels a token's step runs on, and why, `fine_window` how the fine
+    stage's passes are launched; `capture_faults` why something that should be a CUDA graph is none.
     """
 
     stages: tuple[StageReport, ...]
@@ -191,6 +192,8 @@ class AccelerationReport:
     fit_windows: bool = False
     long_coarse_windows: bool = False
     decode_step: str = ""
+    fine_window: str = ""
+    capture_faults: tuple[str, ...] = ()
     compile_backend: str | None = None
     compiled_parts: tuple[CompiledPart, ...] = ()
 
@@ -211,6 +214,7 @@ class AccelerationReport:
         lines.append(f"kv cache kept: {_mib(self.kv_cache_bytes)}; {versions}")
         fixed, kept = ([n for n, is_fixed in self.stock_bugs.items() if is_fixed is which] for which in (True, False))
         lines.append(f"stock's bugs fixed: {', '.join(fixed) or 'none'}; kept: {', '.join(kept) or 'none'}")
+        lines += [f"not captured, kernel by kernel: {fault}" for fault in self.capture_faults]
         if self.native_fault is not None:
             lines.append(f"compiled ops not used, they are wrong here: {self.native_fault}")
         if self.compile_backend is not None:
@@ -229,7 +233,7 @@ class AccelerationReport:
         if not any(stage.device.startswith("cuda") for stage in self.stages):
             return "cuda graphs: no effect, the model is not on an NVIDIA GPU"
         graphs = f"on, {self.captured_graphs} captured" if self.cuda_graphs else "off"
-        return f"cuda graphs: {graphs}; attention {self.attention}"
+        return f"fine window: {self.fine_window}\ncuda graphs: {graphs}; attention {self.attention}"
 
 
 def _drafts(counts: DraftCounts | None) -> str:

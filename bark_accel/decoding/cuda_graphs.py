@@ -12,12 +12,11 @@ After the notes on CUDA graphs, memory pools and generators in PyTorch's documen
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +28,8 @@ from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
 
 from .edits import LogitsEditor
-from .graph_capture import Capturer, make_capturer
+from .graph_capture import Capturer, make_capturer, why_not
+from .kept_graphs import KeptGraphs
 from .rng import default_generator
 from .sampling import Sampler, SampleRules, TokenRange
 
@@ -74,7 +74,7 @@ class Replay:
 class StepGraphs:
     """The graphs of one model, batch and cache, one for the id ranges of some tokens and a sampling config.
 
-    A `TokenSource`.
+    A `TokenSource`. Where something cannot be captured, the same steps run one by one from then on.
 
     Serves one generation at a time (`start`). Holds no weights: matrices are read where they stand, LayerNorms and
     biases from copies that `start` refreshes. What a graph reads of its sampler is kept beside it. Tokens are drawn
@@ -102,7 +102,7 @@ class StepGraphs:
         self._ahead: deque[tuple[Tensor, Tensor, Tensor | None]] = deque()
         self._model: CausalModel | None = None
         self.usable = True
-        """False after a failed capture: the memory pool may be inconsistent, so the object is not reused."""
+        self.fault: str | None = None
 
     def __len__(self) -> int:
         return len(self._replays)
@@ -303,13 +303,16 @@ class StepGraphs:
                 else:
                     _move_on(next_step, sampler.draw(logits, allowed, generator, factors))
 
-        try:
-            return Replay(self._capturer.capture(steps, None if draws else generator), rules, sampler.editor)
-        except RuntimeError as error:
-            raise RuntimeError(
-                "bark_accel: the decode step could not be captured as a CUDA graph; "
-                f"accelerate_bark(model, cuda_graphs=False) works without. {type(error).__name__}: {error}"
-            ) from error
+        return Replay(self._captured(steps, None if draws else generator), rules, sampler.editor)
+
+    def _captured(self, steps: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
+        """What repeats the steps: a graph or, where there can be none, they themselves."""
+        if self.fault is None:
+            try:
+                return self._capturer.capture(steps, generator)
+            except RuntimeError as error:
+                self.fault = why_not(error)
+        return steps
 
 
 def _move_on(step: NextStep, drawn: Tensor) -> None:
@@ -340,55 +343,32 @@ def turns(ranges: Sequence[TokenRange]) -> tuple[tuple[TokenRange, ...], int]:
     return tuple(dict.fromkeys(ranges[:tokens])), tokens
 
 
-@dataclass
-class GraphStore:
+class GraphStore(KeptGraphs[StepGraphs]):
     """Keeps the graphs of one stage between calls, as long as all that they read stands where it stood.
 
-    Two generations at once each get graphs of their own. A copied or unpickled store starts empty.
+    Two generations at once each get graphs of their own.
     """
 
-    _idle: OrderedDict[tuple, StepGraphs] = field(default_factory=OrderedDict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __getstate__(self) -> dict:
-        return {}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__()  # type: ignore[misc]
-
-    @property
-    def count(self) -> int:
-        """Graphs held while no generation is running."""
-        with self._lock:
-            return sum(len(graphs) for graphs in self._idle.values())
-
-    def clear(self) -> None:
-        """Give up the graphs that no generation has."""
-        with self._lock:
-            self._idle.clear()
+    def __init__(self, what: str = "the decode step", most: int = MAX_KEPT):
+        super().__init__(what, most)
 
     @contextmanager
-    def lend(self, model: CausalModel, cache: KVCache) -> Iterator[StepGraphs | None]:
+    def lend_steps(self, model: CausalModel, cache: KVCache, *, keep: bool = True) -> Iterator[StepGraphs | None]:
         """Graphs for one generation with `cache`, started; None on a device without."""
-        key = fingerprint(model, cache)
-        with self._lock:
-            graphs = self._idle.pop(key, None)
-        if graphs is None:
+
+        def make() -> StepGraphs | None:
             capturer = make_capturer(cache.keys.device)
-            if capturer is None:
+            return None if capturer is None else StepGraphs(capturer, model, cache, Generator(cache.keys.device))
+
+        with self.lend(fingerprint(model, cache), make, keep=keep) as graphs:
+            if graphs is None:
                 yield None
                 return
-            graphs = StepGraphs(capturer, model, cache, Generator(cache.keys.device))
-        graphs.start(model)
-        try:
-            yield graphs
-        finally:
-            graphs.end()
-            if graphs.usable:
-                with self._lock:
-                    self._idle[key] = graphs
-                    while len(self._idle) > MAX_KEPT:
-                        self._idle.popitem(last=False)
+            graphs.start(model)
+            try:
+                yield graphs
+            finally:
+                graphs.end()
 
 
 def fingerprint(model: CausalModel, cache: KVCache) -> tuple[Any, ...]:

@@ -53,6 +53,18 @@ class GraphCapturer:
         return graph.replay
 
 
+def why_not(error: BaseException) -> str:
+    """Say in a line why a capture failed: by the first error, which those of its end hide."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Tell whether a device has CUDA graphs."""
+    return device.type == "cuda"
+
+
 def make_capturer(device: torch.device) -> Capturer | None:
     """Return an object that captures graphs on `device`, or None if the device has no graphs."""
-    return GraphCapturer(device) if device.type == "cuda" else None
+    return GraphCapturer(device) if has_graphs(device) else None

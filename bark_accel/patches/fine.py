@@ -15,25 +15,35 @@ from transformers.models.bark.generation_configuration_bark import (
 )
 from transformers.models.bark.modeling_bark import BarkFineModel
 
+from bark_accel.decoding.cuda_graphs import graphs_are_on
 from bark_accel.hf import extract
 from bark_accel.hf.configs import fine_limits
-from bark_accel.hf.offload import device_of
+from bark_accel.hf.offload import device_of, is_offloaded
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.codec_weights import CodecWeights
 from bark_accel.stages.fine import FineSampling, FineStage, row_frames
+from bark_accel.stages.fine_graphs import WindowGraphs
 from bark_accel.stages.ragged import join_rows
 from bark_accel.stages.spec import FineSpec
 from bark_accel.transformer.packing import packed
 from bark_accel.transformer.weights import TransformerWeights
 from bark_accel.voices.voices import Voices
 
-from .stage_patch import StagePatch
+from .stage_patch import Settings, StagePatch
 from .stage_progress import PROGRESS, counting_passes
 
 
 class FinePatch(StagePatch[TransformerWeights]):
     stage = "fine"
+
+    def __init__(self, module: Any, settings: Settings):
+        super().__init__(module, settings)
+        self.graphs = WindowGraphs()
+
+    def free_memory(self) -> int:
+        self.graphs.clear()
+        return super().free_memory()
 
     def ops_name(self, device: torch.device) -> str:
         """Which ops, or whose program, a generation on `device` would use."""
@@ -115,7 +125,14 @@ class FinePatch(StagePatch[TransformerWeights]):
     def ready_stage(self, weights: TransformerWeights, spec: FineSpec) -> FineStage:
         """The stage on the weights that `prepare` gave."""
         transformer, ops = extract.transformer_spec(self.module), self.ops(weights.device)
-        return FineStage(self.converted(weights), transformer, spec, ops, self.settings.compiler)
+        graphs = self.graphs if self.captures else None
+        return FineStage(self.converted(weights), transformer, spec, ops, self.settings.compiler, graphs)
+
+    @property
+    def captures(self) -> bool:
+        """Tell whether windows may be CUDA graphs: not of weights that come and go, for they are read once or twice."""
+        settings = self.settings
+        return settings.cuda_graphs and graphs_are_on() and settings.compiler is None and not is_offloaded(self.module)
 
 
 def check_fine_codebooks(module: BarkFineModel, config: BarkFineGenerationConfig) -> None:

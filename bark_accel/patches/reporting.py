@@ -14,9 +14,10 @@ from bark_accel.hf.offload import device_of
 from bark_accel.ops.backend import is_served, native_fault, runs_natively
 from bark_accel.report import AccelerationReport, Fallback, FallbackReason, StageReport
 
+from .fine import FinePatch
 from .patched import accelerated_patch, stage_patches
 from .stage_patch import CausalPatch, Settings, StagePatch
-from .step_kind import step_kind
+from .step_kind import step_kind, window_kind
 from .stock_bugs import STOCK_BUGS
 
 
@@ -34,6 +35,7 @@ def acceleration_report(model: BarkModel) -> AccelerationReport:
     settings, stages, device = patch.settings, stage_patches(model), device_of(model)
     native = runs_natively(settings.backend, device)
     float32 = patch.float32_choice()
+    kept = [stage.graphs for stage in stages if isinstance(stage, (CausalPatch, FinePatch))]
     return AccelerationReport(
         stages=tuple(_stage_report(stage) for stage in (*stages, patch.codec_patch())),
         fallbacks=tuple(settings.log.reasons),
@@ -46,7 +48,9 @@ def acceleration_report(model: BarkModel) -> AccelerationReport:
         stock_bugs={name: settings.stock_bugs.fixes(name) for name in STOCK_BUGS},
         cuda_graphs=settings.cuda_graphs and graphs_are_on() and device.type == "cuda",
         decode_step=step_kind(settings, device),
-        captured_graphs=sum(stage.graphs.count for stage in stages if isinstance(stage, CausalPatch)),
+        fine_window=next((window_kind(stage) for stage in stages if isinstance(stage, FinePatch)), "Transformers' own"),
+        captured_graphs=sum(graphs.count for graphs in kept),
+        capture_faults=tuple(f"{graphs.what}: {graphs.fault}" for graphs in kept if graphs.fault is not None),
         native_fault=_native_fault(settings, device),
         attention=settings.attention if device.type == "cuda" else "sdpa",
         float32=None if float32 is None else str(float32),

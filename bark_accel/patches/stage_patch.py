@@ -175,7 +175,7 @@ class CausalPatch(StagePatch[TransformerWeights]):
     def __init__(self, module: Any, settings: Settings):
         super().__init__(module, settings)
         self.draft_counts = DraftCounts()
-        self.graphs = GraphStore()
+        self.graphs = GraphStore(f"the {self.stage} stage's decode step")
 
     def _read_weights(self) -> TransformerWeights:
         return self._transformer_weights()
@@ -220,7 +220,8 @@ class CausalPatch(StagePatch[TransformerWeights]):
         if draft is not None:
             yield Speculation(model, draft)
         elif self.settings.cuda_graphs and graphs_are_on() and sampling.processors is None:
-            with self.graphs.lend(model, cache) as graphs:
+            # Weights that come and go never stand where they stood: their graphs would fill what offloading frees.
+            with self.graphs.lend_steps(model, cache, keep=not is_offloaded(self.module)) as graphs:
                 yield graphs
         else:
             yield None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 
 from bark_accel.decoding.cuda_graphs import GRAPH_TOKENS, GRAPHS_VARIABLE, MAX_BLOCK_TOKENS, graphs_are_on
+from bark_accel.hf.offload import is_offloaded
 from bark_accel.ops._library import ALL_THREADS, THREADS_VARIABLE, load
 from bark_accel.ops.backend import get_ops, is_served, native_fault, runs_natively
 from bark_accel.ops.graph_draw import follows_torch
+from bark_accel.stages.fine_graphs import MOST_ROWS
 
+from .fine import FinePatch
 from .stage_patch import Settings
 
 
@@ -59,3 +62,21 @@ def _launched(settings: Settings, device: torch.device) -> str:
     return (
         f"graphs of {GRAPH_TOKENS} tokens" if follows_torch(device, draw) else "graphs of one token, torch's own noise"
     )
+
+
+def window_kind(patch: FinePatch) -> str:
+    """Say how the passes over a window of the fine stage are launched."""
+    if patch.captures and patch.graphs.fault is None:
+        return f"one graph of up to {MOST_ROWS} rows, more kernel by kernel"
+    return f"kernel by kernel, {_why_no_graph(patch)}"
+
+
+def _why_no_graph(patch: FinePatch) -> str:
+    settings = patch.settings
+    if not settings.cuda_graphs:
+        return "cuda_graphs=False"
+    if not graphs_are_on():
+        return f"{GRAPHS_VARIABLE}=0"
+    if settings.compiler is not None:
+        return f"compiled by {settings.compiler.backend}"
+    return "its weights are offloaded" if is_offloaded(patch.module) else "it could not be captured"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from bark_accel.decoding.sampling import SampleRules, SamplingConfig, TokenRange, drawing
+from bark_accel.decoding.sampling import SampleRules, TokenRange, drawing
 from bark_accel.ops.backend import Ops
 from bark_accel.transformer.bidirectional import bidirectional_forward, compiled_bidirectional_forward
 from bark_accel.transformer.dynamo import Compiler
@@ -19,6 +20,7 @@ from bark_accel.transformer.layers import linear, output_rows
 from bark_accel.transformer.spec import TransformerSpec
 from bark_accel.transformer.weights import TransformerWeights
 
+from .fine_graphs import WindowGraphs, fine_config
 from .spec import ENDED, FineSpec
 
 
@@ -100,12 +102,14 @@ class FineStage:
         spec: FineSpec,
         ops: Ops,
         compiler: Compiler | None = None,
+        graphs: WindowGraphs | None = None,
     ):
         self._weights = weights
         self._transformer = transformer
         self._spec = spec
         self._ops = ops
         self._compiler = compiler
+        self._graphs = graphs
 
     @property
     def spec(self) -> FineSpec:
@@ -141,7 +145,8 @@ class FineStage:
             if not self.ready(state):
                 break
             self.advance(state)
-            after_pass(done, passes)
+            # More than expected where a window could not be captured.
+            after_pass(min(done, passes), passes)
         return state.result(end=coarse_tokens.shape[1] // self._spec.num_coarse_codebooks)
 
     def begin(self, coarse_tokens: Tensor, histories: Sequence[Tensor | None], sampling: FineSampling) -> FineState:
@@ -187,7 +192,7 @@ class FineStage:
         return bool(waiting) and state.known_frames >= max(ends)
 
     def advance(self, state: FineState) -> None:
-        """Compute a pass of the next window of every row that has one.
+        """Compute a pass of the next window of every row that has one, or all where they are one CUDA graph.
 
         With the last of its passes a window ends; frames that no later window writes are settled then.
         """
@@ -203,12 +208,22 @@ class FineStage:
             self.advance(state)
 
     def _passes_to_come(self, state: FineState) -> int:
-        """Passes over the windows that have not begun; those of one shape are computed side by side."""
+        """Calls of `advance` for the windows that have not begun; those of one shape are computed side by side."""
         count = 0
         for turn in range(max((len(group.windows) for group in state.groups), default=0)):
-            begun = (group for group in state.groups if turn < len(group.windows))
-            count += len({(g.windows[turn][1] - g.windows[turn][0], g.window_frames) for g in begun})
-        return count * (self._spec.num_codebooks - self._spec.num_coarse_codebooks)
+            rows: Counter[tuple[int, int]] = Counter()
+            for group in (group for group in state.groups if turn < len(group.windows)):
+                start, fill_start = group.windows[turn]
+                rows[fill_start - start, group.window_frames] += len(group.rows)
+            count += sum(self._calls(number, state.sampling) for number in rows.values())
+        return count
+
+    def _calls(self, rows: int, sampling: FineSampling) -> int:
+        """Calls of `advance` for windows of one shape."""
+        return 1 if self._captures(rows, sampling) else self._spec.num_codebooks - self._spec.num_coarse_codebooks
+
+    def _captures(self, rows: int, sampling: FineSampling) -> bool:
+        return self._graphs is not None and self._graphs.take(self._weights.device, rows, sampling)
 
     def _passes(self, state: FineState) -> Iterator[None]:
         """Predict the next window of every row that has one; yields between passes."""
@@ -249,39 +264,55 @@ class FineStage:
         Of the last codebook, which no other pass reads, only `rows`. Yields between passes.
         """
         spec, weights = self._spec, self._weights
-        codebooks_without_head = len(weights.token_tables) - len(weights.heads)
+        if self._captures(window.shape[0], sampling) and self._replayed(window, rows.start, sampling):
+            return
         for codebook in range(spec.num_coarse_codebooks, spec.num_codebooks):
             if codebook > spec.num_coarse_codebooks:
                 yield
             if sampling.before_pass is not None:
                 sampling.before_pass()
             predicted = rows if codebook == spec.num_codebooks - 1 else slice(rows.start, window.shape[1])
-            hidden = self._ops.codebook_embedding_sum(window, weights.token_tables[: codebook + 1], weights.positions)
-            hidden = self._forward(hidden, predicted)
-            head = output_rows(weights.heads[codebook - codebooks_without_head], 0, spec.codebook_size)
-            logits = linear(hidden, head, self._ops).float()
+            logits = self._scores(weights, window, codebook, predicted)
             # Every frame of a whole window draws, also those that nobody reads: the generator ends where it did.
             padded = F.pad(logits, (0, 0, 0, spec.max_input_frames - predicted.stop))
             with drawing("fine", weights.cache_dtype):
                 drawn = self._draw(padded.flatten(0, 1), sampling).view(window.shape[0], -1)
             window[:, predicted, codebook] = drawn[:, : logits.shape[1]]
 
-    def _forward(self, hidden: Tensor, rows: slice) -> Tensor:
+    def _replayed(self, window: Tensor, first: int, sampling: FineSampling) -> bool:
+        """Fill the window by a graph; False, and nothing has happened, where there can be none."""
+        assert self._graphs is not None
+        if sampling.before_pass is not None:
+            sampling.before_pass()
+
+        def scores(weights: TransformerWeights, codes: Tensor, codebook: int) -> Tensor:
+            return self._scores(weights, codes, codebook, slice(0, codes.shape[1]))
+
+        with drawing("fine", self._weights.cache_dtype):
+            return self._graphs.fill(self._weights, self._spec, self._ops, scores, window, first, sampling)
+
+    def _scores(self, weights: TransformerWeights, codes: Tensor, codebook: int, rows: slice) -> Tensor:
+        """Scores [B, n, codebook_size] float32 of a codebook's codes in the frames `rows` of codes [B, T, K]."""
+        codebooks_without_head = len(weights.token_tables) - len(weights.heads)
+        hidden = self._ops.codebook_embedding_sum(codes, weights.token_tables[: codebook + 1], weights.positions)
+        hidden = self._forward(weights, hidden, rows)
+        head = output_rows(weights.heads[codebook - codebooks_without_head], 0, self._spec.codebook_size)
+        return linear(hidden, head, self._ops).float()
+
+    def _forward(self, weights: TransformerWeights, hidden: Tensor, rows: slice) -> Tensor:
         place = (rows.start, rows.stop)
         if self._compiler is None:
-            return bidirectional_forward(self._weights, self._transformer, hidden, self._ops, *place)
-        return compiled_bidirectional_forward(self._weights, self._transformer, hidden, self._compiler, *place)
+            return bidirectional_forward(weights, self._transformer, hidden, self._ops, *place)
+        return compiled_bidirectional_forward(weights, self._transformer, hidden, self._compiler, *place)
 
     def _draw(self, logits: Tensor, sampling: FineSampling) -> Tensor:
         if sampling.draw is not None:
             return sampling.draw(logits)
-        ids, temperature = logits.shape[1], sampling.temperature or 1.0
-        draws = temperature != 1.0
-        if math.isinf(temperature):  # the op takes none, since it divides what is masked too: nothing is here
-            logits, temperature = logits / temperature, 1.0
-        config = SamplingConfig(draws, 1, temperature)
+        ids, config = logits.shape[1], fine_config(sampling.temperature)
+        if math.isinf(config.temperature):  # the op takes none, since it divides what is masked too: nothing is here
+            logits, config = logits / config.temperature, replace(config, temperature=1.0)
         rules = SampleRules.of([(config, TokenRange(0, ids))], logits.device).arguments
-        if not draws:
+        if not config.do_sample:
             return self._ops.fused_sample(logits, None, *rules)
         return self._ops.fused_multinomial(logits, sampling.generator or sampling.source, ids, *rules)
 

@@ -17,6 +17,7 @@ from bark_accel.bench import models as checkpoints
 from bark_accel.bench.launches import tokens_of_a_row
 from bark_accel.bench.measure import Run, run_once, token_differences
 from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.stages import fine_graphs
 from bark_accel.streaming.streamer import POLICIES
 from benchmarks.gpu.plan import Job, Plan
 from benchmarks.gpu.rows import Rows, accelerated, build_model, synchronize
@@ -76,7 +77,7 @@ def ours(
         row = generate(plan, fast, batch_size, repeats, runs, tokens)
         report = acceleration_report(fast)
     row |= {"ops": {s.stage: s.ops for s in report.stages}, "captured_graphs": report.captured_graphs}
-    row["capture_s"] = captures
+    row |= {"capture_s": captures, "not_captured": list(report.capture_faults), "fine_window": report.fine_window}
     if stock and job.dtype == "float32" and "weights" not in OURS[name]:
         row["token_differences"] = token_differences(stock[0], runs[0])
     return row
@@ -86,7 +87,7 @@ def ours(
 def captures_timed(plan: Plan) -> Iterator[list[float]]:
     """Seconds of each graph that is captured in the block."""
     captures: list[float] = []
-    make = graphs.make_capturer
+    made_by = {module: module.make_capturer for module in (graphs, fine_graphs)}
 
     class Timed:
         def __init__(self, capturer: Any):
@@ -100,11 +101,16 @@ def captures_timed(plan: Plan) -> Iterator[list[float]]:
             captures.append(time.perf_counter() - began)
             return replay
 
-    def make_timed(device: torch.device) -> Any:
-        capturer = make(device)
-        return None if capturer is None else Timed(capturer)
+    def timed(make: Callable[[torch.device], Any]) -> Callable[[torch.device], Any]:
+        def make_timed(device: torch.device) -> Any:
+            capturer = make(device)
+            return None if capturer is None else Timed(capturer)
 
-    with mock.patch.object(graphs, "make_capturer", make_timed):
+        return make_timed
+
+    with contextlib.ExitStack() as patched:
+        for module, make in made_by.items():
+            patched.enter_context(mock.patch.object(module, "make_capturer", timed(make)))
         yield captures
 
 

@@ -56,6 +56,9 @@ class Report:
             print(f"{self._current}: {summary(row)}", flush=True)
             if "error" in row:
                 self.content["failed"].append({"what": self._current, "error": row["error"]})
+            # The row has its figures, of what it was not meant to measure.
+            for fault in row.get("not_captured", ()):
+                self.content["failed"].append({"what": f"{self._current}, a capture", "error": fault})
         else:
             self.content[kind].append(rest[0])
             print(f"{kind}: {rest[0]}", flush=True)

@@ -17,6 +17,7 @@ from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.ops import native as cpu_ops
 from bark_accel.ops._library import cuda_archs
 from bark_accel.ops.cuda import OPS as CUDA_OPS
+from bark_accel.stages import fine_graphs
 
 HAS_GPU = torch.cuda.is_available() and cuda_archs() is not None
 
@@ -58,4 +59,6 @@ def native() -> Any:
 def captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs on the CPU too, by a stand-in."""
     if not HAS_GPU:
-        monkeypatch.setattr(graphs, "make_capturer", lambda device: CallCapturer())
+        for module in (graphs, fine_graphs):
+            monkeypatch.setattr(module, "make_capturer", lambda device: CallCapturer())
+        monkeypatch.setattr(fine_graphs, "has_graphs", lambda device: True)

@@ -55,6 +55,7 @@ def test_every_row_is_measured_and_written(captured: None, report: gpu_report.Re
     ours = [row for row in content["generate"] if "capture_s" in row]
     assert all(len(row["capture_s"]) == row["captured_graphs"] for row in ours)
     assert {row["name"] for row in ours if row["capture_s"]} == gpu_generate.OURS.keys() - {"bark_accel, eager"}
+    assert not any(row["not_captured"] for row in ours)
     assert len(content["decode_step"]) == 4 * 2
     assert all(row.keys() >= STEPS and row["bytes_read"] > 0 for row in content["decode_step"])
     assert [row["policy"] for row in content["first_sound"]] == list(gpu_generate.POLICIES)
@@ -133,6 +134,13 @@ def test_a_fallback_is_an_error_without_strict() -> None:
         with gpu_rows.accelerated(build(SMALL)):
             pass
         assert not used.call_args.kwargs.get("strict")
+
+
+def test_what_could_not_be_captured_is_a_failure_with_a_row(report: gpu_report.Report) -> None:
+    rows = gpu_rows.Rows(DRY, 600, report.receive)
+    rows.add("generate", {"name": "a"}, lambda: {"median_s": 1.0, "not_captured": ["the window: not permitted"]})
+    assert report.content["generate"][0]["median_s"] == 1.0
+    assert report.content["failed"] == [{"what": "generate: a, a capture", "error": "the window: not permitted"}]
 
 
 def test_a_file_is_replaced_whole(report: gpu_report.Report, monkeypatch: pytest.MonkeyPatch) -> None:

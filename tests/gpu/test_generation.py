@@ -67,7 +67,9 @@ def test_float32_tokens_equal_stock(
     for seed in (2, 3):
         got = outcome(fast, seed, device, **inputs(rows, device), **OPTIONS[options])
         assert_equal_outcomes(stock_outcome(device, rows, options, seed), got)
-    assert (acceleration_report(fast).captured_graphs > 0) == cuda_graphs
+    report = acceleration_report(fast)
+    assert (report.captured_graphs > 0) == cuda_graphs and report.capture_faults == ()
+    assert cuda_graphs or report.fine_window == "kernel by kernel, cuda_graphs=False"
 
 
 @pytest.mark.needs_gpu

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from support.call_capturer import CallCapturer
 from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_run, run
 from torch import nn
 
-from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stream
+from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, free_memory, stream
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.decoding.sampling import Sampler, SampleRules
 
@@ -334,21 +335,39 @@ def test_scores_that_are_not_numbers_are_refused(capturer: CallCapturer, small_m
         fast.generate(**texts(SMALL, [6]), **SAMPLED)
 
 
-def test_a_step_that_cannot_be_captured_says_what_to_do(
-    small_model: Any, capturer: CallCapturer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fast = accelerated_copy(small_model, **GRAPHED)
+class Failing(CallCapturer):
+    """Refuses to capture after some times."""
 
-    class Failing(CallCapturer):
-        def capture(self, step: Any, generator: Any) -> Any:
+    def __init__(self, times: int):
+        super().__init__()
+        self.times = times
+
+    def capture(self, step: Any, generator: Any) -> Any:
+        if self.captured == self.times:
+            step()
             raise RuntimeError("operation not permitted when stream is capturing")
+        return super().capture(step, generator)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(graphs, "make_capturer", lambda device: Failing())
-        with pytest.raises(RuntimeError, match=r"cuda_graphs=False\) works without.*not permitted"):
-            fast.generate(**texts(SMALL, [6]), **SAMPLED)
-    assert acceleration_report(fast).captured_graphs == 0
-    assert_equal_to_stock(small_model, fast, **texts(SMALL, [6]), **SAMPLED)
+
+@pytest.mark.parametrize("times", (0, 1, 2), ids=("at once", "in the coarse stage", "in a window"))
+@pytest.mark.parametrize("options", [OPTIONS["sampled"], OPTIONS["greedy"]], ids=["sampled", "greedy"])
+def test_what_cannot_be_captured_runs_one_by_one_and_says_so(
+    small_model: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], times: int
+) -> None:
+    fast, failing = accelerated_copy(small_model, **GRAPHED), Failing(times)
+    monkeypatch.setattr(graphs, "make_capturer", lambda device: failing)
+    with pytest.warns(UserWarning, match="decode step could not be captured .* same result: RuntimeError: operation"):
+        assert_equal_to_stock(small_model, fast, **texts(SMALL, [6]), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        assert_equal_to_stock(small_model, fast, 1, **texts(SMALL, [6]), **options)
+    report = acceleration_report(fast)
+    assert len(report.capture_faults) == (2 if times == 0 else 1)
+    assert all(f"kernel by kernel: {fault}" in str(report) for fault in report.capture_faults)
+    failing.times = -1
+    free_memory(fast)
+    assert_equal_to_stock(small_model, fast, **texts(SMALL, [6]), **options)
+    assert acceleration_report(fast).capture_faults == () and failing.captured >= 3
 
 
 def test_switched_off(small_model: Any, capturer: CallCapturer) -> None:
