@@ -12,18 +12,22 @@ After the notes on CUDA graphs, memory pools and generators in PyTorch's documen
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from bark_accel.ops.checks import raise_bad_rows
+from bark_accel.ops.device import synchronize
 from bark_accel.ops.graph_draw import NextStep, advance, follows_torch, states_after
+from bark_accel.ops.step_choice import keep, of_trial
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
 
@@ -189,7 +193,7 @@ class StepGraphs:
         ways, tokens = turns(ranges)
         key = ways, sampler.config.stop_tokens
         replay = self._replay(ways, last, cache, sampler, key)
-        if key not in self._compared and not self._equals_steps(replay, last, cache, sampler, ranges[:tokens]):
+        if key not in self._compared and not self._is_taken(replay, last, cache, sampler, ranges[:tokens]):
             self._draws_tokens = False
             return False
         self._compared.add(key)
@@ -204,6 +208,33 @@ class StepGraphs:
         self._limit.fill_(tokens)
         replay.run()
         return int(self._count[0]) if sampler.config.stop_tokens else tokens
+
+    def _is_taken(
+        self, replay: Replay, last: Tensor, cache: KVCache, sampler: Sampler, ranges: Sequence[TokenRange]
+    ) -> bool:
+        """Compare a launch of many tokens with steps and, where a trial has to choose, its time with that of graphs."""
+        if not self._equals_steps(replay, last, cache, sampler, ranges):
+            return False
+        assert self._model is not None
+        tried = self._model.step_to_be_tried(cache)
+        # Where the speech ends before a graph does, there is nothing to compare.
+        if tried is None or self._launch(replay, min(len(ranges), GRAPH_TOKENS), last, cache, sampler) < GRAPH_TOKENS:
+            return True
+        parts = split(ranges[:GRAPH_TOKENS], GRAPH_TOKENS)
+        graphs = [self._replay(part, last, cache, sampler) for part in parts]
+
+        def by_graphs() -> None:
+            self._rewind(last, cache, sampler)
+            for graph in graphs:
+                graph.run()
+
+        def as_one() -> None:
+            self._launch(replay, GRAPH_TOKENS, last, cache, sampler)
+
+        device = self._ids.device
+        ways = {"kernels": by_graphs, "persistent": as_one}
+        faster = of_trial({name: partial(_seconds, run, device) for name, run in ways.items()})
+        return keep(tried, faster).step == "persistent"
 
     def _equals_steps(
         self, replay: Replay, last: Tensor, cache: KVCache, sampler: Sampler, ranges: Sequence[TokenRange]
@@ -306,13 +337,21 @@ class StepGraphs:
         return Replay(self._captured(steps, None if draws else generator), rules, sampler.editor)
 
     def _captured(self, steps: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
-        """What repeats the steps: a graph or, where there can be none, they themselves."""
+        """Return what repeats the steps: a graph or, where there can be none, they themselves."""
         if self.fault is None:
             try:
                 return self._capturer.capture(steps, generator)
             except RuntimeError as error:
                 self.fault = why_not(error)
         return steps
+
+
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
+    synchronize(device)
+    began = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - began
 
 
 def _move_on(step: NextStep, drawn: Tensor) -> None:

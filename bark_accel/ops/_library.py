@@ -1,8 +1,8 @@
 """Finds and loads the compiled library, or says exactly why it cannot and what to run.
 
 ``BARK_ACCEL_ISA`` (``generic``, ``avx2``, ``avx_vnni``, ``avx512`` or ``avx512_vnni``) picks the kernels' instruction
-set when the library loads; unset, the best one of this CPU is used. ``BARK_ACCEL_CUDA_STEP=persistent`` makes a decode
-step of up to four rows one CUDA kernel, ``kernels`` (the default) one for each of its parts; both give the same bits.
+set when the library loads; unset, the best one of this CPU is used. ``BARK_ACCEL_CUDA_STEP`` chooses the kernels
+of a decode step on a GPU (`step_choice`).
 ``BARK_ACCEL_STEP_THREADS=N`` has each decode step on a CPU share N threads (at most torch's), ``auto`` as many as take
 the least time, within the CPU time that the process may use; unset, as many as torch has. The bits do not depend on it.
 """
@@ -22,10 +22,9 @@ import torch
 
 from bark_accel._cpus import step_threads
 
-from . import schemas
+from . import schemas, step_choice
 
 ISA_VARIABLE = "BARK_ACCEL_ISA"
-STEP_VARIABLE = "BARK_ACCEL_CUDA_STEP"
 THREADS_VARIABLE = "BARK_ACCEL_STEP_THREADS"
 ALL_THREADS = 1 << 20  # more than any machine has
 LIBRARY = Path(__file__).resolve().parents[1] / "_C.so"
@@ -172,10 +171,7 @@ def _choose_threads(library: Library) -> None:
 
 
 def _choose_step(library: Library) -> None:
-    wanted = os.environ.get(STEP_VARIABLE) or "kernels"
-    if wanted not in ("kernels", "persistent"):
-        raise ValueError(f"{STEP_VARIABLE}: expected kernels or persistent, got {wanted!r}")
-    if wanted == "persistent" and library.build_info()["cuda"] != "none":
+    if step_choice.wanted() == "persistent" and library.build_info()["cuda"] != "none":
         library.set_persistent_step(True)
 
 

@@ -9,11 +9,8 @@ by a trial of some milliseconds, kept in ``$XDG_CACHE_HOME/bark_accel`` (``~/.ca
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 import platform
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +21,7 @@ from typing import Any
 
 import torch
 
-from . import _library
+from . import _library, kept_trials
 from .float32_candidates import ATTENTION, PRODUCTS
 
 VARIABLE = "BARK_ACCEL_FLOAT32"
@@ -98,7 +95,7 @@ def _decided(isa: str, threads: int) -> Float32Choice:
     if key in _MEASURED:
         return Float32Choice(*_MEASURED[key], "measured")
     try:
-        path = _folder() / f"float32-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        path = kept_trials.place("float32", key)
     except RuntimeError:  # nobody's home
         return _UNKEPT
     kept = _read(path, key)
@@ -123,34 +120,16 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~").expanduser() / ".cache") / "bark_accel"
-
-
 def _read(path: Path, key: str) -> Float32Choice | None:
-    try:
-        kept = json.loads(path.read_text())
-        answer = Float32Choice(kept["products"], kept["attention"], f"trial, kept in {path}")
-        known = answer.products in _ORDER and answer.attention in ("torch", "native")
-        return answer if kept["key"] == key and known else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    kept = kept_trials.read(path, key) or {}
+    answer = Float32Choice(kept.get("products", ""), kept.get("attention", ""), f"trial, kept in {path}")
+    return answer if answer.products in _ORDER and answer.attention in ("torch", "native") else None
 
 
 def _keep(path: Path, key: str, tried: Float32Choice) -> Float32Choice:
-    """Store a trial's result and return the file's: of two processes that try at once, the first one decides."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump({"key": key, "products": tried.products, "attention": tried.attention}, file)
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            if _read(path, key) is None:
-                os.replace(draft, path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
+    """Store a trial's result and return the file's."""
+    answer = {"products": tried.products, "attention": tried.attention}
+    kept_trials.keep(path, key, answer, lambda: _read(path, key) is not None)
     return _read(path, key) or tried
 
 

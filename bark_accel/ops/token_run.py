@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _library
+from . import _library, step_choice
 from ._compiled import fake, op, require_one_device
 from .graph_draw import NextStep
 from .interface import StepCache, StepWeights
@@ -107,10 +107,25 @@ def _in_lines(matrix: Tensor) -> bool:
 
 
 def is_chosen(weights: StepWeights, cache: StepCache) -> bool:
-    """Tell whether a batch's tokens are drawn by one kernel: where it is asked for and can be."""
+    """Tell whether a batch's tokens are drawn by one kernel: where it is chosen, or to be tried, and can be."""
     device = cache.keys.device
-    if device.type != "cuda" or not _library.load().persistent_step or misfit(weights, cache) is not None:
+    if not _is_gpu(device) or misfit(weights, cache) is not None:
         return False
-    return _library.load().runs_all_blocks_at_once(
-        torch.cuda.current_device() if device.index is None else device.index
-    )
+    chosen = step_choice.choice(step_choice.key_of(weights, cache))
+    if chosen is not None and chosen.step != "persistent" and not _library.load().persistent_step:
+        return False
+    return _library.load().runs_all_blocks_at_once(_index(device))
+
+
+def _is_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index or 0
+
+
+def to_be_tried(weights: StepWeights, cache: StepCache) -> str | None:
+    """Return the key by which a trial has to choose, or None where it is chosen."""
+    key = step_choice.key_of(weights, cache)
+    return key if not _library.load().persistent_step and step_choice.choice(key) is None else None

@@ -9,6 +9,7 @@ from bark_accel.hf.offload import is_offloaded
 from bark_accel.ops._library import ALL_THREADS, THREADS_VARIABLE, load
 from bark_accel.ops.backend import get_ops, is_served, native_fault, runs_natively
 from bark_accel.ops.graph_draw import follows_torch
+from bark_accel.ops.step_choice import made
 from bark_accel.stages.fine_graphs import MOST_ROWS
 
 from .fine import FinePatch
@@ -27,7 +28,8 @@ def step_kind(settings: Settings, device: torch.device) -> str:
         return kernels
     if compiled and load().persistent_step:
         kernels = f"one compiled kernel for up to {MAX_BLOCK_TOKENS} tokens of up to four rows, else several"
-    return f"{kernels}; {_launched(settings, device)}"
+    chosen = "".join(f"; {key}: {choice}" for key, choice in made().items()) if compiled else ""
+    return f"{kernels}; {_launched(settings, device)}{chosen}"
 
 
 def _threads() -> str:

@@ -165,7 +165,7 @@ class WindowGraphs(KeptGraphs[WindowGraph]):
 
 
 def fine_config(temperature: float | None) -> SamplingConfig:
-    """How codes are chosen: 1.0 takes the most likely one, as in Transformers."""
+    """Say how codes are chosen: 1.0 takes the most likely one, as in Transformers."""
     temperature = temperature or 1.0
     return SamplingConfig(temperature != 1.0, 1, temperature)
 

@@ -138,6 +138,10 @@ class CausalModel:
         """Tell whether `draw_tokens` is chosen for a batch."""
         return self.ops.decode_tokens is not None and token_run.is_chosen(self._step, cache.tensors)
 
+    def step_to_be_tried(self, cache: KVCache) -> str | None:
+        """Name what a trial has to choose `draw_tokens` for, or not (`step_choice`); None where that is chosen."""
+        return token_run.to_be_tried(self._step, cache.tensors)
+
     @property
     def matrices(self) -> list[Tensor]:
         """Tables, matrices and scales, which a captured step reads by address. If one moves, its graphs are invalid."""

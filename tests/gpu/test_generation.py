@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from support.parity import accelerated_copy, assert_same_tokens, run
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stream
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.decoding.rng import default_generator
+from bark_accel.ops import step_choice
 from bark_accel.ops._library import load
 from bark_accel.stages.spec import TOKEN_STAGES
 
@@ -89,6 +91,21 @@ def test_many_tokens_a_kernel_are_those_of_graphs(device: torch.device, weights:
     finally:
         load().set_persistent_step(False)
     assert_equal_outcomes(expected, got)
+
+
+@pytest.mark.needs_gpu
+def test_a_trial_chooses_the_step(device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = build(SMALL).to(device)
+    arguments = {**inputs(1, device), "do_sample": True, "semantic_max_new_tokens": 30}
+    expected = outcome(accelerated_copy(model), 2, device, **arguments)
+    monkeypatch.setenv(step_choice.VARIABLE, "trial")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(step_choice, "_made", {})
+    fast = accelerated_copy(model)
+    assert_equal_outcomes(expected, outcome(fast, 2, device, **arguments))
+    chosen = step_choice.made()
+    assert len(chosen) == len(list((tmp_path / "bark_accel").iterdir())) == 1
+    assert str(next(iter(chosen.values()))) in acceleration_report(fast).decode_step
 
 
 def test_a_voice_preset(device: torch.device) -> None:

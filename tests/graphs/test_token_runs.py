@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from support.philox import PhiloxGenerator, decode_tokens
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.decoding.sampling import TokenRange
 from bark_accel.hf import extract
-from bark_accel.ops import cpu, token_run
+from bark_accel.ops import cpu, step_choice, token_run
 from bark_accel.ops.interface import StepCache, StepWeights
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
@@ -153,3 +156,58 @@ def test_a_launch_of_other_tokens_is_noticed_and_left(
             accelerated_copy(small_model, speculate=False), generator, **texts(SMALL, [6]), **OPTIONS["sampled"]
         )
     assert all(torch.equal(got[stage], expected[stage]) for stage in expected) and torch.equal(state_after, state)
+
+
+@pytest.fixture
+def trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """Which ways of drawing tokens a trial has timed; `trial.faster` is the one of less time."""
+    timed = Timed()
+
+    def seconds(run: Callable[[], None], device: torch.device) -> float:
+        run()
+        timed.append({"by_graphs": "kernels", "as_one": "persistent"}[run.__name__])
+        return 0.1 if timed[-1] == timed.faster else 0.2
+
+    monkeypatch.setattr(graphs, "_seconds", seconds)
+    monkeypatch.setenv(step_choice.VARIABLE, "trial")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(step_choice, "_made", {})
+    yield timed
+
+
+class Timed(list):
+    faster = ""
+
+
+@pytest.mark.parametrize("faster", step_choice.STEPS)
+@pytest.mark.parametrize("options", ("sampled", "greedy"))
+def test_a_trial_chooses_once_and_changes_no_token(
+    small_model: Any,
+    capturer: CallCapturer,
+    generator: PhiloxGenerator,
+    launches: list[int],
+    trial: Timed,
+    options: str,
+    faster: str,
+    tmp_path: Path,
+) -> None:
+    trial.faster = faster
+    plain = accelerated_copy(small_model, cuda_graphs=False, speculate=False)
+    expected, state = tokens(plain, generator, **texts(SMALL, [6]), **OPTIONS[options])
+    for model in range(2):
+        if model:  # as a new process would find it
+            step_choice._made.clear()
+        fast = accelerated_copy(small_model, speculate=False)
+        for _ in range(2):
+            launches.clear()
+            got, state_after = tokens(fast, generator, **texts(SMALL, [6]), **OPTIONS[options])
+            assert all(torch.equal(got[stage], expected[stage]) for stage in expected)
+            assert torch.equal(state_after, state)
+        assert len(trial) == 6 and set(trial) == {"kernels", "persistent"}, "three rounds, once"
+    (file,) = (tmp_path / "bark_accel").iterdir()
+    kept = json.loads(file.read_text())
+    assert kept["step"] == faster and kept["key"].startswith("cpu, 2 layers of 32") and "1 rows" in kept["key"]
+    assert {choice.step for choice in step_choice.made().values()} == {faster}
+    if faster == "persistent":
+        assert launches
+    # `is_chosen` is the fixture's here: of a real one, test_step_choice.py.

@@ -127,7 +127,11 @@ def test_isa_variable(isa: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("step", "expected"),
-    [("kernels", "False"), ("persistent", "cuda"), ("one", "BARK_ACCEL_CUDA_STEP: expected kernels or persistent")],
+    [
+        ("kernels", "False"),
+        ("persistent", "cuda"),
+        ("one", "BARK_ACCEL_CUDA_STEP: expected kernels, persistent or trial"),
+    ],
 )
 def test_step_variable(step: str, expected: str) -> None:
     """A library without CUDA kernels has no step to choose."""
