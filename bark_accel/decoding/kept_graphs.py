@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Graphs(Protocol):
-    """What is kept: graphs that share a place for what they read and write.
+    """Graphs that share a place for what they read and write, as they are kept.
 
     Attributes
     ----------

@@ -92,7 +92,7 @@ def keep(key: str, step: str) -> StepChoice:
 
 
 def made() -> dict[str, StepChoice]:
-    """What the table and trials have chosen in this process so far, by key."""
+    """Return what the table and trials have chosen in this process so far, by key."""
     with _lock:
         return dict(_made)
 
