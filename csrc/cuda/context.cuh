@@ -15,6 +15,11 @@
 //   part_barrier(part, threads)   as barrier(), for threads [part * threads, (part + 1) * threads) of the block
 //   arrive(counter)               adds one, by one thread; what it has seen written is visible to who waits for the counter
 //   wait_for(counter, count)      by one thread; returns once the counter is there. An error of the device after seconds.
+//   kCopies                       whether there are copies that nobody waits for yet, which the next three are:
+//   copy_later(to, from, there)   4 or 16 bytes into shared memory, zeros without `there`; visible to this thread alone
+//   end_batch()                   the copies since the last one are a batch
+//   wait_for_batches(left)        returns once at most the last `left` of the thread's batches, one less than a
+//                                 ring_size or 0, are on their way
 // clang-format on
 #pragma once
 
@@ -38,6 +43,12 @@ namespace bark_accel::cuda {
 
 constexpr int kWarp = 32;
 
+// Batches of copies that a thread may have on their way (weight_ring.cuh), largest first; 0 after the last.
+constexpr int ring_size(int i) {
+  constexpr int kSizes[] = {22, 14, 10, 6, 4, 2, 0};
+  return kSizes[i];
+}
+
 BARK_BOTH int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 BARK_BOTH int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 BARK_BOTH int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -53,6 +64,12 @@ struct Grid {
 constexpr uint32_t kMostTries = 1u << 23;  // a look at the counter takes about half a microsecond
 
 struct DeviceContext {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  static constexpr bool kCopies = false;
+#else
+  static constexpr bool kCopies = true;
+#endif
+
   BARK_DEVICE int thread() const { return int(threadIdx.x); }
   BARK_DEVICE int threads() const { return int(blockDim.x); }
   BARK_DEVICE int64_t block() const { return blockIdx.x; }
@@ -82,6 +99,39 @@ struct DeviceContext {
   BARK_DEVICE char* shared() const {
     extern __shared__ __align__(16) char memory[];
     return memory;
+  }
+  template <class T>
+  BARK_DEVICE void copy_later([[maybe_unused]] T* to, [[maybe_unused]] const T* from,
+                              [[maybe_unused]] bool there) const {
+    static_assert(sizeof(T) == 16 || sizeof(T) == 4);
+#if __CUDA_ARCH__ >= 800
+    const uint32_t at = uint32_t(__cvta_generic_to_shared(to)), bytes = there ? sizeof(T) : 0;
+    if constexpr (sizeof(T) == 16) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes)
+                   : "memory");
+    } else {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at), "l"(from), "r"(bytes)
+                   : "memory");
+    }
+#endif
+  }
+  BARK_DEVICE void end_batch() const {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+  }
+  template <int kSize = 0>
+  BARK_DEVICE void wait_for_batches([[maybe_unused]] int left) const {
+#if __CUDA_ARCH__ >= 800
+    constexpr int kLeft = ring_size(kSize) > 0 ? ring_size(kSize) - 1 : 0;  // the instruction has it in it
+    if constexpr (kLeft == 0) {
+      asm volatile("cp.async.wait_group 0;" ::: "memory");
+    } else if (left == kLeft) {
+      asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+    } else {
+      wait_for_batches<kSize + 1>(left);
+    }
+#endif
   }
   BARK_DEVICE void wait_for_previous() const {
 #if __CUDA_ARCH__ >= 900

@@ -112,24 +112,37 @@ BARK_BOTH GemvParams head_product(const DecodeStepParams& step, const DecodeScra
 enum class Product : int32_t { kQkv, kAttentionOut, kMlpIn, kMlpOut, kHead };
 constexpr int kProducts = 5;
 
+// Of a layer; not the head.
+BARK_BOTH const MatrixView& matrix_of(const DecodeLayer& layer, Product which) {
+  return which == Product::kQkv            ? layer.qkv
+         : which == Product::kAttentionOut ? layer.attention_out
+         : which == Product::kMlpIn        ? layer.mlp_in
+                                           : layer.mlp_out;
+}
+
+BARK_BOTH int64_t outputs_of(const DecodeParams& p, Product which) {
+  return which == Product::kQkv ? 3 * p.width : which == Product::kMlpIn ? p.inner : p.width;
+}
+
 BARK_BOTH GemvParams product_of(const DecodeStepParams& step, const DecodeScratch& s, int64_t layer_index,
                                 Product which) {
   const DecodeParams& p = step.decode;
   const int64_t rows = p.batch * p.tokens;
   if (which == Product::kHead) return head_product(step, s, p.head, p.head_rows);
   const DecodeLayer& layer = p.layers[layer_index];
+  const MatrixView& m = matrix_of(layer, which);
+  const int64_t outputs = outputs_of(p, which);
   switch (which) {
     case Product::kQkv: {
-      const GemvParams qkv =
-          normed_product(layer.norm_1, layer.qkv, 3 * p.width, s.hidden, rows, s.qkv, Finish::kStore);
+      const GemvParams qkv = normed_product(layer.norm_1, m, outputs, s.hidden, rows, s.qkv, Finish::kStore);
       return layer_index == 0 ? embedded(qkv, step, s.hidden) : qkv;
     }
     case Product::kAttentionOut:
-      return of_shares(product(layer.attention_out, p.width, nullptr, rows, s.hidden, Finish::kAdd), step, s);
+      return of_shares(product(m, outputs, nullptr, rows, s.hidden, Finish::kAdd), step, s);
     case Product::kMlpIn:
-      return normed_product(layer.norm_2, layer.mlp_in, p.inner, s.hidden, rows, s.inner, Finish::kGelu);
+      return normed_product(layer.norm_2, m, outputs, s.hidden, rows, s.inner, Finish::kGelu);
     default:
-      return product(layer.mlp_out, p.width, s.inner, rows, s.hidden, Finish::kAdd);
+      return product(m, outputs, s.inner, rows, s.hidden, Finish::kAdd);
   }
 }
 

@@ -68,7 +68,10 @@ struct Gemv {
   static constexpr int kSums = kOutputs * kRows;
   static_assert(kTile > 0 && kSums <= kWarp);
 
-  BARK_BOTH static int chunks(const Params& p) { return int(ceil_div(p.matrix.depth, kChunk)); }
+  BARK_BOTH static int chunks(int depth) { return (depth + kChunk - 1) / kChunk; }
+  BARK_BOTH static int chunks(const Params& p) { return chunks(int(p.matrix.depth)); }
+  // Groups of warps in a block: `warps` is 1, 2 or 4.
+  BARK_BOTH static int groups_of(int warps) { return kWarps >> (warps / 2); }
   BARK_BOTH static int tile(const Params& p) { return int(smaller(kTile, chunks(p))); }
 
   static Grid grid(const Params& p) {
@@ -174,10 +177,11 @@ struct Gemv {
     fill<Input::kRows>(ctx, p, begin, size, stats, tile);
   }
 
-  // Weights that a lane has in flight.
+  // Weights of a lane.
+  template <int kCount>
   struct Batch {
-    Words words[kOutputs][kBatch];
-    float scales[kOutputs][kBatch];
+    Words words[kOutputs][kCount];
+    float scales[kOutputs][kCount];
   };
 
   struct Rows {
@@ -185,8 +189,27 @@ struct Gemv {
     const float* scales[kOutputs];
   };
 
+  // The chunks that a warp multiplies: own, own + step, ... of all, tile by tile of x.
+  struct Walk {
+    int depth, all, in_tile, step, lane, own;
+
+    BARK_DEVICE int first(int begin) const { return begin + ((own - begin) & (step - 1)); }
+    BARK_DEVICE int tile_end(int chunk) const { return int(smaller((chunk / in_tile + 1) * in_tile, all)); }
+  };
+
+  template <class Context>
+  BARK_DEVICE static Walk walk_of(const Context& ctx, const Params& p) {
+    const int lane = lane_of(ctx), own = warp_of(ctx) & (p.warps - 1);
+    return {int(p.matrix.depth), chunks(p), tile(p), p.warps, lane, own};
+  }
+
+  // Of a warp, in a block of a product's.
+  BARK_DEVICE static int first_output(int block, int warp, int warps) {
+    return (block * groups_of(warps) + (warp >> (warps / 2))) * kOutputs;
+  }
+
   // A matrix's rows; beyond the last one, the last one.
-  BARK_DEVICE static Rows rows_of(const Params& p, int64_t first) {
+  BARK_DEVICE static Rows rows_of(const Params& p, int first) {
     Rows rows;
     BARK_UNROLL
     for (int o = 0; o < kOutputs; ++o) {
@@ -210,15 +233,14 @@ struct Gemv {
   }
 
   // Of the chunks first, first + step, ... those before `end`; zeros for the others.
-  BARK_DEVICE static void load(const Rows& rows, int depth, int lane, int first, int end, int step,
-                               Batch& batch) {
+  BARK_DEVICE static void load(const Rows& rows, const Walk& walk, int first, int end, Batch<kBatch>& batch) {
     BARK_UNROLL
     for (int j = 0; j < kBatch; ++j) {
-      const int chunk = first + j * step, k = chunk * kChunk + lane * kLoad;
-      const bool there = chunk < end && k < depth;
+      const int chunk = first + j * walk.step, k = chunk * kChunk + walk.lane * kLoad;
+      const bool there = chunk < end && k < walk.depth;
       BARK_UNROLL
       for (int o = 0; o < kOutputs; ++o) {
-        batch.words[o][j] = there ? words_at(rows.weights[o] + k, depth - k) : Words{};
+        batch.words[o][j] = there ? words_at(rows.weights[o] + k, walk.depth - k) : Words{};
         if constexpr (sizeof(Weight) == 1) {
           batch.scales[o][j] = there ? rows.scales[o][k / int(kInt8Group)] : 0.0f;
         }
@@ -228,10 +250,11 @@ struct Gemv {
 
   // acc += the products of a batch; its chunks lie `step` apart in the tile, from chunk `at` on and before
   // `end`.
-  BARK_DEVICE static void multiply(const Batch& batch, const float* tile, int stride, int at, int end,
+  template <int kCount>
+  BARK_DEVICE static void multiply(const Batch<kCount>& batch, const float* tile, int stride, int at, int end,
                                    int step, int lane, float (&acc)[kSums]) {
     BARK_UNROLL
-    for (int j = 0; j < kBatch; ++j) {
+    for (int j = 0; j < kCount; ++j) {
       if (at + j * step >= end) break;
       const float* begin = tile + (at + j * step) * kChunk + lane * 4;
       BARK_UNROLL
@@ -271,44 +294,67 @@ struct Gemv {
     const float mine = warp_sums<kSums>(ctx, acc);
     if (lane_of(ctx) % kLanes == 0) scratch[warp_of(ctx) * kSums + lane_of(ctx) / kLanes] = mine;
     ctx.barrier();
-    const int groups = kWarps / p.warps, group = ctx.thread() / kSums, which = ctx.thread() % kSums;
+    const int groups = groups_of(p.warps), group = ctx.thread() / kSums, which = ctx.thread() % kSums;
     if (group >= groups) return;
     float sum = 0;
     for (int w = 0; w < p.warps; ++w) sum += scratch[(group * p.warps + w) * kSums + which];
     put(p, (ctx.block() * groups + group) * kOutputs + which / kRows, which % kRows, sum);
   }
 
-  template <class Context>
-  BARK_DEVICE static void run(const Context& ctx, const Params& p) {
-    const int depth = int(p.matrix.depth), all = chunks(p), in_tile = tile(p), step = p.warps;
-    const int lane = lane_of(ctx), own = warp_of(ctx) & (step - 1);  // chunks own, own + step, ...
-    const int stride = in_tile * kChunk;
-    float* x = reinterpret_cast<float*>(ctx.shared());
-    float* stats = x + kRows * stride;
-    float* scratch = stats + 2 * kRows;
-    const int64_t group = ctx.block() * (kWarps / step) + warp_of(ctx) / step;
-    const Rows rows = rows_of(p, group * kOutputs);
-    const auto tile_end = [=](int chunk) { return int(smaller((chunk / in_tile + 1) * in_tile, all)); };
-    Batch now, ahead;
-    ctx.release_next();
-    if (p.waits_first) ctx.wait_for_previous();
-    load(rows, depth, lane, own, tile_end(own), step, now);
-    ctx.wait_for_previous();
-    if (p.norm_weight) normalise_any(ctx, p, stats, scratch);
-    float acc[kSums] = {};
-    for (int begin = 0; begin < all; begin += in_tile) {
-      const int end = tile_end(begin);
-      if (begin > 0) ctx.barrier();
-      fill_any(ctx, p, begin * kChunk, stride, stats, x);
-      ctx.barrier();
-      for (int c = begin + ((own - begin) & (step - 1)); c < end; c += step * kBatch) {
-        const int same = c + step * kBatch, next = same < end ? same : end + ((own - end) & (step - 1));
-        load(rows, depth, lane, next, tile_end(next), step, ahead);
-        multiply(now, x, stride, c - begin, end - begin, step, lane, acc);
+  // Weights come straight into registers, a batch ahead.
+  struct Registers {
+    Rows rows;
+    Batch<kBatch> now, ahead;
+
+    template <class Context>
+    BARK_DEVICE void begin(const Context& ctx, const Params& p, const Walk& walk) {
+      rows = rows_of(p, first_output(int(ctx.block()), warp_of(ctx), p.warps));
+      load(rows, walk, walk.own, walk.tile_end(walk.own), now);
+    }
+
+    // acc += the products of the chunks [begin, end), whose x is in `x`.
+    BARK_DEVICE void multiply_tile(const Walk& walk, int begin, int end, const float* x,
+                                   float (&acc)[kSums]) {
+      for (int c = walk.first(begin); c < end; c += walk.step * kBatch) {
+        const int same = c + walk.step * kBatch, next = same < end ? same : walk.first(end);
+        load(rows, walk, next, walk.tile_end(next), ahead);
+        multiply(now, x, walk.in_tile * kChunk, c - begin, end - begin, walk.step, walk.lane, acc);
         now = ahead;
       }
     }
+  };
+
+  // A block's outputs. `source` has the weights, and asks for them early; `fresh`: x is not in shared memory
+  // yet.
+  template <class Context, class Source>
+  BARK_DEVICE static void run_from(const Context& ctx, const Params& p, Source& source, bool fresh) {
+    const Walk walk = walk_of(ctx, p);
+    const int stride = walk.in_tile * kChunk;
+    float* x = reinterpret_cast<float*>(ctx.shared());
+    float* stats = x + kRows * stride;
+    float* scratch = stats + 2 * kRows;
+    ctx.release_next();
+    if (p.waits_first) ctx.wait_for_previous();
+    source.begin(ctx, p, walk);
+    ctx.wait_for_previous();
+    if (p.norm_weight && fresh) normalise_any(ctx, p, stats, scratch);
+    float acc[kSums] = {};
+    for (int begin = 0; begin < walk.all; begin += walk.in_tile) {
+      const int end = walk.tile_end(begin);
+      if (begin > 0) ctx.barrier();
+      if (fresh || walk.in_tile < walk.all) {
+        fill_any(ctx, p, begin * kChunk, stride, stats, x);
+        ctx.barrier();
+      }
+      source.multiply_tile(walk, begin, end, x, acc);
+    }
     finish(ctx, p, acc, scratch);
+  }
+
+  template <class Context>
+  BARK_DEVICE static void run(const Context& ctx, const Params& p) {
+    Registers weights;
+    run_from(ctx, p, weights, true);
   }
 };
 

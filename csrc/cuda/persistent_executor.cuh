@@ -1,4 +1,5 @@
-// Launches a kernel whose blocks wait for each other: as many blocks as the device runs at once.
+// Launches a kernel whose blocks wait for each other: one on each multiprocessor, with all of its shared
+// memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,7 +10,7 @@
 namespace bark_accel::cuda {
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerMultiprocessor)
+__global__ void __launch_bounds__(Kernel::kThreads, 1)
     persistent_entry(const __grid_constant__ typename Kernel::Params params) {
   Kernel::run(DeviceContext{}, params);
 }
@@ -20,15 +21,21 @@ struct PersistentExecutor {
 
   template <class Kernel>
   void launch_persistent(typename Kernel::Params params) {
-    int device = 0, multiprocessors = 0, resident = 0;
-    const size_t shared_bytes = size_t(params.shared_bytes);
+    int device = 0, multiprocessors = 0, resident = 0, most_bytes = 0, major = 0;
     note(cudaGetDevice(&device));
     note(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    note(cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    note(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    const bool has_ring = major >= 8;  // DeviceContext::kCopies of the code that runs there
+    if (has_ring) params = Kernel::with_longest_ring(params, most_bytes);
+    const size_t shared_bytes = size_t(params.shared_bytes);
+    note(cudaFuncSetAttribute(persistent_entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              params.shared_bytes));
     note(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, persistent_entry<Kernel>, Kernel::kThreads,
                                                        shared_bytes));
-    params.blocks = multiprocessors * int(smaller(resident, Kernel::kBlocksPerMultiprocessor));
-    if (params.blocks == 0) note(cudaErrorCooperativeLaunchTooLarge);
+    if (resident == 0 || (has_ring && params.ring_depth == 0)) note(cudaErrorCooperativeLaunchTooLarge);
     if (error != cudaSuccess) return;
+    params.blocks = multiprocessors;
     note(cudaMemsetAsync(params.arrived, 0, sizeof *params.arrived, stream));
     cudaLaunchAttribute all_at_once{};
     all_at_once.id = cudaLaunchAttributeCooperative;

@@ -38,8 +38,10 @@ struct PersistentStepParams {
   ProductPlan plans[kProducts - 1];
   ProductPlan head_plans[2];  // of the draws' heads
   int32_t attention_blocks;
-  int32_t part_bytes;  // of shared memory: of each part of a block, in attention
+  int32_t most_blocks;  // of any product
+  int32_t part_bytes;   // of shared memory: of each part of a block, in attention
   int32_t shared_bytes;
+  int32_t ring_begin, ring_depth;  // of weight_ring.cuh in shared memory, where there is one; bytes, batches
   int32_t blocks;
   uint32_t* arrived;  // blocks, after each part of a step; 0 before the launch
 };
@@ -92,7 +94,14 @@ struct LargestShared {
   }
 };
 
-// `blocks` are still missing.
+// The most batches that a ring can have in as many bytes, of those that there can be; 0: none.
+inline int32_t ring_depth(int64_t bytes, int64_t batch_bytes) {
+  int i = 0;
+  while (ring_size(i) > 0 && ring_size(i) * batch_bytes > bytes) ++i;
+  return ring_size(i);
+}
+
+// `blocks` and the ring are still missing.
 template <class Kernel>
 PersistentStepParams persistent_params(const DecodeStepParams& step, const TokenRun& run) {
   PersistentStepParams p{};
@@ -109,7 +118,9 @@ PersistentStepParams persistent_params(const DecodeStepParams& step, const Token
     GemvParams g = product_of(of, p.scratch, 0, which);
     g.warps = warps_of_output(g);
     largest.launch<typename Kernel::Gemv>(g);
-    return {int32_t(Kernel::Gemv::grid(g).blocks), g.warps};
+    const auto blocks = int32_t(Kernel::Gemv::grid(g).blocks);
+    p.most_blocks = int32_t(larger(p.most_blocks, blocks));
+    return {blocks, g.warps};
   };
   if (run.ways == 0) {
     p.run.draws[0].head = step.decode.head;

@@ -5,7 +5,7 @@
 // inside, a launch is many tokens, up to the end of speech.
 #pragma once
 
-#include "persistent_params.cuh"
+#include "weight_ring.cuh"
 
 namespace bark_accel::cuda {
 
@@ -56,9 +56,24 @@ struct PersistentStep {
   static constexpr int kThreads = Gemv::kThreads;
   using Sampler = FusedSample<float, kThreads>;
   static constexpr int kParts = kThreads / Attention::kThreads;
-  static constexpr int kBlocksPerMultiprocessor = 2;
+  // Of weights in shared memory, with the scales of int8.
+  static constexpr int kBatchBytes =
+      Gemv::kOutputs * kThreads * int(sizeof(Words) + (sizeof(Weight) == 1 ? sizeof(float) : 0));
 
   static Grid grid(const Params& p) { return {p.blocks, kThreads, p.shared_bytes}; }
+
+  // The same with a ring of weights behind what the bodies need of shared memory.
+  static Params with_ring(Params p, int32_t depth) {
+    p.ring_begin = int32_t(ceil_div(p.shared_bytes, 16) * 16);
+    p.ring_depth = depth;
+    p.shared_bytes = p.ring_begin + depth * kBatchBytes;
+    return p;
+  }
+
+  // With the longest of them for which a block's shared memory has room; ring_depth 0: it has none.
+  static Params with_longest_ring(const Params& p, int64_t most_bytes) {
+    return with_ring(p, ring_depth(most_bytes - ceil_div(p.shared_bytes, 16) * 16, kBatchBytes));
+  }
 
   // A row that could not be sampled has ended as well: its id is minus the SampleStatus.
   BARK_DEVICE static bool has_ended(const TokenRun& run, int64_t id) {
@@ -83,10 +98,11 @@ struct PersistentStep {
   }
 
   // One part of the step after the other, by this block.
-  template <class Context>
+  template <class Context, class Source>
   struct Turns {
     const Context& ctx;
     const Params& p;
+    Source& weights;
     uint32_t phase = 0;
 
     BARK_DEVICE PhaseContext<Context> begin() const {
@@ -96,9 +112,12 @@ struct PersistentStep {
     BARK_DEVICE void gemv(GemvParams g, ProductPlan plan) {
       PhaseContext<Context> inner = begin();
       g.warps = plan.warps;
+      bool fresh = true;
+      BARK_ROLLED
       for (; inner.at < plan.blocks; inner.at += p.blocks) {
-        if (inner.waited) ctx.barrier();  // shared memory is free again
-        Gemv::run(inner, g);
+        if (!fresh) ctx.barrier();  // shared memory is free again
+        Gemv::run_from(inner, g, weights, fresh);
+        fresh = false;
       }
       end(inner);
     }
@@ -141,8 +160,8 @@ struct PersistentStep {
 
   // The step's products in their order, each layer's attention between them. False: all rows had
   // ended. That shows after the first product, whose weights need not wait for the draw before.
-  template <class Context>
-  BARK_DEVICE static bool token(Turns<Context>& turns, const DecodeStepParams& step, int way) {
+  template <class Context, class Source>
+  BARK_DEVICE static bool token(Turns<Context, Source>& turns, const DecodeStepParams& step, int way) {
     const Params& p = turns.p;
     const int products = 4 * int(step.decode.layers_count) + 1;
     BARK_ROLLED
@@ -159,19 +178,31 @@ struct PersistentStep {
     return true;
   }
 
-  template <class Context>
-  BARK_DEVICE static void run(const Context& ctx, const Params& p) {
+  template <class Context, class Source>
+  BARK_DEVICE static void tokens(const Context& ctx, const Params& p, Source& weights) {
     DecodeStepParams step = p.step;
     step.decode.layers = p.layers;
     step.decode.caches = p.caches;
-    ctx.wait_for_previous();
-    Turns<Context> turns{ctx, p};
+    Turns<Context, Source> turns{ctx, p, weights};
     const int limit = p.run.ways ? int(*p.run.limit) : 1;
     BARK_ROLLED
     for (int i = 0; i < limit; ++i) {
       const int way = p.run.ways == 2 ? i % 2 : 0;
       if (!token(turns, step, way)) return;
       if (p.run.ways) turns.draw(p.run.draws[way].sample);
+    }
+  }
+
+  template <class Context>
+  BARK_DEVICE static void run(const Context& ctx, const Params& p) {
+    ctx.wait_for_previous();
+    if constexpr (Context::kCopies) {
+      WeightRing<Gemv, Context> weights(ctx, p);
+      tokens(ctx, p, weights);
+      weights.end();
+    } else {
+      typename Gemv::Registers weights;
+      tokens(ctx, p, weights);
     }
   }
 };

@@ -13,8 +13,15 @@ using namespace bark_accel::cuda;
 using namespace support;
 
 struct StepExecutor {
-  Executor& executor;
-  void gemv(const GemvParams& p) { launch_gemv(executor, p); }
+  Run& run;
+  Executor& executor = run.executor;
+  void gemv(const GemvParams& p) {
+    executor.session.released_early = false;
+    launch_gemv(executor, p);
+    // The kernels behind it ask for weights before they wait, which the one ahead of it may still be writing.
+    run.expect(p.waits_first != executor.session.released_early,
+               "the step's first kernel waits, then releases");
+  }
   void attention(const AttentionSplitParams& p, DType cache) {
     launch_attention_split(executor, p, DType::kFloat32, cache);
   }
@@ -42,7 +49,7 @@ std::vector<float> run_step(Run& run, const Model& m, Caches& caches, const std:
   step.decode.logits = logits.data();
   Buffer<float> scratch(decode_scratch(step).floats);
   step.decode.scratch = scratch.data();
-  StepExecutor executor{run.executor};
+  StepExecutor executor{run};
   if (as_one) {
     run.expect(is_persistent(step), "a model that one kernel can do");
     launch_persistent(run.executor, step, {});
@@ -90,11 +97,9 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 // One kernel, its blocks all at once and of any number, gives the bits of the kernels one by one.
-void as_one_kernel(Run& run) {
-  Model m = random_model(run, run.integer(1, 2), run.pick<int64_t>({16, 32}));
+void check_as_one_kernel(Run& run, Model m, std::initializer_list<std::pair<int64_t, int64_t>> shapes) {
   m.cache = m.weights == DType::kInt8 ? DType::kFloat16 : m.weights;
-  const auto [batch, tokens] =
-      run.pick<std::pair<int64_t, int64_t>>({{1, 1}, {1, 1}, {1, 3}, {2, 2}, {4, 1}});
+  const auto [batch, tokens] = run.pick(shapes);
   m.batch = batch;
   m.tokens = tokens;
   set_lengths(run, m);
@@ -104,6 +109,16 @@ void as_one_kernel(Run& run) {
   const std::vector<float> expected = run_step(run, m, one_by_one, ids);
   run.expect(same_bits(run_step(run, m, as_one, ids, true), expected), "logits of one kernel");
   run.expect(as_one.storage == one_by_one.storage, "caches of one kernel");
+}
+
+void as_one_kernel(Run& run) {
+  check_as_one_kernel(run, random_model(run, run.integer(1, 2), run.pick<int64_t>({16, 32})),
+                      {{1, 1}, {1, 1}, {1, 3}, {2, 2}, {4, 1}});
+}
+
+// Of four rows no more than 2048 elements are in shared memory at a time.
+void as_one_kernel_in_tiles(Run& run) {
+  check_as_one_kernel(run, random_model(run, 1, 16, 2112), {{2, 1}, {3, 1}, {1, 4}});
 }
 
 // A model whose every id is drawn from one of two heads in turns, or from one, and what both ways share.
@@ -214,7 +229,7 @@ struct Spoken {
 // Steps and draws as kernels of their own, as the host would launch them.
 void speak_one_by_one(Run& run, const Speech& s, Spoken& to) {
   const auto ended = [&](int64_t id) { return s.stop >= 0 && id == s.stop; };
-  StepExecutor executor{run.executor};
+  StepExecutor executor{run};
   for (int64_t i = 0; i < s.limit; ++i) {
     if (std::all_of(to.ids.begin(), to.ids.end(), ended)) return;
     const Draw draw = to.draw(s, i % s.ways);
@@ -333,6 +348,11 @@ void embedding_sums(Run& run) {
   }
 }
 
+template <class F>
+void with_weight_type(DType dtype, F f) {
+  dtype == DType::kInt8 ? f(int8_t{}) : with_float_type(dtype, f);
+}
+
 // Counts what would be launched.
 struct CountingExecutor {
   int64_t launches = 0;
@@ -347,50 +367,107 @@ struct CountingExecutor {
   }
 };
 
-// bark-small's and bark's shapes: kernels of a step, which the sampler's is to be added to.
+// What is launched of a step of bark-small's or bark's shape; without data.
+class RealStep {
+ public:
+  RealStep(int64_t layers, int64_t heads, int64_t width, DType dtype, int64_t batch)
+      : wide_(matrix(width, dtype)), deep_(matrix(4 * width, dtype)), caches_(layers) {
+    const NormView norm{&one_, nullptr, 1e-5f};
+    layers_.assign(layers, {norm, wide_, wide_, norm, wide_, deep_});
+    DecodeParams& p = step.decode;
+    p.batch = batch;
+    p.tokens = 1;
+    p.width = width;
+    p.heads = heads;
+    p.inner = 4 * width;
+    p.layers_count = layers;
+    p.head_rows = 10001;
+    p.layers = layers_.data();
+    p.caches = caches_.data();
+    p.norm_final = norm;
+    p.head = wide_;
+    step.capacity = 1024;
+    step.splits = attention_splits(batch, heads, 1024);
+  }
+  RealStep(const RealStep&) = delete;
+
+  DecodeStepParams step{};
+
+ private:
+  static MatrixView matrix(int64_t depth, DType dtype) {
+    return {nullptr, depth, depth, dtype, nullptr, depth / kInt8Group, kInt8Group, nullptr};
+  }
+
+  const float one_ = 1;
+  MatrixView wide_, deep_;
+  std::vector<DecodeLayer> layers_;
+  std::vector<CacheView> caches_;
+};
+
+constexpr struct {
+  int64_t layers, heads, width, most_kernels;
+} kShapes[] = {{12, 12, 768, 61}, {24, 16, 1024, 121}};
+
+// Kernels of a step, which the sampler's is to be added to.
 void launches_of_a_step(Run& run) {
-  const struct {
-    int64_t layers, heads, width, most;
-  } shapes[] = {{12, 12, 768, 61}, {24, 16, 1024, 121}};
-  for (const auto& shape : shapes) {
+  for (const auto& shape : kShapes) {
     for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8}) {
-      const auto matrix = [&](int64_t depth) {
-        return MatrixView{nullptr, depth, depth, dtype, nullptr, depth / kInt8Group, kInt8Group, nullptr};
-      };
-      const MatrixView wide = matrix(shape.width), deep = matrix(4 * shape.width);
-      const float one = 1;
-      const NormView norm{&one, nullptr, 1e-5f};
-      const std::vector<DecodeLayer> layers(shape.layers, {norm, wide, wide, norm, wide, deep});
-      const std::vector<CacheView> caches(shape.layers);
-      DecodeStepParams step{};
-      DecodeParams& p = step.decode;
-      p.batch = run.integer(1, kMostRows);
-      p.tokens = 1;
-      p.width = shape.width;
-      p.heads = shape.heads;
-      p.inner = 4 * shape.width;
-      p.layers_count = shape.layers;
-      p.head_rows = 10001;
-      p.layers = layers.data();
-      p.caches = caches.data();
-      p.norm_final = norm;
-      p.head = wide;
-      step.capacity = 1024;
-      step.splits = attention_splits(p.batch, shape.heads, 1024);
+      const RealStep real(shape.layers, shape.heads, shape.width, dtype, run.integer(1, kMostRows));
       CountingExecutor counting;
-      decode_step(counting, step);
-      run.expect(counting.launches <= shape.most, std::to_string(counting.launches) + " kernels a step");
+      decode_step(counting, real.step);
+      run.expect(counting.launches <= shape.most_kernels,
+                 std::to_string(counting.launches) + " kernels a step");
+    }
+  }
+}
+
+template <class Weight, class Cache, int kRows>
+void check_rings(Run& run, const DecodeStepParams& step, const TokenRun& tokens) {
+  using Kernel = PersistentStep<Weight, Cache, kRows>;
+  const PersistentStepParams plain = persistent_params<Kernel>(step, tokens);
+  run.expect(plain.shared_bytes <= 64 * 1024, std::to_string(plain.shared_bytes) + " bytes on sm_75");
+  // What a block may have of the shared memory of sm_86, 89 and 120, of sm_80, of sm_90 and 100; batches.
+  const struct {
+    int64_t bytes;
+    int32_t fewest;
+  } devices[] = {{99 * 1024, 4}, {163 * 1024, 10}, {227 * 1024, 14}};
+  for (const auto& device : devices) {
+    const PersistentStepParams p = Kernel::with_longest_ring(plain, device.bytes);
+    run.expect(p.ring_depth >= device.fewest && p.shared_bytes <= device.bytes && p.ring_begin % 16 == 0,
+               std::to_string(p.ring_depth) + " batches in " + std::to_string(device.bytes) + " bytes");
+  }
+}
+
+// The kernel for whole launches fits each kind of device, with weights ahead where there are copies for it.
+void rings_of_devices(Run& run) {
+  for (const auto& shape : kShapes) {
+    for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8}) {
+      for (const int64_t batch : {1, 4}) {
+        const RealStep real(shape.layers, shape.heads, shape.width, dtype, batch);
+        TokenRun tokens{};
+        tokens.ways = 1;
+        tokens.draws[0].head = real.step.decode.head;
+        tokens.draws[0].head_rows = tokens.draws[0].sample.rules.columns = 10001;
+        with_weight_type(dtype, [&](auto zero) {
+          using Weight = decltype(zero);
+          using Cache = std::conditional_t<sizeof(Weight) == 1, Half, Weight>;
+          batch == 1 ? check_rings<Weight, Cache, 1>(run, real.step, tokens)
+                     : check_rings<Weight, Cache, 4>(run, real.step, tokens);
+        });
+      }
     }
   }
 }
 
 constexpr Case kCases[] = {
     {"launches of a step", 1, false, launches_of_a_step},
+    {"rings of devices", 1, false, rings_of_devices},
     {"small models", 24, true, small_models},
     {"models", 8, false, models},
     {"a row that fails", 4, false, a_row_that_fails},
     {"many tokens", 24, false, many_tokens},
     {"as one kernel", 32, true, as_one_kernel},
+    {"as one kernel, in tiles", 6, false, as_one_kernel_in_tiles},
     {"bad inputs", 8, false, bad_inputs},
     {"embedding sums", 30, false, embedding_sums},
 };

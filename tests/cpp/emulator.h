@@ -5,7 +5,7 @@
 // for. Reported as failures: threads that wait at different barriers, that leave a barrier or shuffle to the
 // others for ever, shuffles with inactive lanes, and threads that end or meet others before they have waited
 // for the kernels before theirs. Of a kernel whose blocks wait for each other all run at once, in turns that
-// the scheduler deals as unfairly.
+// the scheduler deals as unfairly. Copies for later arrive at once or not before they are waited for.
 #pragma once
 
 #include <ucontext.h>
@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <random>
@@ -51,6 +52,7 @@ struct Session {
   Order order = Order::kInOrder;
   Site broken;  // this call site does nothing
   std::set<Site> barriers, shuffles;
+  bool released_early = false;  // a thread has released the next kernel before it waited for those ahead
   bool failed = false;
 
   void seed(unsigned seed) {
@@ -75,12 +77,19 @@ struct Fiber {
   uint64_t sent = 0, received = 0;
   int source = 0;
   bool waited = false;  // for the kernels before
+  struct Copy {
+    void* to;
+    const void* from;  // null: zeros
+    size_t bytes;
+  };
+  std::deque<std::vector<Copy>> batches;  // that have not arrived; the last one is not whole yet
 #ifdef EMULATOR_ASAN
   void* fake_stack = nullptr;
 #endif
 };
 
 struct HostContext {
+  static constexpr bool kCopies = true;
   Block* owner;
   int index;
 
@@ -98,12 +107,21 @@ struct HostContext {
     return before;
   }
   void wait_for_previous() const;
-  void release_next() const {}
+  void release_next() const;
   void part_barrier(int part, int threads, const char* file = __builtin_FILE(),
                     int line = __builtin_LINE()) const;
   void arrive(uint32_t* counter) const { ++*counter; }
   void wait_for(const uint32_t* counter, uint32_t count, const char* file = __builtin_FILE(),
                 int line = __builtin_LINE()) const;
+  template <class T>
+  void copy_later(T* to, const T* from, bool there) const;
+  void end_batch() const;
+  void wait_for_batches(int left, const char* file = __builtin_FILE(), int line = __builtin_LINE()) const;
+};
+
+// Of a device without copies for later.
+struct PlainHostContext : HostContext {
+  static constexpr bool kCopies = false;
 };
 
 class Block {
@@ -178,6 +196,26 @@ class Block {
 
   void wait_for_previous(int thread) { fibers_[thread].waited = true; }
 
+  void release_next(int thread) { session_.released_early |= !fibers_[thread].waited; }
+
+  void copy_later(int thread, const Fiber::Copy& copy) {
+    if (!fibers_[thread].waited) broken_ = true;
+    session_.random() % 2 ? arrive(copy) : fibers_[thread].batches.back().push_back(copy);
+  }
+
+  void end_batch(int thread) { fibers_[thread].batches.emplace_back(); }
+
+  void wait_for_batches(int thread, int left, const char* file, int line) {
+    const Site site{file, line};
+    session_.barriers.insert(site);
+    if (site == session_.broken) return;
+    std::deque<std::vector<Fiber::Copy>>& batches = fibers_[thread].batches;
+    while (int(batches.size()) > left + 1) {
+      for (const Fiber::Copy& copy : batches.front()) arrive(copy);
+      batches.pop_front();
+    }
+  }
+
   uint64_t shuffle(int thread, uint64_t value, int source, const char* file, int line) {
     const Site site{file, line};
     if (thread == 0) session_.shuffles.insert(site);
@@ -193,6 +231,10 @@ class Block {
     void operator()(char* p) const { std::free(p); }
   };
 
+  static void arrive(const Fiber::Copy& copy) {
+    copy.from ? std::memcpy(copy.to, copy.from, copy.bytes) : std::memset(copy.to, 0, copy.bytes);
+  }
+
   static void enter(unsigned high, unsigned low, int thread) {
     auto* block = reinterpret_cast<Block*>(uint64_t(high) << 32 | low);
     block->entered(thread);
@@ -204,6 +246,7 @@ class Block {
     Fiber& fiber = fibers_[thread];
     fiber.state = Fiber::kReady;
     fiber.waited = false;
+    fiber.batches.assign(1, {});
 #ifdef EMULATOR_ASAN
     __asan_unpoison_memory_region(fiber.stack, kStackBytes);  // fibers of a block that could not finish
 #endif
@@ -284,7 +327,7 @@ class Block {
   }
 
   void finish(int thread) {
-    if (!fibers_[thread].waited) broken_ = true;
+    if (!fibers_[thread].waited || fibers_[thread].batches.size() > 1) broken_ = true;
     fibers_[thread].state = Fiber::kDone;
     ++done_;
     leave(fibers_[thread], true);
@@ -339,11 +382,22 @@ inline void HostContext::barrier(const char* file, int line) const {
   owner->barrier(index, 0, threads(), file, line);
 }
 inline void HostContext::wait_for_previous() const { owner->wait_for_previous(index); }
+inline void HostContext::release_next() const { owner->release_next(index); }
 inline void HostContext::part_barrier(int part, int threads, const char* file, int line) const {
   owner->barrier(index, part + 1, threads, file, line);
 }
 inline void HostContext::wait_for(const uint32_t* counter, uint32_t count, const char* file, int line) const {
   owner->wait_for(index, counter, count, file, line);
+}
+
+template <class T>
+void HostContext::copy_later(T* to, const T* from, bool there) const {
+  if (uintptr_t(to) % sizeof(T) || (there && uintptr_t(from) % sizeof(T))) std::abort();
+  owner->copy_later(index, {to, there ? from : nullptr, sizeof(T)});
+}
+inline void HostContext::end_batch() const { owner->end_batch(index); }
+inline void HostContext::wait_for_batches(int left, const char* file, int line) const {
+  owner->wait_for_batches(index, left, file, line);
 }
 
 template <class T>
@@ -375,13 +429,18 @@ struct Executor {
     }
   }
 
-  // All blocks at once, as many as the session says.
+  // All blocks at once, as many as the session says, with a ring of weights as long as it says, or without.
   template <class Kernel>
   void launch_persistent(typename Kernel::Params params) {
     params.blocks = 1 + int32_t(session.random() % 5);
     *params.arrived = 0;
-    const bark_accel::cuda::Grid grid = checked_grid<Kernel>(params);
-    const Block::Body body = [&](const HostContext& ctx) { Kernel::run(ctx, params); };
+    const int32_t depth = int32_t(session.random() % 4) * 2;
+    if (depth > 0) params = Kernel::with_ring(params, depth);
+    const bark_accel::cuda::Grid grid = checked_grid<Kernel>(params, 99 * 1024);
+    const Block::Body body = [&](const HostContext& ctx) {
+      if (depth > 0) return Kernel::run(ctx, params);
+      Kernel::run(PlainHostContext{ctx}, params);
+    };
     std::vector<std::unique_ptr<Block>> waiting;
     for (int i = 0; i < grid.blocks; ++i) {
       waiting.push_back(std::make_unique<Block>(session, grid.threads, body, i));
@@ -406,10 +465,11 @@ struct Executor {
   }
 
   template <class Kernel>
-  static bark_accel::cuda::Grid checked_grid(const typename Kernel::Params& params) {
+  static bark_accel::cuda::Grid checked_grid(const typename Kernel::Params& params,
+                                             int64_t most_bytes = 48 * 1024) {
     const bark_accel::cuda::Grid grid = Kernel::grid(params);
-    if (grid.shared_bytes > 48 * 1024) {
-      std::fprintf(stderr, "expected at most 48 KiB of shared memory, got %lld bytes\n",
+    if (grid.shared_bytes > most_bytes) {
+      std::fprintf(stderr, "expected at most %lld bytes of shared memory, got %lld\n", (long long)most_bytes,
                    (long long)grid.shared_bytes);
       std::abort();
     }

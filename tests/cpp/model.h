@@ -125,13 +125,14 @@ inline void set_lengths(Run& run, Model& m) {
   }
 }
 
-inline Model random_model(Run& run, int64_t heads, int64_t head_dim) {
+// `inner` 0: as Bark has it.
+inline Model random_model(Run& run, int64_t heads, int64_t head_dim, int64_t inner = 0) {
   Model m{};
   m.batch = run.integer(1, 3);
   m.tokens = run.integer(1, 3);
   m.heads = heads;
   m.head_dim = head_dim;
-  m.inner = 4 * m.width();
+  m.inner = inner ? inner : 4 * m.width();
   m.capacity = run.integer(12, 70);
   set_lengths(run, m);
   m.vocabulary = 19;
