@@ -5,7 +5,8 @@ from pathlib import Path
 
 from benchmarks.gpu import paper
 
-GEMV = (Path(__file__).parents[1] / "csrc" / "cuda" / "gemv.cuh").read_text()
+CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
+GEMV = (CUDA / "gemv.cuh").read_text()
 
 
 def constant(name: str) -> str:
@@ -18,18 +19,34 @@ def test_its_numbers_are_the_kernels() -> None:
     assert int(constant("kOutputs")) == paper.OUTPUTS
     assert int(constant("kThreads")) == paper.WARPS * paper.LANES
     assert constant("kBatch").endswith(f"? 2 : {paper.LOADS}")
+    rings = re.search(r"kSizes\[\] = \{(.+), 0\};", (CUDA / "context.cuh").read_text())
+    assert rings and tuple(map(int, rings.group(1).split(", "))) == paper.RINGS
     assert {shape.kernels for shape in paper.SHAPES} == {62, 122}
 
 
 def test_its_floor_is_the_bytes_over_the_bandwidth() -> None:
     small = next(s for s in paper.SHAPES if s.name == "bark-small float16")
-    card = paper.Card("one", 1e12 / paper.REACHED, 100)
+    card = paper.Card("one", 1e12 / paper.REACHED, 100, 227)
     cache = 12 * 2 * paper.CONTEXT * 768 * 2
     assert abs(paper.floor_s(small, card) - (2 * (12 * 12 * 768**2 + 10001 * 768) + cache) / 1e12) < 1e-12
-    assert all(paper.step_s(s, c) > paper.floor_s(s, c) for s in paper.SHAPES for c in paper.CARDS)
+    pairs = [(s, c) for s in paper.SHAPES for c in paper.CARDS]
+    assert all(min(paper.step_s(s, c), paper.persistent_s(s, c)) > paper.floor_s(s, c) for s, c in pairs)
+
+
+def test_a_slow_memory_hides_the_waits_of_a_launch_and_a_fast_one_shows_them() -> None:
+    small = next(s for s in paper.SHAPES if s.name == "bark-small float16")
+    slow, fast = (paper.Card("one", bandwidth, 132, 227) for bandwidth in (1e11, 1e15))
+    assert paper.persistent_s(small, slow) < 1.02 * paper.floor_s(small, slow)
+    waits = 61 * paper.BARRIER_S + 49 * paper.FILL_S + 12 * 3 * paper.LATENCY_S + paper.BARRIER_S + paper.DRAW_S
+    instructions = sum(o * d for o, d in small.products()) * 2 / (small.rate * 132)
+    assert abs(paper.persistent_s(small, fast) - waits - instructions) < 1e-8
+    assert paper.Card("old", 1e12, 40, 64).ring_bytes(False) == 0
+    assert (
+        paper.Card("new", 1e12, 10, 227).ring_bytes(True) == 10 * 14 * 512 * 20
+    )  # of 18 that would fit, the longest there is
 
 
 def test_every_card_has_a_row_and_the_table_says_what_it_is() -> None:
     text = paper.table()
     assert "not a measurement" in text
-    assert all(f"| {card.name} |" in text for card in paper.CARDS) and len(paper.CARDS) == 8
+    assert all(f"| {card.name} |" in text for card in paper.CARDS) and len(paper.CARDS) == 9

@@ -333,8 +333,9 @@ struct Gemv {
     float* x = reinterpret_cast<float*>(ctx.shared());
     float* stats = x + kRows * stride;
     float* scratch = stats + 2 * kRows;
-    ctx.release_next();
+    // In this order: what comes next asks for its weights as soon as it is released.
     if (p.waits_first) ctx.wait_for_previous();
+    ctx.release_next();
     source.begin(ctx, p, walk);
     ctx.wait_for_previous();
     if (p.norm_weight && fresh) normalise_any(ctx, p, stats, scratch);

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gpu import paper
+
 ROOT = Path(__file__).parents[2]
 OBJECTS = Path(os.environ.get("BARK_ACCEL_CUDA_OBJECTS", ROOT / "build" / "cuda"))
 DTYPES = ("float32", "float16", "bfloat16", "int8")
@@ -65,23 +67,49 @@ def test_weights_are_asked_for_before_the_kernel_ahead_has_ended(name: str) -> N
     for key, code in aligned.items():
         waits = [i for i, instruction in enumerate(code) if instruction.startswith("ACQBULK")]
         loads = [i for i, instruction in enumerate(code) if instruction.startswith("LDG.E.128")]
+        release = next(i for i, instruction in enumerate(code) if instruction.startswith("PREEXIT"))
         ahead = sum(i < waits[-1] for i in loads)
+        assert waits[0] < release < waits[-1], f"{key}: the next kernel is released at {release}, waits at {waits}"
         assert len(waits) == 2 and ahead >= 4, f"{key}: {ahead} loads of 16 bytes before the wait"
         assert len(loads) - ahead >= 4, f"{key}: the next batch is not asked for as a whole"
 
 
+@pytest.mark.parametrize("dtype, size", {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}.items())
+def test_the_paper_model_counts_what_was_built(dtype: str, size: int) -> None:
+    """Loads that a lane of a product has in flight, and instructions of the ring's loop, of one row."""
+    (code,) = [c for key, c in functions(f"gemv_{dtype}").items() if key.endswith("Li1ELb1EEEEEvNT_6ParamsE")]
+    wait = max(i for i, line in enumerate(code) if line.startswith("ACQBULK"))
+    ahead = sum(line.startswith("LDG.E.128") for line in code[:wait])
+    assert ahead == paper.OUTPUTS * (paper.LOADS if size > 1 else 2)
+    (code,) = [
+        c for key, c in functions(f"persistent_{dtype}").items() if re.search(r"persistent_entry.*Li1EEEEEv", key)
+    ]
+    first = next(i for i, line in enumerate(code) if line.startswith("DEPBAR.LE SB0, 0x15"))
+    copied = next(i for i, line in enumerate(code) if i > first and line.startswith("LDGDEPBAR"))
+    # The rest steps to the next batch.
+    assert paper.LOOP[size] - 20 <= copied - first <= paper.LOOP[size]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_are_asked_for_before_the_other_blocks_are_there(dtype: str) -> None:
-    """A block of the persistent step has loads in flight while it looks at the counter of those that have arrived."""
-    for key, code in functions(f"persistent_{dtype}").items():
-        ahead, most = 0, 0
-        for instruction in code:
-            if instruction.startswith(("BAR.SYNC", "STS")):
-                ahead = 0
-            ahead += instruction.startswith(("LD.E.128", "LDG.E.128"))
-            if ".STRONG.GPU" in instruction and instruction.startswith("LD"):
-                most = max(most, ahead)
-        assert most >= 4, f"{key}: {most} loads of 16 bytes before a look at the counter"
+def test_weights_are_on_their_way_while_blocks_wait_for_each_other(dtype: str) -> None:
+    """Only the last wait of a block of the persistent step, and that of a ring of one, let no copy be under way."""
+    kernels = {key: code for key, code in functions(f"persistent_{dtype}").items() if "persistent_entry" in key}
+    assert len(kernels) == 2, [*kernels]
+    for key, code in kernels.items():
+        copies = [i for i, instruction in enumerate(code) if instruction.startswith("LDGSTS")]
+        waits = [
+            (i, int(left, 16)) for i, line in enumerate(code) for left in re.findall(r"DEPBAR.LE SB0, (0x\w+)", line)
+        ]
+        assert sorted(left for _, left in waits) == [0, 0, 1, 3, 5, 9, 13, 21], f"{key}: {waits}"
+        looks = [
+            i for i, instruction in enumerate(code) if instruction.startswith("LD") and ".STRONG.GPU" in instruction
+        ]
+        assert copies[0] < looks[0], f"{key}: no copy before the first look at the counter"
+        first = next(i for i, left in waits if left == 21)
+        loop = code[first : next(i for i in copies if i > first)]
+        assert not [line for line in loop if line.startswith(("LDL", "STL", "BAR", "LDG"))], f"{key}: {loop}"
+        kept = [line for line in code if line.startswith(("LDL", "STL"))]
+        assert len(kept) < 24, f"{key}: {len(kept)} accesses to local memory, more than the call of the draw has"
 
 
 def test_the_samplers_bins_are_no_loops_of_compare_and_swap() -> None:
