@@ -41,6 +41,8 @@ from .sampling import Sampler, SampleRules, TokenRange
 EOS_CHECK_TOKENS = 8
 # Tokens per block, at most, when no stop token has to be checked.
 MAX_BLOCK_TOKENS = 64
+# Tokens of one kernel, at most: a whole semantic stage (Bark's models have 1,024 positions).
+MAX_RUN_TOKENS = 1024
 # The first tokens of a launch of many that are compared with steps, once.
 COMPARED_TOKENS = 8
 # Tokens that one graph holds.
@@ -91,7 +93,7 @@ class StepGraphs:
         # Born in inference mode they could not be written outside of it by a later call.
         with torch.inference_mode(False):
             self._ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
-            self._drawn = torch.zeros(MAX_BLOCK_TOKENS, rows, dtype=torch.int64, device=device)
+            self._drawn = torch.zeros(MAX_RUN_TOKENS, rows, dtype=torch.int64, device=device)
             self._count = torch.zeros(rows, dtype=torch.int64, device=device)
             self._philox = torch.zeros(2, dtype=torch.int64, device=device)
             self._limit = torch.zeros(1, dtype=torch.int64, device=device)
@@ -165,8 +167,9 @@ class StepGraphs:
         config = sampler.config
         self._model.check_room(cache.position, 1)
         room = min(cache.capacity, self._model.weights.positions.shape[0]) - cache.position
-        ranges = [allowed(i) for i in range(min(limit, room, MAX_BLOCK_TOKENS))]
-        if self._runs(sampler) and self._run_tokens(last, cache, sampler, ranges, source):
+        runs = self._runs(sampler)
+        ranges = [allowed(i) for i in range(min(limit, room, MAX_RUN_TOKENS if runs else MAX_BLOCK_TOKENS))]
+        if runs and self._run_tokens(last, cache, sampler, ranges, source):
             return
         count = min(len(ranges), EOS_CHECK_TOKENS if config.stop_tokens else MAX_BLOCK_TOKENS)
         parts = split(ranges[:count], GRAPH_TOKENS if self._draws(sampler) else 1)

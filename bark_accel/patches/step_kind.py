@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bark_accel.decoding.cuda_graphs import GRAPH_TOKENS, GRAPHS_VARIABLE, MAX_BLOCK_TOKENS, graphs_are_on
+from bark_accel.decoding.cuda_graphs import GRAPH_TOKENS, GRAPHS_VARIABLE, graphs_are_on
 from bark_accel.hf.offload import is_offloaded
 from bark_accel.ops._library import ALL_THREADS, THREADS_VARIABLE, load
 from bark_accel.ops.backend import get_ops, is_served, native_fault, runs_natively
@@ -27,7 +27,7 @@ def step_kind(settings: Settings, device: torch.device) -> str:
     if device.type != "cuda":
         return kernels
     if compiled and load().persistent_step:
-        kernels = f"one compiled kernel for up to {MAX_BLOCK_TOKENS} tokens of up to four rows, else several"
+        kernels = "one compiled kernel for all tokens of a stage or window, of up to four rows, else several"
     chosen = "".join(f"; {key}: {choice}" for key, choice in made().items()) if compiled else ""
     return f"{kernels}; {_launched(settings, device)}{chosen}"
 

@@ -32,6 +32,7 @@ NOBODY = TokenListener()
 
 def run_semantic(stage: SemanticStage, state: SemanticState, listener: TokenListener = NOBODY) -> Tensor:
     """Generate to the end of speech: semantic tokens [B, T] int64, as the semantic stage pads them."""
+    state.heard = listener is not NOBODY
     while not state.done:
         listener.before_token()
         listener.on_token(stage.step(state))

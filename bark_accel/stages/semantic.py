@@ -17,10 +17,16 @@ from bark_accel.transformer.kv_cache import KVCache
 
 from .spec import SemanticSpec
 
+# Tokens that may be drawn at once where somebody waits for each of them.
+HEARD_TOKENS = 64
+
 
 @dataclass
 class SemanticState:
-    """One batch of utterances, looked at on the host: `tokens`, one [B] int64 a step, and `unfinished`, [B] bool."""
+    """One batch of utterances, looked at on the host: `tokens`, one [B] int64 a step, and `unfinished`, [B] bool.
+
+    `heard`: somebody waits for each token, and not only for the last one.
+    """
 
     cache: KVCache
     sampler: Sampler
@@ -28,6 +34,7 @@ class SemanticState:
     unfinished: list[bool]
     rows: ActiveRows
     token_source: TokenSource | None = None
+    heard: bool = True
     tokens: list[Tensor] = field(default_factory=list)
 
     @property
@@ -86,6 +93,8 @@ class SemanticStage:
             return self.take(state, self._model.logits(self.feed(state), state.cache))
         config, done = state.sampler.config, len(state.tokens)
         ahead, limit = lambda i: self._allowed_after(state, done + i), config.max_new_tokens - done
+        if state.heard:
+            limit = min(limit, HEARD_TOKENS)
         with drawing("semantic", self._model.weights.cache_dtype):
             tokens = state.token_source.next_token(state.tokens[-1], state.cache, state.sampler, ahead, limit)
         return self._ended(state, tokens.cpu())

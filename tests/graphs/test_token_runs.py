@@ -15,12 +15,15 @@ from support.bark_models import SMALL, preset, texts
 from support.call_capturer import CallCapturer
 from support.parity import accelerated_copy
 from support.philox import PhiloxGenerator, decode_tokens
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
 
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.decoding.sampling import TokenRange
 from bark_accel.hf import extract
 from bark_accel.ops import cpu, step_choice, token_run
 from bark_accel.ops.interface import StepCache, StepWeights
+from bark_accel.stages import semantic
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
 from bark_accel.transformer.precision import convert
@@ -71,10 +74,38 @@ def test_a_launch_is_a_window_or_ends_with_the_speech(
     tokens(fast, generator, **options)  # captures run a token each
     launches.clear()
     got, _ = tokens(fast, generator, **options)
-    semantic, coarse = got["semantic"].shape[1], got["coarse"].shape[1]
+    spoken, coarse = got["semantic"].shape[1], got["coarse"].shape[1]
     windows = [min(SMALL.window, coarse - start) - 1 for start in range(0, coarse, SMALL.window)]
-    assert 1 < semantic < graphs.MAX_BLOCK_TOKENS
-    assert launches == [semantic - 1, *(n for n in windows if n)]  # prompts draw the first ones
+    assert 1 < spoken < LONGEST
+    assert launches == [spoken - 1, *(n for n in windows if n)]  # prompts draw the first ones
+
+
+def test_a_launch_is_a_whole_stage_but_for_who_waits_for_its_tokens(
+    small_model: Any, capturer: CallCapturer, generator: PhiloxGenerator, launches: list[int], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(graphs, "MAX_BLOCK_TOKENS", 3)
+    monkeypatch.setattr(semantic, "HEARD_TOKENS", 4)
+    fast = accelerated_copy(small_model, speculate=False)
+    options = {**texts(SMALL, [6]), **OPTIONS["sampled"]}
+    whole, _ = tokens(fast, generator, **options)
+    launches.clear()
+    tokens(fast, generator, **options)
+    count = whole["semantic"].shape[1] - 1  # the prompt draws the first one
+    assert count > 8 and launches[0] == count
+    launches.clear()
+    heard, _ = tokens(fast, generator, **options, semantic_streamer=Listener())
+    assert launches[: count // 4] == [4] * (count // 4)
+    assert torch.equal(heard["semantic"], whole["semantic"])
+
+
+class Listener(BaseStreamer):
+    """Hears tokens and does nothing."""
+
+    def put(self, value: Tensor) -> None:
+        """Take tokens."""
+
+    def end(self) -> None:
+        """Take their end."""
 
 
 def test_windows_that_move_with_a_voice_preset(
