@@ -79,10 +79,6 @@ def warn(message: str) -> None:
     err.print(message, markup=False, soft_wrap=True)
 
 
-def hint(message: str) -> None:
-    err.print(f"hint: {message}", markup=False, soft_wrap=True)
-
-
 def numbered(count: int, thing: str) -> str:
     """`1 chunk`, `2 chunks`."""
     return f"{count} {thing}{'' if count == 1 else 's'}"

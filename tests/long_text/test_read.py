@@ -121,17 +121,12 @@ def test_what_was_heard_is_saved_as_a_voice(checkpoint, tmp_path, stream):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "expected a text, got none; `bark-accel read FILE`"),
-        (["hello", "--file", "{book}"], "expected a text or --file, got both"),
-        (["hello", "--carry-voice"], "--carry-voice: expected a file with it: bark-accel read FILE --carry-voice"),
-        (["hello", "--work-dir", "w"], "--work-dir: expected a file with it"),
         (["hello", "--save-voice", "me.wav"], "--save-voice: expected a name that ends in .npz, got me.wav"),
         (["hello", "--save-voice", "none/me.npz"], "--save-voice: expected a file in an existing folder"),
         (["hello", "--save-voice", "me.npz", "--stream", "--policy", "preview"], "expected another --policy"),
     ],
 )
-def test_bad_options_are_explained_at_once(book, tmp_path, arguments, message):
-    arguments = [argument.format(book=book) for argument in arguments]
+def test_bad_options_are_explained_at_once(tmp_path, arguments, message):
     result = run("say", *arguments, "-o", tmp_path / "a.wav", "--model", "not/looked/at")
     assert result.exit_code == 2 and message in words(result.output), result.output
 
@@ -140,13 +135,6 @@ def test_a_voice_to_be_carried_needs_more_than_a_preview(checkpoint, book, tmp_p
     options = ("--carry-voice", "--stream", "--policy", "preview", *SHORT)
     result = run("read", book, "-o", tmp_path / "a.wav", "--model", checkpoint, *options)
     assert result.exit_code == 2 and "carry_voice: expected another policy" in words(result.output)
-
-
-def test_the_old_spelling_works_and_names_the_new_one(book, tmp_path, whole, checkpoint):
-    result = run("say", "--file", book, "-o", tmp_path / "a.wav", "--model", checkpoint, *SHORT, "--batch-size", 4)
-    assert result.exit_code == 0, result.output
-    assert "`bark-accel say --file FILE` is now `bark-accel read FILE`" in result.stderr
-    np.testing.assert_allclose(soundfile.read(tmp_path / "a.wav")[0], np.clip(whole, -1, 1), atol=1e-4)
 
 
 def test_one_chunk_is_no_chunks(checkpoint, tmp_path):
