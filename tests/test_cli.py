@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -400,8 +401,9 @@ def test_a_shared_copy_shares_weights_and_nothing_else(suno_model):
 
 def test_lengths_are_asked_for_in_seconds(suno_model):
     assert semantic_tokens(suno_model, 2.0) == 100
-    with pytest.raises(ValueError, match="at most"):
-        semantic_tokens(suno_model, 16)
+    for too_long in (16, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"seconds: expected at most 15.* got {too_long:g}"):
+            semantic_tokens(suno_model, too_long)
 
 
 def test_differences_are_found():

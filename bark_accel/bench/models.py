@@ -232,11 +232,11 @@ def semantic_tokens(model: BarkModel, seconds: float) -> int:
         More than the model can generate for one utterance.
     """
     settings = GenerationConfigs.of(model).semantic
-    tokens = max(1, math.ceil(seconds * settings.semantic_rate_hz))
-    if tokens > settings.max_new_tokens:
+    tokens = seconds * settings.semantic_rate_hz
+    if not tokens <= settings.max_new_tokens:
         limit = settings.max_new_tokens / settings.semantic_rate_hz
         raise ValueError(f"seconds: expected at most {limit:.2f} for one utterance of this model, got {seconds:g}")
-    return tokens
+    return max(1, math.ceil(tokens))
 
 
 def max_semantic_tokens(model: BarkModel) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,12 +88,17 @@ def settings_of(options: ServeOptions):
             cors_origins=options.cors_origins,
             hosts=() if "*" in hosts else hosts,
             voices_dir=options.voices_dir,
-            max_memory_bytes=None if options.max_memory_gib is None else int(options.max_memory_gib * 2**30),
+            max_memory_bytes=_bytes(options.max_memory_gib),
             device=options.device,
             drain_s=options.drain_s,
             replicas=options.replicas,
             threads_per_replica=_threads_per_replica(options, models),
         )
+
+
+def _bytes(gib: float | None) -> int | None:
+    """No bound where it is infinite, either."""
+    return None if gib is None or math.isinf(gib) else int(gib * 2**30)
 
 
 def _small_only(models: tuple[Any, ...]) -> bool:
