@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bark_accel._arguments import name_of
@@ -14,6 +15,9 @@ from .offload import has_weights
 
 # Ends of the names, which may begin with a stage's.
 _NUMBERS = ("temperature", "top_k", "top_p", "min_p", "min_eos_p", "_tokens", "_length", "num_beams", "penalty")
+
+# Of token ids. Stock adds its offset, and cannot look narrower integers up; to bools it can.
+_ID_DTYPES = (torch.int64, torch.int32, torch.bool)
 
 # What Bark passes to each stage, or the stage to `GenerationMixin.generate`: a second value is a TypeError there.
 _SET_BY_BARK = {
@@ -67,25 +71,41 @@ def check_processors(processors: Any) -> None:
             raise TypeError(f"logits_processor: expected callables of (input_ids, scores), got {got}")
 
 
-def check_input_ids(input_ids: Any, attention_mask: Any, max_tokens: int) -> int:
-    """Raise `TypeError` or `ValueError` unless this is a padded batch of texts.
+def check_texts(semantic: Any, config: Any, input_ids: Any, attention_mask: Any) -> int:
+    """Raise `TypeError` or `ValueError` unless these are padded texts that the semantic model can read.
+
+    Parameters
+    ----------
+    semantic : BarkSemanticModel
+    config : BarkSemanticGenerationConfig
 
     Returns the number of rows.
     """
-    if not isinstance(input_ids, Tensor) or input_ids.is_floating_point():
+    tokens = config.max_input_semantic_length
+    _check_ids(input_ids, tokens)
+    _check_mask(attention_mask, input_ids)
+    _check_id_values(semantic, config.text_encoding_offset, input_ids[:, :tokens], attention_mask)
+    return input_ids.shape[0]
+
+
+def _check_ids(input_ids: Any, tokens: int) -> None:
+    if not isinstance(input_ids, Tensor) or input_ids.dtype not in _ID_DTYPES:
         got = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
-        raise TypeError(f"input_ids: expected an integer tensor [batch, {max_tokens}], got {got}")
-    if input_ids.ndim != 2 or input_ids.shape[0] == 0 or input_ids.shape[1] < max_tokens:
+        raise TypeError(f"input_ids: expected an int64 or int32 tensor [batch, {tokens}], got {got}")
+    if input_ids.ndim != 2 or input_ids.shape[0] == 0 or input_ids.shape[1] < tokens:
         raise ValueError(
-            f"input_ids: expected [batch, {max_tokens}] of padded texts (processor(text, max_length={max_tokens})), "
+            f"input_ids: expected [batch, {tokens}] of padded texts (processor(text, max_length={tokens})), "
             f"got {list(input_ids.shape)}"
         )
-    rows = input_ids.shape[0]
+
+
+def _check_mask(attention_mask: Any, input_ids: Tensor) -> None:
     if attention_mask is None:
-        return rows
-    if not isinstance(attention_mask, Tensor):
-        raise TypeError(f"attention_mask: expected a tensor, got {type(attention_mask).__name__}")
-    if tuple(attention_mask.shape) != tuple(input_ids.shape):
+        return
+    if not isinstance(attention_mask, Tensor) or attention_mask.dtype == torch.bool:
+        got = "torch.bool" if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+        raise TypeError(f"attention_mask: expected a tensor of the numbers 0 and 1, got {got}")
+    if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask: expected the shape of input_ids, {list(input_ids.shape)}, "
             f"got {list(attention_mask.shape)}"
@@ -94,7 +114,19 @@ def check_input_ids(input_ids: Any, attention_mask: Any, max_tokens: int) -> int
     if bool((tokens == 0).any()):
         empty = (tokens == 0).nonzero().flatten().tolist()
         raise ValueError(f"input_ids: expected at least one text token in every row, got an empty text in row {empty}")
-    return rows
+
+
+def _check_id_values(semantic: Any, offset: int, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """A padding id is never looked up, so it may be any number where the mask says that it is one."""
+    count = getattr(semantic.get_input_embeddings(), "num_embeddings", None)
+    if count is None:
+        return
+    outside = (input_ids < -offset) | (input_ids >= count - offset)
+    if attention_mask is not None:
+        outside &= (attention_mask[:, : input_ids.shape[1]] == 1).to(outside.device)
+    if bool(outside.any()):
+        got = input_ids[outside][0].item()
+        raise ValueError(f"input_ids: expected ids below {count - offset}, got {got}: is the processor this model's?")
 
 
 def check_not_meta(module: Any) -> None:

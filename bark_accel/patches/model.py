@@ -14,7 +14,7 @@ from transformers import BarkModel
 
 from bark_accel._forked import avoid_lost_threads
 from bark_accel.hf.configs import GenerationConfigs, sample_rate
-from bark_accel.hf.inputs import check_arguments, check_input_ids, check_not_meta, check_numbers, check_processors
+from bark_accel.hf.inputs import check_arguments, check_not_meta, check_numbers, check_processors, check_texts
 from bark_accel.hf.offload import device_of
 from bark_accel.hf.points import submodels
 from bark_accel.hf.presets import VIEW, traced, traced_presets
@@ -234,7 +234,7 @@ class ModelPatch(AudioSource):
             check_processors(arguments.get("logits_processor"))
         max_tokens = configs.semantic.max_input_semantic_length
         check_numbers(kwargs)
-        rows = check_input_ids(input_ids, kwargs.get("attention_mask"), max_tokens)
+        rows = check_texts(self.module.semantic, configs.semantic, input_ids, kwargs.get("attention_mask"))
         voices = Voices.read(history_prompt, rows, configs.code_limits).to(device_of(self.module))
         check_fine_codebooks(self.module.fine_acoustics, configs.fine)
         check_coarse_streamer(stage_kwargs["coarse"].get("streamer"), voices)

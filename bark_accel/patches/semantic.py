@@ -22,7 +22,7 @@ from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf import extract
 from bark_accel.hf.compat import prompt_argument
 from bark_accel.hf.configs import semantic_limits
-from bark_accel.hf.inputs import check_input_ids
+from bark_accel.hf.inputs import check_texts
 from bark_accel.hf.offload import device_of
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.loops import NOBODY, TokenListener, run_semantic
@@ -81,7 +81,7 @@ class SemanticPatch(CausalPatch):
         kwargs: dict[str, Any],
     ) -> Tensor:
         progress = kwargs.pop(PROGRESS, None)
-        check_input_ids(input_ids, attention_mask, config.max_input_semantic_length)
+        check_texts(self.module, config, input_ids, attention_mask)
         self.settings.stock_bugs.check_text(input_ids, attention_mask, config.max_input_semantic_length)
         if "logits_processor" in kwargs:
             return self.stock(

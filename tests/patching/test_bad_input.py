@@ -15,6 +15,7 @@ from transformers import BarkModel
 
 from bark_accel import FallbackKind, accelerate_bark, acceleration_report, restore_bark
 from bark_accel.hf import compat
+from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.stage_trace import trace_stages
 
 INPUTS = texts(SMALL, [4, 9])
@@ -214,10 +215,17 @@ def test_presets(fast, history, error, message):
 
 
 def test_texts(fast):
+    configs = GenerationConfigs.of(fast)
+    limit = fast.semantic.config.input_vocab_size - configs.semantic.text_encoding_offset
     ids, mask = INPUTS["input_ids"], INPUTS["attention_mask"].clone()
     for bad, error, message in [
-        ({"input_ids": None}, TypeError, "input_ids: expected an integer tensor .* got NoneType"),
+        ({"input_ids": None}, TypeError, "input_ids: expected an int64 or int32 tensor .* got NoneType"),
         ({"input_ids": ids.float()}, TypeError, "got torch.float32"),
+        ({"input_ids": ids.to(torch.int16)}, TypeError, "got torch.int16"),
+        ({"input_ids": ids + limit}, ValueError, f"input_ids: expected ids below {limit}, got "),
+        ({"input_ids": ids - 1000}, ValueError, f"input_ids: expected ids below {limit}, got -"),
+        ({"attention_mask": mask.bool()}, TypeError, "attention_mask: expected .* 0 and 1, got torch.bool"),
+        ({"attention_mask": mask.tolist()}, TypeError, "attention_mask: expected .* 0 and 1, got list"),
         ({"input_ids": ids[0]}, ValueError, r"expected \[batch, 16\] .* got \[16\]"),
         ({"input_ids": ids[:, :9]}, ValueError, r"processor\(text, max_length=16\)\), got \[2, 9\]"),
         ({"input_ids": ids[:0]}, ValueError, r"got \[0, 16\]"),
@@ -228,8 +236,20 @@ def test_texts(fast):
         ),
         ({"attention_mask": mask * torch.tensor([[1], [0]])}, ValueError, r"got an empty text in row \[1\]"),
     ]:
+        inputs = {**INPUTS, **bad}
+        with trace_stages(fast) as trace, pytest.raises(error, match=message):
+            fast.generate(**inputs)
+        assert not trace.outputs
         with pytest.raises(error, match=message):
-            fast.generate(**{**INPUTS, **bad})
+            fast.semantic.generate(**inputs, semantic_generation_config=configs.semantic)
+
+
+def test_ids_that_nobody_reads_may_be_any(small_model, fast):
+    """Padding, and what lies beyond the tokens that Bark reads."""
+    ids, mask = INPUTS["input_ids"].clone(), INPUTS["attention_mask"]
+    ids[mask == 0] = -100
+    ids, mask = (torch.nn.functional.pad(given, (0, 3), value=value) for given, value in ((ids, 10**9), (mask, 1)))
+    assert_equal_to_stock(small_model, fast, input_ids=ids.int(), attention_mask=mask, do_sample=False)
 
 
 def test_a_text_that_is_cut_warns(small_model, fast):
