@@ -150,15 +150,17 @@ def run_with_loop(generate: Callable, module: Any, loop: Callable, *args: Any, *
     loop : callable (model, input_ids, ..., **prepared)
         Called with what would reach `GenerationMixin._sample`, or the loop of another way to generate.
     """
-    if _takes_custom_loop():
+    if _takes_custom_loop() and kwargs.get("tokenizer") is None:  # beside a callable, it loses the tokenizer
         return generate(module, *args, **{**kwargs, "custom_generate": loop})
     # A throw-away object that shares everything with the module but the loops.
     view = copy.copy(module)
-    vars(view).update({name: partial(loop, view) for name in _LOOPS})
-    try:
-        return generate(view, *args, **kwargs)
-    finally:
-        vars(view).clear()  # the view and its loops refer to each other
+    view.__class__ = type(type(module).__name__, (type(module),), dict.fromkeys(_LOOPS, _own_loop))
+    vars(view).update(_own_loop=partial(loop, module))
+    return generate(view, *args, **kwargs)
+
+
+def _own_loop(view: Any, *args: Any, **prepared: Any) -> Any:
+    return view._own_loop(*args, **prepared)
 
 
 class _Captured(Exception):

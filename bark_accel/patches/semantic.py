@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -139,7 +140,8 @@ class SemanticPatch(CausalPatch):
             **embeddings,
         )
         has_rules = sampling.processors is not None and sampling.processors.has_rules
-        return weights, spec, replace(sampling, min_eos_p=0.0 if has_rules else min_eos_p or 0.0)
+        ours = not has_rules and min_eos_p and not math.isnan(min_eos_p)  # no probability is above NaN
+        return weights, spec, replace(sampling, min_eos_p=min_eos_p if ours else 0.0)
 
     def _run(
         self,

@@ -91,18 +91,18 @@ class StockBugs:
         return kwargs
 
     def fine_temperature(self, config: BarkFineGenerationConfig, kwargs: dict[str, Any]) -> float | None:
-        """The temperature of the fine stage; None and 1.0 take the most likely code.
+        """The temperature of the fine stage; None and 1.0 take the most likely code, one below 0 favours unlikely ones.
 
         Raises `ValueError` for one that cannot be divided by or drawn with. `kwargs` are the stage's arguments.
         """
         temperature = kwargs.get("temperature", config.temperature)
         if isinstance(temperature, str):
-            raise TypeError(f"fine temperature: expected None or a number > 0, got {temperature!r}")
+            raise TypeError(f"fine temperature: expected None or a number but 0, got {temperature!r}")
         if temperature == 0 and self.fixes("fine_temperature_zero"):
             return None
-        if temperature is not None and not temperature > 0:
+        if temperature is not None and (temperature == 0 or math.isnan(temperature)):
             hint = "; fix_stock_bugs=['fine_temperature_zero'] takes 0.0" if temperature == 0 else ""
-            raise ValueError(f"fine temperature: expected None or a number > 0, got {temperature}{hint}")
+            raise ValueError(f"fine temperature: expected None or a number but 0, got {temperature}{hint}")
         # None and not given are no wish; 0 and numpy's False, as other stages take them, are.
         greedy = kwargs.get("do_sample") is not None and not kwargs["do_sample"]
         if greedy and temperature not in (None, 1.0):

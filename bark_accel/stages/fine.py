@@ -309,7 +309,8 @@ class FineStage:
         if sampling.draw is not None:
             return sampling.draw(logits)
         ids, config = logits.shape[1], fine_config(sampling.temperature)
-        if math.isinf(config.temperature):  # the op takes none, since it divides what is masked too: nothing is here
+        # The op, which divides what is masked too, takes neither.
+        if config.temperature < 0 or math.isinf(config.temperature):
             logits, config = logits / config.temperature, replace(config, temperature=1.0)
         rules = SampleRules.of([(config, TokenRange(0, ids))], logits.device).arguments
         if not config.do_sample:

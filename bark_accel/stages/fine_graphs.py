@@ -139,7 +139,7 @@ class WindowGraphs(KeptGraphs[WindowGraph]):
     def take(self, device: torch.device, rows: int, sampling: FineSampling) -> bool:
         """Tell whether windows of so many rows are filled by a graph."""
         temperature = sampling.temperature or 1.0
-        fits = rows <= MOST_ROWS and sampling.draw is None and math.isfinite(temperature)
+        fits = rows <= MOST_ROWS and sampling.draw is None and 0 < temperature < math.inf
         return fits and self.fault is None and has_graphs(device)
 
     def fill(

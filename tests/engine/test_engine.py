@@ -126,7 +126,7 @@ BAD = {
     "after": ({**SHORT, "after": "the first"}, TypeError, "after: expected None or a SpeechRequest"),
     "streamer": ({**SHORT, "streamer": object()}, TypeError, "streamer"),
     "lengths": ({**SHORT, "return_output_lengths": True}, TypeError, "return_output_lengths"),
-    "temperature": ({**SHORT, "fine_temperature": -1.0}, ValueError, "temperature"),
+    "temperature": ({**SHORT, "fine_temperature": 0.0}, ValueError, "temperature"),
     "processor": ({**SHORT, "semantic_logits_processor": [Halve()]}, (TypeError, ValueError), "logits_processor"),
     "function": (
         {**SHORT, "semantic_prefix_allowed_tokens_fn": lambda row, ids: [1, 2]},

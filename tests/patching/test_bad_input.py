@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 
 import numpy as np
@@ -284,9 +285,9 @@ def test_generation_config_without_nested_dicts(small_model):
         fast.generate(**INPUTS)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
+@pytest.mark.parametrize("temperature", [0.0, -0.0, math.nan])
 def test_fine_temperature(fast, temperature):
-    with pytest.raises(ValueError, match=rf"fine temperature: expected None or a number > 0, got {temperature}"):
+    with pytest.raises(ValueError, match=rf"fine temperature: expected None or a number but 0, got {temperature}"):
         fast.generate(**INPUTS, semantic_max_new_tokens=5, fine_temperature=temperature)
 
 

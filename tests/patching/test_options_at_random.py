@@ -60,7 +60,8 @@ def test_options(small_model, data, do_sample, seed):
     claim = {name: by_stage[stage] for name, by_stage in claims().items()}
     able = [name for name in installed_fields() if claim[name] != "nobody"]
     names = data.draw(st.lists(st.sampled_from(able), max_size=5, unique=True))
-    options = {f"{stage}_{name}": data.draw(value_of(name), label=name) for name in names}
+    options = {f"{stage}_{key}": value for name in names for key, value in CASES[name].others.items()}
+    options |= {f"{stage}_{name}": data.draw(value_of(name), label=name) for name in names}
     options = {"do_sample": do_sample, "semantic_max_new_tokens": 24, "fine_temperature": 0.7, **options}
     fast = accelerated_copy(small_model, strict=False)
     try:

@@ -10,6 +10,8 @@ from typing import Any
 import transformers
 from transformers import GenerationConfig, WatermarkingConfig
 
+from .tiny_text import tiny_processor
+
 TABLE = Path(__file__).parents[2] / "docs" / "options.md"
 # `| field | semantic | coarse | note |`; older versions may have a claim of their own: `none, called in 4.x and 5.0`.
 _ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|")
@@ -91,7 +93,7 @@ CASES: dict[str, Case] = {
     "return_legacy_cache": Case(True),
     "sequence_bias": Case([[[33], 4.0], [[111], 3.0]]),
     "speculation_type": Case("x"),
-    "stop_strings": Case(["a"]),
+    "stop_strings": Case(["a", "e", "k", "pu"], others={"tokenizer": tiny_processor().tokenizer}),
     "suppress_tokens": Case([33, 41, 150]),
     "target_lookbehind": Case(5),
     "temperature": Case(0.8),
