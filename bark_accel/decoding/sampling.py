@@ -27,8 +27,8 @@ class SamplingConfig:
     """Resolved options of one stage.
 
     `top_k` 0, `top_p` 1.0 and `min_eos_p` 0.0 mean off; `renormalize` is Transformers' `renormalize_logits`, which
-    changes roundings; `stop_tokens` end a row, which is filled with `pad_token`, and none is drawn among the first
-    `min_new_tokens`. `edits` come before all of it, and what `processors` call before these.
+    changes roundings; `stop_tokens` end a row, and none is drawn among the first `min_new_tokens`; rows that have ended
+    are filled with `pad_token`. `edits` come before all of it, and what `processors` call before these.
     """
 
     do_sample: bool

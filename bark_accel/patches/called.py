@@ -33,11 +33,15 @@ _FEW = 512
 
 @dataclass(frozen=True)
 class Prepared:
-    """A generation as Transformers prepares it: what would reach its loop, all processors, Bark's `own` among them."""
+    """A generation as Transformers prepares it: what would reach its loop, all processors, Bark's `own` among them.
+
+    `knows_end`: the stage itself knows the token that ends a row, so that its criterion is not asked.
+    """
 
     arguments: dict[str, Any]
     processors: list[LogitsProcessor]
     own: Sequence[LogitsProcessor]
+    knows_end: bool
 
     @property
     def prompt(self) -> Tensor:
@@ -52,11 +56,13 @@ class Prepared:
         return self.is_own(processor) or type(processor) in _PURE
 
     def criteria(self) -> StoppingCriteriaList:
-        """Criteria beside those of a length and an end of speech, which the stages know."""
-        found = self.arguments["stopping_criteria"]
-        return StoppingCriteriaList(
-            c for c in found if type(c) not in (criteria.MaxLengthCriteria, criteria.EosTokenCriteria)
-        )
+        """Criteria beside those that the stage knows."""
+        known = {criteria.MaxLengthCriteria, *([criteria.EosTokenCriteria] if self.knows_end else [])}
+        return StoppingCriteriaList(c for c in self.arguments["stopping_criteria"] if type(c) not in known)
+
+    def pads(self) -> bool:
+        """Tell whether criteria that are asked have Transformers pad the rows that have ended."""
+        return any(hasattr(c, "eos_token_id") for c in self.criteria())
 
     def plan(self, count: int, prepare: Callable[[Tensor, int | None], Prepared]) -> ProcessorPlan | None:
         """Plan to call the first `count` processors and the criteria, made anew for each prompt [B, T] and its length.

@@ -140,12 +140,9 @@ class CoarsePatch(CausalPatch):
             generation_config=config,
             token_rules=partial(_token_rules, spec, self.module.config.output_vocab_size),
             kwargs=kwargs,
-            masks_pads=True,
+            windows=True,
             max_new_tokens=spec.window_tokens,
         )
-        if sampling.stop_tokens or sampling.pad_token is not None:
-            detail = f"eos_token_id={sampling.stop_tokens}, pad_token_id={sampling.pad_token}, expected none"
-            raise Fallback(self.stage, FallbackKind.TOKEN_LAYOUT, detail)
         if sampling.ends and sampling.processors is not None and spec.fill_positions is not None:
             raise Fallback(self.stage, FallbackKind.STOPPING_CRITERIA, sampling.processors.criteria)
         return weights, sampling

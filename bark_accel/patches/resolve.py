@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from transformers.generation import logits_process as processors
@@ -42,7 +43,7 @@ def resolve_sampling(
     generation_config: GenerationConfig,
     token_rules: Callable[[Tensor], Sequence[LogitsProcessor]],
     kwargs: dict[str, Any],
-    masks_pads: bool = False,
+    windows: bool = False,
     **fixed: Any,
 ) -> SamplingConfig:
     """Resolve what a call of `GenerationMixin.generate` would do.
@@ -55,8 +56,9 @@ def resolve_sampling(
         Makes Bark's own processors, which the stage implements, for a prompt.
     kwargs : dict
         The caller's arguments. A `logits_processor` among them follows Bark's own.
-    masks_pads : bool
-        Whether the prompt holds ids that Transformers masks where they are the pad token.
+    windows : bool
+        Whether the stage calls `GenerationMixin.generate` once for each window of tokens: with prompts of ids, which
+        Transformers masks where they are the pad token, a length that Bark sets, and no end of its own.
     fixed
         Further arguments of that call that Bark sets itself.
 
@@ -79,7 +81,7 @@ def resolve_sampling(
         )
         found = list(arguments["logits_processor"])
         after = 1 + next(i for i, p in enumerate(found) if p is own[-1])
-        return Prepared(arguments, [*found[:after], *extra, *found[after:]], own)
+        return Prepared(arguments, [*found[:after], *extra, *found[after:]], own, knows_end=not windows)
 
     prepared = prepare(prompt)
     config = prepared.arguments["generation_config"]
@@ -90,19 +92,22 @@ def resolve_sampling(
     if not config.use_cache and "input_embeds" in fixed:
         # Under its old name, the prompt is read only by generations that use a cache.
         raise Fallback(stage, FallbackKind.ARGUMENTS, "use_cache=False")
+    if windows and _may_mask(config):
+        detail = f"pad_token_id={int(config._pad_token_tensor)}, which may mask a part of the prompt"
+        raise Fallback(stage, FallbackKind.TOKEN_LAYOUT, detail)
     ends = prepared.arguments["stopping_criteria"]
     _check_lists(stage, logits_processor=prepared.processors, stopping_criteria=ends)
     try:
         _check_mode(stage, config)
-        windows = "max_new_tokens" in fixed
         max_length, stop_tokens = _read_criteria(stage, prepared, kwargs.get("stopping_criteria"), windows=windows)
     except TokenChoice as choice:
-        if config.use_cache and (config._pad_token_tensor is None or not masks_pads):
+        if config.use_cache:
             raise
-        why = "a pad token, which may mask a part of the prompt" if config.use_cache else "use_cache=False"
-        raise Fallback(stage, choice.reason.kind, f"{choice.reason.detail}, with {why}") from None
+        raise Fallback(stage, choice.reason.kind, f"{choice.reason.detail}, with use_cache=False") from None
     called, read, warpers = _read_processors(prepared, transformer_spec(module).output_vocab_size)
-    pad = config._pad_token_tensor
+    pad = config._pad_token_tensor if stop_tokens or prepared.pads() else None
+    if pad is None and prepared.pads():
+        raise Fallback(stage, FallbackKind.TOKEN_LAYOUT, "an end of rows without a pad token, with which stock fails")
     return SamplingConfig(
         do_sample=config.do_sample,
         max_new_tokens=_whole(max_length - prepared.prompt.shape[1]),
@@ -162,6 +167,12 @@ def _check_steps(stage: str, config: GenerationConfig, prepared: dict[str, Any],
         raise Fallback(stage, FallbackKind.TOKEN_LAYOUT, "pad_token_id masks a part of the prompt")
 
 
+def _may_mask(config: GenerationConfig) -> bool:
+    """Tell whether Transformers masks the pad token in a prompt: it does unless that token ends rows as well."""
+    pad, ends = config._pad_token_tensor, config._eos_token_tensor
+    return pad is not None and (ends is None or not torch.isin(ends, pad).any())
+
+
 class _Unread(Exception):
     """Raised for processors that our sampler does not have, or has in another order."""
 
@@ -176,6 +187,8 @@ def _read_processors(prepared: Prepared, vocab_size: int) -> tuple[int, ReadEdit
             if len(own) not in (0, len(prepared.own)):
                 raise _Unread
             rest = read.take(found[called:], own) if own else found[called:]
+            if read.min_new_tokens > 0 and not prepared.knows_end:
+                raise _Unread
             return called, read, _read_warpers(rest, own)
     return len(found), ReadEdits(prepared.prompt.shape[1], vocab_size), {}
 
@@ -213,7 +226,7 @@ def _read_criteria(
             if windows and any(criterion is own for own in given or ()):
                 raise TokenChoice(stage, FallbackKind.STOPPING_CRITERIA, "MaxLengthCriteria, of each window")
             max_length = criterion.max_length
-        elif type(criterion) is criteria.EosTokenCriteria:
+        elif type(criterion) is criteria.EosTokenCriteria and prepared.knows_end:
             stop_tokens = tuple(criterion.eos_token_id.tolist())
     config, others = prepared.arguments["generation_config"], prepared.criteria()
     if others and config.return_dict_in_generate and config.output_scores:

@@ -16,6 +16,7 @@ from bark_accel.decoding.token_source import TokenSource
 from bark_accel.transformer.causal import CausalModel, Feed
 from bark_accel.transformer.kv_cache import KVCache
 
+from .ragged import pad_ended
 from .spec import ENDED, CoarseSpec
 
 
@@ -158,13 +159,15 @@ class CoarseStage:
         return self._ended(state, tokens)
 
     def _ended(self, state: CoarseState, tokens: Tensor) -> Tensor:
-        """Add the tokens to the window, `ENDED` in rows that have."""
+        """Add the tokens to the window, `ENDED` in rows that have, padded in those that criteria have ended."""
+        processing, pad = state.sampler.processing, state.sampler.config.pad_token
+        if processing is not None and pad is not None:
+            tokens = pad_ended(tokens, state.unfinished, pad)
+            processing.pad(tokens)
         active = self._active_rows(state)
         if active is not None:
-            keep = torch.tensor(active, dtype=torch.bool, device=tokens.device)
-            tokens = torch.where(keep, tokens, ENDED)
+            tokens = pad_ended(tokens, active, ENDED)
         state.window.append(tokens)
-        processing = state.sampler.processing
         if processing is not None and state.sampler.config.ends:
             state.unfinished = [u and not e for u, e in zip(state.unfinished, processing.ended(), strict=True)]
             if not any(state.unfinished):

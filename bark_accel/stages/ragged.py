@@ -1,4 +1,4 @@
-"""Rows of different lengths: cut from a batch, joined to one."""
+"""Rows of different lengths: cut from a batch, joined to one, padded after their end."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ def trim_rows(audio: Tensor, lengths: Sequence[int] | Tensor) -> list[Tensor]:
     if any(not 0 <= end <= audio.shape[1] for end in ends):
         raise ValueError(f"trim_rows: expected lengths of 0 to {audio.shape[1]} samples, got {ends}")
     return [row[:end] for row, end in zip(audio, ends, strict=True)]
+
+
+def pad_ended(tokens: Tensor, unfinished: Sequence[bool], pad_token: int | None) -> Tensor:
+    """Tokens [B], `pad_token`, if there is one, in the rows that are not among the `unfinished`."""
+    if all(unfinished) or pad_token is None:
+        return tokens
+    keep = torch.tensor(unfinished, dtype=torch.bool, device=tokens.device)
+    return torch.where(keep, tokens, pad_token)
 
 
 def join_rows(rows: list[Tensor], padding: int) -> Tensor:

@@ -15,6 +15,7 @@ from bark_accel.decoding.token_source import TokenSource
 from bark_accel.transformer.causal import CausalModel, Feed
 from bark_accel.transformer.kv_cache import KVCache
 
+from .ragged import pad_ended
 from .spec import SemanticSpec
 
 # Tokens that may be drawn at once where somebody waits for each of them.
@@ -121,7 +122,7 @@ class SemanticStage:
         config = state.sampler.config
         processing = state.sampler.processing
         if config.stop_tokens:
-            tokens = _pad_finished(tokens, state.unfinished, config.pad_token)
+            tokens = pad_ended(tokens, state.unfinished, config.pad_token)
             if processing is not None and not all(state.unfinished):
                 processing.pad(tokens)
             ids = tokens.tolist()
@@ -150,10 +151,3 @@ class SemanticStage:
     def _padded(self, history: Tensor) -> Tensor:
         history = history[-self._spec.max_input_tokens :]
         return F.pad(history, (0, self._spec.max_input_tokens - history.shape[0]), value=self._spec.pad_token)
-
-
-def _pad_finished(tokens: Tensor, unfinished: list[bool], pad_token: int | None) -> Tensor:
-    if all(unfinished) or pad_token is None:
-        return tokens
-    keep = torch.tensor(unfinished, dtype=torch.bool, device=tokens.device)
-    return torch.where(keep, tokens, pad_token)

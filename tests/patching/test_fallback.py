@@ -18,7 +18,8 @@ INPUTS = texts(SMALL, [4, 9])
 SHORT = {"semantic_max_new_tokens": 12}
 GENERATION_CASES = {
     "output of scores": ({"semantic_output_scores": True}, None, None),
-    "coarse eos": ({"coarse_eos_token_id": 150}, "coarse", FallbackKind.TOKEN_LAYOUT),
+    "coarse eos": ({"coarse_eos_token_id": 150}, None, None),
+    "coarse pad": ({"coarse_pad_token_id": 5}, "coarse", FallbackKind.TOKEN_LAYOUT),
     "static cache": ({"cache_implementation": "static"}, None, None),
     "processor without a cache": (
         {"coarse_no_repeat_ngram_size": 3, "coarse_use_cache": False},
@@ -229,7 +230,7 @@ def test_a_patched_class(small_model, monkeypatch):
     assert kinds == {(stage, FallbackKind.REPLACED_MODULE) for stage in ("semantic", "coarse", "fine")}
 
 
-@pytest.mark.parametrize("options", [{"coarse_eos_token_id": 150}, {"coarse_num_beams": 2, "coarse_use_cache": False}])
+@pytest.mark.parametrize("options", [{"coarse_pad_token_id": 5}, {"coarse_num_beams": 2, "coarse_use_cache": False}])
 def test_strict_refuses_before_any_work(small_model, options):
     fast = accelerated_copy(small_model)
     with trace_stages(fast) as trace, pytest.raises(AccelerationError, match="coarse"):
@@ -301,7 +302,7 @@ def test_a_reason_is_logged_once(small_model, caplog):
     fast = accelerated_copy(small_model, strict=False)
     with caplog.at_level(logging.WARNING, logger="bark_accel"):
         for _ in range(3):
-            fast.generate(**INPUTS, **SHORT, coarse_eos_token_id=150)
+            fast.generate(**INPUTS, **SHORT, coarse_pad_token_id=5)
     assert len([r for r in caplog.records if r.name == "bark_accel"]) == 1
 
 

@@ -123,7 +123,7 @@ def test_there_is_no_way_back(model, action):
 def test_no_fallback(model):
     released = accelerated_copy(model, weights="int8", release_originals=True)
     with pytest.raises(AccelerationError, match="release_originals=True rules out"):
-        generate(released, coarse_eos_token_id=150)
+        generate(released, coarse_pad_token_id=5)
     released.train()
     with pytest.raises(AccelerationError, match="training mode"):
         generate(released)

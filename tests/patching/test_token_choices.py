@@ -12,6 +12,7 @@ from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_
 from support.stock_limits import skip_where_stock_fails
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import (
+    EosTokenCriteria,
     MaxLengthCriteria,
     MaxTimeCriteria,
     StoppingCriteria,
@@ -213,6 +214,18 @@ class EndsRows(StoppingCriteria):
         return (input_ids[:, -1] % self.n == 0) & (input_ids.shape[1] % 2 == self.parity) & drawn
 
 
+class OwnEnd(EosTokenCriteria):
+    """A caller's class of a criterion that Transformers asks which ids end a row; notes what it is called with."""
+
+    def __init__(self, ids: list[int]):
+        super().__init__(torch.tensor(ids))
+        self.last_ids: list[list[int]] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.last_ids.append(input_ids[:, -2:].tolist())
+        return super().__call__(input_ids, scores, **kwargs)
+
+
 SEMANTIC = torch.randint(0, 90, (2, 60), generator=torch.Generator().manual_seed(0))
 
 
@@ -263,6 +276,46 @@ class TestCriteria:
         assert asked[0].lengths == asked[1].lengths
         plain = _coarse(small_model, SEMANTIC[:rows], voice)
         assert got[0].shape[1] < plain.shape[1], "it ends nothing"
+
+    @pytest.mark.parametrize("rows, speculate", [(1, True), (2, None), (2, "criterion")])
+    @pytest.mark.parametrize("option", [{}, {"repetition_penalty": 1.3}, {"min_new_tokens": 7}], ids=str)
+    def test_an_end_in_coarse_windows(self, small_model, rows, speculate, option):
+        """Rows that have ended are padded until the others have, also for a caller's criterion that has such an id."""
+        fast = accelerated_copy(small_model, speculate=speculate is True)
+        ends = list(range(101, SMALL.semantic_vocab + 2 * SMALL.codebook_size, 11))
+        asked, padded = [OwnEnd([110, 175]), OwnEnd([110, 175])], 0
+
+        def coarse_tokens(model, seed, own):
+            given = {**option, "eos_token_id": ends, "do_sample": True}
+            if speculate == "criterion":
+                given |= {"pad_token_id": ends[0], "stopping_criteria": [own]}
+            torch.manual_seed(seed)
+            return _coarse(model, SEMANTIC[:rows], None, **given), torch.get_rng_state()
+
+        for seed in range(4):
+            expected, got = (coarse_tokens(m, seed, a) for m, a in zip((small_model, fast), asked, strict=True))
+            assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+            padded += int((got[0] == ends[0]).sum())
+        assert asked[0].last_ids == asked[1].last_ids
+        plain = _coarse(small_model, SEMANTIC[:rows], None)
+        assert got[0].shape[1] < plain.shape[1] and (rows == 1 or padded > 20)
+        report = acceleration_report(fast)
+        assert report.fallbacks == () and "EosTokenCriteria" in {r.detail[:16] for r in report.token_choices}
+
+    @pytest.mark.parametrize("ends", [{"eos_token_id": 110}, {"stopping_criteria": [EosTokenCriteria(110)]}], ids=str)
+    def test_an_end_beside_another_pad_token(self, small_model, ends):
+        """Stock masks that token in the prompt."""
+        fast = accelerated_copy(small_model, strict=False)
+        pad = int(SEMANTIC[0, 3])
+        expected, got = (_coarse(m, SEMANTIC, None, pad_token_id=pad, **ends) for m in (small_model, fast))
+        assert torch.equal(got, expected)
+        assert {(r.stage, r.kind) for r in acceleration_report(fast).fallbacks} == {("coarse", KINDS.TOKEN_LAYOUT)}
+
+    def test_an_end_without_a_pad_token(self, small_model):
+        """Stock's error."""
+        for model in (small_model, accelerated_copy(small_model, strict=False)):
+            with pytest.raises(TypeError, match="NoneType"):
+                _coarse(model, SEMANTIC, None, stopping_criteria=[OwnEnd([110])])
 
     def test_rows_with_voices_of_their_own(self, small_model):
         """Each ends as it would alone."""

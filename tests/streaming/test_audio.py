@@ -381,8 +381,8 @@ class TestChosenByTransformers:
 
     def test_strict_raises_before_any_work(self, small_model):
         strict = accelerated_copy(small_model)
-        with pytest.raises(AccelerationError, match="eos_token_id"):
-            list(stream(strict, **ONE, coarse_eos_token_id=150))
+        with pytest.raises(AccelerationError, match="pad_token_id"):
+            list(stream(strict, **ONE, coarse_pad_token_id=5))
 
     @pytest.mark.skipif(not compat._takes_custom_loop(), reason="stock takes no callable custom_generate")
     @pytest.mark.parametrize("stage", ["semantic", "coarse"])
