@@ -78,8 +78,9 @@ def options(record: dict[str, Any]) -> str:
     for its in record["rows"]:
         weights = "float32" if its["weights"] == "same" else its["weights"]
         shares = ("of_plain", "of_plain_without_drafts")
-        cells = " | ".join(f"{its[share]:.0%}" for share in shares)
-        stock = f"{its['of_stock_with_repetition_penalty']:.1f}x"
+        cells = " | ".join("" if its[share] is None else f"{its[share]:.0%}" for share in shares)
+        times = its["of_stock_with_repetition_penalty"]
+        stock = "" if times is None else f"{times:.1f}x"
         rate = f"{its['tokens_per_s']:.0f}"
         lines.append(f"| {its['option']} | {weights} | {its['rows']} | {rate} | {cells} | {stock} |")
     return "\n".join(lines)
