@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bark_accel.ops import device_check
+from bark_accel.ops import device_cases, device_check
 from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
 from bark_accel.ops.interface import Ops, StepCache, StepWeights
@@ -132,9 +132,9 @@ FAULTS: dict[str, tuple[str, Callable[..., Tensor]]] = {
         "fused_sample", "fused_multinomial", "codebook_embedding_sum", "static_cache_attention", "decode_step")},
     **{f"{op}: {dtype} alone": (op, after(op, only_for(dtype, index, one_value_off)))
        for op, index in (("fused_sample", 0), ("codebook_embedding_sum", 1), ("static_cache_attention", 0))
-       for dtype in device_check.FLOATS},
+       for dtype in device_cases.FLOATS},
     **{f"decode_step: {dtype} matrices alone": ("decode_step", only_with("head", dtype))
-       for dtype in (*device_check.FLOATS, torch.int8)},
+       for dtype in (*device_cases.FLOATS, torch.int8)},
     **{f"{op}: nothing is refused": (op, never_refuses(op)) for op in (
         "fused_sample", "codebook_embedding_sum", "decode_step")},
     "fused_multinomial: the generator stays": ("fused_multinomial", repeat_default_noise),
@@ -210,7 +210,7 @@ def test_every_op_that_has_kernels_is_compared() -> None:
     names = {field.name for field in fields(Ops)} - left
     torchs = {name for name in names if getattr(cuda_ops, name) is getattr(tensor_cores, name, None)}
     own = {name for name in names - torchs if getattr(cuda_ops, name) is not getattr(torch_ops, name)}
-    assert {case.op for case in device_check.cases()} == own
+    assert {case.op for case in device_cases.cases()} == own
 
 
 def test_no_case_hangs_on_a_rounding() -> None:
