@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import copy
 import os
 import subprocess
 import sys
@@ -13,14 +14,15 @@ import pytest
 import torch
 from support.bark_models import SMALL, texts
 
+from bark_accel import accelerate_bark
 from bark_accel.bench.baselines import BASELINES
-from bark_accel.bench.measure import machine_facts, versions
+from bark_accel.bench.measure import machine_facts, run_once, versions
 from benchmarks.__main__ import COMMANDS, file_of, is_suite, listing, main, purpose
-from benchmarks.generation import load, utterances
+from benchmarks.generation import load, steps, utterances
 from benchmarks.generation.plots import save_load
 from benchmarks.generation.timeline import Chunk, Timeline
 from benchmarks.ops import anchor
-from benchmarks.report import page
+from benchmarks.report import page, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
@@ -160,3 +162,33 @@ def test_arrivals_and_latencies_of_a_load():
     figures = load.latencies([late, Timeline((Chunk(3.0, 1.0),), 3.0)])
     assert (figures["first_sound_p50_s"], figures["gap_p50_s"]) == (2.0, 0.75)
     assert (figures["underruns"], figures["silence_s_a_request"]) == (1, 0.25)
+
+
+@torch.no_grad()
+def test_steps_inside_a_generation_are_timed_and_change_nothing(small_model):
+    inputs = texts(SMALL, [4])
+    model = accelerate_bark(copy.deepcopy(small_model), speculate=False)
+    semantic = [run_once(model, inputs, 0, semantic_max_new_tokens=50).outputs["semantic"]]
+    clock = steps.StepClock(steps.stages_of(small_model))
+    with clock.running():
+        semantic.append(run_once(model, inputs, 0, semantic_max_new_tokens=50).outputs["semantic"])
+    assert torch.equal(*semantic)
+    kind = clock.kinds["semantic, float32, 1 x 1"]
+    probes = len(clock.probe_s)
+    assert probes >= 2 and sum(len(k.seconds) for k in clock.kinds.values()) + probes >= 50
+    assert len(kind.again_s) == len(kind.again_bytes) > 0
+    config = small_model.semantic.config
+    entry = 2 * 4 * config.num_layers * config.hidden_size  # keys and values of one more position
+    assert set(torch.tensor(kind.bytes_read).diff().tolist()) <= {entry, 2 * entry}
+    measured_on = {"machine": machine_facts(), "versions": versions(), "commit": None}
+    record = {**measured_on, "modes": {"float32": steps.summary(clock)}}
+    assert "| float32 | " in page.generation_steps(record) and "semantic, float32, 1 x 1" in page.generation_steps(
+        record
+    )
+
+
+def test_a_verification_is_a_share_of_a_step():
+    seconds = {"stock": [4.0], "a step of one token": [2.0], "read probe": [1.0]}
+    full = {"group": "g", "extra_info": {"baselines": seconds}, "stats": {"data": [2.5]}}
+    summary = summarise.summarise({"benchmarks": [full]})
+    assert summary["groups"]["g"]["of_a_step"] == 1.25 and "(1.25 of a step's time)" in summarise.table(summary)

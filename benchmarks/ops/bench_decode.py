@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BarkModel
 
-from benchmarks.ops.interleaved import ReadProbe, compare
+from benchmarks.ops.interleaved import STEP, ReadProbe, compare
 from benchmarks.ops.transformers_steps import OurForward, stock_forward, stock_static_forward
 
 CONTEXT = 600
@@ -58,9 +58,10 @@ def test_wide_batches(benchmark: Any, bark: Callable[[str], BarkModel], precisio
 @pytest.mark.parametrize("tokens", [4, 8])
 @pytest.mark.parametrize("precision", ["same", "float16"])
 def test_verification(benchmark: Any, bark: Callable[[str], BarkModel], precision: str, tokens: int) -> None:
-    """Several tokens of one row at once, as self-speculation verifies them; scores of the last one only."""
+    """Several tokens of one row at once, as self-speculation verifies them, beside a step of one token."""
     semantic, ids = bark("bark-small").semantic, torch.full((1, tokens), 17)
-    ours = OurForward("semantic", semantic, ids, CONTEXT, precision, SEMANTIC_ROWS)
-    baselines = {"stock": stock_forward(semantic, ids, CONTEXT), "read probe": ReadProbe()}
+    ours, step = (OurForward("semantic", semantic, its, CONTEXT, precision, SEMANTIC_ROWS) for its in (ids, ids[:, :1]))
+    baselines = {"stock": stock_forward(semantic, ids, CONTEXT), STEP: step, "read probe": ReadProbe()}
     name = "float32" if precision == "same" else precision
-    compare(benchmark, f"verification of {tokens} tokens, bark-small, {name}", ours, baselines, rounds=15)
+    group = f"verification of {tokens} tokens, bark-small, {name}"
+    compare(benchmark, group, ours, baselines, rounds=15, bytes_read=ours.bytes_read())

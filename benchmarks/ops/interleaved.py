@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 PROBE_BYTES = 400 * 2**20
+STEP = "a step of one token"
 
 
 def compare(

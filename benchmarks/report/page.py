@@ -212,6 +212,33 @@ def anchor(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def generation_steps(record: dict[str, Any]) -> str:
+    """Write the table of `python -m benchmarks steps`."""
+    lines = ["| mode | probe, GB/s | steps: stage, weights, rows x tokens | ms | of the probe | back to back |"]
+    lines += ["|---" * 6 + "|"]
+    for mode, its in record["modes"].items():
+        for name, step in its["steps"].items():
+            again = step.get("back_to_back_of_probe")
+            shares = f"{step['of_probe']:.0%} | " + ("" if again is None else f"{again:.0%}")
+            lines.append(f"| {mode} | {its['read_probe_gb_s']:.0f} | {name} | {step['step_ms']:.2f} | {shares} |")
+    return "\n".join(lines)
+
+
+def isas(record: dict[str, Any]) -> str:
+    """Write the table of `python -m benchmarks isas`: calls in lines, instruction sets in columns."""
+    found = {(row["call"], row["isa"]): row for row in record["rows"]}
+    sets = list(dict.fromkeys(row["isa"] for row in record["rows"]))
+    lines = ["| | " + " | ".join(f"{isa}, ms" for isa in sets) + " |", "|---" * (1 + len(sets)) + "|"]
+    for call in dict.fromkeys(row["call"] for row in record["rows"]):
+        cells = []
+        for isa in sets:
+            its = found[call, isa]
+            share = f", {its['of_read_probe']:.0%} of the probe" if "of_read_probe" in its else ""
+            cells.append(f"{its['ms']['median']:.2f} ({its['ms']['p20']:.2f}-{its['ms']['p80']:.2f}){share}")
+        lines.append(f"| {call} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _measured_on(record: dict[str, Any]) -> str:
     machine, versions = record["machine"], record["versions"]
     return (
@@ -296,6 +323,8 @@ def report(folder: Path) -> str:
     planned = _optional(folder, "zen5_streams")
     compiled = _optional(folder, "zen5_backends")
     anchored = _optional(folder, "zen5_anchor")
+    inside = _optional(folder, "zen5_generation_steps")
+    sets = _optional(folder, "zen5_isas")
     windows, spoken = (
         json.loads((folder / f"zen5_{n}.json").read_text()) for n in ("coarse_windows", "speech_quality")
     )
@@ -323,6 +352,10 @@ def report(folder: Path) -> str:
         "anchor_version": anchored["versions"]["ctranslate2"] if anchored else "",
         "anchor_machine": _measured_on(anchored) if anchored else "",
         "anchor": anchor(anchored) if anchored else _NOT_MEASURED,
+        "inside_machine": _measured_on(inside) if inside else "",
+        "inside": generation_steps(inside) if inside else _NOT_MEASURED,
+        "isas_machine": _measured_on(sets) if sets else "",
+        "isas": isas(sets) if sets else _NOT_MEASURED,
         "zen5_machine": _measured_on(zen5["generation"][0]),
         "zen5_generations": generations(zen5["generation"]),
         "zen5_steps_machine": _measured_on(zen5["steps"]),

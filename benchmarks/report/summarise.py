@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bark_accel.bench.measure import commit, machine_facts, spread_of, versions
-from benchmarks.ops.interleaved import PROBE_BYTES, GemmProbe
+from benchmarks.ops.interleaved import PROBE_BYTES, STEP, GemmProbe
 
 
 def summarise(full: dict[str, Any]) -> dict[str, Any]:
@@ -40,6 +40,8 @@ def _group(benchmark: dict[str, Any]) -> dict[str, Any]:
         probe = PROBE_BYTES / spreads["read probe"].median
         found["read_probe_gb_s"] = round(probe / 1e9, 1)
         found["of_read_probe"] = round(facts["bytes_read"] / ours / probe, 3)
+    if STEP in spreads:
+        found["of_a_step"] = round(ours / spreads[STEP].median, 3)
     if "multiply_adds" in facts:
         found["gop_s"] = round(2 * facts["multiply_adds"] / ours / 1e9)
     if "GEMM probe" in spreads:
@@ -53,6 +55,7 @@ def table(summary: dict[str, Any]) -> str:
     for name, group in summary["groups"].items():
         cells = [_cell(group["microseconds"][side]) for side in (group["than"], "bark_accel")]
         share = f"{group['of_read_probe']:.0%}" if "of_read_probe" in group else ""
+        name += f" ({group['of_a_step']:.2f} of a step's time)" if "of_a_step" in group else ""
         lines.append(f"| {name} | {' | '.join(cells)} | {group['times_faster']:.2f}x | {share} |")
     return "\n".join(lines)
 
