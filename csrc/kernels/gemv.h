@@ -8,6 +8,7 @@
 namespace bark_accel::BARK_ACCEL_ISA {
 
 constexpr int kStreams = 4;
+constexpr int64_t kBytesAhead = 2048;  // of each stream, where a weight serves one activation row
 
 // Activations of one product. `quantized` serves int8 weights: int16 numbers, one scale per row; `packed` are
 // the same for int8_batch.h, `sums` scratch of batches.
@@ -42,8 +43,15 @@ inline void sum_tile(const VecF (&acc)[N][R], float (&sums)[N][R]) {
   for (int i = kWhole; i < N * R; ++i) sums[i / R][i % R] = sum_lanes(acc[i / R][i % R]);
 }
 
-// kPrefetch fetches the next weight rows.
-template <typename T, int N, int R, bool kPrefetch>
+// What to fetch while `w` is read for R activation rows: with several, which take longer, the next weight
+// row. A processor's own fetching ahead stops at the end of a page, which is a few rows.
+template <int R, typename T>
+inline const char* ahead_of(const T* w, int64_t stride) {
+  return reinterpret_cast<const char*>(w) + (R == 1 ? kBytesAhead : stride * int64_t(sizeof(T)));
+}
+
+// Fetches what is ahead.
+template <typename T, int N, int R>
 inline void dot_tile(const T* const (&w)[N], int64_t stride, const float* x, int64_t x_stride, int64_t depth,
                      float (&sums)[N][R]) {
   VecF acc[N][R] = {};
@@ -53,7 +61,7 @@ inline void dot_tile(const T* const (&w)[N], int64_t stride, const float* x, int
     BARK_UNROLL
     for (int n = 0; n < N; ++n) {
       weight[n] = load(w[n] + k);
-      if (kPrefetch) __builtin_prefetch(w[n] + stride + k);
+      __builtin_prefetch(ahead_of<R>(w[n] + k, stride));
     }
     BARK_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -77,7 +85,7 @@ inline void dot_tile(const T* const (&w)[N], int64_t stride, const float* x, int
 // 64 * 127 * 32767, then scaled and added to the groups before. So every tile and instruction set has the
 // same.
 
-template <int N, int R, bool kPrefetch>
+template <int N, int R>
 inline void dot_tile_int8(const int8_t* const (&w)[N], int64_t stride, const float* const (&scales)[N],
                           const int16_t* x, int64_t x_stride, int64_t depth, float* sums) {
   constexpr int kFours = (N * R + 3) / 4;
@@ -85,7 +93,9 @@ inline void dot_tile_int8(const int8_t* const (&w)[N], int64_t stride, const flo
   for (int64_t begin = 0, g = 0; begin < depth; begin += kInt8Group, ++g) {
     VecI inner[4 * kFours] = {};
     BARK_UNROLL
-    for (int n = 0; kPrefetch && n < N; ++n) __builtin_prefetch(w[n] + stride + begin, 0, 2);
+    for (int n = 0; n < N; ++n) {
+      __builtin_prefetch(ahead_of<R>(w[n] + begin, stride), 0, R == 1 ? 3 : 2);
+    }
     if (begin + kInt8Group <= depth) {
       BARK_UNROLL
       for (int k = 0; k < kInt8Group; k += 2 * kWidth) {
@@ -130,14 +140,14 @@ inline void dot_tile_int8(const int8_t* const (&w)[N], int64_t stride, const flo
 // ---- tiles of either kind
 
 // N weight rows times R activation rows from r on.
-template <typename T, int N, int R, bool kPrefetch>
+template <typename T, int N, int R>
 inline void dot_tile_at(const MatrixView& m, const int64_t* row, const Activations& a, int64_t r,
                         Result result) {
   const T* w[N];
   for (int n = 0; n < N; ++n) w[n] = static_cast<const T*>(m.weight) + row[n] * m.stride;
   if constexpr (sizeof(T) > 1) {
     float sums[N][R];
-    dot_tile<T, N, R, kPrefetch>(w, m.stride, a.x + r * a.x_stride, a.x_stride, m.depth, sums);
+    dot_tile<T, N, R>(w, m.stride, a.x + r * a.x_stride, a.x_stride, m.depth, sums);
     for (int n = 0; n < N; ++n) {
       for (int i = 0; i < R; ++i) result.put(r + i, row[n], sums[n][i]);
     }
@@ -145,23 +155,22 @@ inline void dot_tile_at(const MatrixView& m, const int64_t* row, const Activatio
     const float* scales[N];
     for (int n = 0; n < N; ++n) scales[n] = m.scales + row[n] * m.scale_stride;
     float sums[(N * R + 3) / 4 * 4];
-    dot_tile_int8<N, R, kPrefetch>(w, m.stride, scales, a.quantized + r * a.x_stride, a.x_stride, m.depth,
-                                   sums);
+    dot_tile_int8<N, R>(w, m.stride, scales, a.quantized + r * a.x_stride, a.x_stride, m.depth, sums);
     for (int n = 0; n < N; ++n) {
       for (int i = 0; i < R; ++i) result.put(r + i, row[n], sums[n * R + i] * a.scales[r + i]);
     }
   }
 }
 
-// All tiles of R activation rows from r on; returns the first row that is left. Tiles whose weights are in
-// the cache already leave memory idle, so they fetch the next weight rows meanwhile.
+// All tiles of R activation rows from r on; returns the first row that is left. Only the first tile finds its
+// weights in memory, and the others leave it idle, so all of them fetch what is ahead.
 template <typename T, int R, int kAtOnce, int N>
 inline int64_t dot_tiles(const MatrixView& m, const int64_t (&row)[N], const Activations& a, int64_t r,
                          Result result) {
   static_assert(N % kAtOnce == 0);
   for (; r + R <= a.rows; r += R) {
     for (int n = 0; n < N; n += kAtOnce) {
-      dot_tile_at<T, kAtOnce, R, (R > 1)>(m, row + n, a, r, result);
+      dot_tile_at<T, kAtOnce, R>(m, row + n, a, r, result);
     }
   }
   return r;

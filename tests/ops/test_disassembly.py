@@ -27,7 +27,7 @@ SPILL = re.compile(r"\tv?mov\w+\s+%[xyz]mm\d+,[-0-9a-fx]*\(%r[sb]p\)|\tst[rp]\s+
 LOOPS = {
     "dot_tile<float, 4, 1": 4,
     "dot_tile<bark_accel::Half, 4, 1": 4,
-    "dot_tile_int8<4, 4, true>": 16,
+    "dot_tile_int8<4, 4>": 16,
     "multiply_block<8>": 16,
     "dot_rows_of<signed char, 4>": 8,
     "multiply_block<6>": 12,
