@@ -76,6 +76,11 @@ class CodecStage:
         self.samples_per_frame = math.prod(u.conv.stride for u in weights.upsampling)
 
     @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self._weights.codebooks[0].device
+
+    @property
     def cuts_right_only(self) -> bool:
         """True if no sample depends on a later frame, so that rows of one batch may end at different times."""
         return all(u.conv.trim_left == 0 for u in self._weights.upsampling)

@@ -12,6 +12,7 @@ from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.spec import CoarseSpec, SemanticSpec
 
 from .policies import Policy
+from .sound import Sound
 
 
 class ChunkDecoder:
@@ -28,7 +29,8 @@ class ChunkDecoder:
         self._codec = codec
         self._spec = spec
         self._emit = emit
-        self._state = codec.start()
+        self._sound = Sound(codec)
+        self._heard = False
         self._frame: list[Tensor] = []
         self._codes: list[Tensor] = []
         self._seen_frames = 0
@@ -50,7 +52,7 @@ class ChunkDecoder:
     @property
     def frames(self) -> int:
         """Frames decoded so far."""
-        return self._state.frames
+        return self._sound.frames
 
     @property
     def total_frames(self) -> int | None:
@@ -81,18 +83,19 @@ class ChunkDecoder:
     @property
     def ready(self) -> bool:
         """Tell whether `advance` has work to do."""
-        return self._policy.ready()
+        return self._sound.ready or self._policy.ready()
 
     @property
     def done(self) -> bool:
         """Tell whether every frame was decoded."""
-        return self._state.frames == self._total_frames
+        return self._sound.frames == self._total_frames
 
     def advance(self) -> None:
-        """Do the work of a chunk, or a pass of the fine stage on the way to one; may emit it."""
-        codes = self._policy.take()
+        """Emit what is there, and do the work of a chunk, or a pass of the fine stage on the way to one."""
+        self._emit_sound(wait=False)
+        codes = self._policy.take() if self._policy.ready() else None
         if codes is not None:
-            self._decode(codes, final=self._state.frames + codes.shape[2] == self._total_frames)
+            self._decode(codes, final=self._sound.frames + codes.shape[2] == self._total_frames)
 
     def end(self) -> None:
         """No more tokens will come, even if the semantic tokens ask for more (a stopping criterion cut them short)."""
@@ -105,7 +108,7 @@ class ChunkDecoder:
         self._row_frames = self._row_frames.clamp(max=self._seen_frames)
         self._plan(self._seen_frames)
         self._drain()
-        if self._state.frames == self._seen_frames:
+        if self._sound.frames == self._seen_frames:
             self._decode(self._row_frames.new_empty(self._row_frames.shape[0], 1, 0), final=True)
 
     def _plan(self, total_frames: int) -> None:
@@ -121,9 +124,15 @@ class ChunkDecoder:
         if codes.shape[2] > 0:
             self._codes.append(codes)
         several = self._row_frames is not None and self._row_frames.shape[0] > 1
-        waveform = self._codec.push(self._state, codes, final=final, row_frames=self._row_frames if several else None)
-        if waveform.shape[1] > 0:
-            self._emit(waveform.float().cpu())
+        self._sound.push(codes, final=final, row_frames=self._row_frames if several else None)
+        # Nothing is heard before the first chunk, and nothing is left to do beside the last one.
+        self._emit_sound(wait=final or not self._heard)
+
+    def _emit_sound(self, *, wait: bool) -> None:
+        for waveform in self._sound.take(wait=wait):
+            if waveform.shape[1] > 0:
+                self._heard = True
+                self._emit(waveform)
 
 
 def repad(semantic: SemanticSpec, coarse: CoarseSpec, semantic_tokens: Tensor) -> Tensor:
