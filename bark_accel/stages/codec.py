@@ -77,7 +77,7 @@ class CodecStage:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device that it runs on."""
         return self._weights.codebooks[0].device
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from bark_accel.bench.launches import tokens_of_a_row
 from bark_accel.bench.measure import Run, run_once, token_differences
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.stages import fine_graphs
+from bark_accel.streaming import sound
 from bark_accel.streaming.streamer import POLICIES
 from benchmarks.gpu.plan import Job, Plan
 from benchmarks.gpu.rows import Rows, accelerated, build_model, synchronize
@@ -166,18 +168,33 @@ def measure_first_sound(plan: Plan, rows: Rows, job: Job) -> None:
 
 
 def first_sound(plan: Plan, model: Any, policy: str) -> dict[str, Any]:
-    times = []
-    for _ in range(plan.repeats + 1):  # the first one warms up
-        torch.manual_seed(0)
-        began = time.perf_counter()
-        chunks = stream(
-            model,
-            streamer=AudioStreamer(model, policy=policy),
-            **batch_of(plan, model, 1),
-            semantic_max_new_tokens=min(plan.semantic_tokens, 250),
-        )
-        next(chunks)
-        first_s = time.perf_counter() - began
-        chunks.close()
-        times.append(first_s)
-    return {"first_sound_s": statistics.median(times[1:]), "all_s": times[1:], "warm_up_s": times[0]}
+    """Seconds to the first chunk; to the last with sound decoded beside the next tokens, and in turn with them."""
+    listened = [listen(plan, model, policy, chunks=1) for _ in range(plan.repeats + 1)]  # the first one warms up
+    rounds = range(max(1, plan.repeats // 2))
+    beside = [listen(plan, model, policy) for _ in rounds]
+    with mock.patch.object(sound, "make_side_stream", lambda device: None):
+        in_turn = [listen(plan, model, policy) for _ in rounds]
+    return {
+        "first_sound_s": statistics.median(listened[1:]),
+        "all_s": listened[1:],
+        "warm_up_s": listened[0],
+        "last_sound_s": statistics.median(beside),
+        "last_sound_in_turn_s": statistics.median(in_turn),
+    }
+
+
+def listen(plan: Plan, model: Any, policy: str, chunks: int | None = None) -> float:
+    """Seconds from the call to so many chunks of a stream, or to all."""
+    torch.manual_seed(0)
+    began = time.perf_counter()
+    heard = stream(
+        model,
+        streamer=AudioStreamer(model, policy=policy),
+        **batch_of(plan, model, 1),
+        semantic_max_new_tokens=min(plan.semantic_tokens, 250),
+    )
+    for _ in itertools.islice(heard, chunks):
+        pass
+    seconds = time.perf_counter() - began
+    heard.close()
+    return seconds
