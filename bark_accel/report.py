@@ -168,7 +168,7 @@ class AccelerationReport:
     device has none; `captured_graphs` are those kept between calls. `attention` is that of 16-bit blocks of tokens on a
     GPU. `native_fault` says why plain torch ops run on a GPU that the compiled ones are made for: how they differed
     from torch's when they were compared at first use there; None where they did not. `float32` says who computes
-    float32 products and attention of blocks of tokens on a CPU and where that was decided, None where there are none.
+    float32 products, attention and convolutions on a CPU and where that was decided, None where there are none.
     `fit_windows`, `long_coarse_windows` and `compile_backend` are as in `accelerate_bark`; `compiled_parts` are those
     compiled so far. `decode_step` says which kernels a token's step runs on, and why, `fine_window` how the fine
     stage's passes are launched; `capture_faults` why something that should be a CUDA graph is none.

@@ -40,6 +40,13 @@ inline void check_unit_stride(const char* op, const char* name, const Tensor& t)
              " with unit stride in its last dimension, got strides ", t.strides());
 }
 
+inline void check_contiguous(const char* op, const char* name, const Tensor& t) {
+  const std::vector<int64_t> wanted = row_major(t.sizes());
+  bool same = true;
+  for (int64_t i = 0; i < t.dim(); ++i) same &= t.size(i) == 1 || t.stride(i) == wanted[i];
+  BARK_CHECK(same || t.numel() == 0, op, "expected contiguous ", name, ", got strides ", t.strides());
+}
+
 inline void check_device(const char* op, const char* name, const Tensor& t, Device device) {
   BARK_CHECK(t.device() == device, op, "expected ", name, " on the ", device, ", got ", t.device());
 }

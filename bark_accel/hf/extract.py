@@ -301,7 +301,7 @@ def _conv_transpose(module: Any) -> ConvTranspose:
     groups = math.ceil(kernel_size / stride)
     taps = F.pad(conv.weight.detach().float(), (0, groups * stride - kernel_size))
     # [in, out, groups, stride] -> [groups, in, stride, out]
-    weight = taps.unflatten(2, (groups, stride)).permute(2, 0, 3, 1).flatten(2)
+    weight = taps.unflatten(2, (groups, stride)).permute(2, 0, 3, 1).flip(0).flatten(2)
     return ConvTranspose(weight, _bias(conv), stride, kernel_size, kernel_size - stride - right, right)
 
 

@@ -9,9 +9,10 @@ import torch
 
 from . import device_check, reference
 from ._library import cuda_archs
-from .interface import Ops
+from .interface import CodecOps, Ops
 
 BACKENDS = ("auto", "native", "torch")
+TORCH_CODEC = CodecOps(reference.float32_conv, reference.float32_linear)
 
 
 def runs_natively(backend: str, device: torch.device) -> bool:
@@ -108,3 +109,17 @@ def _compiled_ops(device: torch.device) -> Ops:
     from . import cpu, cuda
 
     return cuda.OPS if device.type == "cuda" else cpu.OPS
+
+
+def get_codec_ops(backend: str, device: torch.device) -> CodecOps:
+    """Choose what EnCodec's decoder runs on: on a CPU the compiled ops, where :mod:`float32_choice` finds them faster.
+
+    Raises as `check_backend` does where `"native"` cannot be had.
+    """
+    if backend == "native":
+        _require_native(device)
+    if device.type != "cpu" or not runs_natively(backend, device):
+        return TORCH_CODEC
+    from . import cpu
+
+    return cpu.codec_ops() or TORCH_CODEC

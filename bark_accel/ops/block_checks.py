@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .checks import (
     INT8_GROUP,
+    LSTM_UNITS,
     MAX_HEAD_SIZE,
     require,
     require_float,
@@ -31,6 +32,45 @@ def check_float32_linear_inputs(input: Tensor, weight: Tensor, bias: Tensor | No
     if residual is not None:
         require_shape(op, "residual", residual, (rows, outputs), torch.float32)
     require_no_grad(op, *(t for t in (input, weight, bias, residual) if t is not None))
+
+
+def check_float32_conv_inputs(
+    input: Tensor, before: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, dilation: int
+) -> None:
+    op = "float32_conv"
+    require_one_device(op, input, before, *(t for t in (weight, bias, residual) if t is not None))
+    require(input.dim() == 3, op, f"expected input of shape [B, T, C], got {list(input.shape)}")
+    require(input.dtype == torch.float32, op, f"expected input of dtype float32, got {input.dtype}")
+    batch, frames, channels = input.shape
+    require(weight.dim() == 3, op, f"expected weight of shape [taps, C, N], got {list(weight.shape)}")
+    taps, inputs, outputs = weight.shape
+    wanted = f"expected weight of shape [taps, C, N] with taps > 0 and C > 0, got {list(weight.shape)}"
+    require(taps > 0 and inputs > 0, op, wanted)
+    require_shape(op, "weight", weight, (taps, channels, outputs), torch.float32)
+    require(dilation > 0, op, f"expected dilation > 0, got {dilation}")
+    require_shape(op, "before", before, (batch, (taps - 1) * dilation, channels), torch.float32)
+    if bias is not None:
+        require_shape(op, "bias", bias, (outputs,), torch.float32)
+    if residual is not None:
+        require_shape(op, "residual", residual, (batch, frames, outputs), torch.float32)
+    require_no_grad(op, *(t for t in (input, before, weight, bias, residual) if t is not None))
+
+
+def check_lstm_layer_inputs(gates: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor) -> None:
+    op = "lstm_layer"
+    require_one_device(op, gates, weight, hidden, cell)
+    require(weight.dim() == 4, op, f"expected weight of shape [H / 16, H, 4, 16], got {list(weight.shape)}")
+    size = weight.shape[1]
+    wanted = f"expected weight of shape [H / 16, H, 4, 16] with H a multiple of 16, got {list(weight.shape)}"
+    require(size > 0 and size % LSTM_UNITS == 0, op, wanted)
+    require_shape(op, "weight", weight, (size // LSTM_UNITS, size, 4, LSTM_UNITS), torch.float32)
+    require(gates.dim() == 3, op, f"expected gates of shape [B, T, 4 * H], got {list(gates.shape)}")
+    require_shape(op, "gates", gates, (*gates.shape[:2], 4 * size), torch.float32)
+    require_shape(op, "hidden", hidden, (gates.shape[0], size), torch.float32)
+    require_shape(op, "cell", cell, (gates.shape[0], size), torch.float32)
+    shared = hidden.data_ptr() == cell.data_ptr() and hidden.numel() > 0
+    require(not shared, op, "expected hidden and cell in separate memory, got overlapping ones")
+    require_no_grad(op, gates, weight, hidden, cell)
 
 
 def check_float32_attention_inputs(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> None:

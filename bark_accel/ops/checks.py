@@ -17,6 +17,7 @@ from .interface import StepCache, StepWeights
 
 # Weights along a row of an int8 matrix that share one scale.
 INT8_GROUP = 64
+LSTM_UNITS = 16
 
 
 NEG_INF = float("-inf")

@@ -9,7 +9,7 @@ from torch import Tensor
 from . import native
 from .float32_candidates import ATTENTION, PRODUCTS
 from .float32_choice import choice
-from .interface import Ops
+from .interface import CodecOps, Ops
 
 
 def float32_linear(
@@ -31,3 +31,10 @@ OPS = replace(
     pack_linear=native.pack_linear,
     packed_linear=native.packed_linear,
 )
+
+CODEC = CodecOps(native.float32_conv, native.float32_linear, native.lstm_layer, frames_at_once=64)
+
+
+def codec_ops() -> CodecOps | None:
+    """Return what EnCodec's decoder runs on where that is not torch."""
+    return CODEC if choice().convolutions == "native" else None

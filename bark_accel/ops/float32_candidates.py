@@ -19,3 +19,4 @@ def onednn_linear(
 
 PRODUCTS = {"torch": reference.float32_linear, "native": native.float32_linear, "onednn": onednn_linear}
 ATTENTION = {"torch": reference.float32_attention, "native": native.float32_attention}
+CONVOLUTIONS = {"torch": reference.float32_conv, "native": native.float32_conv}

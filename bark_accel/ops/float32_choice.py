@@ -1,4 +1,4 @@
-"""Choice of who computes float32 products and attention of blocks of tokens on this CPU: torch, oneDNN or our kernels.
+"""Choice of who computes float32 products, attention and convolutions on this CPU: torch, oneDNN or our kernels.
 
 None is the fastest everywhere: MKL, which torch calls, takes a slower path on AMD. A choice changes the order of a sum,
 so for a CPU, instruction set, version of torch and number of threads it is made once: in a table of measured CPUs, else
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from . import _library, kept_trials
-from .float32_candidates import ATTENTION, PRODUCTS
+from .float32_candidates import ATTENTION, CONVOLUTIONS, PRODUCTS
 
 VARIABLE = "BARK_ACCEL_FLOAT32"
 _ROUNDS = 3
@@ -34,36 +34,41 @@ _CLOSE = 1.1
 
 @dataclass(frozen=True)
 class Float32Choice:
-    """`products`: "torch", "native" (our kernels) or "onednn"; `attention`: the first two; `source`: who says so."""
+    """The name of who computes what: "torch", "native" (our kernels) or, of `products` alone, "onednn".
+
+    `convolutions` are the codec's, with its LSTM; `source`: who says so.
+    """
 
     products: str
     attention: str
+    convolutions: str
     source: str
 
     def __str__(self) -> str:
-        return f"products {self.products}, attention {self.attention} ({self.source})"
+        who = f"products {self.products}, attention {self.attention}, convolutions {self.convolutions}"
+        return f"{who} ({self.source})"
 
 
 _FORCED = {
-    name: Float32Choice(name, "torch" if name == "torch" else "native", VARIABLE)
-    for name in ("torch", "native", "onednn")
+    name: Float32Choice(name, other, other, VARIABLE)
+    for name, other in (("torch", "torch"), ("native", "native"), ("onednn", "native"))
 }
 
-# Products, attention. Zen 5 with two cores, torch 2.13: benchmarks/ops/bench_ops.py.
+# Products, attention, convolutions. Zen 5 with two cores, torch 2.13: benchmarks/ops/bench_ops.py.
 _ZEN_5 = "AuthenticAMD family 26 model 2"
 _MEASURED = {
     f"{_ZEN_5}, {isa}, torch 2.13, {threads} threads": answer
     for threads in (1, 2)
     for isa, answer in {
-        "generic": ("onednn", "torch"),
-        "avx2": ("onednn", "native"),
-        "avx512": ("native", "native"),
-        "avx512_vnni": ("native", "native"),
+        "generic": ("onednn", "torch", "torch"),
+        "avx2": ("onednn", "native", "native"),
+        "avx512": ("native", "native", "native"),
+        "avx512_vnni": ("native", "native", "native"),
     }.items()
 }
 
 # A trial that cannot be kept might end otherwise in the next process.
-_UNKEPT = Float32Choice("torch", "torch", "no folder keeps a trial")
+_UNKEPT = Float32Choice("torch", "torch", "torch", "no folder keeps a trial")
 
 _lock = threading.Lock()
 
@@ -122,27 +127,36 @@ def cpu_model() -> str:
 
 def _read(path: Path, key: str) -> Float32Choice | None:
     kept = kept_trials.read(path, key) or {}
-    answer = Float32Choice(kept.get("products", ""), kept.get("attention", ""), f"trial, kept in {path}")
-    return answer if answer.products in _ORDER and answer.attention in ("torch", "native") else None
+    products, attention, convolutions = (kept.get(name, "") for name in ("products", "attention", "convolutions"))
+    known = products in _ORDER and {attention, convolutions} <= {"torch", "native"}
+    return Float32Choice(products, attention, convolutions, f"trial, kept in {path}") if known else None
 
 
 def _keep(path: Path, key: str, tried: Float32Choice) -> Float32Choice:
     """Store a trial's result and return the file's."""
-    answer = {"products": tried.products, "attention": tried.attention}
+    answer = {"products": tried.products, "attention": tried.attention, "convolutions": tried.convolutions}
     kept_trials.keep(path, key, answer, lambda: _read(path, key) is not None)
     return _read(path, key) or tried
 
 
-def _trial() -> tuple[str, str]:
-    """The fastest for products [256, 768] x [768, 768], and for attention of 256 tokens in 12 heads of 64."""
+def _trial() -> tuple[str, str, str]:
+    """The fastest for products [256, 768] x [768, 768], attention of 256 tokens in 12 heads of 64, and convolutions.
+
+    Those are of 2560 frames of 128 channels, 3 taps.
+    """
     with torch.inference_mode(False), torch.no_grad():
         # No random numbers: the generator is the caller's.
         input = torch.full((256, 768), 0.5, dtype=torch.float32, device="cpu")
         weight = torch.full((768, 768), 0.25, dtype=torch.float32, device="cpu")
         heads = torch.full((1, 256, 3, 12, 64), 0.5, dtype=torch.float32, device="cpu")
         query, key, value = heads[:, :, 0], heads[:, :, 1].transpose(1, 2), heads[:, :, 2].transpose(1, 2)
-        products = _fastest(PRODUCTS, input, weight)
-        return products, _fastest(ATTENTION, query, key, value, True)
+        sound = torch.full((1, 2560, 128), 0.5, dtype=torch.float32, device="cpu")
+        taps = torch.full((3, 128, 64), 0.25, dtype=torch.float32, device="cpu")
+        return (
+            _fastest(PRODUCTS, input, weight),
+            _fastest(ATTENTION, query, key, value, True),
+            _fastest(CONVOLUTIONS, sound, sound[:, :2], taps, None, None, 1, True),
+        )
 
 
 def _fastest(candidates: Mapping[str, Callable[..., Any]], *arguments: Any) -> str:

@@ -82,3 +82,17 @@ class Ops:
     def of(cls, module: Any) -> Ops:
         """Take the ops that a module has under these names."""
         return cls(*(getattr(module, field.name) for field in fields(cls) if field.default is MISSING))
+
+
+@dataclass(frozen=True)
+class CodecOps:
+    """The ops that EnCodec's decoder runs on; :mod:`bark_accel.ops.native_codec` has the ops of these names.
+
+    `lstm_layer` is None where torch's own LSTM is taken. `frames_at_once` of all rows go through the convolutions at
+    once, so that what one leaves, the next finds in the cache; None: all, where a sum might depend on their number.
+    """
+
+    float32_conv: Callable[..., Tensor]
+    float32_linear: Callable[..., Tensor]
+    lstm_layer: Callable[..., Tensor] | None = None
+    frames_at_once: int | None = None

@@ -21,6 +21,8 @@ from .native_blocks import int16_attention as int16_attention
 from .native_blocks import int16_linear as int16_linear
 from .native_blocks import pack_linear as pack_linear
 from .native_blocks import packed_linear as packed_linear
+from .native_codec import float32_conv as float32_conv
+from .native_codec import lstm_layer as lstm_layer
 
 
 def fused_sample(

@@ -22,10 +22,12 @@ from torch import Tensor
 from . import checks as op_checks
 from .block_checks import (
     check_float32_attention_inputs,
+    check_float32_conv_inputs,
     check_float32_linear_inputs,
     check_int8_linear_inputs,
     check_int16_attention_inputs,
     check_int16_linear_inputs,
+    check_lstm_layer_inputs,
 )
 from .checks import (
     ALL_MASKED,
@@ -176,6 +178,67 @@ def float32_linear(
     # Fewer passes over the residual than an addition.
     total = torch.addmm(residual, input, weight.t())
     return total if bias is None else total.add_(bias)
+
+
+def float32_conv(
+    input: Tensor,
+    before: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    dilation: int = 1,
+    elu: bool = False,
+) -> Tensor:
+    """Plain-torch reference of :func:`bark_accel.ops.float32_conv`: a matrix product for each tap."""
+    check_float32_conv_inputs(input, before, weight, bias, residual, dilation)
+    frames, outputs = input.shape[1], weight.shape[2]
+    shifts = [tap * dilation for tap in range(weight.shape[0])]
+    joined = _joined(before, input, elu)
+    if outputs == 1:
+        # All taps in one product; with one column each, products would not pay. Time comes first here, too: with the
+        # operands the other way round, MKL's sums depend on the number of threads.
+        by_tap = joined.new_empty(joined.shape[0], joined.shape[1], len(shifts))
+        for row, out in zip(joined, by_tap, strict=True):
+            torch.mm(row, weight[:, :, 0].T, out=out)
+        taps = [by_tap[:, shift : shift + frames, tap] for tap, shift in enumerate(shifts)]
+        y = torch.stack(taps).sum(0)[..., None]
+        if bias is not None:
+            y = y.add_(bias)
+    else:
+        # The bias everywhere, a copy also of a single row: what products are added to.
+        start = input.new_zeros(outputs) if bias is None else bias
+        y = start.repeat(input.shape[0], frames, 1)
+        for row, out in zip(joined, y, strict=True):
+            for matrix, shift in zip(weight, shifts, strict=True):
+                out.addmm_(row[shift : shift + frames], matrix)
+    return y if residual is None else y.add_(residual)
+
+
+def _joined(before: Tensor, x: Tensor, elu: bool) -> Tensor:
+    """`before` and then x [B, T, C], or the ELU of both."""
+    held = before.shape[1]
+    if held == 0:
+        return F.elu(x) if elu else x
+    if not elu:
+        return torch.cat([before, x], dim=1)
+    joined = x.new_empty(x.shape[0], held + x.shape[1], x.shape[2])
+    torch.ops.aten.elu.out(before, out=joined[:, :held])
+    torch.ops.aten.elu.out(x, out=joined[:, held:])
+    return joined
+
+
+def lstm_layer(gates: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
+    """Plain-torch reference of :func:`bark_accel.ops.lstm_layer`."""
+    check_lstm_layer_inputs(gates, weight, hidden, cell)
+    # [H / 16, H, 4, 16] -> [H, 4 * H]
+    matrix = weight.permute(1, 2, 0, 3).flatten(1)
+    out = gates.new_empty(*gates.shape[:2], hidden.shape[1])
+    for step in range(gates.shape[1]):
+        enter, forget, new, leave = torch.addmm(gates[:, step], hidden, matrix).chunk(4, dim=1)
+        cell.mul_(forget.sigmoid()).add_(enter.sigmoid() * new.tanh())
+        hidden.copy_(leave.sigmoid() * cell.tanh())
+        out[:, step] = hidden
+    return out
 
 
 def float32_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:

@@ -31,6 +31,9 @@ SCHEMAS = (
     "pack_linear(Tensor weight, Tensor? scales=None, bool int8_blocks=False) -> Tensor",
     "packed_linear(Tensor input, Tensor packed, Tensor? bias=None, bool gelu=False) -> Tensor",
     "float32_linear(Tensor input, Tensor weight, Tensor? bias=None, Tensor? residual=None, bool gelu=False) -> Tensor",
+    "float32_conv(Tensor input, Tensor before, Tensor weight, Tensor? bias=None, Tensor? residual=None, "
+    "int dilation=1, bool elu=False) -> Tensor",
+    "lstm_layer(Tensor gates, Tensor weight, Tensor(a!) hidden, Tensor(b!) cell) -> Tensor",
     "float32_attention(Tensor query, Tensor key, Tensor value, bool causal=False) -> Tensor",
     "int16_attention(Tensor query, Tensor key, Tensor value, bool causal=False) -> Tensor",
 )

@@ -19,6 +19,8 @@ from bark_accel.decoding.cuda_graphs import graphs_are_on
 from bark_accel.hf import extract
 from bark_accel.hf.configs import fine_limits
 from bark_accel.hf.offload import device_of, is_offloaded
+from bark_accel.ops.backend import TORCH_CODEC, get_codec_ops
+from bark_accel.ops.interface import CodecOps
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.codec_weights import CodecWeights
@@ -166,8 +168,10 @@ class CodecPatch(StagePatch[CodecWeights]):
     stage = "codec"
 
     def ops_name(self, device: torch.device) -> str:
-        """The codec runs on torch's own matrix products, or is compiled."""
-        return "torch" if self.settings.compiler is None else self.settings.compiler.backend
+        """The codec runs on our kernels or on torch's own matrix products, or is compiled."""
+        if self.settings.compiler is not None:
+            return self.settings.compiler.backend
+        return "torch" if self._ops(device) is TORCH_CODEC else "native"
 
     def precision_name(self, dtype: torch.dtype) -> str:
         """The codec computes in float32."""
@@ -181,4 +185,7 @@ class CodecPatch(StagePatch[CodecWeights]):
         weights = self.ready_weights()
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.module.parameters()):
             raise Fallback(self.stage, FallbackKind.GRADIENTS, "codec_decode outside torch.no_grad()")
-        return CodecStage(weights, self.settings.compiler)
+        return CodecStage(weights, self._ops(weights.codebooks[0].device), self.settings.compiler)
+
+    def _ops(self, device: torch.device) -> CodecOps:
+        return TORCH_CODEC if self.settings.compiler is not None else get_codec_ops(self.settings.backend, device)

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bark_accel.ops.backend import TORCH_CODEC
+from bark_accel.ops.checks import LSTM_UNITS
+from bark_accel.ops.interface import CodecOps
 from bark_accel.transformer.dynamo import Compiler
 
 from .codec_weights import CodecWeights, Conv, ConvTranspose, Lstm, ResidualBlock
@@ -26,7 +29,7 @@ class ConvState:
 
 @dataclass
 class ConvTransposeState:
-    """`inputs` [B, T, C]: the inputs that still reach into the next output; `skip`: samples left to cut."""
+    """`inputs` [B, T, C]: those that still reach into the next output, zeros at first; `skip`: samples left to cut."""
 
     skip: int
     inputs: Tensor | None = None
@@ -66,12 +69,15 @@ class CodecStage:
 
     The decoder is causal but for its convolutions' reflect padding at the very start. So a convolution that remembers
     its last inputs, an LSTM that remembers its state and a transposed convolution that remembers one input frame give
-    the same waveform for any chunking, up to the rounding of sums that are split differently. EnCodec's first
-    convolution mirrors 6 frames: the first 6 frames give no samples until a 7th or the end comes.
+    the same waveform for any chunking: with the compiled ops to the bit, with torch's up to the rounding of sums that
+    are split differently. EnCodec's first convolution mirrors 6 frames: the first 6 frames give no samples until a 7th
+    or the end comes.
     """
 
-    def __init__(self, weights: CodecWeights, compiler: Compiler | None = None):
+    def __init__(self, weights: CodecWeights, ops: CodecOps = TORCH_CODEC, compiler: Compiler | None = None):
         self._weights = weights
+        self._ops = ops
+        self._lstm = _Lstm(weights.lstm, ops)
         self._compiler = compiler
         self.samples_per_frame = math.prod(u.conv.stride for u in weights.upsampling)
 
@@ -165,8 +171,8 @@ class CodecStage:
     def _compiled(self, latents: Tensor, compiler: Compiler) -> Tensor:
         """The whole waveform; all behind the LSTM by a compiled program, padded to a power of two of frames."""
         weights, frames = self._weights, latents.shape[2]
-        x = _conv(latents.transpose(1, 2), weights.conv_in, ConvState(), final=True)
-        x = _lstm(x, weights.lstm, LstmState())
+        x = _conv(self._ops, latents.transpose(1, 2), weights.conv_in, ConvState(), final=True)
+        x = self._lstm(x, LstmState())
         length = max(_LEAST_COMPILED_FRAMES, 1 << (frames - 1).bit_length())
         padded = F.pad(x, (0, 0, 0, length - frames))
         rows = [compiler.run(f"sound of {length} frames", sound, weights, row) for row in padded.split(1)]
@@ -174,14 +180,21 @@ class CodecStage:
 
     def _advance(self, state: CodecState, latents: Tensor, final: bool) -> Tensor:
         weights = self._weights
-        x = _conv(latents.transpose(1, 2), weights.conv_in, state.conv_in, final)
-        x = _lstm(x, weights.lstm, state.lstm)
+        x = _conv(self._ops, latents.transpose(1, 2).contiguous(), weights.conv_in, state.conv_in, final)
+        x = self._lstm(x, state.lstm)
+        at_once = self._ops.frames_at_once
+        parts = [x] if at_once is None else x.split(max(1, at_once // max(1, len(x))), dim=1)
+        waveforms = [self._upsample(state, part, final and i == len(parts) - 1) for i, part in enumerate(parts)]
+        return torch.cat(waveforms, dim=1).to(weights.codebooks[0].dtype)
+
+    def _upsample(self, state: CodecState, x: Tensor, final: bool) -> Tensor:
+        """Next samples [B, S] float32 of the LSTM's outputs x [B, T, C]."""
+        ops, weights = self._ops, self._weights
         for upsampling, (conv_state, block_states) in zip(weights.upsampling, state.upsampling, strict=True):
-            x = _conv_transpose(F.elu(x, inplace=True), upsampling.conv, conv_state, final)
+            x = _conv_transpose(ops, x, upsampling.conv, conv_state, final)
             for block, block_state in zip(upsampling.blocks, block_states, strict=True):
-                x = _residual(x, block, block_state, final)
-        waveform = _conv(x, weights.conv_out, state.conv_out, final, elu=True)
-        return waveform[..., 0].to(weights.codebooks[0].dtype)
+                x = _residual(ops, x, block, block_state, final)
+        return _conv(ops, x, weights.conv_out, state.conv_out, final, elu=True)[..., 0]
 
 
 def sound(weights: CodecWeights, x: Tensor) -> Tensor:
@@ -205,7 +218,7 @@ def _whole(x: Tensor, conv: Conv) -> Tensor:
 def _whole_transposed(x: Tensor, conv: ConvTranspose) -> Tensor:
     """All outputs [B, out, stride * T] of x [B, in, T]."""
     groups, inputs, columns = conv.weight.shape
-    taps = conv.weight.reshape(groups, inputs, conv.stride, columns // conv.stride).permute(1, 3, 0, 2)
+    taps = conv.weight.flip(0).reshape(groups, inputs, conv.stride, columns // conv.stride).permute(1, 3, 0, 2)
     taps = taps.reshape(inputs, columns // conv.stride, groups * conv.stride)[..., : conv.kernel_size]
     y = F.conv_transpose1d(x, taps, conv.bias, conv.stride)
     return y[..., conv.trim_left : y.shape[2] - conv.trim_right]
@@ -224,120 +237,116 @@ def _join(before: Tensor | None, x: Tensor) -> Tensor:
     return x if before is None else torch.cat([before, x], dim=1)
 
 
-def _conv(x: Tensor, conv: Conv, state: ConvState, final: bool, *, elu: bool = False) -> Tensor:
-    """Next outputs [B, T', out] of inputs [B, T, in], of their ELU if asked for."""
+def _last(before: Tensor, x: Tensor) -> Tensor:
+    """Copy as many of the last inputs as `before` has, so that the chunk itself can be freed."""
+    count = before.shape[1]
+    return x[:, x.shape[1] - count :].clone() if x.shape[1] >= count else torch.cat([before, x], dim=1)[:, -count:]
+
+
+def _conv(
+    ops: CodecOps,
+    x: Tensor,
+    conv: Conv,
+    state: ConvState,
+    final: bool,
+    *,
+    elu: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Next outputs [B, T', out] of inputs [B, T, in], or of their ELU, plus the first T' of `residual`."""
     taps, _, outputs = conv.weight.shape
     left = (taps - 1) * conv.dilation
-    held = 0 if state.inputs is None else state.inputs.shape[1]
-    waits = held + x.shape[1] == 0 or (conv.pad_mode == "reflect" and held + x.shape[1] <= left and not final)
-    if waits and not state.started:
-        state.inputs = _prepend(0, state.inputs, x, elu)
-        return x.new_empty(x.shape[0], 0, outputs)
-    x = _prepend(0 if state.started else left, state.inputs, x, elu)
     if not state.started:
-        _mirror_(x, left, conv.pad_mode)
+        x = _join(state.inputs, x)
+        frames = x.shape[1]
+        if frames == 0 or (conv.pad_mode == "reflect" and frames <= left and not final):
+            state.inputs = x
+            return x.new_empty(x.shape[0], 0, outputs)
+        state.inputs = _padding(x, left, conv.pad_mode)
         state.started = True
-    # A copy, so that the chunk itself can be freed.
-    state.inputs = None if final else x[:, x.shape[1] - left :].clone()
-    if x.shape[1] <= left:
-        return x.new_empty(x.shape[0], 0, outputs)
-    return _products(x, conv, x.shape[1] - left)
+    before = state.inputs
+    assert before is not None, "inputs after the final ones"
+    state.inputs = None if final else _last(before, x)
+    if residual is not None:
+        residual = residual[:, : x.shape[1]]
+    return ops.float32_conv(x, before, conv.weight, conv.bias, residual, conv.dilation, elu)
 
 
-def _prepend(space: int, before: Tensor | None, x: Tensor, elu: bool) -> Tensor:
-    """`space` free rows, then what came before, then x [B, T, C] or its ELU."""
-    held = 0 if before is None else before.shape[1]
-    if space + held == 0:
-        return F.elu(x) if elu else x
-    joined = x.new_empty(x.shape[0], space + held + x.shape[1], x.shape[2])
-    if before is not None:
-        joined[:, space : space + held] = before
-    inner = joined[:, space + held :]
-    if elu:
-        torch.ops.aten.elu.out(x, out=inner)
-    else:
-        inner.copy_(x)
-    return joined
-
-
-def _mirror_(x: Tensor, left: int, mode: str) -> None:
-    """Fill the first `left` rows of x [B, left + T, C] with what padding by `mode` puts before the others."""
+def _padding(x: Tensor, left: int, mode: str) -> Tensor:
+    """Make the `left` inputs that padding by `mode` puts before x [B, T, C]."""
     if left == 0:
-        return
-    inner = x[:, left:]
-    if mode == "reflect":
-        # EnCodec extends what is too short to be mirrored by zeros.
-        mirrored = min(left, inner.shape[1] - 1)
-        x[:, left - mirrored : left] = inner[:, 1 : mirrored + 1].flip(1)
-        x[:, : left - mirrored] = 0
-    else:
-        x[:, :left] = F.pad(inner.transpose(1, 2), (left, 0), mode)[..., :left].transpose(1, 2)
+        return x[:, :0]
+    if mode != "reflect":
+        return F.pad(x.transpose(1, 2), (left, 0), mode)[..., :left].transpose(1, 2).contiguous()
+    # EnCodec extends what is too short to be mirrored by zeros.
+    mirrored = min(left, x.shape[1] - 1)
+    return F.pad(x[:, 1 : mirrored + 1].flip(1), (0, 0, left - mirrored, 0))
 
 
-def _products(x: Tensor, conv: Conv, frames: int) -> Tensor:
-    """[B, frames, out] of the padded input [B, left + frames, in]."""
-    shifts = [tap * conv.dilation for tap in range(conv.weight.shape[0])]
-    if conv.weight.shape[2] == 1:
-        # All taps in one product; with one column each, products would not pay. Time comes first here, too: with the
-        # operands the other way round, MKL's sums depend on the number of threads.
-        by_tap = x.new_empty(x.shape[0], x.shape[1], conv.weight.shape[0])
-        for row, out in zip(x, by_tap, strict=True):
-            torch.mm(row, conv.weight[:, :, 0].T, out=out)
-        y = torch.stack([by_tap[:, shift : shift + frames, tap] for tap, shift in enumerate(shifts)]).sum(0)
-        return (y if conv.bias is None else y.add_(conv.bias))[..., None]
-    y = _biased(x, frames, conv.bias, conv.weight.shape[2])
-    for row, out in zip(x, y, strict=True):
-        for weight, shift in zip(conv.weight, shifts, strict=True):
-            out.addmm_(row[shift : shift + frames], weight)
-    return y
-
-
-def _biased(like: Tensor, frames: int, bias: Tensor | None, outputs: int) -> Tensor:
-    """[B, frames, outputs], the bias everywhere: what products are added to."""
-    if bias is None:
-        return like.new_zeros(like.shape[0], frames, outputs)
-    return bias.repeat(like.shape[0], frames, 1)  # a copy, also of a single row
-
-
-def _conv_transpose(x: Tensor, conv: ConvTranspose, state: ConvTransposeState, final: bool) -> Tensor:
-    """Next outputs [B, T', out] of x [B, T, in]: each adds to as many strides of output as the kernel is long."""
-    before = 0 if state.inputs is None else state.inputs.shape[1]
-    x = _join(state.inputs, x)
-    frames, outputs = x.shape[1], conv.weight.shape[2] // conv.stride
-    if frames == 0:
+def _conv_transpose(ops: CodecOps, x: Tensor, conv: ConvTranspose, state: ConvTransposeState, final: bool) -> Tensor:
+    """Next outputs [B, T', out] of the ELU of x [B, T, in]: each adds to as many strides of output as it is long."""
+    groups, _, columns = conv.weight.shape
+    frames, outputs = x.shape[1], columns // conv.stride
+    if frames == 0 and state.inputs is None:
         return x.new_empty(x.shape[0], 0, outputs)
-    overlap = conv.weight.shape[0] - 1
-    state.inputs = None if final else x[:, max(0, frames - overlap) :].clone()
+    before = x.new_zeros(x.shape[0], groups - 1, x.shape[2]) if state.inputs is None else state.inputs
+    state.inputs = None if final else _last(before, x)
     # Samples past the last whole stride still miss the next frame's contribution; only the final chunk emits them.
     beyond = conv.trim_left if final else 0
-    strides = frames + math.ceil(beyond / conv.stride)
-    y = _biased(x, strides, None if conv.bias is None else conv.bias.repeat(conv.stride), conv.weight.shape[2])
-    for row, out in zip(x, y, strict=True):
-        for shift, weight in enumerate(conv.weight):
-            count = min(frames, strides - shift)
-            if count > 0:
-                out[shift : shift + count].addmm_(row[:count], weight)
-    y = y.unflatten(2, (conv.stride, outputs)).flatten(1, 2)[:, before * conv.stride : frames * conv.stride + beyond]
+    if beyond:
+        x = F.pad(x, (0, 0, 0, math.ceil(beyond / conv.stride)))
+    bias = None if conv.bias is None else conv.bias.repeat(conv.stride)
+    y = ops.float32_conv(x, before, conv.weight, bias, None, 1, True)
+    y = y.view(x.shape[0], x.shape[1] * conv.stride, outputs)[:, : frames * conv.stride + beyond]
     skip, state.skip = state.skip, max(0, state.skip - y.shape[1])
     return y[:, skip:]
 
 
-def _lstm(x: Tensor, lstm: Lstm, state: LstmState) -> Tensor:
-    if x.shape[1] == 0:
-        return x
-    steps = x.transpose(0, 1)
-    if state.memory is None:
-        zeros = steps.new_zeros(lstm.num_layers, steps.shape[1], lstm.size)
-        state.memory = zeros, zeros
-    output, *memory = torch.lstm(steps, state.memory, lstm.flat, True, lstm.num_layers, 0.0, False, False, False)
-    state.memory = memory[0], memory[1]
-    return output.add_(steps).transpose(0, 1)
+class _Lstm:
+    """All layers of the LSTM, laid out for the compiled op where there is one, and its input added to its output."""
+
+    def __init__(self, lstm: Lstm, ops: CodecOps):
+        self._lstm = lstm
+        self._ops = ops
+        self._layers: list[tuple[Tensor, Tensor, Tensor]] = []
+        if ops.lstm_layer is not None and lstm.size % LSTM_UNITS == 0:
+            self._layers = [_laid_out(*lstm.flat[4 * i : 4 * i + 4]) for i in range(lstm.num_layers)]
+
+    def __call__(self, x: Tensor, state: LstmState) -> Tensor:
+        """Outputs [B, T, C] of x [B, T, C]."""
+        if x.shape[1] == 0:
+            return x
+        if state.memory is None:
+            zeros = x.new_zeros(2, self._lstm.num_layers, x.shape[0], self._lstm.size)
+            state.memory = zeros[0], zeros[1]
+        if self._layers:
+            return self._compiled(x, *state.memory)
+        steps, flat, layers = x.transpose(0, 1), self._lstm.flat, self._lstm.num_layers
+        output, *memory = torch.lstm(steps, state.memory, flat, True, layers, 0.0, False, False, False)
+        state.memory = memory[0], memory[1]
+        return output.add_(steps).transpose(0, 1)
+
+    def _compiled(self, x: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
+        """Outputs by the compiled op, which leaves the last state in `hidden` and `cell` [layers, B, size]."""
+        assert self._ops.lstm_layer is not None
+        y = x
+        for (inputs, bias, weight), *memory in zip(self._layers, hidden, cell, strict=True):
+            gates = self._ops.float32_linear(y.flatten(0, 1), inputs, bias).view(*y.shape[:2], -1)
+            y = self._ops.lstm_layer(gates, weight, *memory)
+        return y.add_(x)
 
 
-def _residual(x: Tensor, block: ResidualBlock, state: ResidualState, final: bool) -> Tensor:
-    shortcut = x if block.shortcut is None else _conv(x, block.shortcut, state.shortcut, final)
+def _laid_out(inputs: Tensor, hidden: Tensor, *biases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer's input weights, both biases in one, and its hidden weights as `lstm_layer` reads them."""
+    size = hidden.shape[1]
+    weight = hidden.view(4, size // LSTM_UNITS, LSTM_UNITS, size).permute(1, 3, 0, 2).contiguous()
+    return inputs, biases[0] + biases[1], weight
+
+
+def _residual(ops: CodecOps, x: Tensor, block: ResidualBlock, state: ResidualState, final: bool) -> Tensor:
+    shortcut = x if block.shortcut is None else _conv(ops, x, block.shortcut, state.shortcut, final)
     shortcut = _join(state.waiting, shortcut)
-    inner = _conv(x, block.conv_1, state.conv_1, final, elu=True)
-    y = _conv(inner, block.conv_2, state.conv_2, final, elu=True)
+    inner = _conv(ops, x, block.conv_1, state.conv_1, final, elu=True)
+    y = _conv(ops, inner, block.conv_2, state.conv_2, final, elu=True, residual=shortcut)
     state.waiting = None if shortcut.shape[1] == y.shape[1] else shortcut[:, y.shape[1] :]
-    return y.add_(shortcut[:, : y.shape[1]])
+    return y

@@ -24,7 +24,8 @@ class Conv:
 class ConvTranspose:
     """Causal ConvTranspose1d with weight_norm folded in.
 
-    weight [ceil(k / stride), in, stride * out]: taps in groups of one stride, zeros after the last; bias [out] or None.
+    weight [ceil(k / stride), in, stride * out]: taps in groups of one stride, the last group first (which belongs to
+    the oldest input), zeros after the last tap; bias [out] or None.
     `trim_left` and `trim_right` samples are cut from its output (k - stride in all).
     """
 

@@ -17,7 +17,7 @@ from transformers.generation.logits_process import (
 )
 
 from bark_accel.decoding.sampling import SampleRules, SamplingConfig, TokenRange
-from bark_accel.ops import float32_candidates
+from bark_accel.ops import float32_candidates, reference
 from bark_accel.ops import native as ops
 from benchmarks.ops.interleaved import compare
 
@@ -156,6 +156,38 @@ def test_float32_linear(benchmark: Any, rows: int, outputs: int, inner: int) -> 
     native = lambda: ops.float32_linear(x, weight())  # noqa: E731
     with torch.no_grad():
         compare(benchmark, group, native, baselines, rounds=20, multiply_adds=rows * outputs * inner)
+
+
+# EnCodec's layers, 64 frames of the codec: frames, channels, taps, outputs.
+CONVOLUTIONS = [(64, 512, 2, 2048), (512, 256, 3, 128), (2560, 128, 2, 256), (20480, 32, 3, 16), (20480, 32, 7, 1)]
+
+
+@pytest.mark.parametrize(("frames", "channels", "taps", "outputs"), CONVOLUTIONS)
+def test_float32_conv(benchmark: Any, frames: int, channels: int, taps: int, outputs: int) -> None:
+    """A convolution over the ELU of its input, against torch's, whose channels come before time."""
+    x, before = torch.randn(1, frames, channels), torch.randn(1, taps - 1, channels)
+    weight = torch.randn(taps, channels, outputs) * 0.02
+    theirs, filters = torch.cat([before, x], dim=1).mT.contiguous(), weight.permute(2, 1, 0).contiguous()
+    functional = torch.nn.functional
+    baselines = {
+        "torch": lambda: functional.conv1d(functional.elu(theirs), filters),
+        "a product for each tap": lambda: reference.float32_conv(x, before, weight, elu=True),
+    }
+    group = f"convolution, {frames} x {channels}, {taps} taps, to {outputs}, float32"
+    native = lambda: ops.float32_conv(x, before, weight, elu=True)  # noqa: E731
+    with torch.no_grad():
+        compare(benchmark, group, native, baselines, rounds=20, multiply_adds=frames * channels * taps * outputs)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_lstm_layer(benchmark: Any, rows: int) -> None:
+    """A layer of 512 units over 375 steps, against torch's; without the inputs' products, which torch has inside."""
+    gates, weight = torch.randn(rows, 375, 2048), torch.randn(32, 512, 4, 16) / 24
+    state = torch.zeros(2, rows, 512)
+    lstm, x = torch.nn.LSTM(512, 512, batch_first=True), torch.randn(rows, 375, 512)
+    with torch.no_grad():
+        native = lambda: ops.lstm_layer(gates, weight, *state)  # noqa: E731
+        compare(benchmark, f"LSTM layer, {rows} rows", native, {"torch": lambda: lstm(x)}, rounds=10)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -41,9 +41,7 @@ Tensor packed_linear(const Tensor& input, const Tensor& packed, const std::optio
   const int64_t rows = int8_blocks ? table.int8_column_rows : table.int16_column_rows;
   check_sizes(kOp, "packed", packed,
               {packed.size(0), (input.size(1) + group - 1) / group, rows, table.int16_panel_columns});
-  BARK_CHECK(
-      row_major(packed.sizes()) == std::vector<int64_t>(packed.strides().begin(), packed.strides().end()),
-      kOp, "expected contiguous packed, got strides ", packed.strides());
+  check_contiguous(kOp, "packed", packed);
   IntLinearParams p{};
   p.columns = packed.size(0) * table.int16_panel_columns;
   if (bias) check_float_vector(kOp, "bias", *bias, {p.columns});

@@ -175,6 +175,28 @@ struct Float32LinearParams {
   float* packed;      // float32_packed() floats: the input
 };
 
+// A causal convolution: the product over the taps of (before, input) with ELU, rows of time.
+struct Float32ConvParams {
+  // Rows, columns, bias, residual and output. `input` [rows, C] and `inner` C; `weight` [taps, C, N]
+  // contiguous.
+  Float32LinearParams product;
+  const float* before;  // [(taps - 1) * dilation, C], unit stride along C: the inputs before the first
+  int64_t before_stride;
+  int64_t taps, dilation;
+  bool elu;                         // of the inputs
+  int64_t row_parts, column_parts;  // a task is a part of each
+};
+
+constexpr int64_t kLstmUnits = 16;  // units whose weights stand together
+
+struct LstmParams {
+  const float* gates;    // [B, steps, 4, size] contiguous: what the inputs and biases add to each gate
+  const float* weight;   // [size / kLstmUnits, size, 4, kLstmUnits]
+  float *hidden, *cell;  // [B, size]
+  float* out;            // [B, steps, size] contiguous
+  int64_t batch, steps, size;
+};
+
 struct KernelTable {
   const char* name;
 
@@ -223,6 +245,14 @@ struct KernelTable {
   int64_t (*float32_scratch)(const Float32LinearParams&);
   void (*float32_pack_rows)(const Float32LinearParams&, int64_t panel_begin, int64_t panel_end);
   void (*float32_multiply)(const Float32LinearParams&, int64_t task_begin, int64_t task_end, float* scratch);
+
+  // Panels of int16_panel_rows rows and int16_panel_columns columns; parts of them are tasks.
+  int64_t (*float32_conv_window)(const Float32ConvParams&);  // floats of a packed row panel
+  int64_t (*float32_conv_scratch)(const Float32ConvParams&);
+  void (*float32_conv)(const Float32ConvParams&, int64_t task_begin, int64_t task_end, float* scratch);
+
+  // Called by every thread of the team.
+  void (*lstm_layer)(const LstmParams&, const Team&);
 
   // Pack tasks are (batch, head, int16_group keys), tasks (batch, head, int16_panel_rows queries).
   int64_t int16_group;

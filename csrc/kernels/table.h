@@ -3,11 +3,13 @@
 
 #include "codebook_embedding_sum.h"
 #include "decode_step.h"
+#include "float32_conv.h"
 #include "float32_linear.h"
 #include "fused_sample.h"
 #include "int16_attention.h"
 #include "int16_linear.h"
 #include "int8_linear.h"
+#include "lstm_layer.h"
 #include "static_cache_attention.h"
 
 #define BARK_ACCEL_STRING_(x) #x
@@ -47,6 +49,10 @@ constexpr KernelTable kTable = {
     .float32_scratch = float32_scratch,
     .float32_pack_rows = float32_pack_rows,
     .float32_multiply = float32_multiply,
+    .float32_conv_window = float32_conv_window,
+    .float32_conv_scratch = float32_conv_scratch,
+    .float32_conv = float32_conv,
+    .lstm_layer = lstm_layer,
     .int16_group = kGroup,
     .int16_attention_packed_bytes = int16_attention_packed_bytes,
     .int16_attention_scratch = int16_attention_scratch,

@@ -292,6 +292,12 @@ inline VecF vexp(VecF x) {
   return x < low ? VecF{} : result;
 }
 
+inline VecF velu(VecF x) { return x > 0.0f ? x : vexp(x) - 1.0f; }
+
+// Within 1e-7 both.
+inline VecF vsigmoid(VecF x) { return 1.0f / (1.0f + vexp(-x)); }
+inline VecF vtanh(VecF x) { return 1.0f - 2.0f / (vexp(2.0f * x) + 1.0f); }
+
 // Error function within 1.5e-7: two polynomials, fitted to erf(x) / x on [0, 1) and -log(erfc(x)) on [1, 4].
 inline VecF verf(VecF x) {
   const VecF magnitude = vabs(x);

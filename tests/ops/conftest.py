@@ -71,6 +71,33 @@ def float32_linear_inputs(
     return x, weight, torch.randn(outputs) if bias else None, before, gelu
 
 
+def float32_conv_inputs(
+    batch: int,
+    frames: int,
+    channels: int,
+    taps: int,
+    outputs: int,
+    *,
+    bias: bool = False,
+    residual: bool = False,
+    dilation: int = 1,
+    elu: bool = False,
+) -> tuple[Tensor | int | bool | None, ...]:
+    """Slices of wider tensors; the sums have variance 1."""
+    left = (taps - 1) * dilation
+    x, before = torch.randn(batch, frames, channels + 3), torch.randn(batch, left + 2, channels)
+    added = torch.randn(batch, frames, outputs + 2)[..., :outputs] if residual else None
+    weight = torch.randn(taps, channels, outputs) / (taps * channels) ** 0.5
+    offset = torch.randn(outputs) if bias else None
+    return x[..., :channels], before[:, 1 : left + 1], weight, offset, added, dilation, elu
+
+
+def lstm_layer_inputs(batch: int, steps: int, size: int) -> tuple[Tensor, ...]:
+    """Gates, weights and a state as in the middle of an utterance."""
+    weight = torch.randn(size // 16, size, 4, 16) / size**0.5
+    return torch.randn(batch, steps, 4 * size), weight, torch.rand(batch, size) - 0.5, torch.randn(batch, size)
+
+
 def int16_linear_inputs(
     rows: int, outputs: int, inner: int, dtype: torch.dtype = torch.float32, *, bias: bool = False, gelu: bool = False
 ) -> tuple[Tensor | bool | None, ...]:
@@ -210,6 +237,12 @@ OP_SAMPLES = {
         float32_linear_inputs(3, 40, 270, bias=True, gelu=True),
         float32_linear_inputs(20, 33, 9, bias=True, residual=True),
     ],
+    "float32_conv": lambda: [
+        float32_conv_inputs(2, 5, 7, 3, 4),
+        float32_conv_inputs(1, 30, 40, 7, 1, bias=True, elu=True),
+        float32_conv_inputs(2, 20, 9, 2, 33, bias=True, residual=True, dilation=4, elu=True),
+    ],
+    "lstm_layer": lambda: [lstm_layer_inputs(1, 3, 16), lstm_layer_inputs(5, 2, 48)],
     "float32_attention": lambda: [
         int16_attention_inputs(2, 5, 3, 8, 9),
         int16_attention_inputs(1, 4, 2, 16, 6, causal=True),
@@ -236,7 +269,9 @@ def call(module: Any, name: str, *arguments: Any) -> Tensor:
 
 
 def bundled(name: str, arguments: Sequence[Any]) -> Sequence[Any]:
-    """The arguments of a schema as the function of that name takes them."""
+    """The arguments of a schema as the function of that name takes them; a copy of what it would change."""
+    if name == "lstm_layer":
+        return (*arguments[:2], *(state.clone() for state in arguments[2:]))
     if name != "decode_step":
         return arguments
     return arguments[0], StepWeights(*arguments[1:8]), StepCache(*arguments[8:])

@@ -32,12 +32,15 @@ LOOPS = {
     "dot_rows_of<signed char, 4>": 8,
     "multiply_block<6>": 12,
     "multiply_floats": 12,
+    "multiply_taps": 12,
+    "hidden_products": 8,
     "multiply_panels": 12,
     "multiply_group": 16,
 }
 KERNELS = [
     *(("avx512_vnni", name) for name in LOOPS),
     *(("avx512", name) for name in ("dot_tile<float, 4, 1", "multiply_floats", "multiply_panels")),
+    *((isa, name) for isa in ("avx2", "avx_vnni", "avx512") for name in ("multiply_taps", "hidden_products")),
     ("avx512", "multiply_block<8>"),
     *((isa, name) for isa in ("avx2", "avx_vnni") for name in ("multiply_floats", "multiply_panels")),
     *((isa, "multiply_block<6>") for isa in ("avx2", "avx_vnni")),

@@ -62,6 +62,20 @@ FLOAT32_LINEAR = {
     "bias": lambda: torch.randn(5),
     "residual": lambda: torch.randn(3, 5),
 }
+FLOAT32_CONV = {
+    "input": lambda: torch.randn(2, 9, 7),
+    "before": lambda: torch.randn(2, 4, 7),
+    "weight": lambda: torch.randn(3, 7, 5),
+    "bias": lambda: torch.randn(5),
+    "residual": lambda: torch.randn(2, 9, 5),
+    "dilation": lambda: 2,
+}
+LSTM_LAYER = {
+    "gates": lambda: torch.randn(2, 3, 128),
+    "weight": lambda: torch.randn(2, 32, 4, 16),
+    "hidden": lambda: torch.randn(2, 32),
+    "cell": lambda: torch.randn(2, 32),
+}
 FLOAT32_ATTENTION = {
     "query": lambda: torch.randn(2, 3, 2, 8),
     "key": lambda: torch.randn(2, 2, 9, 8),
@@ -93,6 +107,8 @@ VALID = {
     "static_cache_attention": ATTENTION,
     "decode_step": DECODE,
     "float32_linear": FLOAT32_LINEAR,
+    "float32_conv": FLOAT32_CONV,
+    "lstm_layer": LSTM_LAYER,
     "float32_attention": FLOAT32_ATTENTION,
     "int16_linear": INT16_LINEAR,
     "int8_linear": INT16_LINEAR,
@@ -277,6 +293,34 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("float32_linear", "bias", lambda: torch.randn(5).half(), "bias of .*float32"),
     ("float32_linear", "residual", lambda: torch.randn(3, 4), r"residual of shape \[3, 5\].*, got \[3, 4\]"),
     ("float32_linear", "residual", lambda: torch.randn(3, 5).half(), "residual of .*float32"),
+    ("float32_conv", "input", lambda: torch.randn(9, 7), r"input of shape \[B, T, C\], got \[9, 7\]"),
+    ("float32_conv", "input", lambda: torch.randn(2, 9, 7).double(), "input of dtype float32"),
+    ("float32_conv", "input", lambda: torch.randn(2, 9, 6), r"weight of shape \[3, 6, 5\].*, got \[3, 7, 5\]"),
+    ("float32_conv", "input", lambda: torch.randn(3, 9, 7), r"before of shape \[3, 4, 7\].*, got \[2, 4, 7\]"),
+    ("float32_conv", "input", lambda: torch.randn(2, 9, 7, requires_grad=True), NEEDS_GRAD),
+    ("float32_conv", "input", lambda: torch.randn(2, 9, 7).to("meta"), "on the cpu, got meta|one device, got cpu and meta"),
+    ("float32_conv", "before", lambda: torch.randn(2, 3, 7), r"before of shape \[2, 4, 7\].*, got \[2, 3, 7\]"),
+    ("float32_conv", "before", lambda: torch.randn(2, 4, 7).half(), "before of .*float32"),
+    ("float32_conv", "weight", lambda: torch.randn(7, 5), r"weight of shape \[taps, C, N\], got \[7, 5\]"),
+    ("float32_conv", "weight", lambda: torch.randn(0, 7, 5), r"with taps > 0 and C > 0, got \[0, 7, 5\]"),
+    ("float32_conv", "weight", lambda: torch.randn(3, 0, 5), r"with taps > 0 and C > 0, got \[3, 0, 5\]"),
+    ("float32_conv", "weight", lambda: torch.randn(3, 7, 5).half(), "weight of .*float32"),
+    ("float32_conv", "bias", lambda: torch.randn(4), r"bias of shape \[5\].*, got \[4\]"),
+    ("float32_conv", "bias", lambda: torch.randn(5).half(), "bias of .*float32"),
+    ("float32_conv", "residual", lambda: torch.randn(2, 9, 4), r"residual of shape \[2, 9, 5\].*, got \[2, 9, 4\]"),
+    ("float32_conv", "residual", lambda: torch.randn(2, 9, 5).half(), "residual of .*float32"),
+    ("float32_conv", "dilation", lambda: 0, "dilation > 0, got 0"),
+    ("lstm_layer", "gates", lambda: torch.randn(3, 128), r"gates of shape \[B, T, 4 \* H\], got \[3, 128\]"),
+    ("lstm_layer", "gates", lambda: torch.randn(2, 3, 127), r"gates of shape \[2, 3, 128\].*, got \[2, 3, 127\]"),
+    ("lstm_layer", "gates", lambda: torch.randn(2, 3, 128).half(), "gates of .*float32"),
+    ("lstm_layer", "gates", lambda: torch.randn(2, 3, 128, requires_grad=True), NEEDS_GRAD),
+    ("lstm_layer", "weight", lambda: torch.randn(128, 32), r"weight of shape \[H / 16, H, 4, 16\], got \[128, 32\]"),
+    ("lstm_layer", "weight", lambda: torch.randn(2, 24, 4, 16), r"with H a multiple of 16, got \[2, 24, 4, 16\]"),
+    ("lstm_layer", "weight", lambda: torch.randn(2, 48, 4, 16), r"weight of shape \[3, 48, 4, 16\].*, got \[2, 48, 4, 16\]"),
+    ("lstm_layer", "weight", lambda: torch.randn(2, 32, 4, 16).half(), "weight of .*float32"),
+    ("lstm_layer", "hidden", lambda: torch.randn(3, 32), r"hidden of shape \[2, 32\].*, got \[3, 32\]"),
+    ("lstm_layer", "hidden", lambda: torch.randn(2, 32).half(), "hidden of .*float32"),
+    ("lstm_layer", "cell", lambda: torch.randn(2, 31), r"cell of shape \[2, 32\].*, got \[2, 31\]"),
     ("float32_attention", "query", lambda: torch.randn(2, 3, 16), r"query of shape \[B, T, H, D\]"),
     ("float32_attention", "query", lambda: torch.randn(2, 3, 2, 8).half(), "query of dtype float32"),
     ("float32_attention", "query", lambda: torch.randn(2, 10, 2, 8), r"as many keys as queries \(10\).*, got 9"),
@@ -343,6 +387,10 @@ STRIDES: list[tuple[str, str, Callable[[], Any]]] = [
     ("float32_linear", "weight", lambda: torch.randn(70, 5).t()),
     ("float32_linear", "bias", lambda: torch.randn(10)[::2]),
     ("float32_linear", "residual", lambda: torch.randn(5, 3).t()),
+    ("float32_conv", "input", lambda: torch.randn(2, 7, 9).transpose(1, 2)),
+    ("float32_conv", "before", lambda: torch.randn(2, 7, 4).transpose(1, 2)),
+    ("float32_conv", "bias", lambda: torch.randn(10)[::2]),
+    ("float32_conv", "residual", lambda: torch.randn(2, 5, 9).transpose(1, 2)),
     ("float32_attention", "query", lambda: torch.randn(2, 3, 8, 2).transpose(2, 3)),
     ("float32_attention", "key", lambda: torch.randn(2, 2, 8, 9).transpose(2, 3)),
     ("float32_attention", "value", lambda: torch.randn(2, 2, 8, 9).transpose(2, 3)),
@@ -366,7 +414,7 @@ def run(backend: Any, op: str, arguments: dict[str, Any]) -> torch.Tensor:
 def call_with(backend: Any, op: str, name: str, value: Any) -> None:
     arguments = {key: make() for key, make in VALID[op].items()}
     arguments[name] = value
-    written = {key: arguments[key] for key in ("key_cache", "value_cache") if key in arguments}
+    written = {key: arguments[key] for key in ("key_cache", "value_cache", "hidden", "cell") if key in arguments}
     before = {key: cache.clone() for key, cache in written.items()}
     try:
         run(backend, op, arguments)
@@ -389,6 +437,30 @@ def test_refused_strides(case: tuple[str, str, Callable[[], Any]]) -> None:
     op, name, make = case
     with pytest.raises(ValueError, match=f"{op}: expected .*unit stride in its last dimension, got strides"):
         call_with(ops, op, name, make())
+
+
+CONTIGUOUS: list[tuple[str, str, Callable[[], Any]]] = [
+    ("float32_conv", "weight", lambda: torch.randn(3, 7, 6)[..., :5]),
+    ("lstm_layer", "gates", lambda: torch.randn(2, 6, 128)[:, ::2]),
+    ("lstm_layer", "weight", lambda: torch.randn(2, 32, 16, 4).transpose(2, 3)),
+    ("lstm_layer", "hidden", lambda: torch.randn(2, 33)[:, :32]),
+    ("lstm_layer", "cell", lambda: torch.randn(32, 2).t()),
+]
+
+
+@pytest.mark.parametrize("case", CONTIGUOUS, ids=lambda c: f"{c[0]}-{c[1]}")
+def test_refused_gaps(case: tuple[str, str, Callable[[], Any]]) -> None:
+    op, name, make = case
+    with pytest.raises(ValueError, match=f"{op}: expected contiguous {name}, got strides"):
+        call_with(ops, op, name, make())
+
+
+@pytest.mark.parametrize("backend", [ops, torch_ops], ids=["native", "torch"])
+def test_refused_states_that_are_one(backend: Any) -> None:
+    arguments = {key: make() for key, make in LSTM_LAYER.items()}
+    arguments["cell"] = arguments["hidden"]
+    with pytest.raises(ValueError, match="lstm_layer: expected hidden and cell in separate memory, got overlapping"):
+        run(backend, "lstm_layer", arguments)
 
 
 @pytest.mark.parametrize("name", ["key_cache", "value_cache"])

@@ -18,9 +18,11 @@ from .conftest import (
     decode_inputs,
     embedding_inputs,
     exponential,
+    float32_conv_inputs,
     float32_linear_inputs,
     int16_attention_inputs,
     int16_linear_inputs,
+    lstm_layer_inputs,
     rules,
 )
 
@@ -80,6 +82,8 @@ def test_thread_count_does_not_change_results(name: str, isa: str) -> None:
         "static_cache_attention": lambda: attention_inputs(2, 130, 4, 64, 100),
         "decode_step": lambda: decode_inputs(3, 1, 72, 3, 40, torch.int8, bias=True),
         "float32_linear": lambda: float32_linear_inputs(300, 33, 600, bias=True, gelu=True),
+        "float32_conv": lambda: float32_conv_inputs(2, 900, 64, 3, 70, bias=True, elu=True),
+        "lstm_layer": lambda: lstm_layer_inputs(4, 9, 272),
         "float32_attention": lambda: int16_attention_inputs(2, 130, 4, 64, 300),
         "int16_linear": lambda: int16_linear_inputs(300, 33, 600, torch.float16),
         "int8_linear": lambda: int16_linear_inputs(300, 33, 600, torch.int8, bias=True),

@@ -19,7 +19,7 @@ from support.parity import accelerated_copy, assert_equal_to_stock
 from bark_accel import acceleration_report
 from bark_accel.ops import cpu as cpu_ops
 from bark_accel.ops import float32_choice
-from bark_accel.ops.backend import check_backend
+from bark_accel.ops.backend import TORCH_CODEC, check_backend, get_codec_ops
 from bark_accel.ops.float32_choice import VARIABLE, choice
 
 NAMES = ("torch", "onednn", "native")
@@ -46,7 +46,7 @@ def unknown_cpu(monkeypatch, tmp_path):
 @pytest.fixture
 def trials(monkeypatch):
     """Answers of trials, in turn, instead of their times."""
-    answers = [("native", "torch"), ("torch", "native"), ("onednn", "native")]
+    answers = [("native", "torch", "native"), ("torch", "native", "torch"), ("onednn", "native", "native")]
     monkeypatch.setattr(float32_choice, "_trial", lambda: answers.pop(0))
     return answers
 
@@ -106,6 +106,14 @@ def test_each_is_what_runs(forced, monkeypatch):
         assert cpu_ops.float32_attention(*torch.ones(3, 1, 2, 2, 4)) == "attended"
 
 
+def test_the_codec_runs_on_what_is_chosen(forced, speaking_model):
+    """Both give stock's waveform (`assert_equal_to_stock` above); the report names which it was."""
+    expected = TORCH_CODEC if forced == "torch" else cpu_ops.CODEC
+    assert get_codec_ops("auto", CPU) is expected and get_codec_ops("torch", CPU) is TORCH_CODEC
+    stages = {stage.stage: stage.ops for stage in acceleration_report(accelerated_copy(speaking_model)).stages}
+    assert stages["codec"] == ("torch" if forced == "torch" else "native")
+
+
 def test_an_unknown_name_is_refused_before_anything_is_patched(monkeypatch):
     monkeypatch.setenv(VARIABLE, "mkl")
     with pytest.raises(ValueError, match=f"{VARIABLE}: expected one of torch, native, onednn, got 'mkl'"):
@@ -114,7 +122,8 @@ def test_an_unknown_name_is_refused_before_anything_is_patched(monkeypatch):
 
 def test_a_trial_decides_for_all_later_runs(unknown_cpu, trials):
     first = choice()
-    assert (first.products, first.attention) == ("native", "torch") and str(unknown_cpu) in first.source
+    assert (first.products, first.attention, first.convolutions) == ("native", "torch", "native")
+    assert str(unknown_cpu) in first.source
     assert again() == first and len(trials) == 2
     (path,) = unknown_cpu.iterdir()
     assert json.loads(path.read_text())["key"].startswith("a new one, ")
@@ -133,7 +142,7 @@ def test_another_cpu_or_number_of_threads_has_another_answer(unknown_cpu, trials
 
 
 def test_the_first_of_two_processes_decides(unknown_cpu, trials, monkeypatch):
-    ours = float32_choice.Float32Choice("torch", "torch", "trial")
+    ours = float32_choice.Float32Choice("torch", "torch", "torch", "trial")
     link = os.link
 
     def late(source, target):
@@ -151,7 +160,7 @@ def test_a_broken_file_is_replaced(unknown_cpu, trials, content):
     (path,) = unknown_cpu.iterdir()
     path.write_text(content)
     second = again()
-    assert (second.products, second.attention) == ("torch", "native")
+    assert (second.products, second.attention, second.convolutions) == ("torch", "native", "torch")
     assert again() == second and len(trials) == 1
 
 
@@ -159,14 +168,15 @@ def test_without_a_folder_it_is_torch(unknown_cpu, trials):
     """A trial that is not kept might end otherwise in the next process."""
     unknown_cpu.write_text("a file in the folder's place")
     first = choice()
-    assert first == choice() == again() and str(first) == "products torch, attention torch (no folder keeps a trial)"
+    assert first == choice() == again()
+    assert str(first) == "products torch, attention torch, convolutions torch (no folder keeps a trial)"
 
 
 def test_the_real_trial_leaves_the_generator_alone(unknown_cpu):
     before = torch.get_rng_state()
     chosen = choice()
     assert torch.equal(torch.get_rng_state(), before)
-    assert chosen.products in NAMES and chosen.attention in ("torch", "native")
+    assert chosen.products in NAMES and {chosen.attention, chosen.convolutions} <= {"torch", "native"}
 
 
 def test_one_trial_for_many_threads(unknown_cpu, trials, monkeypatch):

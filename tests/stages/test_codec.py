@@ -11,16 +11,27 @@ from hypothesis import strategies as st
 from transformers import EncodecConfig, EncodecModel
 
 from bark_accel.hf import extract
+from bark_accel.ops.backend import TORCH_CODEC
+from bark_accel.ops.cpu import CODEC
 from bark_accel.report import Fallback
 from bark_accel.stages.codec import CodecStage
 
 
 def build(num_filters=4, **options):
+    """A codec of random weights; the LSTM has 64 units, and no multiple of 16 with 3 filters and two ratios."""
     torch.manual_seed(0)
     model = EncodecModel(EncodecConfig(num_filters=num_filters, **options)).eval()
     for layer in model.quantizer.layers:
         layer.codebook.embed.normal_()
     return model
+
+
+OPS = {"native": CODEC, "torch": TORCH_CODEC}
+
+
+@pytest.fixture(params=OPS)
+def ops(request):
+    return OPS[request.param]
 
 
 ARCHITECTURES = [
@@ -31,17 +42,18 @@ ARCHITECTURES = [
     {"pad_mode": "constant"},
     {"trim_right_ratio": 0.5},
     {"num_lstm_layers": 1, "compress": 1},
+    {"num_filters": 3, "upsampling_ratios": [12, 10]},
 ]
 
 
 @pytest.mark.parametrize("options", ARCHITECTURES, ids=str)
 @pytest.mark.parametrize("frames", [1, 3, 20])
 @torch.no_grad()
-def test_equals_stock(options, frames):
+def test_equals_stock(ops, options, frames):
     model = build(**options)
     codes = torch.randint(0, 1024, (2, min(8, len(model.quantizer.layers)), frames))
     expected = model.decoder(model.quantizer.decode(codes.transpose(0, 1))).squeeze(1)
-    got = CodecStage(extract.codec_weights(model)).run(codes)
+    got = CodecStage(extract.codec_weights(model), ops).run(codes)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
@@ -52,8 +64,8 @@ def test_other_architectures_fall_back(options):
 
 
 @torch.no_grad()
-def test_sums_do_not_depend_on_the_number_of_threads(two_threads):
-    stage = CodecStage(extract.codec_weights(build(num_filters=32)))
+def test_sums_do_not_depend_on_the_number_of_threads(ops, two_threads):
+    stage = CodecStage(extract.codec_weights(build(num_filters=32)), ops)
     codes = torch.randint(0, 1024, (1, 8, 300))
     made = []
     for threads in (1, 2, 3, 4):
@@ -84,11 +96,27 @@ def split(frames, cuts):
     return [b - a for a, b in itertools.pairwise(edges)]
 
 
-@pytest.fixture(scope="module")
-def encodec():
+@pytest.fixture(scope="module", params=OPS)
+def encodec(request):
     """EnCodec's own architecture: ratios 8, 5, 4, 2."""
     model = build()
-    return model, CodecStage(extract.codec_weights(model))
+    return model, CodecStage(extract.codec_weights(model), OPS[request.param])
+
+
+@torch.no_grad()
+def test_rows_and_chunks_have_the_bits_of_the_whole(two_threads):
+    """A row of a batch sounds as it does alone, and a stream as a whole, on any number of threads: to the bit."""
+    model = build(num_filters=32)
+    stage = CodecStage(extract.codec_weights(model), CODEC)
+    codes = torch.randint(0, 1024, (5, 8, 90))
+    whole = stage.run(codes)
+    expected = model.decoder(model.quantizer.decode(codes.transpose(0, 1))).squeeze(1)
+    torch.testing.assert_close(whole, expected, rtol=0, atol=1e-6)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert all(torch.equal(stage.run(codes[row : row + 1])[0], whole[row]) for row in range(5))
+        for sizes in ([1] * 90, [30, 30, 30], [7, 64, 19], [0, 89, 1]):
+            assert torch.equal(decode_in_chunks(stage, codes[2:4], sizes), whole[2:4])
 
 
 @settings(max_examples=60)
@@ -138,8 +166,8 @@ def test_rows_that_end_at_different_times(encodec, lengths, cuts, seed):
 @pytest.mark.parametrize("options", ARCHITECTURES, ids=str)
 @pytest.mark.parametrize("sizes", [[1] * 12, [2, 9, 1], [0, 12, 0], [5, 7]], ids=str)
 @torch.no_grad()
-def test_chunks_of_odd_architectures(options, sizes):
-    stage = CodecStage(extract.codec_weights(build(**options)))
+def test_chunks_of_odd_architectures(ops, options, sizes):
+    stage = CodecStage(extract.codec_weights(build(**options)), ops)
     codes = torch.randint(0, 1024, (2, min(8, len(stage._weights.codebooks)), 12))
     torch.testing.assert_close(decode_in_chunks(stage, codes, sizes), stage.run(codes), rtol=0, atol=1e-6)
 
