@@ -115,6 +115,19 @@ def test_an_engines_requests_lose_nothing(small_model: Any, side: LateSide) -> N
     assert side.ran >= 2
 
 
+def test_an_engines_streams_lose_nothing(small_model: Any, side: LateSide) -> None:
+    fast = accelerated_copy(small_model, speculate=False)
+    given: dict[str, Any] = {**texts(SMALL, [6]), "do_sample": False, "semantic_max_new_tokens": 40}
+    streamer = AudioStreamer(fast, policy="preview", interleave=False, **CHUNKS)
+    expected = torch.cat(list(stream(fast, streamer=streamer, **given)), 1)[0]
+    with BarkEngine(fast) as engine:
+        requests = [engine.submit(**given, policy="preview", **CHUNKS) for _ in range(2)]
+        for request in requests:
+            chunks = list(request)
+            assert len(chunks) > 3
+            torch.testing.assert_close(torch.cat(chunks), expected, rtol=0, atol=1e-6)
+
+
 def test_a_listener_who_leaves_ends_it(small_model: Any, side: LateSide) -> None:
     fast = accelerated_copy(small_model)
     streamer = AudioStreamer(fast, policy="preview", max_queued_chunks=1, **CHUNKS)
