@@ -3,8 +3,9 @@
 Kernels that have not run on a kind of GPU before must not be trusted in silence. Each op runs on small inputs of every
 shape class and dtype that it takes, about a tenth of a second in all; the expected result is the torch reference's on
 the CPU, which no setting of the GPU (TF32, deterministic algorithms) changes. Inputs are always the same, drawn from a
-generator of their own (`device_cases.py`). The ops compared here wait for no other block, so that none can hang. The one
-launch that does, of many tokens (csrc/cuda/persistent_step.cuh), is compared in a generation, and its waiting is bounded.
+generator of their own (`device_cases.py`). The ops compared here wait for no other block, so that none can hang. The
+one launch that does, of many tokens (csrc/cuda/persistent_step.cuh), is compared in a generation, and its waiting is
+bounded.
 """
 
 from __future__ import annotations
