@@ -151,7 +151,7 @@ class StepGraphs:
         if state is not None:
             source.set_state(state)
         raise_bad_rows("CUDA graph", on_host)
-        sampler.editor.note(tokens[:, None], sampler.editor.factors)
+        sampler.note(tokens)
         return on_host if sampler.config.stop_tokens else tokens
 
     def _run_block(
@@ -303,7 +303,7 @@ class StepGraphs:
         self, ranges: tuple[TokenRange, ...], last: Tensor, cache: KVCache, sampler: Sampler, of: tuple | None = None
     ) -> Replay:
         """The graph of `ranges`, by the name `of` where it is one kernel."""
-        key = of or ranges, replace(sampler.config, max_new_tokens=0, stop_tokens=(), pad_token=None)
+        key = of or ranges, replace(sampler.config, max_new_tokens=0, stop_tokens=(), pad_token=None, processors=None)
         if key not in self._replays:
             self._rewind(last, cache, sampler)
             self._limit.fill_(1)
@@ -335,7 +335,7 @@ class StepGraphs:
                 if draws:
                     sampler.draw_next(logits, allowed, self._philox, next_step, factors)
                 else:
-                    _move_on(next_step, sampler.draw(logits, allowed, generator, factors))
+                    _move_on(next_step, sampler.draw_ahead(logits, allowed, generator, factors))
 
         return Replay(self._captured(steps, None if draws else generator), rules, sampler.editor)
 

@@ -50,6 +50,11 @@ class SamplingConfig:
         return self.ends or (self.processors is not None and not self.processors.guesses_all)
 
     @property
+    def calls_processors(self) -> bool:
+        """Tell whether processors are called before the sampler's own options."""
+        return self.processors is not None and bool(self.processors.names)
+
+    @property
     def ends(self) -> bool:
         """Tell whether criteria are called that may end a generation after any token."""
         return self.processors is not None and bool(self.processors.criteria)
@@ -178,7 +183,7 @@ class Sampler:
 
     def _calls(self, draft: bool) -> bool:
         plan = self.config.processors
-        return plan is not None and (plan.guesses if draft else bool(plan.names))
+        return plan.guesses if draft and plan is not None else self.config.calls_processors
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
@@ -215,12 +220,26 @@ class Sampler:
         processing, generator = self.processing, generator or self.generator
         if processing is not None and self._calls(draft):
             tokens = self._processed(processing, logits, allowed, generator, factors, draft=draft)
+            self.editor.note(tokens[:, None], factors)
         else:
-            tokens = self._edited(logits, allowed, generator, factors)
-        self.editor.note(tokens[:, None], factors)
+            tokens = self.draw_ahead(logits, allowed, generator, factors)
         if processing is not None:
             processing.note(tokens)
         return tokens
+
+    def draw_ahead(
+        self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None, factors: Tensor | None
+    ) -> Tensor:
+        """Draw as `draw` does without processors, for a token that comes later: criteria hear of it by `note`."""
+        tokens = self._edited(logits, allowed, generator, factors)
+        self.editor.note(tokens[:, None], factors)
+        return tokens
+
+    def note(self, tokens: Tensor) -> None:
+        """Remember tokens [B] int64 that were drawn ahead and have come."""
+        self.editor.note(tokens[:, None], self.editor.factors)
+        if self.processing is not None:
+            self.processing.note(tokens)
 
     def _edited(
         self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None, factors: Tensor | None

@@ -219,7 +219,7 @@ class CausalPatch(StagePatch[TransformerWeights]):
         draft = self.draft(weights, rows)
         if draft is not None:
             yield Speculation(model, draft)
-        elif self.settings.cuda_graphs and graphs_are_on() and sampling.processors is None:
+        elif self.settings.cuda_graphs and graphs_are_on() and not sampling.calls_processors:
             # Weights that come and go never stand where they stood: their graphs would fill what offloading frees.
             with self.graphs.lend_steps(model, cache, keep=not is_offloaded(self.module)) as graphs:
                 yield graphs

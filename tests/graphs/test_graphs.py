@@ -17,6 +17,7 @@ from support.bark_models import SMALL, SUNO, preset, texts
 from support.call_capturer import CallCapturer
 from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_run, run
 from torch import nn
+from transformers import StoppingCriteria
 
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, free_memory, stream
 from bark_accel.decoding import cuda_graphs as graphs
@@ -104,6 +105,47 @@ def test_what_is_forgotten_comes_again(
     monkeypatch.setattr(graphs.StepGraphs, "next_token", forgets)
     assert_equal_to_stock(small_model, accelerated_copy(small_model, **GRAPHED), **texts(SMALL, [4, 9]), **options)
     assert capturer.replayed > 0
+
+
+class EndsAll(StoppingCriteria):
+    """Ends all rows where `n` divides the sum of their ids, of which all are `least` or more; notes what it gets."""
+
+    def __init__(self, n: int, least: int):
+        self.n, self.least = n, least
+        self.asked: list[tuple[int, list[int]]] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.asked.append((input_ids.shape[1], input_ids[:, -1].tolist()))
+        ends = (input_ids[:, -1].sum() % self.n == 0) & (input_ids[:, -1] >= self.least).all()
+        return ends.expand(len(input_ids))
+
+
+@pytest.mark.parametrize("knows_noise", [True, False])
+@pytest.mark.parametrize("stage, lengths", [("semantic", [6]), ("semantic", [4, 9]), ("coarse", [4, 9])])
+def test_criteria_are_asked_as_tokens_come(
+    small_model: Any,
+    capturer: CallCapturer,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    lengths: list[int],
+    knows_noise: bool,
+) -> None:
+    """Not as they are drawn: what was drawn behind an end leaves no trace, and graphs are kept for the next call."""
+    if not knows_noise:
+        monkeypatch.setattr(graphs, "follows_torch", lambda *_: False)
+    least = {"semantic": 0, "coarse": SMALL.semantic_vocab + SMALL.codebook_size}[stage]
+    fast, captured = accelerated_copy(small_model, **GRAPHED), []
+    for seed in (0, 4, 7):
+        asked, runs = [EndsAll(5, least), EndsAll(5, least)], []
+        for model, own in zip((small_model, fast), asked, strict=True):
+            options = {**SAMPLED, f"{stage}_stopping_criteria": [own]}
+            runs.append(run(model, seed, **texts(SMALL, lengths), **options))
+        assert_same_run(*runs)
+        assert asked[0].asked == asked[1].asked
+        plain = run(small_model, seed, **texts(SMALL, lengths), **SAMPLED)[0]
+        assert runs[0][0]["coarse"].shape[1] < plain["coarse"].shape[1], "it ends nothing"
+        captured.append(acceleration_report(fast).captured_graphs)
+    assert capturer.replayed > 0 and captured[0] > 0 and captured[1] == captured[2]
 
 
 def test_a_coarse_window_is_one_block(
