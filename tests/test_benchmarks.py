@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -141,17 +142,31 @@ def test_a_load_is_measured_and_reported(small_model, tmp_path, monkeypatch):
     }
     options = argparse.Namespace(**given)
     monkeypatch.setattr(load, "fake_inputs", lambda model, text: texts(SMALL, [4]))
-    way = load.measure(small_model, "int8", options)
+    facts = {"shape": "tiny", "requests": 3, "seconds": [0.2, 0.6], "machine": machine_facts(), "versions": versions()}
+    facts = json.loads(json.dumps({**facts, "commit": None}))
+    file = tmp_path / "load.json"
+    points = load.Points(file, facts, minutes=10)
+    load.measure(small_model, "int8", options, points)
+    load.measure_stock(small_model, options, points)
+    record = json.loads(file.read_text())
+    assert record == points.record
+    (way,) = record["ways"]
     (closed,), (opened,) = way["closed"], way["open"]
     assert closed["equal"] == 3 and closed["rows"] == 2 and 0.6 < closed["spoken_s"] < 1.8
     assert opened["load"] == 50 and 0 < opened["first_sound_p50_s"] <= opened["first_sound_p95_s"]
-    measured_on = {"machine": machine_facts(), "versions": versions(), "commit": None}
-    stock = load.measure_stock(small_model, options)
-    record = {"shape": "tiny", **given, **measured_on, "stock": stock, "ways": [way]}
-    assert stock["requests"] == 2 and stock["alone"] > 0 and stock["batch"] > 0
-    assert f"| int8 | 2 | {closed['speech_a_second']:.2f} |" in page.load(record)
+    assert [point["when"] for point in way["alone"]] == ["before", "after"]
+    assert [point["how"] for point in record["stock"]] == ["alone", "batch"]
+    assert all(point["requests"] == 2 and 0.4 < point["spoken_s"] < 1.2 for point in record["stock"])
+    assert f"| int8 | 2 | {closed['speech_a_second']:.2f} | {load.speech_alone(way):.2f} |" in page.load(record)
     save_load(tmp_path / "load.png", record)
     assert (tmp_path / "load.png").stat().st_size > 10_000
+
+    monkeypatch.setattr(load, "one_after_the_other", lambda *asked: ([], 1.0))
+    again = load.Points(file, facts, minutes=0)
+    load.measure(small_model, "int8", argparse.Namespace(**{**given, "rows": [2, 4]}), again)
+    assert again.record == record and again.left == ["int8 {'rows': 4}"], "what is there is kept; there is no time left"
+    with pytest.raises(SystemExit, match=r"expected points of \{'shape': 'other'\}, got those of \{'shape': 'tiny'\}"):
+        load.Points(file, {**facts, "shape": "other"}, minutes=10)
 
 
 def test_arrivals_and_latencies_of_a_load():

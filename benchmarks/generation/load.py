@@ -1,23 +1,28 @@
 """An engine under load: throughput and latency against offered load, beside `generate` alone and stock's batches.
 
 python -m benchmarks load --json benchmarks/results/zen5_load.json --plots docs      # some 20 minutes on two cores
-python -m benchmarks load --rows 1 8 --requests 4 --seconds 1 2 --weights int8 --loads 1     # some five minutes
+python -m benchmarks load --rows 1 8 --requests 4 --seconds 1 2 --weights int8 --loads 1     # some three minutes
 python -m benchmarks load --seconds 2 10 --rows 1 2 4 8 16 --loads 0.5 0.8 1 1.2 --stock 4   # more than an hour
 
 Random weights of bark-small's shapes; a request's length is drawn from --seconds by a seed. Closed: all requests are
 there at once, as whole waveforms; each is compared with `generate`'s, which says them before and after the engines.
 Open: streams arrive at random times (Poisson), so many times as fast as they would be generated one after the other,
 and are played from their first sound on. Stock, which is some ten times slower, has to say --stock of the requests,
-one after the other and as one batch: rates are seconds of speech a second, whatever the number.
+those of middle length, one after the other and as one batch: rates are seconds of speech a second, whatever the number.
+
+The file of --json is whole after every point. The same command goes on where it was ended, by --minutes or otherwise;
+other ways, rows and loads are added.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,55 +143,125 @@ def latencies(lines: list[Timeline]) -> dict[str, float]:
     }
 
 
-def measure(stock: Any, way: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All of one way: `generate`, the engine with each number of rows, `generate` again, arrivals."""
-    model, rate = accelerate_bark(shared_copy(stock), **WAYS[way]), sample_rate(stock)
+class Points:
+    """What was measured, in a file that is whole after every point.
+
+    Parameters
+    ----------
+    file : Path or None
+        May have points of the same `facts`, which are kept.
+    facts : dict
+        What the points have in common, as JSON has it.
+    minutes : float
+        No point is begun later.
+    """
+
+    def __init__(self, file: Path | None, facts: dict[str, Any], minutes: float):
+        self._file = file
+        self._end = time.monotonic() + 60 * minutes
+        self.record: dict[str, Any] = {**facts, "stock": [], "ways": []}
+        self.left: list[str] = []
+        """Points for which there was no time."""
+        if file is not None and file.exists():
+            kept = json.loads(file.read_text())
+            others = {name: kept.get(name) for name, fact in facts.items() if kept.get(name) != fact}
+            if others:
+                wanted = {name: facts[name] for name in others}
+                raise SystemExit(f"{file}: expected points of {wanted}, got those of {others}")
+            self.record = kept
+
+    def way(self, name: str) -> dict[str, Any]:
+        """The points of one way, by kind."""
+        ways = self.record["ways"]
+        found = next((its for its in ways if its["way"] == name), None)
+        if found is None:
+            ways.append(found := {"way": name, "alone": [], "closed": [], "open": []})
+        return found
+
+    def add(self, way: str, points: list[dict[str, Any]], key: dict[str, Any], make: Callable[[], dict]) -> None:
+        """Measure the point of `key`, unless it is there or it is too late, and write the file."""
+        if any(key.items() <= point.items() for point in points):
+            return
+        if time.monotonic() > self._end:
+            self.left.append(f"{way} {key}")
+            return
+        points.append({**key, **make()})
+        figures = {name: value for name, value in points[-1].items() if name != "sha256"}
+        print(f"{way}:", ", ".join(f"{name} {_short(value)}" for name, value in figures.items()), flush=True)
+        if self._file is not None:
+            whole = self._file.with_suffix(".part")
+            whole.write_text(json.dumps(self.record, indent=1) + "\n")
+            whole.replace(self._file)
+
+
+def measure(stock: Any, way: str, options: argparse.Namespace, points: Points) -> None:
+    """All of one way: `generate`, the engine with each number of rows, arrivals, `generate` again."""
+    model = accelerate_bark(shared_copy(stock), **WAYS[way])
     asked = requests(model, options.requests, options.seconds, options.seed)
     one_after_the_other(model, requests(model, 1, [0.2], 0))  # makes the copies of the weights
-    record: dict[str, Any] = {"way": way, "closed": [], "open": []}
-    expected, first_s = one_after_the_other(model, asked)
-    runs = [(rows, *closed(model, asked, rows)) for rows in options.rows]
-    alone = (first_s + one_after_the_other(model, asked)[1]) / 2
-    for rows, made, took_s in runs:
-        spoken_s = sum(map(len, made)) / rate
-        equal = sum(torch.equal(*pair) for pair in zip(made, expected, strict=True))
-        record["closed"].append(
-            {
-                "rows": rows,
-                "alone_s": alone,
-                "engine_s": took_s,
-                "spoken_s": spoken_s,
-                "alone_speech_a_second": spoken_s / alone,
-                "speech_a_second": spoken_s / took_s,
-                "times_alone": alone / took_s,
-                "equal": equal,
-            }
-        )
-        _say(way, record["closed"][-1])
-    for rows in options.open_rows:
-        for load in options.loads:
-            lines, took_s = opened(model, asked, rows, load * len(asked) / alone)
-            spoken_s = sum(chunk.audio_s for line in lines for chunk in line.chunks)
-            figures = {"rows": rows, "load": load, "speech_a_second": spoken_s / took_s, **latencies(lines)}
-            record["open"].append(figures)
-            _say(way, figures)
-    return record
+    its = points.way(way)
+
+    def alone() -> dict[str, Any]:
+        made, took_s = one_after_the_other(model, asked)
+        return {**_rate(model, sum(map(len, made)), took_s), "sha256": [_digest(each) for each in made]}
+
+    def together(rows: int) -> dict[str, Any]:
+        made, took_s = closed(model, asked, rows)
+        pairs = zip(map(_digest, made), its["alone"][0]["sha256"], strict=True)
+        return {**_rate(model, sum(map(len, made)), took_s), "equal": sum(a == b for a, b in pairs)}
+
+    def arriving(rows: int, load: float) -> dict[str, Any]:
+        lines, took_s = opened(model, asked, rows, load * len(asked) / its["alone"][0]["took_s"])
+        spoken_s = sum(chunk.audio_s for line in lines for chunk in line.chunks)
+        return {"took_s": took_s, "speech_a_second": spoken_s / took_s, **latencies(lines)}
+
+    points.add(way, its["alone"], {"when": "before"}, alone)
+    if its["alone"]:
+        for rows in options.rows:
+            points.add(way, its["closed"], {"rows": rows}, lambda rows=rows: together(rows))
+        for rows in options.open_rows:
+            for load in options.loads:
+                key = {"rows": rows, "load": load}
+                points.add(way, its["open"], key, lambda rows=rows, load=load: arriving(rows, load))
+        points.add(way, its["alone"], {"when": "after"}, alone)
 
 
-def measure_stock(stock: Any, options: argparse.Namespace) -> dict[str, float]:
+def measure_stock(stock: Any, options: argparse.Namespace, points: Points) -> None:
     """Speech a second of stock: `--stock` of the requests one after the other, and as one batch."""
-    asked = requests(stock, options.requests, options.seconds, options.seed)[: options.stock]
-    one_after_the_other(stock, requests(stock, 1, [0.2], 0))  # what the first call has to prepare
-    made, alone_s = one_after_the_other(stock, asked)
-    spoken_s = sum(map(len, made)) / sample_rate(stock)
-    batch_s = stock_batch(stock, asked)
-    figures = {"requests": len(asked), "alone": spoken_s / alone_s, "batch": spoken_s / batch_s}
-    _say("stock", figures)
-    return figures
+    asked = requests(stock, options.requests, options.seconds, options.seed)
+    asked = sorted(asked, key=lambda one: one.seconds)[(len(asked) - options.stock) // 2 :][: options.stock]
+    warm = requests(stock, 1, [0.2], 0)  # what the first call has to prepare
+    kept, spoken = points.record["stock"], round(sum(one.seconds for one in asked) * sample_rate(stock))
+
+    def alone() -> dict[str, Any]:
+        one_after_the_other(stock, warm)
+        made, took_s = one_after_the_other(stock, asked)
+        return _rate(stock, sum(map(len, made)), took_s)
+
+    def batch() -> dict[str, Any]:
+        one_after_the_other(stock, warm)
+        return _rate(stock, spoken, stock_batch(stock, asked))
+
+    points.add("stock", kept, {"how": "alone", "requests": len(asked)}, alone)
+    points.add("stock", kept, {"how": "batch", "requests": len(asked)}, batch)
 
 
-def _say(way: str, figures: dict[str, float]) -> None:
-    print(f"{way}:", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)
+def speech_alone(way: dict[str, Any]) -> float:
+    """Seconds of speech a second of `generate` one after the other, over what a way's points have of it."""
+    return sum(point["spoken_s"] for point in way["alone"]) / sum(point["took_s"] for point in way["alone"])
+
+
+def _rate(model: Any, samples: int, took_s: float) -> dict[str, float]:
+    spoken_s = samples / sample_rate(model)
+    return {"took_s": took_s, "spoken_s": spoken_s, "speech_a_second": spoken_s / took_s}
+
+
+def _digest(waveform: Tensor) -> str:
+    return hashlib.sha256(waveform.numpy().tobytes()).hexdigest()
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
@@ -200,28 +275,35 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the lengths")
     parser.add_argument("--stock", type=int, default=2, help="of the requests that stock has to say; 0: none")
     parser.add_argument("--shape", default="bark-small")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no point is begun later")
+    parser.add_argument("--json", type=Path, help="may have points already")
     parser.add_argument("--plots", type=Path, help="folder for load.png")
     options = parser.parse_args()
+    if not 0 <= options.stock <= options.requests:
+        parser.error(f"--stock: expected 0 to --requests ({options.requests}), got {options.stock}")
     quiet_transformers()
-    stock = random_bark(options.shape)
-    record: dict[str, Any] = {
+    facts = {
         "shape": options.shape,
         "requests": options.requests,
         "seconds": [min(options.seconds), max(options.seconds)],
+        "seed": options.seed,
         "policy": _POLICY,
-        "stock": measure_stock(stock, options) if options.stock else None,
-        "ways": [measure(stock, way, options) for way in options.weights],
         "machine": machine_facts(),
         "versions": versions(),
         "commit": commit(),
     }
-    if options.json:
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
-    if options.plots:
+    points = Points(options.json, facts, options.minutes)
+    stock = random_bark(options.shape)
+    if options.stock:
+        measure_stock(stock, options, points)
+    for way in options.weights:
+        measure(stock, way, options, points)
+    if points.left:
+        print("not measured, for lack of time:", "; ".join(points.left))
+    if options.plots and any(its["closed"] for its in points.record["ways"]):
         from benchmarks.generation.plots import save_load
 
-        save_load(options.plots / "load.png", record)
+        save_load(options.plots / "load.png", points.record)
 
 
 if __name__ == "__main__":

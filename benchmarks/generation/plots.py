@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 
 from bark_accel import StreamPlan
+from benchmarks.generation.load import speech_alone
 from benchmarks.generation.timeline import Chunk, Timeline
 
 matplotlib.use("Agg")
@@ -73,17 +74,19 @@ def save_load(path: Path, record: dict[str, Any]) -> None:
     """Throughput by rows, beside one after the other, and first sound by offered load, of each way."""
     figure, (rate, first) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for colour, its in zip(WAY_COLOURS, record["ways"], strict=False):
-        rows = [figures["rows"] for figures in its["closed"]]
-        rate.plot(rows, [f["speech_a_second"] for f in its["closed"]], "o-", color=colour, label=its["way"])
-        rate.plot(rows, [f["alone_speech_a_second"] for f in its["closed"]], ":", color=colour)
+        closed = sorted(its["closed"], key=lambda figures: figures["rows"])
+        rows = [figures["rows"] for figures in closed]
+        rate.plot(rows, [f["speech_a_second"] for f in closed], "o-", color=colour, label=its["way"])
+        rate.plot(rows, [speech_alone(its)] * len(rows), ":", color=colour)
         for quantile, style in (("p50", "o-"), ("p95", "x--")):
             for at in sorted({figures["rows"] for figures in its["open"]}):
-                line = [f for f in its["open"] if f["rows"] == at]
+                line = sorted((f for f in its["open"] if f["rows"] == at), key=lambda f: f["load"])
                 times = [f[f"first_sound_{quantile}_s"] for f in line]
                 label = f"{its['way']}, {at} rows, {quantile}"
                 first.plot([f["load"] for f in line], times, style, color=colour, label=label)
+    every = sorted({figures["rows"] for its in record["ways"] for figures in its["closed"]})
     rate.set_xscale("log", base=2)
-    rate.set_xticks(rows, rows)
+    rate.set_xticks(every, every)
     rate.set_xlabel("rows of the engine (dotted: generate, one after the other)")
     rate.set_ylabel("seconds of speech a second (more is better)")
     first.set_xlabel("offered load, of one after the other's throughput")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bark_accel.bench.measure import spread_of
+from benchmarks.generation.load import speech_alone
 from benchmarks.report.summarise import table
 from benchmarks.speech import figures
 
@@ -104,19 +105,20 @@ def backends(record: dict[str, Any]) -> str:
 
 def load(record: dict[str, Any]) -> str:
     """Write the tables and the picture of `python -m benchmarks load`."""
-    stock, (low, high) = record["stock"], record["seconds"]
+    stock, (low, high) = {point["how"]: point for point in record["stock"]}, record["seconds"]
     lines = [f"{record['requests']} requests of {low:g} to {high:g} s. {_measured_on(record)}"]
-    if stock:
+    if "batch" in stock:
+        alone, batch = (stock[how]["speech_a_second"] for how in ("alone", "batch"))
         lines[0] += (
-            f" Stock says {stock['alone']:.2f} s a second one after the other and {stock['batch']:.2f} s in one batch "
-            f"({stock['requests']} of the requests)."
+            f" Stock says {alone:.2f} s a second one after the other and {batch:.2f} s in one batch "
+            f"({stock['batch']['requests']} of the requests)."
         )
     lines += ["", "| all at once | rows | s of speech a second | `generate`, one after the other | | of stock |"]
     lines += ["|---|---|---|---|---|---|"]
     for its in record["ways"]:
         for row in its["closed"]:
-            both = row["speech_a_second"], row["alone_speech_a_second"]
-            of_stock = f"{both[0] / stock['alone']:.1f}x" if stock else ""
+            both = row["speech_a_second"], speech_alone(its)
+            of_stock = f"{both[0] / stock['alone']['speech_a_second']:.1f}x" if stock else ""
             cells = f"{both[0]:.2f} | {both[1]:.2f} | {both[0] / both[1]:.2f}x | {of_stock}"
             lines.append(f"| {its['way']} | {row['rows']} | {cells} |")
     heads = "first sound p50 / p95 | gap p50 / p95 | silences | silence a request"
