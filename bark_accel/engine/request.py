@@ -18,7 +18,8 @@ from bark_accel.streaming.streamer import AudioStreamer
 
 from .errors import DeadlineExceeded, RequestCancelled, RequestEnded, without_frames
 
-# Seconds after which a listener of the whole utterance is as urgent as one who has just come for a stream.
+# Seconds for which a listener can wait for sound, as if there was so much left to hear: of a stream, and of the whole.
+_FIRST_SOUND_S = 2.0
 _PATIENCE_S = 30.0
 
 
@@ -64,7 +65,8 @@ class SpeechRequest:
         self._pieces: list[Tensor] = []
         self._samples = 0
         self._future: futures.Future[Tensor] = futures.Future()
-        self.waits_from = self._submitted_at + (_PATIENCE_S if whole else 0.0)
+        self._patience_s = _PATIENCE_S if whole else _FIRST_SOUND_S
+        self.waits_from = self._submitted_at + self._patience_s
         """Time at which a listener of this alone has heard all that there is (`time.monotonic`)."""
         self._after = after
         self._begins_at = -math.inf
@@ -148,12 +150,18 @@ class SpeechRequest:
     # The engine's side.
 
     def begin(self) -> None:
-        """Note that it got a row."""
+        """Note that it got a row. However long that took, it does not push aside at once who hears something."""
         self._begun_at = time.monotonic()
+        self.waits_from = max(self.waits_from, self._begun_at + self._patience_s)
 
     def is_heard_in(self, seconds: float) -> None:
         """Learn that what is heard before it, in another process, lasts so many seconds more."""
         self._begins_at = time.monotonic() + seconds
+
+    @property
+    def plays(self) -> bool:
+        """Tell whether its listener hears it already, and would hear a silence."""
+        return self._samples > 0 and not self.done()
 
     @property
     def due(self) -> float:

@@ -18,8 +18,11 @@ from .slots import Slots, take_together
 _PROMPT_TOKENS = 512
 # The same beside somebody who runs dry.
 _PROMPT_TOKENS_BESIDE = 128
+# The same for who hears nothing yet, beside a stream that plays and is nearly over: about as long as their steps take.
+_NEWCOMERS_TOKENS = 32
 # Seconds of audio: who has less left to hear, runs dry.
 _RUNS_DRY_S = 5.0
+_NEARLY_OVER_S = 2.0
 
 
 class Scheduler:
@@ -36,7 +39,7 @@ class Scheduler:
         self._slots = slots
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
-        self._prompt_tokens = _PROMPT_TOKENS
+        self._unpaid_tokens = 0
 
     @property
     def busy(self) -> bool:
@@ -73,15 +76,24 @@ class Scheduler:
     def _feed_prompts(self) -> None:
         """Feed prompts, which rows do not share, those of the most urgent listeners first."""
         rows = _by_urgency(row for row in self._rows if row.step is not None and not row.step.feed.is_step)
-        share = _PROMPT_TOKENS_BESIDE if rows and self._is_less_urgent(rows[0]) else _PROMPT_TOKENS
-        self._prompt_tokens = min(self._prompt_tokens + share, share)
-        for row in rows:
+        if not rows:
+            return
+        shares = self._prompt_shares(rows)
+        self._unpaid_tokens = max(0, self._unpaid_tokens - shares[0])
+        for row, share in zip(rows, shares, strict=True):
             step = row.step
-            if self._prompt_tokens <= 0 or step is None:
+            if self._unpaid_tokens >= share or step is None:
                 return
+            self._unpaid_tokens += step.feed.tokens.shape[1]
             with self._guarding(row):
                 row.take(step.alone())
-            self._prompt_tokens -= step.feed.tokens.shape[1]
+
+    def _prompt_shares(self, rows: Sequence[Row]) -> list[int]:
+        """Tokens of prompts that are fed in a turn, on the average, where each of these rows is the next."""
+        soon = time.monotonic() + _NEARLY_OVER_S
+        some_end = any(row.request.plays and row.request.due < soon for row in self._rows)
+        share = _PROMPT_TOKENS_BESIDE if self._is_less_urgent(rows[0]) else _PROMPT_TOKENS
+        return [_NEWCOMERS_TOKENS if some_end and not row.request.plays else share for row in rows]
 
     def _feed_tokens(self, model: CausalModel) -> None:
         """Feed a token of every row that has one for this model; a few draft by themselves, and use up their drafts."""

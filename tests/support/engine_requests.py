@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from bark_accel import AudioStreamer, generate_with_preset, stream
+from bark_accel import AudioStreamer, SpeechRequest, generate_with_preset, stream
 from bark_accel.engine.engine import make_row
 from bark_accel.engine.scheduler import Scheduler
 from bark_accel.engine.slots import Slots
+from support.bark_models import SMALL, texts
+
+INPUTS = texts(SMALL, [6])
+SHORT = {**INPUTS, "semantic_max_new_tokens": 12}
+LONG = {**INPUTS, "semantic_max_new_tokens": 80, "semantic_min_new_tokens": 80}
 
 
 @dataclass
@@ -62,3 +69,20 @@ def assert_as_alone(model, asked: Asked, request) -> None:
     assert (request.preset is None) == (preset is None)
     for part, expected in (preset or {}).items():
         assert (request.preset[part] == expected).all()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def finished(request: SpeechRequest) -> SpeechRequest:
+    request.result(60)
+    return request
+
+
+def is_well(model, engine) -> None:
+    """It still takes a request, and gives it what it would have alone."""
+    assert_as_alone(model, Asked(SHORT, seed=7), finished(engine.submit(**SHORT, seed=7)))

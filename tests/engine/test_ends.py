@@ -1,0 +1,220 @@
+"""Requests that fail, are cancelled or late; engines that are closed, interrupted or dropped."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+from support.bark_models import SMALL, build
+from support.engine_requests import INPUTS, LONG, SHORT, Asked, assert_as_alone, finished, is_well, wait_for
+from support.parity import accelerated_copy
+
+from bark_accel import (
+    BarkEngine,
+    DeadlineExceeded,
+    EngineClosed,
+    RequestCancelled,
+)
+from bark_accel.engine.engine import make_row
+from bark_accel.engine.scheduler import Scheduler
+from bark_accel.engine.slots import Slots
+from bark_accel.patches.engine import ModelSource
+from bark_accel.stages import fine
+
+
+def test_what_fails_while_it_generates_fails_alone(fast, engine):
+    """More tokens than there are positions: stock fails there, too."""
+    good = engine.submit(**LONG, seed=1)
+    endless = {**INPUTS, "semantic_min_new_tokens": 500, "semantic_max_new_tokens": 600}
+    bad = engine.submit(**endless, policy="preview")
+    with pytest.raises(IndexError, match="positions"):
+        bad.result(60)
+    with pytest.raises(IndexError, match="positions"):
+        list(bad)
+    assert_as_alone(fast, Asked(LONG, seed=1), finished(good))
+    is_well(fast, engine)
+
+
+def test_the_thread_ends_with_all_its_requests(fast, monkeypatch):
+    """Whatever a bug raises: nobody waits for ever, and nobody is let in."""
+
+    def fails(self):
+        raise SystemExit(3)
+
+    monkeypatch.setattr(Scheduler, "turn", fails)
+    engine = BarkEngine(fast)
+    with pytest.raises(SystemExit):
+        engine.submit(**SHORT).result(60)
+    with pytest.raises(EngineClosed):
+        engine.submit(**SHORT)
+
+
+@pytest.mark.parametrize("stage", ["queued", "semantic", "coarse", "fine"])
+@torch.no_grad()
+def test_cancelled_in_every_stage(fast, stage, monkeypatch):
+    source = ModelSource(fast)
+    slots = Slots(source.models, 2)
+    scheduler = Scheduler(source.models, slots)
+    rows = [make_row(source, LONG, seed=seed) for seed in range(4)]
+    passes = []
+
+    def cancel_in_the_second_pass(*args):
+        passes.append(args)
+        if len(passes) == 2 and stage == "fine":
+            rows[0].request.cancel()
+        return forward(*args)
+
+    forward = fine.bidirectional_forward
+    monkeypatch.setattr(fine, "bidirectional_forward", cancel_in_the_second_pass)
+    for row in rows:
+        scheduler.add(row)
+    while scheduler.busy:
+        if rows[0].request.status == stage != "fine":
+            rows[0].request.cancel()
+        scheduler.turn()
+    with pytest.raises(RequestCancelled, match=stage):
+        rows[0].request.result(0)
+    assert list(rows[0].request) == []
+    assert slots.take() and slots.take() and not slots.take(), "every slot was given back, once"
+    monkeypatch.undo()
+    for seed, row in list(enumerate(rows))[1:]:
+        assert_as_alone(fast, Asked(LONG, seed=seed), row.request)
+    assert len(passes) == 2 * 6 * 3 + (2 if stage == "fine" else 0), (
+        "two windows of each of the others, and what was begun"
+    )
+
+
+def test_late(fast, engine):
+    request = engine.submit(**LONG, deadline_s=1e-6)
+    with pytest.raises(DeadlineExceeded, match="1e-06 s"):
+        request.result(60)
+    with pytest.raises(DeadlineExceeded):
+        next(iter(request))
+    with pytest.raises(TimeoutError, match="within 1e-06 s, got a request that is"):
+        engine.submit(**LONG).result(1e-6)
+    is_well(fast, engine)
+
+
+@pytest.mark.parametrize("drain", [False, True])
+def test_closed_in_the_middle(fast, drain):
+    engine = BarkEngine(fast, max_rows=2)
+    requests = [engine.submit(**LONG, seed=seed) for seed in range(4)]
+    engine.close(drain=drain)
+    assert all(request.done() for request in requests)
+    for seed, request in enumerate(requests):
+        if drain:
+            assert_as_alone(fast, Asked(LONG, seed=seed), request)
+        else:
+            with pytest.raises(EngineClosed, match="closed before"):
+                request.result(0)
+    with pytest.raises(EngineClosed, match="open"):
+        engine.submit(**SHORT)
+    engine.close()
+
+
+def test_a_bug_in_the_loop_leaves_nobody_waiting(fast, monkeypatch):
+    monkeypatch.setattr(Scheduler, "turn", lambda self: 1 / 0)
+    monkeypatch.setattr("bark_accel.engine.worker.logger.disabled", True)
+    with BarkEngine(fast) as engine:
+        request = engine.submit(**LONG)
+        with pytest.raises(ZeroDivisionError):
+            request.result(60)
+        with pytest.raises(EngineClosed):
+            engine.submit(**SHORT)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_block_that_raises_cancels(fast, error):
+    with pytest.raises(error), BarkEngine(fast) as engine:
+        request = engine.submit(**LONG)
+        raise error
+    with pytest.raises(EngineClosed):
+        request.result(0)
+
+
+def test_whoever_is_interrupted_while_it_drains_cancels_the_rest(fast, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), BarkEngine(fast, max_rows=1) as engine:
+        requests = [engine.submit(**LONG) for _ in range(4)]
+        thread = engine._worker._thread
+        join, calls = thread.join, []
+
+        def interrupted():
+            calls.append(None)
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+            join()
+
+        monkeypatch.setattr(thread, "join", interrupted)
+    with pytest.raises(EngineClosed):
+        requests[-1].result(0)
+
+
+def test_closing_waits_for_one_pass_of_the_fine_stage(fast, monkeypatch):
+    engine = BarkEngine(fast)
+    passes, begun, ended = [], threading.Event(), threading.Event()
+
+    def wait_in_the_second_pass(*args):
+        passes.append(None)
+        if len(passes) == 2:
+            begun.set()
+            assert ended.wait(60)
+        return forward(*args)
+
+    forward = fine.bidirectional_forward
+    monkeypatch.setattr(fine, "bidirectional_forward", wait_in_the_second_pass)
+    request = engine.submit(**LONG)
+    assert begun.wait(60)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    wait_for(request.done)
+    ended.set()
+    closing.join(60)
+    assert not closing.is_alive() and len(passes) == 2
+
+
+ENDS = {
+    "done": ({}, lambda request: request.result(60)),
+    "cancelled": ({}, lambda request: wait_for(lambda: request.status == "coarse") or request.cancel()),
+    "late": ({"deadline_s": 0.05}, lambda request: wait_for(request.done)),
+    "failed": (
+        {"semantic_min_new_tokens": 500, "semantic_max_new_tokens": 600},
+        lambda request: wait_for(request.done),
+    ),
+    "closed": ({}, lambda request: None),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_kept_request_keeps_neither_caches_nor_the_model(end):
+    model = accelerated_copy(build(SMALL))
+    found = weakref.ref(model)
+    engine = BarkEngine(model)
+    arguments, act = ENDS[end]
+    request = engine.submit(**{**LONG, **arguments})
+    act(request)
+    engine.close()
+    assert request.done()
+    del model, arguments
+    gc.collect()
+    assert found() is None
+    assert not [each for each in gc.get_objects() if type(each) is Slots]
+    if end == "failed":
+        with pytest.raises(IndexError, match="positions") as caught:
+            request.result(0)
+        assert "in take_together" in str(caught.value.__cause__) or "check_room" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_an_engine_that_is_dropped_finishes_what_it_has_and_ends_its_thread(fast, busy):
+    before = set(threading.enumerate())
+    engine = BarkEngine(fast)
+    request = engine.submit(**LONG, seed=3)
+    if not busy:
+        finished(request)
+    del engine
+    gc.collect()
+    assert_as_alone(fast, Asked(LONG, seed=3), finished(request))
+    wait_for(lambda: set(threading.enumerate()) == before)
