@@ -11,6 +11,7 @@ from torch import Generator
 
 from bark_accel._arguments import whole_number
 from bark_accel._forked import avoid_lost_threads
+from bark_accel.decoding.graph_capture import Capturer
 from bark_accel.streaming.listening import on_current_stream
 from bark_accel.streaming.plan import StreamSpeed
 from bark_accel.streaming.policies import Chunking
@@ -31,6 +32,10 @@ class Source(Protocol):
     @property
     def models(self) -> list[CausalModel]:
         """The models of the causal stages, in their order."""
+
+    @property
+    def capturer(self) -> Capturer | None:
+        """What makes graphs of shared steps; None where there are none."""
 
     def streamer(self, **chunking: Any) -> AudioStreamer:
         """A queue to a listener; raises for bad arguments, and for a model that has changed."""
@@ -85,7 +90,7 @@ class Engine:
         self.max_queued = whole_number("max_queued", max_queued, 0)
         avoid_lost_threads()
         self._source: Source | None = make_source()
-        slots = Slots(self._source.models, self.max_rows)
+        slots = Slots(self._source.models, self.max_rows, self._source.capturer)
         self.cache_bytes = slots.nbytes
         """Bytes of the key-value caches."""
         scheduler = Scheduler(self._source.models, slots)

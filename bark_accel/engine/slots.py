@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bark_accel.decoding.graph_capture import Capturer
 from bark_accel.decoding.token_source import TokenSource
 from bark_accel.transformer.causal import CausalModel, Feed
 from bark_accel.transformer.kv_cache import KVCache
+
+from .shared_steps import SharedSteps
 
 
 class Slots:
@@ -22,15 +25,18 @@ class Slots:
         A request uses one after the other.
     count : int
         Requests at once.
+    capturer : Capturer, optional
+        Makes graphs of shared steps.
     """
 
-    def __init__(self, models: Sequence[CausalModel], count: int):
+    def __init__(self, models: Sequence[CausalModel], count: int, capturer: Capturer | None = None):
         self._free = list(range(count))
         self._caches: dict[object, KVCache] = {}
         for model in models:
             if _kind(model) not in self._caches:
                 place = model.weights.cache_dtype, model.weights.device
                 self._caches[_kind(model)] = KVCache.empty(model.spec, count, *place)
+        self._steps = {id(model): SharedSteps(model, self.cache_of(model), capturer) for model in models}
 
     @property
     def nbytes(self) -> int:
@@ -44,6 +50,10 @@ class Slots:
     def give_back(self, slot: Slot) -> None:
         """Lend it to others."""
         self._free.append(slot.index)
+
+    def steps_of(self, model: CausalModel) -> SharedSteps:
+        """Steps of a model that slots share."""
+        return self._steps[id(model)]
 
     def cache_of(self, model: CausalModel) -> KVCache:
         """The cache for a model, of all slots."""
@@ -86,23 +96,15 @@ class Step:
 def take_together(steps: Sequence[Step]) -> list[Tensor]:
     """Feed one token of each of several slots to their model at once.
 
-    What a slot gets is, to the bit on a CPU, what it gets alone: scores [1, rows] float32 of what follows.
+    What a slot gets is, to the bit on a CPU, what it gets alone: scores [1, rows] float32 of what follows, which stand
+    there up to the model's next step.
     """
-    model, device = steps[0].model, steps[0].model.weights.device
-    whole, slots = steps[0].slot.slots.cache_of(model), [step.slot.index for step in steps]
-    count = max(slots) + 1
-    ids = torch.zeros(count, 1, dtype=torch.int64, device=device)
-    ids[slots] = torch.cat([step.feed.tokens for step in steps]).to(device)
-    lengths = [-1] * count  # of idle slots
-    for step in steps:
-        lengths[step.slot.index] = step.cache.position
-    busy = torch.tensor(lengths, dtype=torch.int64, device=device)
+    model, slots = steps[0].model, steps[0].slot.slots
     first, stop = min(s.feed.rows.start for s in steps), max(s.feed.rows.stop for s in steps)
-    shared = KVCache(whole.keys[:, :count], whole.values[:, :count], busy)
-    logits = model.step_logits(ids, shared, slice(first, stop))[:, 0]
+    ids = torch.cat([step.feed.tokens for step in steps])
+    scores = slots.steps_of(model).scores([step.slot.index for step in steps], ids, slice(first, stop))
     for step in steps:
         step.cache.advance(1)
-    scores = (logits[i : i + 1] for i in slots)
     return [row[:, s.feed.rows.start - first : s.feed.rows.stop - first] for row, s in zip(scores, steps, strict=True)]
 
 

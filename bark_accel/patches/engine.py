@@ -12,6 +12,8 @@ import torch
 from torch import Generator, Tensor
 from transformers import BarkModel
 
+from bark_accel.decoding.cuda_graphs import graphs_are_on
+from bark_accel.decoding.graph_capture import Capturer, make_capturer
 from bark_accel.engine.engine import Engine
 from bark_accel.engine.errors import NotShared
 from bark_accel.engine.row import Plan
@@ -86,6 +88,11 @@ class ModelSource:
     @property
     def models(self) -> list[CausalModel]:
         return [self._models.semantic, self._models.coarse]
+
+    @property
+    def capturer(self) -> Capturer | None:
+        on = self._patch.settings.cuda_graphs and graphs_are_on()
+        return make_capturer(self._models.semantic.weights.device) if on else None
 
     def streamer(self, **chunking: Any) -> AudioStreamer:
         self._check_same()
