@@ -35,7 +35,7 @@ class Source(Protocol):
 
     @property
     def capturer(self) -> Capturer | None:
-        """What makes graphs of shared steps; None where there are none."""
+        """The maker of graphs of shared steps; None where there are none."""
 
     def streamer(self, **chunking: Any) -> AudioStreamer:
         """A queue to a listener; raises for bad arguments, and for a model that has changed."""
