@@ -144,7 +144,7 @@ def latencies(lines: list[Timeline]) -> dict[str, float]:
 
 
 class Points:
-    """What was measured, in a file that is whole after every point.
+    """The points of a load that were measured, in a file that is whole after every point.
 
     Parameters
     ----------
