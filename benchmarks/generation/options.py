@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @torch.no_grad()
-def measure(weights: str, rows: int, tokens: int, repeats: int, names: Sequence[str]) -> list[dict[str, Any]]:
+def measure(weights: str, rows: int, tokens: int, repeats: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rounds of the named options in turns: tokens a second of each text after its first, of `rows` texts at once."""
     model = random_bark("bark-small")
     config = GenerationConfigs.of(model).semantic
@@ -90,7 +90,6 @@ def measure(weights: str, rows: int, tokens: int, repeats: int, names: Sequence[
 
     for name in names:
         rate(name, 20)
-    rounds = []
     for _ in range(repeats):
         rates, drafted = {}, {}
         for name in names:
@@ -98,8 +97,7 @@ def measure(weights: str, rows: int, tokens: int, repeats: int, names: Sequence[
             rates[name] = rate(name, tokens)
             drafted[name] = counts.rounds - before
         kind = {"weights": weights, "rows": rows, "tokens": tokens}
-        rounds.append({**kind, "tokens_per_s": rates, "draft_rounds": drafted})
-    return rounds
+        yield {**kind, "tokens_per_s": rates, "draft_rounds": drafted}
 
 
 def summary(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -144,16 +142,19 @@ def main() -> None:
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     known = arguments.json is not None and arguments.json.exists()
-    rounds = json.loads(arguments.json.read_text())["rounds"] if known else []
+    rounds = json.loads(arguments.json.read_text()).get("rounds") if known else []
+    if rounds is None:
+        parser.error(f"--json: expected a new file or one with rounds, got {arguments.json}, which has none")
     for weights in arguments.weights:
         for count in arguments.rows:
-            rounds += measure(weights, count, arguments.tokens, arguments.repeats, arguments.options)
-            rows = summary(rounds)
-            for row in rows:
+            for round_ in measure(weights, count, arguments.tokens, arguments.repeats, arguments.options):
+                rounds.append(round_)
+                rows = summary(rounds)
+                if arguments.json:
+                    facts = {"machine": machine_facts(), "versions": versions(), "commit": commit()}
+                    content = {**facts, "rows": rows, "rounds": rounds}
+                    arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+            for row in summary(rounds):
                 if (row["weights"], row["rows"]) == (weights, count):
                     shown = {k: v for k, v in row.items() if k[:3] != "all"}
                     print({k: round(v, 2) if isinstance(v, float) else v for k, v in shown.items()}, flush=True)
-            if arguments.json:
-                facts = {"machine": machine_facts(), "versions": versions(), "commit": commit()}
-                content = {**facts, "rows": rows, "rounds": rounds}
-                arguments.json.write_text(json.dumps(content, indent=2) + "\n")
