@@ -33,13 +33,10 @@ def read_npz(path: Path, required: Iterable[str], optional: Iterable[str] = ()) 
     Raises
     ------
     ValueError
-        There is no such file, it is another kind of file or damaged, a required array is missing, or one is no array
-        of numbers or larger than 16 MiB, which shows before it is unpacked.
+        There is no such file, it cannot be read, is another kind of file or damaged, a required array is missing, or
+        one is no array of numbers or larger than 16 MiB, which shows before it is unpacked.
     """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"expected an .npz archive of arrays, got {path}")
+    _check_archive(path)
     required = tuple(required)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -50,6 +47,20 @@ def read_npz(path: Path, required: Iterable[str], optional: Iterable[str] = ()) 
     if not arrays.keys() >= set(required):
         raise ValueError(f"{path}: expected the keys {', '.join(required)}, got {', '.join(names[:10]) or 'none'}")
     return arrays
+
+
+def _check_archive(path: Path) -> None:
+    if os.path.isdir(path):
+        raise ValueError(f"expected an .npz file, got the folder {path}")
+    if not os.path.isfile(path):  # of pathlib's, some names raise an OSError
+        raise ValueError(f"there is no file {path}")
+    try:
+        with path.open("rb") as file:
+            known = zipfile.is_zipfile(file)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    if not known:
+        raise ValueError(f"expected an .npz archive of arrays, got {path}")
 
 
 def _read(archive: zipfile.ZipFile, key: str) -> np.ndarray:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import random
 import threading
 import zipfile
 from contextlib import suppress
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -197,11 +201,23 @@ def test_what_is_no_preset_is_refused(path, content, error, message):
 
 
 def test_what_is_no_preset_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="there is no file"):
-        load_voice_preset(tmp_path / "none.npz")
+    for name in ("none.npz", f"{'long' * 99}.npz", "zero\0.npz"):
+        with pytest.raises(ValueError, match="there is no file"):
+            load_voice_preset(tmp_path / name)
+    with pytest.raises(ValueError, match=r"expected an .npz file, got the folder"):
+        load_voice_preset(tmp_path)
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(ValueError, match=r"expected an .npz archive"):
         load_voice_preset(tmp_path / "text.npz")
+
+
+def test_a_preset_file_that_cannot_be_read_is_no_other_kind_of_file(tmp_path, monkeypatch):
+    path = tmp_path / "voice.npz"
+    save_voice_preset(path, GOOD)
+    refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    monkeypatch.setattr(Path, "open", mock.Mock(side_effect=refused))
+    with pytest.raises(ValueError, match=r"cannot read .*voice.npz: Permission denied"):
+        load_voice_preset(path)
 
 
 def test_what_cannot_be_written_is_named_not_the_draft(tmp_path):
