@@ -302,7 +302,11 @@ class TestCriteria:
         report = acceleration_report(fast)
         assert report.fallbacks == () and "EosTokenCriteria" in {r.detail[:16] for r in report.token_choices}
 
-    @pytest.mark.parametrize("ends", [{"eos_token_id": 110}, {"stopping_criteria": [EosTokenCriteria(110)]}], ids=str)
+    @pytest.mark.parametrize(
+        "ends",
+        [{"eos_token_id": 110}, {"stopping_criteria": [EosTokenCriteria(110)]}],
+        ids=lambda ends: next(iter(ends)),
+    )
     def test_an_end_beside_another_pad_token(self, small_model, ends):
         """Stock masks that token in the prompt."""
         fast = accelerated_copy(small_model, strict=False)
