@@ -171,7 +171,10 @@ class CodecPatch(StagePatch[CodecWeights]):
         """The codec runs on our kernels or on torch's own matrix products, or is compiled."""
         if self.settings.compiler is not None:
             return self.settings.compiler.backend
-        return "torch" if self._ops(device) is TORCH_CODEC else "native"
+        if super().ops_name(device) == "torch":
+            return "torch"
+        # What `"native"` refuses is told by the report's `native_fault`.
+        return "torch" if get_codec_ops("auto", device) is TORCH_CODEC else "native"
 
     def precision_name(self, dtype: torch.dtype) -> str:
         """The codec computes in float32."""

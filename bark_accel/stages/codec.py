@@ -331,7 +331,7 @@ class _Lstm:
         assert self._ops.lstm_layer is not None
         y = x
         for (inputs, bias, weight), *memory in zip(self._layers, hidden, cell, strict=True):
-            gates = self._ops.float32_linear(y.flatten(0, 1), inputs, bias).view(*y.shape[:2], -1)
+            gates = self._ops.float32_linear(y.flatten(0, 1), inputs, bias).view(*y.shape[:2], len(inputs))
             y = self._ops.lstm_layer(gates, weight, *memory)
         return y.add_(x)
 

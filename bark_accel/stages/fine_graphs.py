@@ -91,7 +91,9 @@ class WindowGraph:
         rules = SampleRules.of([(config, TokenRange(0, ids))], device)
         with torch.inference_mode(False):
             if config.do_sample:
-                self._noise = [torch.ones(rows, frames, ids, device=device) for _ in self._predicted]
+                self._noise = [
+                    torch.ones(rows, frames, ids, dtype=torch.float32, device=device) for _ in self._predicted
+                ]
         own = with_vectors(weights, self._vectors)
 
         def passes() -> None:

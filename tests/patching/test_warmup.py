@@ -102,7 +102,8 @@ def test_the_report_says_that_a_step_is_one_kernel(small_model: Any, monkeypatch
     monkeypatch.setattr(step_kind, "follows_torch", lambda device, draw: True)
     monkeypatch.setattr(_library.load(), "persistent_step", True)
     said = step_kind.step_kind(patch.settings, GPU)
-    assert said == "one compiled kernel for up to 64 tokens of up to four rows, else several; graphs of 8 tokens"
+    kernel = "one compiled kernel for all tokens of a stage or window, of up to four rows"
+    assert said == f"{kernel}, else several; graphs of 8 tokens"
 
 
 def test_the_report_of_a_cpu(small_model: Any, two_threads: None) -> None:

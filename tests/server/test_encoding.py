@@ -37,7 +37,7 @@ def test_no_thread_stays(name, speed, no_collector):
         encoded(name, speed, [])
         with Encoder(name, RATE, speed) as encoder:
             encoder.encode(SAMPLES)
-    assert len(os.listdir("/proc/self/task")) == before
+    assert len(os.listdir("/proc/self/task")) <= before  # those of an earlier test may end
 
 
 @pytest.mark.parametrize("name", FORMATS)
