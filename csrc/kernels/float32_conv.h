@@ -13,6 +13,7 @@ namespace bark_accel::BARK_ACCEL_ISA {
 
 constexpr int64_t kAhead =
     6;  // rows of a weight, which are far apart in memory, fetched before they are read
+constexpr int64_t kChain = 64;        // products: shorter chains round less, and stock's waveform is near
 constexpr int64_t kPanelsAtOnce = 4;  // of a single column: independent chains
 
 inline int64_t window_rows(const Float32ConvParams& p) { return kPanelRows + (p.taps - 1) * p.dilation; }
@@ -28,7 +29,7 @@ inline int64_t most_panels(const Float32ConvParams& p) {
 
 // Floats: a task's windows, a column panel of a group, the sums of its row panels.
 inline int64_t float32_conv_scratch(const Float32ConvParams& p) {
-  return round_up(most_panels(p) * float32_conv_window(p), kWidth) + kDepth * kPanelColumns +
+  return round_up(most_panels(p) * float32_conv_window(p), kWidth) + kChain * kPanelColumns +
          most_panels(p) * kTile;
 }
 
@@ -64,15 +65,15 @@ struct ConvGroup {
 };
 
 inline int64_t taps_at_once(const Float32ConvParams& p) {
-  return p.product.inner < kDepth ? kDepth / p.product.inner : 1;
+  return p.product.inner < kChain ? kChain / p.product.inner : 1;
 }
 
 // The group after this one; no taps behind the last.
 inline ConvGroup next_group(const Float32ConvParams& p, const ConvGroup& g) {
   const int64_t channel = g.channel + g.channels;
-  if (channel < p.product.inner) return {g.tap, 1, channel, min64(kDepth, p.product.inner - channel)};
+  if (channel < p.product.inner) return {g.tap, 1, channel, min64(kChain, p.product.inner - channel)};
   const int64_t tap = g.tap + g.taps;
-  return {tap, min64(taps_at_once(p), p.taps - tap), 0, min64(kDepth, p.product.inner)};
+  return {tap, min64(taps_at_once(p), p.taps - tap), 0, min64(kChain, p.product.inner)};
 }
 
 inline ConvGroup first_group(const Float32ConvParams& p) { return next_group(p, {0, 0, p.product.inner, 0}); }
@@ -129,11 +130,14 @@ inline void multiply_single(const Float32ConvParams& p, const float* windows, in
   for (int64_t i = 0; i < kPanelsAtOnce; ++i) at[i] = windows + min64(i, panels - 1) * size;
   VecF acc[kPanelsAtOnce] = {};
   for (int64_t tap = 0; tap < p.taps; ++tap) {
+    VecF sums[kPanelsAtOnce] = {};
     for (int64_t c = 0; c < p.product.inner; ++c) {
       const VecF w = splat(*weight++);
       BARK_UNROLL
-      for (int i = 0; i < kPanelsAtOnce; ++i) acc[i] += load(at[i] + c * window + tap * p.dilation) * w;
+      for (int i = 0; i < kPanelsAtOnce; ++i) sums[i] += load(at[i] + c * window + tap * p.dilation) * w;
     }
+    BARK_UNROLL
+    for (int i = 0; i < kPanelsAtOnce; ++i) acc[i] += sums[i];
   }
   for (int64_t i = 0; i < panels; ++i) {
     for (int64_t r = 0; r < kPanelRows && (panel + i) * kPanelRows + r < p.product.rows; ++r) {
@@ -179,7 +183,7 @@ inline void float32_conv(const Float32ConvParams& p, int64_t task_begin, int64_t
     }
     for (int64_t c = column_part * column_panels / p.column_parts;
          c < (column_part + 1) * column_panels / p.column_parts; ++c)
-      convolve_column(p, scratch, begin, end, c * kPanelColumns, columns, columns + kDepth * kPanelColumns);
+      convolve_column(p, scratch, begin, end, c * kPanelColumns, columns, columns + kChain * kPanelColumns);
   }
 }
 
