@@ -112,7 +112,7 @@ void check_as_one_kernel(Run& run, Model m, std::initializer_list<std::pair<int6
 }
 
 void as_one_kernel(Run& run) {
-  check_as_one_kernel(run, random_model(run, run.integer(1, 2), run.pick<int64_t>({16, 32})),
+  check_as_one_kernel(run, random_model(run, run.integer(1, 2), run.pick<int64_t>({16, 32, 64})),
                       {{1, 1}, {1, 1}, {1, 3}, {2, 2}, {4, 1}});
 }
 
