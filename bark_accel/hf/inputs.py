@@ -126,7 +126,9 @@ def _check_id_values(semantic: Any, offset: int, input_ids: Tensor, attention_ma
         outside &= (attention_mask[:, : input_ids.shape[1]] == 1).to(outside.device)
     if bool(outside.any()):
         got = input_ids[outside][0].item()
-        raise ValueError(f"input_ids: expected ids below {count - offset}, got {got}: is the processor this model's?")
+        raise ValueError(
+            f"input_ids: expected ids from {-offset} to {count - offset - 1}, got {got}: is the processor this model's?"
+        )
 
 
 def check_not_meta(module: Any) -> None:

@@ -20,7 +20,7 @@ def float32_conv(
 
     Output t is the sum over taps of ``joined[t + tap * dilation] @ weight[tap]``, where `joined` is `before` and then
     `input`: as many outputs as inputs. The relative error is about 3e-7 for normal data. Sums go over groups of up to
-    256 products, each in the order of taps and channels, so no element depends on the number of threads, on other rows,
+    64 products, each in the order of taps and channels, so no element depends on the number of threads, on other rows,
     or on how a longer input is cut into calls. A NaN or infinite input shows in the outputs that its taps reach.
 
     Parameters

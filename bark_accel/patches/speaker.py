@@ -216,12 +216,16 @@ def _asked(settings: Settings) -> list[Any]:
 
 
 def _float32_sums(model: BarkModel) -> str | None:
-    """Name who computes float32 blocks of tokens: each adds in another order."""
-    owner = owner_of(model.generate, ModelPatch)
-    if owner is not None and owner.settings.compiler is not None:
+    """Name who computes float32 blocks of tokens and the codec on a CPU: each adds in another order."""
+    owner, device = owner_of(model.generate, ModelPatch), device_of(model)
+    if owner is None:
+        return None
+    if owner.settings.compiler is not None:
         return f"compiled by {owner.settings.compiler.backend}"
-    chosen = None if owner is None else owner.float32_choice()
-    return None if chosen is None else f"products {chosen.products}, attention {chosen.attention}"
+    if device.type != "cpu":
+        return None
+    chosen, codec = owner.float32_choice(), f"codec {owner.codec_patch().ops_name(device)}"
+    return codec if chosen is None else f"products {chosen.products}, attention {chosen.attention}, {codec}"
 
 
 def _stream_speed(model: BarkModel, work_dir: str | Path | None) -> StreamSpeed | None:

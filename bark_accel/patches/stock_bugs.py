@@ -97,12 +97,12 @@ class StockBugs:
         """
         temperature = kwargs.get("temperature", config.temperature)
         if isinstance(temperature, str):
-            raise TypeError(f"fine temperature: expected None or a number but 0, got {temperature!r}")
+            raise TypeError(f"fine temperature: expected None or a number other than 0, got {temperature!r}")
         if temperature == 0 and self.fixes("fine_temperature_zero"):
             return None
         if temperature is not None and (temperature == 0 or math.isnan(temperature)):
             hint = "; fix_stock_bugs=['fine_temperature_zero'] takes 0.0" if temperature == 0 else ""
-            raise ValueError(f"fine temperature: expected None or a number but 0, got {temperature}{hint}")
+            raise ValueError(f"fine temperature: expected None or a number other than 0, got {temperature}{hint}")
         # None and not given are no wish; 0 and numpy's False, as other stages take them, are.
         greedy = kwargs.get("do_sample") is not None and not kwargs["do_sample"]
         if greedy and temperature not in (None, 1.0):

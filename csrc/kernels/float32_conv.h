@@ -114,12 +114,7 @@ __attribute__((noinline)) inline void multiply_taps(const float* rows, int64_t w
       }
     }
   }
-  BARK_UNROLL
-  for (int r = 0; r < kPanelRows; ++r) {
-    float* to = sums + r * kPanelColumns;
-    store(to, first ? acc[r][0] : load(to) + acc[r][0]);
-    store(to + kWidth, first ? acc[r][1] : load(to + kWidth) + acc[r][1]);
-  }
+  add_tile(acc, first, sums);
 }
 
 // The only column of kPanelsAtOnce panels: time in lanes.

@@ -59,6 +59,17 @@ inline void pack_float_columns(const Float32LinearParams& p, int64_t first, int6
   }
 }
 
+// sums[kPanelRows, kPanelColumns] (+)= a tile in registers.
+__attribute__((always_inline)) inline void add_tile(const VecF (&acc)[kPanelRows][2], bool first,
+                                                    float* sums) {
+  BARK_UNROLL
+  for (int r = 0; r < kPanelRows; ++r) {
+    float* to = sums + r * kPanelColumns;
+    store(to, first ? acc[r][0] : load(to) + acc[r][0]);
+    store(to + kWidth, first ? acc[r][1] : load(to + kWidth) + acc[r][1]);
+  }
+}
+
 // sums[kPanelRows, kPanelColumns] (+)= rows x columns over `depth`.
 __attribute__((noinline)) inline void multiply_floats(const float* rows, const float* columns, int64_t depth,
                                                       bool first, float* sums) {
@@ -72,12 +83,7 @@ __attribute__((noinline)) inline void multiply_floats(const float* rows, const f
       acc[r][1] += a * b1;
     }
   }
-  BARK_UNROLL
-  for (int r = 0; r < kPanelRows; ++r) {
-    float* to = sums + r * kPanelColumns;
-    store(to, first ? acc[r][0] : load(to) + acc[r][0]);
-    store(to + kWidth, first ? acc[r][1] : load(to + kWidth) + acc[r][1]);
-  }
+  add_tile(acc, first, sums);
 }
 
 // A finished tile, with bias, GELU and residual, to its place in the output.

@@ -394,7 +394,7 @@ BAD = {
     "codes": ({"voice": BEYOND}, ValueError, r"voice\['semantic_prompt'\]: expected codes in 0..100, got 5000..5000"),
     "pause": ({"chunk_pause_s": -0.1}, ValueError, "chunk_pause_s: expected seconds >= 0, got -0.1"),
     "taken": ({"history_prompt": {}}, ValueError, "history_prompt: expected no such argument"),
-    "fine temperature": ({"fine_temperature": 0.0}, ValueError, "fine temperature: expected None or a number but 0"),
+    "fine temperature": ({"fine_temperature": 0.0}, ValueError, "fine temperature: expected None or a number"),
     "top-k": ({"do_sample": True, "coarse_top_k": -2}, ValueError, "top_k"),
     "top-k of a stream": ({"stream": True, "do_sample": True, "semantic_top_k": -2}, ValueError, "top_k"),
     "two streamers": ({"stream": True, "coarse_streamer": "me"}, ValueError, "got both"),

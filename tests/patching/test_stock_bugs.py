@@ -237,7 +237,7 @@ def test_fine_temperature_zero(small_model, fixed):
     got = run(fixed, 0, **options, fine_temperature=0.0)[0]["fine"]
     expected = run(fixed, 0, **options, fine_temperature=None)[0]["fine"]
     assert_same_tokens("fine", expected, got)
-    with pytest.raises(ValueError, match=r"expected None or a number but 0, got nan$"):
+    with pytest.raises(ValueError, match=r"expected None or a number other than 0, got nan$"):
         fixed.generate(**options, fine_temperature=math.nan)
 
 

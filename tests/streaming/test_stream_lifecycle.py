@@ -373,7 +373,7 @@ BAD = {
     "two streamers": ({"semantic_streamer": object()}, ValueError, "got both"),
     "a voice": ({"history_prompt": "v2/en_speaker_6"}, TypeError, "history_prompt: expected a mapping"),
     "trim": ({"trim": 1}, TypeError, "trim: expected True or False, got 1"),
-    "fine temperature": ({"fine_temperature": 0.0}, ValueError, "fine temperature: expected None or a number but 0"),
+    "fine temperature": ({"fine_temperature": 0.0}, ValueError, "fine temperature: expected None or a number"),
     "semantic temperature": ({"do_sample": True, "semantic_temperature": -1.0}, ValueError, "temperature"),
     "coarse top-k": ({"do_sample": True, "coarse_top_k": -2}, ValueError, "top_k"),
 }
