@@ -227,7 +227,7 @@ def test_say_streams_into_a_pipe(checkpoint, tmp_path):
     assert "real-time factor" in result.stderr and "wrote" not in result.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guide/streaming.md"])
 def test_the_player_is_told_the_rate_of_the_small_bark(page):
     """Where a page's command names no model; the command itself says which rate its samples have."""
     result = run("say", "hello", "-o", "-", "--stream")
