@@ -79,6 +79,14 @@ def speaking_model():
     return speaking()
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder with a saved tiny model and no tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-bark")
+    build(SUNO).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def two_threads():
     before = torch.get_num_threads()

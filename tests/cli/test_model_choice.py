@@ -6,17 +6,12 @@ import pytest
 import soundfile
 import torch
 from support.bark_models import SUNO, build
-from typer.testing import CliRunner
+from support.command import run
 
 import bark_accel
 from bark_accel.cli import speech
-from bark_accel.cli.app import app
 
 CHOICES = [(), ("--weights", "int8"), ("--weights", "float16"), ("--dtype", "bfloat16"), ("--device", "cpu")]
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.mark.parametrize("command", ["say", "stream", "read"])

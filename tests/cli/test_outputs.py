@@ -9,19 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from typer.testing import CliRunner
+from support.command import run
 
 from bark_accel import small_bark_path
-from bark_accel.cli.app import app
 from bark_accel.cli.console import UserError
 from bark_accel.cli.outputs import SOUND_SUFFIXES, check_file, check_folder
 
 # Where the work would begin: none of the tests gets there.
 WORK = ("bark_accel.cli.demo.load", "bark_accel.cli.speech.load", "bark_accel.bench.models.random_bark")
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture

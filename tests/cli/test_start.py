@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from typer.testing import CliRunner
+from support.command import run
 
 import bark_accel
 from bark_accel.cli import say
-from bark_accel.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 EXTRA = ("typer", "rich", "matplotlib", "soundfile")
@@ -74,7 +73,7 @@ def fail(monkeypatch, error: Exception) -> None:
 )
 def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path, bug):
     fail(monkeypatch, bug)
-    result = CliRunner().invoke(app, ["say", "hello", "-o", str(tmp_path / "a.wav")])
+    result = run("say", "hello", "-o", str(tmp_path / "a.wav"))
     assert result.exit_code == 1 and result.exception is bug and "error:" not in result.output
 
 
@@ -83,7 +82,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path, bug):
 def test_an_expected_error_is_one_line_but_for_debugging(monkeypatch, tmp_path, expected, debug):
     fail(monkeypatch, expected)
     monkeypatch.setenv("BARK_ACCEL_DEBUG", debug)
-    result = CliRunner().invoke(app, ["say", "hello", "-o", str(tmp_path / "a.wav")])
+    result = run("say", "hello", "-o", str(tmp_path / "a.wav"))
     if debug == "1":
         assert result.exception is expected
     else:
@@ -108,7 +107,7 @@ def test_every_line_ends_where_there_is_no_terminal(tmp_path, command):
     name, *options = command.split()
     (tmp_path / "a.txt").write_text("hello")
     text = "hello" if name == "say" else str(tmp_path / "a.txt")
-    result = CliRunner().invoke(app, [name, text, *options, "-o", str(tmp_path / "a.wav")])
+    result = run(name, text, *options, "-o", str(tmp_path / "a.wav"))
     *_, progress, last, after = result.output.split("\n")
     assert last.startswith("wrote ") and after == "", result.output
     assert "wrote" not in progress and progress.strip()

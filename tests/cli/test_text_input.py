@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from support.command import run
 
-from bark_accel.cli.app import app
 from bark_accel.cli.console import UserError
 from bark_accel.cli.text_input import check_text, read_text
 
@@ -65,8 +64,8 @@ def test_standard_input_is_read(tmp_path, name, text, code, words):
 def test_a_file_reaches_the_model_in_its_encoding(tmp_path):
     (tmp_path / "a.txt").write_bytes("Zoë".encode("latin-1"))
     arguments = ["read", str(tmp_path / "a.txt"), "-o", str(tmp_path / "a.wav")]
-    assert "does not know: Zoë." in CliRunner().invoke(app, [*arguments, "--encoding", "latin-1"]).output
-    refused = CliRunner().invoke(app, arguments)
+    assert "does not know: Zoë." in run(*arguments, "--encoding", "latin-1").output
+    refused = run(*arguments)
     assert refused.exit_code == 2 and "--encoding" in refused.output
 
 
@@ -74,5 +73,5 @@ def test_a_text_in_another_encoding_than_the_terminals(tmp_path):
     """Python hands its bytes on as surrogates."""
     with pytest.raises(UserError, match="bark-accel read FILE --encoding latin-1"):
         check_text("Zo\udceb")
-    result = CliRunner().invoke(app, ["say", "Zo\udceb", "-o", str(tmp_path / "a.wav")])
+    result = run("say", "Zo\udceb", "-o", str(tmp_path / "a.wav"))
     assert result.exit_code == 2 and "read FILE --encoding" in result.output

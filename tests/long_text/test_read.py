@@ -9,19 +9,14 @@ import pytest
 import soundfile
 import torch
 from support.bark_models import SMALL, SUNO, build
+from support.command import run
 from support.tiny_text import CHUNKS, TEXT, tiny_processor
-from typer.testing import CliRunner
 
 from bark_accel import accelerate_bark, load_voice_preset, long_form
 from bark_accel.bench.models import load_bark
-from bark_accel.cli.app import app
 from bark_accel.cli.read import _write
 
 SHORT = ("--max-seconds", "0.3")
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def words(text: str) -> str:

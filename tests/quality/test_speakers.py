@@ -6,16 +6,15 @@ import sys
 
 import pytest
 import torch
+from support.command import run
 from support.parity import accelerated_copy
 from transformers import AutoProcessor
-from typer.testing import CliRunner
 
 import bark_accel.bench.speaker
 from bark_accel import small_bark_path
 from bark_accel.bench.approximations import sound_distances
 from bark_accel.bench.speaker import SpeakerEncoder, _parts, _spoken, encoder_weights
 from bark_accel.bench.voices import Held, Presets, rank_voices
-from bark_accel.cli.app import app
 from bark_accel.hf.voices import resolve_voice
 
 installed = pytest.mark.skipif(encoder_weights() is None, reason="the weights of Resemblyzer are not installed")
@@ -121,7 +120,7 @@ def test_parts_of_an_utterance(seconds, parts):
 
 def test_without_resemblyzer_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(bark_accel.bench.speaker, "find_spec", lambda name: None)
-    done = CliRunner().invoke(app, ["check", "--voices", "--minutes", "0"])
+    done = run("check", "--voices", "--minutes", "0")
     assert done.exit_code == 2 and "run pip install --no-deps resemblyzer" in " ".join(done.output.split())
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from support.command import run
 
 from bark_accel import batch_inputs
-from bark_accel.cli.app import app
 
 pa = pytest.importorskip("pyarrow", reason="Ray's data library is not installed")
 pq = pytest.importorskip("pyarrow.parquet", reason="Ray's data library is not installed")
@@ -108,7 +107,7 @@ def test_one_actor_goes_on_where_three_were_stopped(spoken, tmp_path):
     (folder / "parts/.part-000001.parquet.1.tmp").write_bytes(b"left by a process that was killed")
     pq.write_table(TEXTS, tmp_path / "texts.parquet", row_group_size=3)
     options = ["--rows-per-part", "2", "--num-gpus", "0.5", "--device", "cpu"]
-    done = CliRunner().invoke(app, ["corpus", str(tmp_path / "texts.parquet"), str(folder), *options])
+    done = run("corpus", str(tmp_path / "texts.parquet"), str(folder), *options)
     assert done.exit_code == 0, done.output
     output = " ".join(done.output.split())
     assert "14 rows, 6 of them said now" in output and "2 rows failed" in output
@@ -141,7 +140,7 @@ def test_an_actor_that_no_node_has_room_for_is_refused(cluster, tmp_path, option
     assert not (tmp_path / "out").exists()
     pq.write_table(TEXTS, tmp_path / "texts.parquet")
     arguments = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    done = CliRunner().invoke(app, ["corpus", str(tmp_path / "texts.parquet"), str(tmp_path / "out"), *arguments])
+    done = run("corpus", str(tmp_path / "texts.parquet"), str(tmp_path / "out"), *arguments)
     assert done.exit_code == 2 and f"(4 and 1), got {got}" in " ".join(done.output.split())
 
 

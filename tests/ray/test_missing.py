@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from typer.testing import CliRunner
-
-from bark_accel.cli.app import app
+from support.command import run
 
 MESSAGE = "needs Ray: pip install 'bark_accel[ray]'"
 
@@ -27,6 +25,6 @@ def test_the_package_names_its_extra(without):
 
 def test_the_command_names_it_before_any_work(without, tmp_path):
     (tmp_path / "texts.csv").write_text("text\none\n")
-    done = CliRunner().invoke(app, ["corpus", str(tmp_path / "texts.csv"), str(tmp_path / "out")])
+    done = run("corpus", str(tmp_path / "texts.csv"), str(tmp_path / "out"))
     assert done.exit_code == 2 and MESSAGE in " ".join(done.output.split())
     assert not (tmp_path / "out").exists()

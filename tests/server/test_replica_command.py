@@ -13,11 +13,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from support.command import run
 from support.servers import until
-from typer.testing import CliRunner
 
 from bark_accel.cli import serve
-from bark_accel.cli.app import app
 from bark_accel.server import cpus
 from bark_accel.server.cpus import disjoint_cpus
 from bark_accel.server.settings import Settings
@@ -93,7 +92,7 @@ def test_nothing_outlives_a_front_that_is_killed():
     ],
 )
 def test_options_that_do_not_fit(options, said):
-    result = CliRunner().invoke(app, ["serve", *options])
+    result = run("serve", *options)
     assert result.exit_code == 2 and said in " ".join(result.output.split())
 
 

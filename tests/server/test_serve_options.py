@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from typer.testing import CliRunner
+from support import command
 
 from bark_accel.cli import serve
-from bark_accel.cli.app import app
 from bark_accel.server import run
 
 
@@ -15,6 +14,6 @@ def test_a_bound_of_memory(monkeypatch, given, expected):
     settings = []
     monkeypatch.setattr(run, "run", lambda given, *_: settings.append(given))
     monkeypatch.setattr(serve.torch, "set_num_threads", lambda threads: None)
-    result = CliRunner().invoke(app, ["serve", *(() if given is None else ("--max-memory", given))])
+    result = command.run("serve", *(() if given is None else ("--max-memory", given)))
     assert result.exit_code == 0, result.output
     assert settings[0].max_memory_bytes == expected

@@ -20,7 +20,7 @@ from bark_accel.bench.ties import explaining_ties
 from bark_accel.stages.fine import FineStage
 
 INPUTS = {**texts(SMALL, [6]), "semantic_max_new_tokens": 30}
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 class Tied:
