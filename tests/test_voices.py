@@ -47,6 +47,18 @@ def test_the_length_of_a_list_is_checked_before_what_is_in_it():
         Voices.read(["no", "preset"], 3, LIMITS)
 
 
+def test_several_rows_of_each_voice_where_they_may_be():
+    """As `num_return_sequences` orders its rows."""
+    given = [preset(1), None]
+    voices = Voices.read(given, 6, LIMITS, several=True)
+    assert [p is None for p in voices.presets] == [False] * 3 + [True] * 3 and not voices.shared
+    for rows, several in ((6, False), (5, True), (1, True)):
+        with pytest.raises(ValueError, match=f"for each of {rows} rows, got a list of 2"):
+            Voices.read(given, rows, LIMITS, several=several)
+    with pytest.raises(ValueError, match="got a list of 0"):
+        Voices.read([], 2, LIMITS, several=True)
+
+
 def test_errors_name_the_argument_the_row_and_the_part():
     beyond = {**preset(), "coarse_prompt": np.full((2, 3), 64)}
     with pytest.raises(ValueError, match=r"voice\[1\]\['coarse_prompt'\]: expected codes in 0..63, got 64..64"):

@@ -68,7 +68,7 @@ class CoarsePatch(CausalPatch):
             # Bark passes its own, so this raises.
             return self.stock(semantic_output, semantic, coarse, codebook_size, **kwargs)
         rows, streamer = semantic_output.shape[0], kwargs.get("streamer")
-        voices = Voices.read(history_prompt, rows, coarse_limits(semantic, coarse, codebook_size))
+        voices = Voices.read(history_prompt, rows, coarse_limits(semantic, coarse, codebook_size), several=True)
         check_coarse_streamer(streamer, voices)
         spec = self.spec(extract.coarse_spec(semantic, coarse, codebook_size), voices)
         prepared = attempt(lambda: self.prepare(spec, coarse, rows, kwargs))

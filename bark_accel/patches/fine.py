@@ -79,7 +79,7 @@ class FinePatch(StagePatch[TransformerWeights]):
         check_fine_codebooks(self.module, fine)
         temperature = self.settings.stock_bugs.fine_temperature(fine, kwargs)
         rows, codebooks = coarse_output.shape[0], fine.n_fine_codebooks
-        voices = Voices.read(history_prompt, rows, fine_limits(fine, codebook_size))
+        voices = Voices.read(history_prompt, rows, fine_limits(fine, codebook_size), several=True)
         if coarse_output.shape[1] == 0:
             return coarse_output.new_zeros(rows, codebooks, 0)
         spec = self.spec(extract.fine_spec(semantic, coarse, fine, codebook_size), voices)

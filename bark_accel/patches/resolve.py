@@ -28,6 +28,7 @@ _KNOWN_ARGUMENTS = {"streamer", "min_eos_p", "tokenizer", "stopping_criteria", "
 _KNOWN_ARGUMENTS |= {"logits_processor"}
 # How tokens are chosen where the model is only asked for the logits after the last one.
 _MODES = {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE}
+_MODES |= {GenerationMode.GROUP_BEAM_SEARCH, GenerationMode.CONSTRAINED_BEAM_SEARCH}
 _CACHES = {None, "dynamic", "static", "offloaded", "offloaded_static", "hybrid", "sliding_window"}
 
 
@@ -155,6 +156,9 @@ def _check_steps(stage: str, config: GenerationConfig, prepared: dict[str, Any],
     mode = config.get_generation_mode()
     if mode not in _MODES:
         raise Fallback(stage, FallbackKind.GENERATION_MODE, mode.value)
+    if config.low_memory and mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        # Transformers 4 takes the model's cache apart, a beam at a time; 5 refuses.
+        raise Fallback(stage, FallbackKind.ARGUMENTS, f"{mode.value} with low_memory=True")
     # As an argument it changes nothing: Bark's stages unpack the tokens and drop the rest.
     if config.return_dict_in_generate and not (kwargs.get("return_dict_in_generate") and takes_return_dict()):
         raise Fallback(stage, FallbackKind.EXTRA_OUTPUTS, "return_dict_in_generate=True")

@@ -62,8 +62,8 @@ class StepCache:
 
     def __init__(self, own: KVCache):
         self.own = own
-        self.ids: Tensor | None = None
-        """Tokens in the cache [B, T]; None where they came as embeddings."""
+        self.ids = torch.empty(own.keys.shape[1], 0, dtype=torch.int64, device=own.keys.device)
+        """Tokens in the cache [B, T]; where they came as embeddings, a number below 0, the same for equal rows."""
 
     def get_seq_length(self, layer_idx: int = 0, cache_position: Any = None) -> int:
         """Count the tokens in the cache."""
@@ -82,12 +82,16 @@ class StepCache:
         return self.own.keys.shape[0]
 
     def reorder_cache(self, beams: Tensor) -> StepCache:
-        """Give row i what row `beams[i]` had (beam search)."""
-        end = self.own.position
+        """Give row i what row `beams[i]` had (beam search): what is copied begins where the ids of the two differ."""
+        beams = beams.to(self.ids.device)
+        moved = (beams != torch.arange(len(beams), dtype=beams.dtype, device=beams.device)).nonzero()[:, 0]
+        if len(moved) == 0:
+            return self
+        sources = beams[moved]
+        start, end = _common_prefix(self.ids[moved], self.ids[sources]), self.own.position
         for entries in (self.own.keys, self.own.values):
-            entries[:, :, :, :end] = entries[:, :, :, :end].index_select(1, beams.to(entries.device))
-        if self.ids is not None:
-            self.ids = self.ids.index_select(0, beams)
+            entries[:, moved, :, start:end] = entries[:, sources, :, start:end]
+        self.ids = self.ids[beams]
         return self
 
 
@@ -126,19 +130,19 @@ class StepForward:
 
     def _prefill(self, embeds: Tensor) -> Tensor:
         cache = self._empty(embeds.shape[0])
-        cache.ids = None
+        prompts = embeds.flatten(1).unique(dim=0, return_inverse=True)[1]
+        cache.ids = (-1 - prompts)[:, None].expand(embeds.shape[:2])
         hidden = embeds.float() + self._model.positions(0, embeds.shape[1])
         return self._model.prefill_logits(hidden, cache.own, self._head)
 
     def _feed(self, cache: StepCache, ids: Tensor) -> Tensor:
-        if cache.ids is not None:
-            cache.ids = torch.cat([cache.ids, ids], dim=1)
+        cache.ids = torch.cat([cache.ids, ids], dim=1)
         return self._model.next_logits(ids.contiguous(), cache.own, self._head)
 
     def _with_start_of(self, ids: Tensor) -> StepCache:
         """The cache, cut to what it has of a prompt; the last token is always left to be fed."""
         cache = self._cache
-        if cache is None or cache.ids is None or len(cache.ids) != len(ids):
+        if cache is None or len(cache.ids) != len(ids):
             cache = self._empty(len(ids))
         else:
             cache.own.truncate(_common_prefix(cache.ids, ids[:, :-1]))

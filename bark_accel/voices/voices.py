@@ -26,7 +26,13 @@ class Voices:
 
     @classmethod
     def read(
-        cls, given: object, rows: int, limits: Mapping[str, CodeLimits], *, name: str = "history_prompt"
+        cls,
+        given: object,
+        rows: int,
+        limits: Mapping[str, CodeLimits],
+        *,
+        name: str = "history_prompt",
+        several: bool = False,
     ) -> Voices:
         """Check what a caller passes.
 
@@ -41,6 +47,8 @@ class Voices:
             By the part's key; other parts are left out.
         name : str
             Of `given`, for errors.
+        several : bool
+            Whether a list may have one preset for as many rows each, one after the other (`num_return_sequences`).
 
         Raises
         ------
@@ -49,13 +57,14 @@ class Voices:
         """
         if not isinstance(given, (list, tuple)):
             return cls((_read_preset(given, limits, name),), shared=True)
-        if len(given) != rows:
+        each = rows // len(given) if several and given and rows % len(given) == 0 else 1
+        if each * len(given) != rows:
             raise ValueError(
                 f"{name}: expected one voice preset, or a list with one (or None) for each of {rows} rows, "
                 f"got a list of {len(given)}"
             )
-        presets = (_read_preset(preset, limits, f"{name}[{row}]") for row, preset in enumerate(given))
-        return cls(tuple(presets), shared=False)
+        presets = [_read_preset(preset, limits, f"{name}[{row}]") for row, preset in enumerate(given)]
+        return cls(tuple(preset for preset in presets for _ in range(each)), shared=False)
 
     @property
     def semantic(self) -> list[Tensor | None]:
