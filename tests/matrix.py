@@ -32,7 +32,7 @@ DOCUMENT = ROOT / "docs" / "versions.md"
 BEGIN, END = "<!-- versions: begin, written by make matrix -->\n", "<!-- versions: end -->\n"
 VERSIONS = ("4.46.3", "4.49.0", "4.52.4", "4.57.6", "5.0.0", "5.17.0", "5.23.0", "5.24.0")
 # All that runs stock beside us or reads its objects, but for what asks more of torch or of time than of Transformers.
-FULL = [f"tests/{name}" for name in ("patching", "streaming", "stages", "long_text", "suno")]
+FULL = [f"tests/{name}" for name in ("batches", "patching", "streaming", "stages", "long_text", "suno")]
 FULL += ["tests/bench/test_measure.py", "tests/bench/test_bench_models.py", "tests/cli/test_demo.py"]
 FULL += ["-k", "not (compile_backend or bark_small_shapes or fifty_generations)"]
 QUICK = [f"tests/patching/test_{name}.py" for name in ("bad_input", "fallback", "lifecycle", "submodels", "equality")]

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 from support.bark_models import SMALL, build
+from support.long_text import SAMPLED, assert_same
 from support.parity import accelerated_copy
 from support.tiny_text import CHUNKS, TEXT
-from test_long_form import SAMPLED, assert_same
 
 from bark_accel import StreamSpeed, accelerate_bark, long_form
 

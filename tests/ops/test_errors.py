@@ -1,9 +1,8 @@
-"""Every refusal: both backends raise ValueError, 'op: expected ..., got ...'."""
+"""Every refusal of a value: both backends raise ValueError, 'op: expected ..., got ...'."""
 # ruff: noqa: E501 (one table row per refusal)
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +11,8 @@ import torch
 from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
 
-from .conftest import attention_inputs, call, decode_inputs, embedding_inputs, exponential, rules
+from .conftest import exponential, rules
+from .valid_arguments import DECODE, EMBEDDING, NEEDS_GRAD, call_with, weights
 
 
 def numbers(last: float) -> torch.Tensor:
@@ -22,98 +22,6 @@ def numbers(last: float) -> torch.Tensor:
 
 def allowed(*last: int) -> torch.Tensor:
     return torch.tensor([[5, 10, 11], last])
-
-
-SAMPLE = {
-    "logits": lambda: torch.randn(2, 8),
-    "noise": lambda: exponential(2, 12),
-    "first_id": lambda: 4,
-    "allowed": lambda: torch.tensor([[5, 10, 11]]),
-    "top_k": lambda: torch.tensor([3, 0]),
-}
-EMBEDDING = dict(
-    zip(
-        ("codes", "tables", "positions"),
-        ((lambda i=i: embedding_inputs(2, 5, 4, 3, 8)[i]) for i in range(3)),
-        strict=True,
-    )
-)
-ATTENTION = dict(
-    zip(
-        ("query", "key", "value", "key_cache", "value_cache", "length"),
-        ((lambda i=i: attention_inputs(2, 3, 2, 8, 5)[i]) for i in range(6)),
-        strict=True,
-    )
-)
-DECODE_NAMES = (
-    *("ids", "token_table", "positions", "weights", "eps", "head", "head_scales", "num_heads"),
-    *("key_cache", "value_cache", "length"),
-)
-DECODE = dict(
-    zip(
-        DECODE_NAMES,
-        ((lambda i=i: decode_inputs(2, 3, 24, 2, 5, torch.int8)[i]) for i in range(11)),
-        strict=True,
-    )
-)
-FLOAT32_LINEAR = {
-    "input": lambda: torch.randn(3, 70),
-    "weight": lambda: torch.randn(5, 70),
-    "bias": lambda: torch.randn(5),
-    "residual": lambda: torch.randn(3, 5),
-}
-FLOAT32_CONV = {
-    "input": lambda: torch.randn(2, 9, 7),
-    "before": lambda: torch.randn(2, 4, 7),
-    "weight": lambda: torch.randn(3, 7, 5),
-    "bias": lambda: torch.randn(5),
-    "residual": lambda: torch.randn(2, 9, 5),
-    "dilation": lambda: 2,
-}
-LSTM_LAYER = {
-    "gates": lambda: torch.randn(2, 3, 128),
-    "weight": lambda: torch.randn(2, 32, 4, 16),
-    "hidden": lambda: torch.randn(2, 32),
-    "cell": lambda: torch.randn(2, 32),
-}
-FLOAT32_ATTENTION = {
-    "query": lambda: torch.randn(2, 3, 2, 8),
-    "key": lambda: torch.randn(2, 2, 9, 8),
-    "value": lambda: torch.randn(2, 2, 9, 8),
-    "causal": lambda: True,
-}
-INT16_LINEAR = {
-    "input": lambda: torch.randn(3, 70),
-    "weight": lambda: torch.ones(5, 70, dtype=torch.int8),
-    "scales": lambda: torch.rand(5, 2),
-    "bias": lambda: torch.randn(5),
-}
-INT16_ATTENTION = {
-    "query": lambda: torch.randn(2, 3, 2, 8),
-    "key": lambda: torch.randn(2, 2, 9, 8).half(),
-    "value": lambda: torch.randn(2, 2, 9, 8).half(),
-    "causal": lambda: True,
-}
-MULTINOMIAL = {
-    "logits": SAMPLE["logits"],
-    "generator": lambda: torch.Generator().manual_seed(0),
-    "vocab_size": lambda: 12,
-    **{key: SAMPLE[key] for key in ("first_id", "allowed", "top_k")},
-}
-VALID = {
-    "fused_sample": SAMPLE,
-    "fused_multinomial": MULTINOMIAL,
-    "codebook_embedding_sum": EMBEDDING,
-    "static_cache_attention": ATTENTION,
-    "decode_step": DECODE,
-    "float32_linear": FLOAT32_LINEAR,
-    "float32_conv": FLOAT32_CONV,
-    "lstm_layer": LSTM_LAYER,
-    "float32_attention": FLOAT32_ATTENTION,
-    "int16_linear": INT16_LINEAR,
-    "int8_linear": INT16_LINEAR,
-    "int16_attention": INT16_ATTENTION,
-}
 
 
 def filled(value: float, row: int = 1) -> torch.Tensor:
@@ -134,15 +42,6 @@ def token(value: int) -> torch.Tensor:
     return ids
 
 
-def weights(index: int, value: torch.Tensor | None, *, float_matrices: bool = False) -> list[torch.Tensor | None]:
-    """Of two layers of width 24, one entry of the second replaced (of the first: less 16): 0 norm_1, 2 qkv, 5 out, 8 norm_2, 10 and 13 MLP."""
-    dtype = torch.float32 if float_matrices else torch.int8
-    changed = decode_inputs(2, 3, 24, 2, 5, dtype)[3]
-    changed[16 + index] = value
-    return changed
-
-
-NEEDS_GRAD = "requires_grad"
 CASES: list[tuple[str, str, Any, str]] = [
     ("fused_sample", "logits", lambda: torch.randn(8), r"logits of shape \[N, L\], got \[8\]"),
     ("fused_sample", "logits", lambda: torch.randn(2, 8).double(), "logits of dtype float32, float16 or bfloat16"),
@@ -364,63 +263,6 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("int16_attention", "value", lambda: torch.randn(2, 2, 9, 8), "value of .*"),
 ]  # fmt: skip
 
-# The compiled ops only: the references take any stride.
-STRIDES: list[tuple[str, str, Callable[[], Any]]] = [
-    ("fused_sample", "logits", lambda: torch.randn(8, 2).t()),
-    ("fused_sample", "noise", lambda: exponential(12, 2).t()),
-    ("codebook_embedding_sum", "tables", lambda: [torch.randn(8, 37).t()]),
-    ("codebook_embedding_sum", "positions", lambda: torch.randn(8, 7).t()),
-    ("static_cache_attention", "query", lambda: torch.randn(2, 3, 8, 2).transpose(2, 3)),
-    ("static_cache_attention", "key", lambda: torch.randn(2, 3, 8, 2).transpose(2, 3)),
-    ("static_cache_attention", "value", lambda: torch.randn(2, 3, 8, 2).transpose(2, 3)),
-    ("static_cache_attention", "key_cache", lambda: torch.randn(2, 2, 8, 11).transpose(2, 3)),
-    ("static_cache_attention", "value_cache", lambda: torch.randn(2, 2, 8, 11).transpose(2, 3)),
-    ("decode_step", "token_table", lambda: torch.randn(24, 37).t()),
-    ("decode_step", "positions", lambda: torch.randn(24, 11).t()),
-    ("decode_step", "weights", lambda: weights(2, torch.ones(24, 72).char().t())),
-    ("decode_step", "weights", lambda: weights(15, torch.ones(2, 24).t())),
-    ("decode_step", "weights", lambda: weights(0, torch.ones(48)[::2])),
-    ("decode_step", "head", lambda: torch.ones(24, 19).char().t()),
-    ("decode_step", "key_cache", lambda: torch.randn(2, 2, 2, 12, 11).transpose(3, 4)),
-    ("decode_step", "value_cache", lambda: torch.randn(2, 2, 2, 12, 11).transpose(3, 4)),
-    ("float32_linear", "input", lambda: torch.randn(70, 3).t()),
-    ("float32_linear", "weight", lambda: torch.randn(70, 5).t()),
-    ("float32_linear", "bias", lambda: torch.randn(10)[::2]),
-    ("float32_linear", "residual", lambda: torch.randn(5, 3).t()),
-    ("float32_conv", "input", lambda: torch.randn(2, 7, 9).transpose(1, 2)),
-    ("float32_conv", "before", lambda: torch.randn(2, 7, 4).transpose(1, 2)),
-    ("float32_conv", "bias", lambda: torch.randn(10)[::2]),
-    ("float32_conv", "residual", lambda: torch.randn(2, 5, 9).transpose(1, 2)),
-    ("float32_attention", "query", lambda: torch.randn(2, 3, 8, 2).transpose(2, 3)),
-    ("float32_attention", "key", lambda: torch.randn(2, 2, 8, 9).transpose(2, 3)),
-    ("float32_attention", "value", lambda: torch.randn(2, 2, 8, 9).transpose(2, 3)),
-    ("int16_linear", "input", lambda: torch.randn(70, 3).t()),
-    ("int16_linear", "weight", lambda: torch.ones(70, 5, dtype=torch.int8).t()),
-    ("int16_linear", "scales", lambda: torch.rand(2, 5).t()),
-    ("int8_linear", "input", lambda: torch.randn(70, 3).t()),
-    ("int8_linear", "weight", lambda: torch.ones(70, 5, dtype=torch.int8).t()),
-    ("int8_linear", "scales", lambda: torch.rand(2, 5).t()),
-    ("int16_attention", "query", lambda: torch.randn(2, 3, 8, 2).transpose(2, 3)),
-    ("int16_attention", "key", lambda: torch.randn(2, 2, 8, 9).half().transpose(2, 3)),
-    ("int16_attention", "value", lambda: torch.randn(2, 2, 8, 9).half().transpose(2, 3)),
-]
-
-
-def run(backend: Any, op: str, arguments: dict[str, Any]) -> torch.Tensor:
-    named = op != "decode_step"  # takes its arguments bundled
-    return getattr(backend, op)(**arguments) if named else call(backend, op, *arguments.values())
-
-
-def call_with(backend: Any, op: str, name: str, value: Any) -> None:
-    arguments = {key: make() for key, make in VALID[op].items()}
-    arguments[name] = value
-    written = {key: arguments[key] for key in ("key_cache", "value_cache", "hidden", "cell") if key in arguments}
-    before = {key: cache.clone() for key, cache in written.items()}
-    try:
-        run(backend, op, arguments)
-    finally:
-        assert all(cache.is_meta or torch.equal(cache, before[key]) for key, cache in written.items())
-
 
 @pytest.mark.parametrize("backend", [ops, torch_ops], ids=["native", "torch"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-{c[1]}-{c[3][:24]}")
@@ -432,56 +274,6 @@ def test_refusal(backend: Any, case: tuple[str, str, Any, str]) -> None:
     assert text.startswith(f"{op}: expected ") and ", got " in text
 
 
-@pytest.mark.parametrize("case", STRIDES, ids=lambda c: f"{c[0]}-{c[1]}")
-def test_refused_strides(case: tuple[str, str, Callable[[], Any]]) -> None:
-    op, name, make = case
-    with pytest.raises(ValueError, match=f"{op}: expected .*unit stride in its last dimension, got strides"):
-        call_with(ops, op, name, make())
-
-
-CONTIGUOUS: list[tuple[str, str, Callable[[], Any]]] = [
-    ("float32_conv", "weight", lambda: torch.randn(3, 7, 6)[..., :5]),
-    ("lstm_layer", "gates", lambda: torch.randn(2, 6, 128)[:, ::2]),
-    ("lstm_layer", "weight", lambda: torch.randn(2, 32, 16, 4).transpose(2, 3)),
-    ("lstm_layer", "hidden", lambda: torch.randn(2, 33)[:, :32]),
-    ("lstm_layer", "cell", lambda: torch.randn(32, 2).t()),
-]
-
-
-@pytest.mark.parametrize("case", CONTIGUOUS, ids=lambda c: f"{c[0]}-{c[1]}")
-def test_refused_gaps(case: tuple[str, str, Callable[[], Any]]) -> None:
-    op, name, make = case
-    with pytest.raises(ValueError, match=f"{op}: expected contiguous {name}, got strides"):
-        call_with(ops, op, name, make())
-
-
-@pytest.mark.parametrize("backend", [ops, torch_ops], ids=["native", "torch"])
-def test_refused_states_that_are_one(backend: Any) -> None:
-    arguments = {key: make() for key, make in LSTM_LAYER.items()}
-    arguments["cell"] = arguments["hidden"]
-    with pytest.raises(ValueError, match="lstm_layer: expected hidden and cell in separate memory, got overlapping"):
-        run(backend, "lstm_layer", arguments)
-
-
-@pytest.mark.parametrize("name", ["key_cache", "value_cache"])
-def test_refused_overlaps(name: str) -> None:
-    with pytest.raises(ValueError, match=f"expected {name} without elements that share memory, got strides"):
-        call_with(ops, "static_cache_attention", name, ATTENTION[name]()[:1].expand(2, -1, -1, -1))
-
-
-@pytest.mark.parametrize("backend", [ops, torch_ops], ids=["native", "torch"])
-@pytest.mark.parametrize("op", ["static_cache_attention", "decode_step"])
-@pytest.mark.parametrize("dense", [True, False])
-def test_refused_caches_that_are_one(backend: Any, op: str, dense: bool) -> None:
-    arguments = {key: make() for key, make in VALID[op].items()}
-    cache = arguments["key_cache"].contiguous() if dense else arguments["key_cache"]
-    arguments["key_cache"], arguments["value_cache"] = cache, cache.view(cache.shape)
-    before = cache.clone()
-    with pytest.raises(ValueError, match="expected key_cache and value_cache in separate memory, got overlapping"):
-        run(backend, op, arguments)
-    assert torch.equal(cache, before)
-
-
 @pytest.mark.parametrize("count", [1, 5, 16, 40])
 @pytest.mark.parametrize("top_k", [0, 5])
 def test_bad_noise_never_gives_an_id_outside(count: int, top_k: int) -> None:
@@ -490,40 +282,6 @@ def test_bad_noise_never_gives_an_id_outside(count: int, top_k: int) -> None:
     for bad in (torch.full((1, count), float("nan")), -torch.rand(1, count)):
         with pytest.raises(ValueError, match="noise > 0"):
             ops.fused_sample(logits, bad, *rules(0, 0, count, top_k=top_k))
-
-
-# Not of a module: gradients asked for them are not refused.
-NEVER_PARAMETERS = {("fused_sample", "noise"), ("decode_step", "head_scales")}
-
-
-def as_parameters(value: Any) -> Any:
-    """The same with gradients asked for, in lists too."""
-    if isinstance(value, list):
-        return [as_parameters(entry) for entry in value]
-    floating = isinstance(value, torch.Tensor) and value.is_floating_point()
-    return value.detach().requires_grad_() if floating else value
-
-
-@pytest.mark.parametrize("backend", [ops, torch_ops], ids=["native", "torch"])
-@pytest.mark.parametrize(
-    "op, name", [(op, name) for op in VALID for name in VALID[op] if (op, name) not in NEVER_PARAMETERS]
-)
-def test_parameters_are_accepted_without_grad_mode(backend: Any, op: str, name: str) -> None:
-    """They are refused with it, one by one, and give the same without."""
-    results = []
-    for change in (as_parameters, lambda value: value):
-        torch.manual_seed(0)
-        arguments = {key: make() for key, make in VALID[op].items()}
-        arguments[name] = change(arguments[name])
-        if any(tensor.requires_grad for tensor in tensors_of(arguments[name])):
-            with torch.enable_grad(), pytest.raises(ValueError, match=NEEDS_GRAD):
-                run(backend, op, arguments)
-        results.append(run(backend, op, arguments))
-    assert torch.equal(*results) and not results[0].requires_grad
-
-
-def tensors_of(value: Any) -> list[torch.Tensor]:
-    return [entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, torch.Tensor)]
 
 
 def test_none_for_a_tensor_is_refused_and_holds_nothing() -> None:

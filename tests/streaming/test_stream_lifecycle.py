@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import copy
-import functools
 import gc
 import inspect
 import subprocess
@@ -18,89 +16,14 @@ import weakref
 import pytest
 import torch
 from support.bark_models import SMALL, build, preset, texts
+from support.generations import INPUTS, OPTIONS, STEPS, Generation, boom, on_call
 from support.parity import accelerated_copy
 
-from bark_accel import AudioStreamer, StreamPlan, acceleration_report, restore_bark, stream
-from bark_accel.stages.coarse import CoarseStage
-from bark_accel.stages.codec import CodecStage
-from bark_accel.stages.fine import FineStage
-from bark_accel.stages.semantic import SemanticStage
+from bark_accel import AudioStreamer, stream
 from bark_accel.streaming import listening
 
-INPUTS = texts(SMALL, [6])
-OPTIONS = {"semantic_max_new_tokens": 60, "fine_temperature": None}
-# Each stage's step, and the call of it to fail or to be cancelled in.
-STEPS = {
-    "semantic": (SemanticStage, "step", 20),
-    "coarse": (CoarseStage, "step", 30),
-    "fine": (FineStage, "_fill", 1),
-    "codec": (CodecStage, "push", 2),
-}
+pytestmark = pytest.mark.usefixtures("leaves_nothing_behind", "uncaught")
 at_every_stage = pytest.mark.parametrize("stage", STEPS)
-
-
-@pytest.fixture(scope="module")
-def fast():
-    return accelerated_copy(build(SMALL))
-
-
-@pytest.fixture(autouse=True)
-def leaves_nothing_behind(fast):
-    """No thread, no changed attribute, no second key/value cache."""
-    fast.generate(**INPUTS, **OPTIONS)
-    threads, held = set(threading.enumerate()), acceleration_report(fast).kv_cache_bytes
-    attributes = {name: dict(vars(module)) for name, module in fast.named_modules()}
-    yield
-    assert set(threading.enumerate()) == threads
-    assert acceleration_report(fast).kv_cache_bytes == held
-    assert {name: dict(vars(module)) for name, module in fast.named_modules()} == attributes
-
-
-@pytest.fixture(autouse=True)
-def uncaught():
-    """Errors that the generation's own thread ends with."""
-    errors, hook = [], threading.excepthook
-    threading.excepthook = lambda args: errors.append(args.exc_value)
-    yield errors
-    threading.excepthook = hook
-
-
-class Generation(threading.Thread):
-    """`model.generate` in a thread, as Transformers' documentation shows it."""
-
-    def __init__(self, model, streamer, **options):
-        super().__init__()
-        self.audio = None
-        self._run = lambda: model.generate(**{**INPUTS, **OPTIONS, **options}, streamer=streamer)
-        self.start()
-
-    def run(self):
-        self.audio = self._run()
-
-    def ends(self):
-        self.join(1.0)
-        return not self.is_alive()
-
-
-def on_call(monkeypatch, stage, act):
-    """Do `act` before the stage's step of that number; returns the list of steps done after it."""
-    owner, name, at = STEPS[stage]
-    step, calls, after = getattr(owner, name), [0], []
-
-    def counted(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] == at:
-            act()
-        elif calls[0] > at:
-            after.append(calls[0])
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, counted)
-    return after
-
-
-def boom():
-    raise RuntimeError("boom")
 
 
 @at_every_stage
@@ -367,111 +290,6 @@ def test_two_streams_with_one_streamer(fast):
     assert torch.cat(list(audio), dim=1).shape[1] == streamer.row_lengths_samples[0]
 
 
-BAD = {
-    "ids": ({"input_ids": torch.zeros(1, 3, dtype=torch.int64)}, ValueError, "input_ids: expected"),
-    "no ids": ({"input_ids": None}, TypeError, "input_ids: expected"),
-    "two streamers": ({"semantic_streamer": object()}, ValueError, "got both"),
-    "a voice": ({"history_prompt": "v2/en_speaker_6"}, TypeError, "history_prompt: expected a mapping"),
-    "trim": ({"trim": 1}, TypeError, "trim: expected True or False, got 1"),
-    "fine temperature": ({"fine_temperature": 0.0}, ValueError, "fine temperature: expected None or a number"),
-    "semantic temperature": ({"do_sample": True, "semantic_temperature": -1.0}, ValueError, "temperature"),
-    "coarse top-k": ({"do_sample": True, "coarse_top_k": -2}, ValueError, "top_k"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused_at_the_call(fast, case):
-    """Before a web server has sent its headers, and with the streamer free for better arguments."""
-    wrong, error, message = BAD[case]
-    state, streamer = torch.get_rng_state(), AudioStreamer(fast)
-    with pytest.raises(error, match=message):
-        stream(fast, **{**INPUTS, **OPTIONS, **wrong}, streamer=streamer)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert list(stream(fast, **INPUTS, **OPTIONS, streamer=streamer))
-
-
-def test_a_check_leaves_the_sound_as_it_is(fast):
-    torch.manual_seed(0)
-    streamer = AudioStreamer(fast)
-    generation = Generation(fast, streamer, do_sample=True)
-    expected = torch.cat(list(streamer), dim=1)
-    generation.join()
-    torch.manual_seed(0)
-    chunks = stream(fast, **INPUTS, **OPTIONS, do_sample=True)
-    assert iter(chunks) is chunks and torch.equal(torch.cat(list(chunks), dim=1), expected)
-
-
-def test_a_check_has_the_modes_of_the_generation(fast):
-    """A strict model refuses autocast, which is the calling thread's alone."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert list(stream(fast, **INPUTS, **OPTIONS))
-
-
-def test_what_a_wrapper_adds_is_not_missed_at_the_call():
-    fast = accelerated_copy(build(SMALL))
-    generate = fast.generate
-
-    @functools.wraps(generate)
-    def of_text(text, **kwargs):
-        return generate(**texts(SMALL, [len(text)]), **kwargs)
-
-    fast.generate = of_text
-    assert list(stream(fast, text="hello", **OPTIONS))
-
-
-def test_a_replaced_sub_model_is_checked_as_far_as_it_goes():
-    fast = accelerated_copy(build(SMALL), strict=False)
-    del fast.semantic.generate
-    assert list(stream(fast, **INPUTS, **OPTIONS))
-    with pytest.raises(ValueError, match="fine temperature"):
-        stream(fast, **INPUTS, fine_temperature=0.0)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"policy": "fast"}, r"policy: expected one of 'exact', 'low_latency', 'preview', got 'fast'"),
-        ({"first_chunk_frames": 0}, "first_chunk_frames: expected a whole number >= 1, got 0"),
-        ({"first_chunk_frames": 2.5}, "first_chunk_frames: expected a whole number"),
-        ({"max_chunk_frames": 29}, "max_chunk_frames: expected a whole number >= 30, got 29"),
-        ({"lookahead_frames": -1}, "lookahead_frames: expected a whole number >= 0"),
-        ({"max_queued_chunks": True}, "max_queued_chunks: expected a whole number >= 1, got True"),
-        ({"timeout": 0}, "timeout: expected None or seconds > 0, at most .*, got 0"),
-        ({"timeout": float("inf")}, "timeout: expected None or seconds > 0, at most .*, got inf"),
-        ({"start": "late"}, "start: expected one of 'soonest', 'smooth', got 'late'"),
-        ({"plan": [30]}, r"plan: expected None or a StreamPlan, got \[30\]"),
-        ({"plan": StreamPlan((30,), 15, 128), "policy": "preview"}, "plan: expected policy 'low_latency' with it"),
-        ({"speed": 2.0}, "speed: expected None or a StreamSpeed, got 2.0"),
-        ({"interleave": 1}, "interleave: expected None, True or False"),
-    ],
-)
-def test_bad_settings(fast, options, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        AudioStreamer(fast, **options)
-
-
-def test_settings_that_are_the_streamers(fast):
-    with pytest.raises(TypeError, match=r"policy: expected in streamer=AudioStreamer\(model, policy=...\)"):
-        stream(fast, **INPUTS, policy="preview")
-
-
-def test_a_model_that_is_not_accelerated():
-    model = build(SMALL)
-    for call in (AudioStreamer, stream):
-        with pytest.raises(ValueError, match="expected a BarkModel made faster with accelerate_bark"):
-            call(model)
-    fast = accelerated_copy(model)
-    streamer = AudioStreamer(fast)
-    with pytest.raises(TypeError, match="accelerate_bark"):
-        restore_bark(fast).generate(**INPUTS, **OPTIONS, streamer=streamer)
-    with pytest.raises(TypeError, match="expected an AudioStreamer, got int"):
-        stream(accelerated_copy(model), streamer=3)
-    other = accelerated_copy(model)
-    other.generation_config.sample_rate = 8_000
-    with pytest.raises(ValueError, match="expected one made for this model"):
-        stream(other, **INPUTS, streamer=AudioStreamer(accelerated_copy(model)))
-
-
 def test_a_copy_is_the_same_queue(fast):
     streamer = AudioStreamer(fast)
     assert copy.deepcopy({"streamer": streamer})["streamer"] is streamer is copy.copy(streamer)
@@ -485,60 +303,3 @@ def test_the_model_is_freed():
     del model
     gc.collect()
     assert reference() is None
-
-
-class TestAsync:
-    def test_equals_the_other_iterator(self, fast, monkeypatch):
-        ticked = threading.Event()
-        # In its coarse stage the generation waits until the event loop has had others' turns.
-        on_call(monkeypatch, "coarse", lambda: ticked.wait(60) or boom())
-
-        async def listen():
-            streamer = AudioStreamer(fast, first_chunk_frames=8)
-            generation, ticks = Generation(fast, streamer), 0
-
-            async def tick():
-                nonlocal ticks
-                while True:
-                    ticks += 1
-                    if ticks > 2:
-                        ticked.set()
-                    await asyncio.sleep(0.005)
-
-            ticking = asyncio.create_task(tick())
-            chunks = [chunk async for chunk in streamer]
-            ticking.cancel()
-            generation.join()
-            assert [chunk async for chunk in streamer] == []
-            return torch.cat(chunks, dim=1), generation.audio
-
-        got, expected = asyncio.run(listen())
-        assert torch.equal(got, expected)
-
-    def test_errors_and_timeouts(self, fast, monkeypatch, uncaught):
-        async def listen(streamer):
-            return [chunk async for chunk in streamer]
-
-        with pytest.raises(TimeoutError, match="no generation has started"):
-            asyncio.run(listen(AudioStreamer(fast, timeout=0.05)))
-        on_call(monkeypatch, "coarse", boom)
-        streamer = AudioStreamer(fast)
-        generation = Generation(fast, streamer)
-        with pytest.raises(RuntimeError, match="boom"):
-            asyncio.run(listen(streamer))
-        assert generation.ends() and streamer._async_waiters == []
-
-    def test_a_cancelled_task_leaves_the_queue_usable(self, fast):
-        async def listen():
-            streamer = AudioStreamer(fast)
-            task = asyncio.create_task(streamer.__anext__())
-            await asyncio.sleep(0.01)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            assert streamer._async_waiters == []
-            generation = Generation(fast, streamer)
-            chunks = [chunk async for chunk in streamer]
-            generation.join()
-            return chunks
-
-        assert asyncio.run(listen())
