@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BarkModel
 
-from bark_accel.hf import extract
 from bark_accel.hf.compat import prompt_argument
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops.backend import get_ops
 from bark_accel.transformer.bidirectional import bidirectional_forward
 from bark_accel.transformer.causal import CausalModel
@@ -104,7 +104,7 @@ def _fed(stage: str, module: Any, args: Any, kwargs: Any) -> Any:
 def _distances(stock: BarkModel, fed: dict[str, Fed], precision: str) -> dict[str, Distance]:
     found = {}
     for stage, module in _modules(stock).items():
-        weights = convert(extract.transformer_weights(stage, module), precision)
+        weights = convert(transformer_weights(stage, module), precision)
         score = _fine_scores if stage == "fine" else _causal_scores
         scores = score(weights, module, fed[stage].feeds)
         found[stage] = _distance(torch.cat(fed[stage].scores), torch.cat(scores))
@@ -113,7 +113,7 @@ def _distances(stock: BarkModel, fed: dict[str, Fed], precision: str) -> dict[st
 
 def _causal_scores(weights: TransformerWeights, module: Any, feeds: list[Tensor]) -> list[Tensor]:
     """Scores [1, V] after each feed; whatever is longer than a token begins anew."""
-    spec = extract.transformer_spec(module)
+    spec = transformer_spec(module)
     model, device = CausalModel(weights, spec, get_ops("auto", module.device)), module.device
     rows, scores = slice(0, spec.output_vocab_size), []
     with KVCachePool().borrow(spec, 1, weights.cache_dtype, device) as cache:
@@ -130,7 +130,7 @@ def _causal_scores(weights: TransformerWeights, module: Any, feeds: list[Tensor]
 
 def _fine_scores(weights: TransformerWeights, module: Any, feeds: list[tuple[int, Tensor]]) -> list[Tensor]:
     """Scores [T, V] of each pass."""
-    ops, spec, scores = get_ops("auto", module.device), extract.transformer_spec(module), []
+    ops, spec, scores = get_ops("auto", module.device), transformer_spec(module), []
     for codebook, codes in feeds:
         hidden = ops.codebook_embedding_sum(codes, weights.token_tables[: codebook + 1], weights.positions)
         hidden = bidirectional_forward(weights, spec, hidden, ops)

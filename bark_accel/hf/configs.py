@@ -17,8 +17,8 @@ from transformers.models.bark.generation_configuration_bark import (
 from bark_accel.stages.spec import CoarseSpec, FineSpec, SemanticSpec
 from bark_accel.voices.preset import CodeLimits
 
-from . import extract
 from .points import SUBMODELS, PatchPoint
+from .specs import coarse_spec, fine_spec, semantic_spec
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class GenerationConfigs:
 
     @property
     def semantic_spec(self) -> SemanticSpec:
-        return extract.semantic_spec(self.semantic)
+        return semantic_spec(self.semantic)
 
     @property
     def coarse_spec(self) -> CoarseSpec:
-        return extract.coarse_spec(self.semantic, self.coarse, self.codebook_size)
+        return coarse_spec(self.semantic, self.coarse, self.codebook_size)
 
     @property
     def fine_spec(self) -> FineSpec:
-        return extract.fine_spec(self.semantic, self.coarse, self.fine, self.codebook_size)
+        return fine_spec(self.semantic, self.coarse, self.fine, self.codebook_size)
 
     @property
     def code_limits(self) -> dict[str, CodeLimits]:

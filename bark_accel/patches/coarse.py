@@ -20,9 +20,10 @@ from transformers.models.bark.generation_configuration_bark import (
 
 from bark_accel.decoding.rng import fork
 from bark_accel.decoding.sampling import SamplingConfig
-from bark_accel.hf import extract
 from bark_accel.hf.configs import coarse_limits
 from bark_accel.hf.offload import device_of
+from bark_accel.hf.specs import coarse_spec
+from bark_accel.hf.transformer import transformer_spec
 from bark_accel.report import AccelerationError, Fallback, FallbackKind, attempt
 from bark_accel.stages.coarse import CoarseStage, history_lengths, row_lengths
 from bark_accel.stages.coarse_rows import CoarseRows
@@ -70,7 +71,7 @@ class CoarsePatch(CausalPatch):
         rows, streamer = semantic_output.shape[0], kwargs.get("streamer")
         voices = Voices.read(history_prompt, rows, coarse_limits(semantic, coarse, codebook_size), several=True)
         check_coarse_streamer(streamer, voices)
-        spec = self.spec(extract.coarse_spec(semantic, coarse, codebook_size), voices)
+        spec = self.spec(coarse_spec(semantic, coarse, codebook_size), voices)
         prepared = attempt(lambda: self.prepare(spec, coarse, rows, kwargs))
         padding = semantic_output == semantic.semantic_pad_token
         lengths = row_lengths(spec, semantic_output.masked_fill(padding, spec.semantic_pad_token))
@@ -153,7 +154,7 @@ class CoarsePatch(CausalPatch):
 
     def spec(self, spec: CoarseSpec, voices: Voices) -> CoarseSpec:
         """Transformers' numbers, what is fixed of its bugs, and windows as `accelerate_bark` was asked for."""
-        fill = extract.transformer_spec(self.module).block_size if self.settings.long_coarse_windows else None
+        fill = transformer_spec(self.module).block_size if self.settings.long_coarse_windows else None
         return replace(spec, codes_only=self.codes_only, rows_end=self.rows_end(voices), fill_positions=fill)
 
     def for_stock(self, spec: CoarseSpec, config: BarkCoarseGenerationConfig, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from transformers.models.bark.generation_configuration_bark import (
 from transformers.models.bark.modeling_bark import BarkFineModel
 
 from bark_accel.decoding.cuda_graphs import graphs_are_on
-from bark_accel.hf import extract
+from bark_accel.hf.codec import codec_weights
 from bark_accel.hf.configs import fine_limits
 from bark_accel.hf.offload import device_of, is_offloaded
+from bark_accel.hf.specs import fine_spec
+from bark_accel.hf.transformer import transformer_spec
 from bark_accel.ops.backend import TORCH_CODEC, get_codec_ops
 from bark_accel.ops.interface import CodecOps
 from bark_accel.report import Fallback, FallbackKind, attempt
@@ -82,7 +84,7 @@ class FinePatch(StagePatch[TransformerWeights]):
         voices = Voices.read(history_prompt, rows, fine_limits(fine, codebook_size), several=True)
         if coarse_output.shape[1] == 0:
             return coarse_output.new_zeros(rows, codebooks, 0)
-        spec = self.spec(extract.fine_spec(semantic, coarse, fine, codebook_size), voices)
+        spec = self.spec(fine_spec(semantic, coarse, fine, codebook_size), voices)
         frames = coarse_output.shape[1] // spec.num_coarse_codebooks
         if progress is not None:
             progress.begin("sound", frames)
@@ -126,7 +128,7 @@ class FinePatch(StagePatch[TransformerWeights]):
 
     def ready_stage(self, weights: TransformerWeights, spec: FineSpec) -> FineStage:
         """The stage on the weights that `prepare` gave."""
-        transformer, ops = extract.transformer_spec(self.module), self.ops(weights.device)
+        transformer, ops = transformer_spec(self.module), self.ops(weights.device)
         graphs = self.graphs if self.captures else None
         return FineStage(self.converted(weights), transformer, spec, ops, self.settings.compiler, graphs)
 
@@ -181,7 +183,7 @@ class CodecPatch(StagePatch[CodecWeights]):
         return "float32"
 
     def _read_weights(self) -> CodecWeights:
-        return extract.codec_weights(self.module)
+        return codec_weights(self.module)
 
     def ready_stage(self) -> CodecStage:
         """A stage with the codec's weights as they are now; raises `Fallback` where they cannot be used."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import BarkModel
 
-from bark_accel.hf import extract
+from bark_accel.hf.module_checks import class_name, way_out
 from bark_accel.hf.offload import is_offloaded
 from bark_accel.hf.points import SUBMODELS
 from bark_accel.report import Fallback, FallbackKind
@@ -20,7 +20,7 @@ def check_classes(model: BarkModel) -> None:
     for point in SUBMODELS.values():
         submodel = point.owner(model)
         if type(submodel) is not point.kind:
-            got = f"{extract.class_name(type(submodel))}{extract.way_out(submodel)}"
+            got = f"{class_name(type(submodel))}{way_out(submodel)}"
             raise ValueError(f"model.{point.attribute}: expected a {point.kind.__name__}, got a {got}")
     if type(model).codec_decode is not BarkModel.codec_decode:
         raise ValueError(f"{type(model).__name__}.codec_decode: expected BarkModel's own, got an override")

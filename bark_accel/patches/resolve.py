@@ -17,7 +17,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from bark_accel._arguments import name_of
 from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.hf.compat import prepare_generation, takes_return_dict
-from bark_accel.hf.extract import transformer_spec
+from bark_accel.hf.transformer import transformer_spec
 from bark_accel.report import Fallback, FallbackKind, TokenChoice
 
 from .called import Prepared, fills

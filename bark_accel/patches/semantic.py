@@ -20,11 +20,11 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.models.bark.generation_configuration_bark import BarkSemanticGenerationConfig
 
 from bark_accel.decoding.sampling import SamplingConfig
-from bark_accel.hf import extract
 from bark_accel.hf.compat import prompt_argument
 from bark_accel.hf.configs import semantic_limits
 from bark_accel.hf.inputs import check_texts
 from bark_accel.hf.offload import device_of
+from bark_accel.hf.specs import semantic_spec
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.loops import NOBODY, TokenListener, run_semantic
 from bark_accel.stages.ragged import join_rows
@@ -121,7 +121,7 @@ class SemanticPatch(CausalPatch):
         self, config: BarkSemanticGenerationConfig, rows: int, kwargs: dict[str, Any]
     ) -> tuple[TransformerWeights, SemanticSpec, SamplingConfig]:
         """Prepare a generation of `rows`; raises `Fallback` where Transformers has to run it."""
-        weights, spec = self.ready_weights(), extract.semantic_spec(config)
+        weights, spec = self.ready_weights(), semantic_spec(config)
         pad = spec.pad_token
         if config.eos_token_id != pad or pad >= self.module.config.output_vocab_size:
             detail = f"eos_token_id={config.eos_token_id}, semantic_pad_token={spec.pad_token}"

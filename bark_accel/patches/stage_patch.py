@@ -20,9 +20,9 @@ from bark_accel.decoding.cuda_graphs import GraphStore, graphs_are_on
 from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.decoding.speculation import Draft, Speculation
 from bark_accel.decoding.token_source import TokenSource
-from bark_accel.hf import extract
 from bark_accel.hf.inputs import check_not_meta
 from bark_accel.hf.offload import is_offloaded
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops.backend import Ops, get_ops, is_served, runs_natively
 from bark_accel.ops.checks import MAX_HEAD_SIZE
 from bark_accel.report import DraftCounts, Fallback, FallbackKind, FallbackLog, TokenChoice
@@ -98,8 +98,8 @@ class StagePatch(Generic[W]):
         raise NotImplementedError
 
     def _transformer_weights(self) -> TransformerWeights:
-        weights = extract.transformer_weights(self.stage, self.module)
-        size = extract.transformer_spec(self.module).head_size
+        weights = transformer_weights(self.stage, self.module)
+        size = transformer_spec(self.module).head_size
         exact = self.settings.precision == "same" and weights.dtype == torch.float32
         if not exact and size > MAX_HEAD_SIZE:
             raise Fallback(self.stage, FallbackKind.HEAD_SIZE, f"expected at most {MAX_HEAD_SIZE}, got {size}")
@@ -186,7 +186,7 @@ class CausalPatch(StagePatch[TransformerWeights]):
 
     def model(self, weights: TransformerWeights) -> CausalModel:
         """The transformer as its stage runs it."""
-        spec, ops = extract.transformer_spec(self.module), self.ops(weights.device)
+        spec, ops = transformer_spec(self.module), self.ops(weights.device)
         return CausalModel(self.converted(weights), spec, ops, self.settings.compiler)
 
     @contextmanager
@@ -232,7 +232,7 @@ class CausalPatch(StagePatch[TransformerWeights]):
             return None
         with torch.inference_mode(False), torch.no_grad():
             narrow = self.conversions.get(weights, "int8")
-        spec = extract.transformer_spec(self.module)
+        spec = transformer_spec(self.module)
         return Draft(CausalModel(narrow, spec, self.ops(weights.device)), self.draft_counts)
 
     def speculates(self, weights: TransformerWeights) -> bool:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bark_accel.hf import extract, suno_hub
+from bark_accel.hf import suno_hub
 from bark_accel.hf.configs import GenerationConfigs
+from bark_accel.hf.specs import coarse_spec, fine_spec, semantic_spec
 from bark_accel.hf.suno_checkpoint import load_suno_stage
 from bark_accel.stages.spec import CoarseSpec, FineSpec, SemanticSpec
 
@@ -39,9 +40,9 @@ class Specs:
         """Read the three generation configs."""
         semantic, coarse, fine = configs
         return cls(
-            extract.semantic_spec(semantic),
-            extract.coarse_spec(semantic, coarse, codebook_size),
-            extract.fine_spec(semantic, coarse, fine, codebook_size),
+            semantic_spec(semantic),
+            coarse_spec(semantic, coarse, codebook_size),
+            fine_spec(semantic, coarse, fine, codebook_size),
             semantic.max_new_tokens,
         )
 

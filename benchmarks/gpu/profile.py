@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bark_accel.bench.launches import device_events, kernels_per_token, stage_launches, tokens_of_a_row
 from bark_accel.bench.measure import run_once
-from bark_accel.hf import extract
+from bark_accel.hf.transformer import transformer_weights
 from bark_accel.transformer.precision import convert
 from benchmarks.gpu.generate import OURS, batch_of, case_of
 from benchmarks.gpu.plan import Job, Plan
@@ -24,7 +24,7 @@ def measure_kernels(plan: Plan, rows: Rows, job: Job) -> None:
     model = build_model(plan, job)
     case = case_of(job, 1)
     rows.add("launches", {**case, "name": "stock"}, lambda: launches(plan, model))
-    weights = convert(extract.transformer_weights("semantic", model.semantic), "float16")
+    weights = convert(transformer_weights("semantic", model.semantic), "float16")
     for size in plan.batch_sizes:
         step_case = {"shape": job.shape, "weights": "float16", "batch_size": size}
         rows.add("kernels", step_case, lambda b=size: kernels(plan, model.semantic, weights, b))

@@ -11,7 +11,7 @@ import torch
 
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
-from bark_accel.hf import extract
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops._library import load
 from bark_accel.ops.backend import get_ops
 from bark_accel.ops.graph_draw import NextStep
@@ -30,7 +30,7 @@ PRECISIONS = ("same", "float16", "bfloat16", "int8")
 def measure_steps(plan: Plan, rows: Rows, job: Job) -> None:
     """One step of the semantic model: scores and the drawn token, ids and position moved on by the device."""
     module = build_model(plan, job).semantic
-    exact = extract.transformer_weights("semantic", module)
+    exact = transformer_weights("semantic", module)
     bandwidth = read_bandwidth(plan)
     for precision in PRECISIONS:
         weights = convert(exact, precision)
@@ -41,7 +41,7 @@ def measure_steps(plan: Plan, rows: Rows, job: Job) -> None:
 
 @contextmanager
 def filled_cache(plan: Plan, module: Any, weights: Any, batch_size: int) -> Iterator[KVCache]:
-    spec, device = extract.transformer_spec(module), torch.device(plan.device)
+    spec, device = transformer_spec(module), torch.device(plan.device)
     with KVCachePool().borrow(spec, batch_size, weights.cache_dtype, device) as cache:
         cache.keys.normal_()
         cache.values.normal_()
@@ -52,7 +52,7 @@ def one_step(
     plan: Plan, module: Any, weights: Any, cache: KVCache, backend: str
 ) -> tuple[Callable[[], None], torch.Generator, CausalModel]:
     """A step after `context_tokens` tokens, the generator it draws from, and the model."""
-    spec = extract.transformer_spec(module)
+    spec = transformer_spec(module)
     allowed = TokenRange(0, min(10_000, spec.output_vocab_size))
     model = CausalModel(weights, spec, get_ops(backend, torch.device(plan.device)))
     sampler = Sampler.of(model, SamplingConfig(True, 1, temperature=0.7, top_k=50))

@@ -24,8 +24,8 @@ from transformers import BarkModel, DynamicCache
 
 from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import quiet_transformers, random_bark
-from bark_accel.hf import extract
 from bark_accel.hf.compat import cache_argument
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops.backend import get_ops
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
@@ -64,7 +64,7 @@ def stock_way(model: BarkModel) -> Way:
 
 def our_way(model: BarkModel, precision: str) -> Way:
     """`decode_step` over our static cache."""
-    weights, spec = convert(extract.transformer_weights("semantic", model.semantic), precision), _spec(model)
+    weights, spec = convert(transformer_weights("semantic", model.semantic), precision), _spec(model)
     causal = CausalModel(weights, spec, get_ops("auto", CPU))
     cache = KVCache.empty(spec, 1, weights.cache_dtype, CPU)
 
@@ -112,7 +112,7 @@ def their_way(library: Any, folder: str, precision: str, threads: int) -> Way:
 def save_for_ctranslate2(library: Any, model: BarkModel, folder: str) -> None:
     """Write the semantic transformer as CTranslate2 reads it; of the token table, the ids that have scores."""
     specs = library.specs
-    weights, spec = extract.transformer_weights("semantic", model.semantic), _spec(model)
+    weights, spec = transformer_weights("semantic", model.semantic), _spec(model)
     whole = specs.TransformerDecoderModelSpec.from_config(
         len(weights.layers), spec.num_heads, pre_norm=True, activation=specs.Activation.GELU
     )
@@ -149,7 +149,7 @@ def _set_linear(to: Any, linear: Linear) -> None:
 
 
 def _spec(model: BarkModel) -> Any:
-    return extract.transformer_spec(model.semantic)
+    return transformer_spec(model.semantic)
 
 
 def ctranslate2() -> Any:

@@ -22,7 +22,7 @@ from transformers import BarkModel
 
 from bark_accel.bench.measure import commit, machine_facts, spread_of, versions
 from bark_accel.bench.models import quiet_transformers, random_bark
-from bark_accel.hf import extract
+from bark_accel.hf.transformer import transformer_weights
 from bark_accel.ops import _library
 from bark_accel.ops.backend import get_ops
 from bark_accel.transformer.layers import linear
@@ -46,7 +46,7 @@ def steps(model: BarkModel) -> Iterator[tuple[str, Callable[[], Tensor], int]]:
 
 def products(model: BarkModel) -> Iterator[tuple[str, Callable[[], Tensor], int]]:
     """Name, call, 0: they are not bound by memory."""
-    weights, x = extract.transformer_weights("semantic", model.semantic), torch.randn(1, PROMPT_TOKENS, 768)
+    weights, x = transformer_weights("semantic", model.semantic), torch.randn(1, PROMPT_TOKENS, 768)
     native = get_ops("auto", CPU)
     for precision in PRODUCTS:
         layer = convert(weights, precision).layers[0].mlp_in

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from bark_accel.hf import extract
 from bark_accel.hf.compat import cache_argument
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops.backend import get_ops
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCachePool
@@ -57,8 +57,8 @@ class OurForward:
     """The same over our static cache, which stays borrowed; `rows` of the head."""
 
     def __init__(self, stage: str, submodel: Any, ids: Tensor, context: int, precision: str, rows: slice):
-        weights = convert(extract.transformer_weights(stage, submodel), precision)
-        spec = extract.transformer_spec(submodel)
+        weights = convert(transformer_weights(stage, submodel), precision)
+        spec = transformer_spec(submodel)
         self.model = CausalModel(weights, spec, get_ops("auto", CPU))
         self._ids, self._context, self._rows = ids, context, rows
         self._loan = KVCachePool().borrow(spec, ids.shape[0], weights.cache_dtype, CPU)

@@ -27,9 +27,9 @@ from transformers import BarkModel
 from bark_accel import accelerate_bark
 from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import load_bark, quiet_transformers, shared_copy
-from bark_accel.hf import extract
 from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.stage_trace import trace_stages
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops.backend import get_ops
 from bark_accel.stages.coarse import row_lengths
 from bark_accel.stages.spec import CoarseSpec
@@ -115,7 +115,7 @@ class Reference:
         # With stock's tokens.
         self.exact = accelerate_bark(shared_copy(stock), strict=True)
         self.spec = self.configs.coarse_spec
-        shape = extract.transformer_spec(stock.coarse_acoustics)
+        shape = transformer_spec(stock.coarse_acoustics)
         self.layouts = {"stock": self.spec, "long": replace(self.spec, fill_positions=TRAINED_POSITIONS)}
         self._shape = shape
 
@@ -151,7 +151,7 @@ class Reference:
         if weights == "same":
             return self.by_stock
         module, rows = self.stock.coarse_acoustics, slice(0, self._shape.output_vocab_size)
-        read = convert(extract.transformer_weights("coarse", module), weights)
+        read = convert(transformer_weights("coarse", module), weights)
         model, pool = CausalModel(read, self._shape, get_ops("auto", module.device)), KVCachePool()
 
         def score(prompt: Tensor, tokens: Tensor) -> Tensor:

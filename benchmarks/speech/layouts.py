@@ -24,9 +24,9 @@ from transformers import AutoProcessor, BarkModel
 from bark_accel import accelerate_bark, small_bark_path
 from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import quiet_transformers
-from bark_accel.hf import extract
 from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.presets import generate_with_presets
+from bark_accel.hf.transformer import transformer_spec
 from bark_accel.stages.fine import FineSampling, FineStage
 from bark_accel.stages.spec import FineSpec
 from bark_accel.streaming.policies import Hops, LowLatency
@@ -117,7 +117,7 @@ class Bench:
     def _stage(self, kind: type[FineStage], spec: FineSpec) -> FineStage:
         patch = self.model.fine_acoustics.generate.__self__
         weights = patch.converted(patch.prepare())
-        return kind(weights, extract.transformer_spec(patch.module), spec, patch.ops(weights.device))
+        return kind(weights, transformer_spec(patch.module), spec, patch.ops(weights.device))
 
     def _anchored_stage(self, new_frames: int) -> FineStage:
         room = self.spec.max_input_frames - new_frames

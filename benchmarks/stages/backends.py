@@ -21,7 +21,8 @@ from transformers import BarkModel
 
 from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import quiet_transformers, random_bark
-from bark_accel.hf import extract
+from bark_accel.hf.codec import codec_weights
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops.backend import get_ops
 from bark_accel.stages.codec import CodecStage
 from bark_accel.transformer.bidirectional import bidirectional_forward, compiled_bidirectional_forward
@@ -40,7 +41,7 @@ Make = Callable[[Compiler | None], Callable[[], Tensor]]
 def fine_window(model: BarkModel, weights: str) -> tuple[Callable[[], Tensor], Make]:
     """The last pass over a window of 1024 frames: scores of all frames."""
     fine, ops = model.fine_acoustics, get_ops("auto", CPU)
-    own, spec = convert(extract.transformer_weights("fine", fine), weights), extract.transformer_spec(fine)
+    own, spec = convert(transformer_weights("fine", fine), weights), transformer_spec(fine)
     codes = _ids((1, 1024, 8), 1024)
 
     def make(compiler: Compiler | None) -> Callable[[], Tensor]:
@@ -62,7 +63,7 @@ def prompt(tokens: int) -> Callable[[BarkModel, str], tuple[Callable[[], Tensor]
 
     def part(model: BarkModel, weights: str) -> tuple[Callable[[], Tensor], Make]:
         coarse, ops = model.coarse_acoustics, get_ops("auto", CPU)
-        own, spec = convert(extract.transformer_weights("coarse", coarse), weights), extract.transformer_spec(coarse)
+        own, spec = convert(transformer_weights("coarse", coarse), weights), transformer_spec(coarse)
         ids = _ids((1, tokens), 10_000)
         cache = KVCache.empty(spec, 1, own.cache_dtype, CPU)
 
@@ -82,7 +83,7 @@ def prompt(tokens: int) -> Callable[[BarkModel, str], tuple[Callable[[], Tensor]
 
 def sound(model: BarkModel, weights: str) -> tuple[Callable[[], Tensor], Make]:
     """The codec's waveform of 5 seconds; its weights are float32 always."""
-    own, codes = extract.codec_weights(model.codec_model), _ids((1, 8, 375), 1024)
+    own, codes = codec_weights(model.codec_model), _ids((1, 8, 375), 1024)
 
     def make(compiler: Compiler | None) -> Callable[[], Tensor]:
         stage = CodecStage(own, compiler)

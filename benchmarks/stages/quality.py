@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import quiet_transformers, random_bark
-from bark_accel.hf import extract
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops.backend import get_ops
 from bark_accel.transformer.bidirectional import bidirectional_forward
 from bark_accel.transformer.causal import CausalModel
@@ -34,8 +34,8 @@ CONTEXTS = {"semantic": {"257 + 100": (257, 100), "257 + 700": (257, 700)}, "coa
 
 def causal_scores(stage: str, module: Any, precision: str, prompt: int, fed: int) -> Tensor:
     """[fed + 1, V] of the same random tokens in every precision."""
-    weights = convert(extract.transformer_weights(stage, module), precision)
-    spec, model_ops = extract.transformer_spec(module), get_ops("auto", CPU)
+    weights = convert(transformer_weights(stage, module), precision)
+    spec, model_ops = transformer_spec(module), get_ops("auto", CPU)
     model, rows = CausalModel(weights, spec, model_ops), slice(0, spec.output_vocab_size)
     ids = torch.randint(0, 10_000, (1, prompt + fed), generator=torch.Generator().manual_seed(0))
     with KVCachePool().borrow(spec, 1, weights.cache_dtype, CPU) as cache:
@@ -46,10 +46,10 @@ def causal_scores(stage: str, module: Any, precision: str, prompt: int, fed: int
 
 def fine_scores(module: Any, precision: str) -> Tensor:
     """[1024, codes] of the last codebook."""
-    weights, ops = convert(extract.transformer_weights("fine", module), precision), get_ops("auto", CPU)
+    weights, ops = convert(transformer_weights("fine", module), precision), get_ops("auto", CPU)
     codes = torch.randint(0, 1024, (1, 1024, 8), generator=torch.Generator().manual_seed(0))
     hidden = ops.codebook_embedding_sum(codes, weights.token_tables, weights.positions)
-    hidden = bidirectional_forward(weights, extract.transformer_spec(module), hidden, ops)
+    hidden = bidirectional_forward(weights, transformer_spec(module), hidden, ops)
     return linear(hidden, weights.heads[-1], ops)[0]
 
 

@@ -11,7 +11,7 @@ from support.parity import accelerated_copy
 
 from bark_accel import BarkEngine
 from bark_accel.engine.shared_steps import SharedSteps
-from bark_accel.hf import extract
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops.backend import get_ops
 from bark_accel.patches.engine import ModelSource
 from bark_accel.transformer.causal import CausalModel
@@ -76,7 +76,7 @@ def test_idle_slots_are_masked_and_nothing_is_looked_at(device, monkeypatch):
     monkeypatch.setattr("bark_accel.ops.checks.is_capturing", lambda tensor: tensor.is_meta)
     monkeypatch.setattr("bark_accel.ops.checks._require_apart", lambda *arguments: None)
     module = build(SMALL).to(place).semantic
-    weights, spec = extract.transformer_weights("semantic", module), extract.transformer_spec(module)
+    weights, spec = transformer_weights("semantic", module), transformer_spec(module)
     model = CausalModel(weights, spec, get_ops("torch", place))
     cache = KVCache.empty(spec, 6, torch.float32, place)
     for tensor in (cache.keys, cache.values):
@@ -104,7 +104,7 @@ def test_idle_slots_are_masked_and_nothing_is_looked_at(device, monkeypatch):
 def test_masks_of_many_sets_of_slots(monkeypatch):
     monkeypatch.setattr("bark_accel.engine.shared_steps._MASKS", 3)
     module = build(SMALL).semantic
-    weights, spec = extract.transformer_weights("semantic", module), extract.transformer_spec(module)
+    weights, spec = transformer_weights("semantic", module), transformer_spec(module)
     model = CausalModel(weights, spec, get_ops("native", torch.device("cpu")))
     cache = KVCache.empty(spec, 6, torch.float32, torch.device("cpu"))
     shared = SharedSteps(model, cache, None)

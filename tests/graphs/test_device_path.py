@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
-from bark_accel.hf import extract
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops import reference as torch_ops
 from bark_accel.ops.backend import get_ops
 from bark_accel.transformer.causal import CausalModel
@@ -40,7 +40,7 @@ def test_a_step_over_torch_ops_needs_no_data(
     monkeypatch.setattr("bark_accel.ops.checks.is_capturing", lambda tensor: tensor.is_meta)
     monkeypatch.setattr("bark_accel.ops.checks._require_apart", lambda *arguments: None)  # they have no address either
     module = build(SMALL).to("meta").semantic
-    weights, spec = extract.transformer_weights("semantic", module), extract.transformer_spec(module)
+    weights, spec = transformer_weights("semantic", module), transformer_spec(module)
     model = CausalModel(convert(weights, precision), spec, get_ops("torch", META))
     shape = (spec.num_layers, 3, spec.num_heads, spec.block_size, spec.head_size)
     keys, values = (torch.empty(shape, dtype=model.weights.cache_dtype, device=META) for _ in range(2))
@@ -82,7 +82,7 @@ def test_attention_behind_a_mask_equals_attention_to_what_is_filled(
 @pytest.mark.parametrize("bad", ("id", "length", "idle"))
 def test_what_does_not_fit_gives_nan_and_then_an_error(bad: str) -> None:
     module = build(SMALL).semantic
-    weights, spec = extract.transformer_weights("semantic", module), extract.transformer_spec(module)
+    weights, spec = transformer_weights("semantic", module), transformer_spec(module)
     model = CausalModel(weights, spec, get_ops("torch", torch.device("cpu")))
     with KVCachePool().borrow(spec, 2, torch.float32, torch.device("cpu")) as cache:
         cache.keys.zero_(), cache.values.zero_()

@@ -22,7 +22,7 @@ from torch import nn
 
 from bark_accel import AudioStreamer, acceleration_report, free_memory, stream
 from bark_accel.decoding.sampling import SampleRules
-from bark_accel.hf import extract
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops import cuda, native, reference
 from bark_accel.ops.backend import get_ops
 from bark_accel.ops.interface import Ops
@@ -158,10 +158,10 @@ def test_a_captured_sampler_leaves_statuses_that_are_found_behind_the_graph(
 def fine_stage(model: Any, ops: Ops, layers: int = 0, precision: str = "same") -> tuple[FineStage, torch.Tensor]:
     """A stage with graphs and a window of its own model, and coarse tokens that fill it."""
     module = copy.deepcopy(model.fine_acoustics)
-    spec = extract.transformer_spec(module)
+    spec = transformer_spec(module)
     fine = FineSpec(SMALL.semantic_vocab, SMALL.codebook_size, 2, 8, spec.block_size // 2, spec.block_size)
     with torch.no_grad():
-        weights = extract.transformer_weights("fine", module)
+        weights = transformer_weights("fine", module)
         weights = convert(replace(weights, layers=weights.layers[:1] * layers or weights.layers), precision)
     coarse = torch.randint(0, fine.codebook_size, (1, fine.max_input_frames, fine.num_coarse_codebooks))
     tokens = coarse + fine.semantic_vocab_size + torch.arange(fine.num_coarse_codebooks) * fine.codebook_size
@@ -221,8 +221,8 @@ def test_what_is_captured_keeps_the_rules(
     if backend == "native":  # torch's products as on a GPU; our two kernels have no meta version of a look at data
         ops = replace(cuda.OPS, fused_sample=ops.fused_sample, codebook_embedding_sum=ops.codebook_embedding_sum)
     module = copy.deepcopy(small_model.fine_acoustics).to(META)
-    spec, (on_cpu, _) = extract.transformer_spec(module), fine_stage(small_model, ops)
-    weights = convert(extract.transformer_weights("fine", module), precision)
+    spec, (on_cpu, _) = transformer_spec(module), fine_stage(small_model, ops)
+    weights = convert(transformer_weights("fine", module), precision)
     stage = FineStage(weights, spec, on_cpu.spec, ops)
     graph = WindowGraph(OnMeta(), weights, on_cpu.spec, (2, on_cpu.spec.max_input_frames))
 

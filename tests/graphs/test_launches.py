@@ -13,7 +13,7 @@ from support.launches import Launches
 from support.parity import accelerated_copy
 
 from bark_accel.decoding import cuda_graphs as graphs
-from bark_accel.hf import extract
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops import cpu, cuda, native
 from bark_accel.ops.graph_draw import NextStep
 from bark_accel.ops.interface import Ops
@@ -28,9 +28,9 @@ from bark_accel.transformer.precision import ConvertedWeights, convert
 def test_kernels_of_a_fine_window(small_model: Any, layers: int, most: int, precision: str) -> None:
     """Of 1,951 (3,583), when every product gave float32: casts follow LayerNorms only, int8 weights have a copy."""
     module = small_model.fine_acoustics
-    spec = extract.transformer_spec(module)
+    spec = transformer_spec(module)
     fine = FineSpec(SMALL.semantic_vocab, SMALL.codebook_size, 2, 8, spec.block_size // 2, spec.block_size)
-    weights = extract.transformer_weights("fine", module)
+    weights = transformer_weights("fine", module)
     weights = convert(replace(weights, layers=weights.layers[:1] * layers), precision)
     on_cpu = Ops.of(native)
     ops = replace(cuda.OPS, fused_sample=on_cpu.fused_sample, codebook_embedding_sum=on_cpu.codebook_embedding_sum)
@@ -73,7 +73,7 @@ def test_a_tokens_graph_is_a_step_and_a_draw(
 
 @torch.no_grad()
 def test_a_look_at_the_weights_does_not_wait_for_each_matrix(small_model: Any) -> None:
-    weights = extract.transformer_weights("semantic", small_model.semantic)
+    weights = transformer_weights("semantic", small_model.semantic)
     kept = ConvertedWeights()
     first = kept.get(weights, "int8")
     with Launches() as launched:

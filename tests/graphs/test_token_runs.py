@@ -20,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.decoding.sampling import TokenRange
-from bark_accel.hf import extract
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops import cpu, step_choice, token_run
 from bark_accel.ops.interface import StepCache, StepWeights
 from bark_accel.stages import semantic
@@ -137,7 +137,7 @@ def test_ranges_of_a_launch() -> None:
 
 
 def step_of(module: Any, rows: int, precision: str = "same", **options: Any) -> tuple[StepWeights, StepCache]:
-    weights, spec = extract.transformer_weights("semantic", module), extract.transformer_spec(module)
+    weights, spec = transformer_weights("semantic", module), transformer_spec(module)
     model = CausalModel(convert(weights, precision), spec, cpu.OPS)
     cache = KVCache.empty(spec, rows, options.get("cache", model.weights.cache_dtype), torch.device("cpu"))
     return model._step, cache.tensors

@@ -8,7 +8,7 @@ from support.bark_models import SMALL, build, texts
 from support.parity import accelerated_copy, run
 
 from bark_accel import accelerate_bark, free_memory
-from bark_accel.hf import extract
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops.backend import get_ops
 from bark_accel.patches import fine
 from bark_accel.transformer.bidirectional import bidirectional_forward
@@ -31,7 +31,7 @@ def kept_packed(model, stage):
 @pytest.mark.parametrize("weights", PRECISIONS)
 def test_the_same_bits(weights, bias):
     module = build(SMALL, bias=bias).fine_acoustics
-    narrow, spec = convert(extract.transformer_weights("fine", module), weights), extract.transformer_spec(module)
+    narrow, spec = convert(transformer_weights("fine", module), weights), transformer_spec(module)
     for rows, frames in ((1, 64), (2, 50)):
         hidden = torch.randn(rows, frames, spec.width)
         with torch.no_grad():

@@ -14,7 +14,7 @@ from support.bark_models import SMALL, SUNO, build, preset, texts
 from support.parity import accelerated_copy
 
 from bark_accel import AudioStreamer, stream
-from bark_accel.hf import extract
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops.backend import get_ops
 from bark_accel.transformer.bidirectional import bidirectional_forward
 from bark_accel.transformer.causal import CausalModel
@@ -29,7 +29,7 @@ SLACK = 1.0
 
 def causal_logits(stage, module, tokens, precision="same"):
     """Logits [T, V] of teacher-forced tokens: a prefill of the first half, then one token at a time."""
-    weights, spec = convert(extract.transformer_weights(stage, module), precision), extract.transformer_spec(module)
+    weights, spec = convert(transformer_weights(stage, module), precision), transformer_spec(module)
     ops, rows = get_ops("native", CPU), []
     model, vocabulary = CausalModel(weights, spec, ops), slice(0, spec.output_vocab_size)
     with KVCachePool().borrow(spec, 1, weights.cache_dtype, CPU) as cache:
@@ -40,7 +40,7 @@ def causal_logits(stage, module, tokens, precision="same"):
 
 
 def fine_logits(module, codes, codebook, precision="same"):
-    weights, spec = convert(extract.transformer_weights("fine", module), precision), extract.transformer_spec(module)
+    weights, spec = convert(transformer_weights("fine", module), precision), transformer_spec(module)
     ops = get_ops("native", CPU)
     hidden = ops.codebook_embedding_sum(codes, weights.token_tables[: codebook + 1], weights.positions)
     head = weights.heads[codebook - module.config.n_codes_given]

@@ -13,7 +13,7 @@ from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_
 
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stream
 from bark_accel.decoding.speculation import Draft
-from bark_accel.hf import extract
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.patches.request import stage_arguments
 from bark_accel.patches.stage_patch import CausalPatch
 from bark_accel.report import DraftCounts
@@ -93,8 +93,8 @@ def drafts(request, monkeypatch, stranger):
     def draft(patch, weights, rows):
         if request.param == "another model":
             name = {"semantic": "semantic", "coarse": "coarse_acoustics"}[patch.stage]
-            weights = extract.transformer_weights(patch.stage, getattr(stranger, name))
-        model = CausalModel(weights, extract.transformer_spec(patch.module), patch.ops(weights.device))
+            weights = transformer_weights(patch.stage, getattr(stranger, name))
+        model = CausalModel(weights, transformer_spec(patch.module), patch.ops(weights.device))
         return Draft(model, patch.draft_counts)
 
     monkeypatch.setattr(CausalPatch, "draft", draft)

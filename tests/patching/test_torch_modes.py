@@ -18,7 +18,7 @@ from support.parity import (
 )
 
 from bark_accel import AudioStreamer, acceleration_report
-from bark_accel.hf.extract import coarse_spec
+from bark_accel.hf.specs import coarse_spec
 from bark_accel.hf.stage_trace import trace_stages
 from bark_accel.stages.coarse import row_lengths
 

@@ -10,7 +10,7 @@ import torch
 from support.bark_models import SMALL, build
 from torch import Tensor
 
-from bark_accel.hf import extract
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops.backend import get_ops
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache, KVCachePool
@@ -23,8 +23,8 @@ VOCABULARY = slice(0, SMALL.semantic_outputs)
 @pytest.fixture(scope="module", params=("same", "float16", "int8", "w8a8"))
 def model(request: pytest.FixtureRequest) -> CausalModel:
     module = build(SMALL).semantic
-    weights = convert(extract.transformer_weights("semantic", module), request.param)
-    return CausalModel(weights, extract.transformer_spec(module), get_ops("native", CPU))
+    weights = convert(transformer_weights("semantic", module), request.param)
+    return CausalModel(weights, transformer_spec(module), get_ops("native", CPU))
 
 
 @contextmanager

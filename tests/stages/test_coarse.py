@@ -7,7 +7,8 @@ import torch
 from support.bark_models import SMALL, SUNO, build, preset, stage_configs
 
 from bark_accel.decoding.sampling import SamplingConfig
-from bark_accel.hf import extract
+from bark_accel.hf.specs import coarse_spec
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops.backend import get_ops
 from bark_accel.stages.coarse import CoarseStage
 from bark_accel.transformer import causal as gpt
@@ -20,11 +21,9 @@ SAMPLING = SamplingConfig(do_sample=True, max_new_tokens=21, temperature=0.8, to
 
 def make_stage(model, layout):
     configs = stage_configs(model)
-    spec = extract.coarse_spec(
-        configs["semantic_generation_config"], configs["coarse_generation_config"], layout.codebook_size
-    )
-    weights = extract.transformer_weights("coarse", model.coarse_acoustics)
-    causal = CausalModel(weights, extract.transformer_spec(model.coarse_acoustics), get_ops("native", CPU))
+    spec = coarse_spec(configs["semantic_generation_config"], configs["coarse_generation_config"], layout.codebook_size)
+    weights = transformer_weights("coarse", model.coarse_acoustics)
+    causal = CausalModel(weights, transformer_spec(model.coarse_acoustics), get_ops("native", CPU))
     return CoarseStage(causal, spec), causal
 
 

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import EncodecConfig, EncodecModel
 
-from bark_accel.hf import extract
+from bark_accel.hf.codec import codec_weights
 from bark_accel.ops.backend import TORCH_CODEC
 from bark_accel.ops.cpu import CODEC
 from bark_accel.report import Fallback
@@ -53,19 +53,19 @@ def test_equals_stock(ops, options, frames):
     model = build(**options)
     codes = torch.randint(0, 1024, (2, min(8, len(model.quantizer.layers)), frames))
     expected = model.decoder(model.quantizer.decode(codes.transpose(0, 1))).squeeze(1)
-    got = CodecStage(extract.codec_weights(model), ops).run(codes)
+    got = CodecStage(codec_weights(model), ops).run(codes)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{"use_causal_conv": False}, {"norm_type": "time_group_norm"}], ids=str)
 def test_other_architectures_fall_back(options):
     with pytest.raises(Fallback, match="codec"):
-        extract.codec_weights(build(**options))
+        codec_weights(build(**options))
 
 
 @torch.no_grad()
 def test_sums_do_not_depend_on_the_number_of_threads(ops, two_threads):
-    stage = CodecStage(extract.codec_weights(build(num_filters=32)), ops)
+    stage = CodecStage(codec_weights(build(num_filters=32)), ops)
     codes = torch.randint(0, 1024, (1, 8, 300))
     made = []
     for threads in (1, 2, 3, 4):
@@ -75,7 +75,7 @@ def test_sums_do_not_depend_on_the_number_of_threads(ops, two_threads):
 
 
 def test_no_frames():
-    stage = CodecStage(extract.codec_weights(build()))
+    stage = CodecStage(codec_weights(build()))
     assert stage.decode(torch.zeros(2, 128, 0)).shape == (2, 0)
 
 
@@ -100,14 +100,14 @@ def split(frames, cuts):
 def encodec(request):
     """EnCodec's own architecture: ratios 8, 5, 4, 2."""
     model = build()
-    return model, CodecStage(extract.codec_weights(model), OPS[request.param])
+    return model, CodecStage(codec_weights(model), OPS[request.param])
 
 
 @torch.no_grad()
 def test_rows_and_chunks_have_the_bits_of_the_whole(two_threads):
     """A row of a batch sounds as it does alone, and a stream as a whole, on any number of threads: to the bit."""
     model = build(num_filters=32)
-    stage = CodecStage(extract.codec_weights(model), CODEC)
+    stage = CodecStage(codec_weights(model), CODEC)
     codes = torch.randint(0, 1024, (5, 8, 90))
     whole = stage.run(codes)
     expected = model.decoder(model.quantizer.decode(codes.transpose(0, 1))).squeeze(1)
@@ -167,7 +167,7 @@ def test_rows_that_end_at_different_times(encodec, lengths, cuts, seed):
 @pytest.mark.parametrize("sizes", [[1] * 12, [2, 9, 1], [0, 12, 0], [5, 7]], ids=str)
 @torch.no_grad()
 def test_chunks_of_odd_architectures(ops, options, sizes):
-    stage = CodecStage(extract.codec_weights(build(**options)), ops)
+    stage = CodecStage(codec_weights(build(**options)), ops)
     codes = torch.randint(0, 1024, (2, min(8, len(stage._weights.codebooks)), 12))
     torch.testing.assert_close(decode_in_chunks(stage, codes, sizes), stage.run(codes), rtol=0, atol=1e-6)
 
@@ -193,4 +193,4 @@ def test_a_stream_keeps_little(encodec):
 
 def test_only_decoders_that_cut_on_the_right_serve_rows_of_different_length():
     for ratio, expected in ((1.0, True), (0.5, False)):
-        assert CodecStage(extract.codec_weights(build(trim_right_ratio=ratio))).cuts_right_only is expected
+        assert CodecStage(codec_weights(build(trim_right_ratio=ratio))).cuts_right_only is expected

@@ -10,7 +10,8 @@ from support.bark_models import SMALL, build, preset, stage_configs, texts
 
 from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.decoding.speculation import MAX_DRAFT_TOKENS, Draft, Speculation
-from bark_accel.hf import extract
+from bark_accel.hf.specs import coarse_spec, semantic_spec
+from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops.backend import get_ops
 from bark_accel.report import DraftCounts
 from bark_accel.stages.coarse import CoarseStage
@@ -73,14 +74,14 @@ def ending():
 
 
 def causal_model(stage, module):
-    weights, spec = extract.transformer_weights(stage, module), extract.transformer_spec(module)
+    weights, spec = transformer_weights(stage, module), transformer_spec(module)
     return CausalModel(weights, spec, get_ops("native", CPU))
 
 
 def run_semantic(model, sampling, seed, draft=None, max_new_tokens=60, *, inputs=INPUTS, stop_tokens=(EOS,)):
     """Tokens and the generator's end state. Without `stop_tokens` an end is a token like the others."""
     causal = causal_model("semantic", model.semantic)
-    spec = extract.semantic_spec(stage_configs(model)["semantic_generation_config"])
+    spec = semantic_spec(stage_configs(model)["semantic_generation_config"])
     config = SamplingConfig(max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, pad_token=EOS, **sampling)
     torch.manual_seed(seed)
     stage, token_source = SemanticStage(causal, spec), None if draft is None else Speculation(causal, draft)
@@ -99,9 +100,7 @@ def semantic_draft(script):
 
 def run_coarse(model, sampling, seed, draft=None, history=None, semantic_tokens=50):
     configs = stage_configs(model)
-    spec = extract.coarse_spec(
-        configs["semantic_generation_config"], configs["coarse_generation_config"], SMALL.codebook_size
-    )
+    spec = coarse_spec(configs["semantic_generation_config"], configs["coarse_generation_config"], SMALL.codebook_size)
     causal = causal_model("coarse", model.coarse_acoustics)
     config = SamplingConfig(max_new_tokens=spec.window_tokens, **sampling)
     semantic = torch.randint(0, EOS, (1, semantic_tokens), generator=torch.Generator().manual_seed(seed))
