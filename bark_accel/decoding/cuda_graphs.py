@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from bark_accel.ops.checks import raise_bad_rows
 from bark_accel.ops.device import synchronize
 from bark_accel.ops.graph_draw import NextStep, advance, follows_torch, states_after
+from bark_accel.ops.sample_checks import raise_bad_rows
 from bark_accel.ops.step_choice import keep, of_trial
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache

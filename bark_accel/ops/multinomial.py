@@ -18,7 +18,8 @@ from torch import Tensor
 
 from . import _library
 from ._compiled import kernel, op
-from .checks import check_source, require
+from .checks import require
+from .sample_checks import check_source
 
 STATE_BYTES = 5056  # of a CPU generator
 # Sizes around a SIMD width, a generator block (312 entries) and torch's grain of parallelism (32768).

@@ -5,9 +5,9 @@ call them under ``torch.no_grad()``.
 
 Beyond the CPU, nothing of a decode step waits for the device, so that a CUDA graph can hold it: attention runs over the
 whole cache, behind a mask (what is not valid yet has to be finite), and ids, codes and lengths that do not fit give
-NaN, which the samplers refuse; nothing is written to the cache then. While a graph is captured a sampler
-cannot refuse: the id of such a row is minus one of `op_checks.NOT_FINITE`, `ALL_MASKED`, `BAD_NOISE`. The int16 ops,
-which are about speed on CPUs, are float16 products there, for tensor cores.
+NaN, which the samplers refuse; nothing is written to the cache then. While a graph is captured a sampler cannot refuse:
+the id of such a row is minus one of the status codes of `sample_checks`. The int16 ops, which are about speed on CPUs,
+are float16 products there, for tensor cores.
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ from .block_checks import (
     check_lstm_layer_inputs,
 )
 from .checks import (
-    ALL_MASKED,
-    BAD_NOISE,
     INT8_GROUP,
     NEG_INF,
-    NOT_FINITE,
     check_attention_inputs,
     check_decode_inputs,
     check_embedding_inputs,
+)
+from .interface import StepCache, StepWeights
+from .sample_checks import (
+    ALL_MASKED,
+    BAD_NOISE,
+    NOT_FINITE,
     check_noise,
     check_sample_inputs,
     check_source,
     raise_bad_rows,
 )
-from .interface import StepCache, StepWeights
 
 
 def fused_sample(

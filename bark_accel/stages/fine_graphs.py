@@ -19,7 +19,7 @@ from bark_accel.decoding.graph_capture import Capturer, has_graphs, make_capture
 from bark_accel.decoding.kept_graphs import KeptGraphs
 from bark_accel.decoding.sampling import SampleRules, SamplingConfig, TokenRange
 from bark_accel.ops.backend import Ops
-from bark_accel.ops.checks import raise_bad_rows
+from bark_accel.ops.sample_checks import raise_bad_rows
 from bark_accel.transformer.weights import TransformerWeights, map_tensors, tensors_of
 
 from .spec import FineSpec
