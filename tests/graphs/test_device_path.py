@@ -145,7 +145,7 @@ def test_int16_ops_are_float16_beyond_the_cpu(monkeypatch: pytest.MonkeyPatch, p
     assert set(seen) == {torch.float32 if path == "host" else torch.float16}
 
 
-def test_a_whole_prompt_is_left_to_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_prompt_is_left_to_flash_attention() -> None:
     """Which takes causal, but no mask."""
     heads = torch.randn(3, 1, 6, 2, 8).half()
     with mock.patch.object(

@@ -228,7 +228,7 @@ def test_no_case_hangs_on_a_rounding() -> None:
         assert device_check.first_difference(candidate(fused_sample=nearly), torch_ops, CPU) is None
 
 
-def test_it_leaves_no_trace_and_minds_no_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_leaves_no_trace_and_minds_no_default() -> None:
     state = torch.get_rng_state()
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")

@@ -203,7 +203,7 @@ def test_what_is_missing_or_slow_is_not_taken():
     assert float32_choice._fastest({"torch": slow, "native": slow, "onednn": missing}) in ("torch", "native")
 
 
-def test_a_process_without_a_home(tmp_path):
+def test_a_process_without_a_home():
     code = "from bark_accel.ops import float32_choice as f; f.cpu_model = lambda: 'new'; print(f.choice())"
     environment = {k: v for k, v in os.environ.items() if k not in ("XDG_CACHE_HOME", VARIABLE)}
     environment["HOME"] = "/proc/nowhere"

@@ -98,7 +98,7 @@ def test_its_tokens_are_those_of_float64_options(small_model, monkeypatch, narro
     torch.testing.assert_close(got, fast.generate(**INPUTS, **EVERY), rtol=0, atol=0)
 
 
-def test_the_mode_sees_float64(small_model, monkeypatch):
+def test_the_mode_sees_float64(small_model):
     fast = accelerate_bark(copy.deepcopy(small_model), backend="torch")
     with pytest.raises(TypeError, match=r"expected no torch\.float64"), NoFloat64():
         fast.generate(**INPUTS, temperature=0.8)
