@@ -15,7 +15,7 @@ from transformers import BarkModel
 from transformers.models.bark import modeling_bark as hf
 
 from bark_accel import accelerate_bark, acceleration_report, small_bark_path
-from bark_accel.hf.module_checks import _BETTER_TRANSFORMER, class_name
+from bark_accel.hf.module_checks import BETTER_TRANSFORMER, class_name
 
 INPUTS = texts(SMALL, [4, 9])
 SHORT = {"semantic_max_new_tokens": 30, "do_sample": True, "fine_temperature": 0.7}
@@ -39,7 +39,7 @@ def better_transformer(monkeypatch) -> Any:
             pass
         else:
             return BarkModel.to_bettertransformer
-    place, _, name = _BETTER_TRANSFORMER.rpartition(".")
+    place, _, name = BETTER_TRANSFORMER.rpartition(".")
     kind = type(name, (hf.BarkSelfAttention,), {"__module__": place})
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -59,7 +59,7 @@ def better_transformer(monkeypatch) -> Any:
 
 def test_better_transformer(small_model, better_transformer):
     fast = accelerate_bark(better_transformer(copy.deepcopy(small_model)), strict=True)
-    assert class_name(type(fast.semantic.layers[0].attn)) == _BETTER_TRANSFORMER
+    assert class_name(type(fast.semantic.layers[0].attn)) == BETTER_TRANSFORMER
     assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT)
 
 
