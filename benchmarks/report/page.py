@@ -16,7 +16,7 @@ from benchmarks.report.summarise import table
 from benchmarks.speech import figures
 
 STAGES = ("semantic", "coarse", "fine", "codec", "total")
-_NOT_MEASURED = "Not measured in this state."
+_NOT_MEASURED = "There is no result file yet."
 
 
 def generations(records: list[dict[str, Any]]) -> str:
