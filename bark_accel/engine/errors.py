@@ -6,7 +6,7 @@ import traceback
 
 
 class EngineBusy(RuntimeError):
-    """Raised by `submit` where as many requests wait as may wait."""
+    """Raised by `submit` when `max_queued` requests wait already."""
 
 
 class EngineClosed(RuntimeError):

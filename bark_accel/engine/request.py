@@ -32,13 +32,13 @@ class SpeechRequest:
     Attributes
     ----------
     seed : int
-        Of its random numbers.
+        Seed of its random numbers.
     sampling_rate : int
         Samples per second.
     status : {"queued", "semantic", "coarse", "fine", "done"}
         Where it stands; a request that failed or was cancelled is done.
     seconds_taken : float
-        Seconds from the row that it got to its end, well or not; 0 before.
+        Seconds from getting a row to its end, whether it succeeded or not; 0 before the end.
     preset : dict, optional
         The voice preset that it makes (int64 arrays), once it is done; None for `policy="preview"`.
     """

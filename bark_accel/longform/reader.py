@@ -68,13 +68,13 @@ class SpokenChunk:
     Parameters
     ----------
     index : int
-        Of the chunk, from 0.
+        Number of the chunk, from 0.
     text : str
-        Of the whole chunk.
+        Text of the whole chunk.
     audio : Tensor
         [S] float32 on the CPU; may be empty.
     pause_samples : int
-        Of silence that follow: 0 unless `final`, and after the last chunk.
+        Samples of silence that follow: 0 unless `final`, and after the last chunk.
     final : bool
         The chunk ends with this audio. Always true without `stream=True`.
     preset : dict, optional

@@ -69,7 +69,7 @@ def accelerate_bark(
     weights : {"same", "float16", "bfloat16", "int8", "w8a8"}
         Precision of the matrices: the model's own, or a smaller one, which is faster and changes the result: the
         smaller copies stand beside the model's own weights. `"w8a8"` is `"int8"` with activations of 8 bits too in
-        prompts and the fine stage: faster on a CPU, and half again as far from float32.
+        prompts and the fine stage: faster on a CPU, and in the fine stage half again as far from float32.
     backend : {"auto", "native", "torch"}
         `"native"` uses the compiled ops (CPU, or CUDA where they were built for it), `"torch"` plain torch on any
         device, `"auto"` the compiled ops where they exist. At first use on a GPU they are compared with plain torch
@@ -92,8 +92,8 @@ def accelerate_bark(
         sampling option or place of the weights is new, and kept. The tokens stay the same. Without effect on other
         devices, and where `speculate` drafts.
     attention : {"sdpa", "flash_attn"}
-        Of blocks of tokens (prompts, the fine stage) with weights of 16 bits or fewer on an NVIDIA GPU: torch's own,
-        or the `flash-attn` package's.
+        Attention of blocks of tokens (prompts, the fine stage) with weights of 16 bits or fewer on an NVIDIA GPU:
+        torch's own, or that of the package `flash-attn`.
     fit_windows : bool
         Approximate: end a fine window 8 to 71 frames after its last frame (a multiple of 64), instead of computing 1024
         frames for any utterance; of a model with other windows, the same part of them. The fine codes (not the semantic

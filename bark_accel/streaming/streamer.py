@@ -53,9 +53,9 @@ class AudioStreamer:
     model : BarkModel
         Accelerated; the streamer takes the sampling rate from it and does not keep it.
     policy : {"low_latency", "exact", "preview"}
-        `"exact"`: a frame's codes are final as in Transformers, which hardly streams below 15 s. `"low_latency"`:
-        the fine stage runs on what is there, `lookahead_frames` beyond each chunk; the codes differ from those of the
-        whole utterance. `"preview"`: the coarse codebooks only, no fine stage.
+        `"exact"`: Transformers' own codes; no sound before the first fine window is full (13.7 s of speech) or the
+        utterance has ended. `"low_latency"`: the fine stage runs on the frames there are, `lookahead_frames` beyond
+        each chunk; the codes differ from those of the whole utterance. `"preview"`: the coarse codebooks only.
     first_chunk_frames, max_chunk_frames : int
         Length of the first chunk and bound of the later ones (75 frames a second). Low-latency chunks double in
         length on an accelerator and go to the bound at once on a CPU, unless they are planned; a preview's all have the
