@@ -9,7 +9,8 @@ from torch import Tensor
 from bark_accel.hf.offload import device_of
 from bark_accel.hf.presets import presets_of
 from bark_accel.report import Fallback, FallbackKind
-from bark_accel.stages.fine import FineSampling, FineStage
+from bark_accel.stages.fine import FineStage
+from bark_accel.stages.fine_sampling import FineSampling
 from bark_accel.stages.loops import TokenListener, run_coarse, run_semantic
 from bark_accel.streaming.pipeline import ChunkDecoder, repad
 from bark_accel.streaming.policies import Policy, make_policy

@@ -26,8 +26,9 @@ from bark_accel.ops.interface import CodecOps
 from bark_accel.report import Fallback, FallbackKind, attempt
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.codec_weights import CodecWeights
-from bark_accel.stages.fine import FineSampling, FineStage, row_frames
+from bark_accel.stages.fine import FineStage, row_frames
 from bark_accel.stages.fine_graphs import WindowGraphs
+from bark_accel.stages.fine_sampling import FineSampling
 from bark_accel.stages.ragged import join_rows
 from bark_accel.stages.spec import FineSpec
 from bark_accel.transformer.packing import packed

@@ -14,7 +14,8 @@ from bark_accel.engine.row import Plan
 from bark_accel.hf.presets import presets_of
 from bark_accel.stages.coarse import CoarseStage, CoarseState
 from bark_accel.stages.codec import CodecStage
-from bark_accel.stages.fine import FineSampling, FineStage
+from bark_accel.stages.fine import FineStage
+from bark_accel.stages.fine_sampling import FineSampling
 from bark_accel.stages.semantic import SemanticStage, SemanticState
 from bark_accel.streaming.pipeline import ChunkDecoder, repad
 from bark_accel.streaming.policies import Chunking, Policy, Preview, Whole, make_policy

@@ -16,7 +16,7 @@ from bark_accel.decoding.speculation import Speculation
 from bark_accel.hf.offload import device_of
 from bark_accel.report import DraftCounts
 from bark_accel.stages.coarse import CoarseStage, history_lengths
-from bark_accel.stages.fine import FineSampling
+from bark_accel.stages.fine_sampling import FineSampling
 from bark_accel.stages.spec import FIT_PADDING, CoarseSpec, FineSpec
 from bark_accel.streaming.plan import StreamPlan, StreamSpeed, Utterance, plan_stream
 from bark_accel.streaming.policies import Chunking

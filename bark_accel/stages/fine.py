@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 from bark_accel.decoding.sampling import SampleRules, TokenRange, drawing
 from bark_accel.ops.backend import Ops
@@ -20,24 +20,9 @@ from bark_accel.transformer.layers import linear, output_rows
 from bark_accel.transformer.spec import TransformerSpec
 from bark_accel.transformer.weights import TransformerWeights
 
-from .fine_graphs import WindowGraphs, fine_config
+from .fine_graphs import WindowGraphs
+from .fine_sampling import FineSampling, fine_config
 from .spec import ENDED, FineSpec
-
-
-@dataclass
-class FineSampling:
-    """Settings by which codes are chosen.
-
-    `temperature` None or 1.0 takes the most likely code, anything else draws one (as in Transformers), from
-    `generator` or, without one, from `source`: the generation's, by default the device's own. `draw`, if given, takes
-    codes [N] int64 from logits [N, ids] instead. `before_pass` is called before each pass over a window.
-    """
-
-    temperature: float | None
-    generator: Generator | None = None
-    before_pass: Callable[[], None] | None = None
-    source: Generator | None = None
-    draw: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass

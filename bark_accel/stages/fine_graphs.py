@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
 from bark_accel.decoding.graph_capture import Capturer, has_graphs, make_capturer, why_not
 from bark_accel.decoding.kept_graphs import KeptGraphs
-from bark_accel.decoding.sampling import SampleRules, SamplingConfig, TokenRange
+from bark_accel.decoding.sampling import SampleRules, TokenRange
 from bark_accel.ops.backend import Ops
 from bark_accel.ops.sample_checks import raise_bad_rows
 from bark_accel.transformer.weights import TransformerWeights, map_tensors, tensors_of
 
+from .fine_sampling import FineSampling, fine_config
 from .spec import FineSpec
-
-if TYPE_CHECKING:
-    from .fine import FineSampling
 
 # More rows keep a GPU busy without graphs, and their noise would take much memory: 25 MB a row with suno's models.
 MOST_ROWS = 4
@@ -164,12 +161,6 @@ class WindowGraphs(KeptGraphs[WindowGraph]):
         key = shape, spec, sampling.temperature or 1.0, *places(weights)
         with self.lend(key, make) as graph:
             return graph is not None and graph.fill(weights, ops, scores, window, first, sampling)
-
-
-def fine_config(temperature: float | None) -> SamplingConfig:
-    """Say how codes are chosen: 1.0 takes the most likely one, as in Transformers."""
-    temperature = temperature or 1.0
-    return SamplingConfig(temperature != 1.0, 1, temperature)
 
 
 def vectors(weights: TransformerWeights) -> list[Tensor]:

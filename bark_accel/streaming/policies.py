@@ -14,7 +14,8 @@ import torch
 from torch import Generator, Tensor
 
 from bark_accel.decoding.rng import default_generator, fork
-from bark_accel.stages.fine import FineSampling, FineStage, FineState, coarse_codes, row_histories
+from bark_accel.stages.fine import FineStage, FineState, coarse_codes, row_histories
+from bark_accel.stages.fine_sampling import FineSampling
 from bark_accel.stages.spec import FineSpec
 
 from .plan import StreamPlan, StreamSpeed

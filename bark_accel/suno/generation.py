@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from bark_accel.decoding.suno_sampling import SunoSampling, draw_frames
 from bark_accel.patches.semantic import SemanticPrompt
-from bark_accel.stages.fine import FineSampling
+from bark_accel.stages.fine_sampling import FineSampling
 from bark_accel.stages.loops import TokenListener, run_coarse, run_semantic
 from bark_accel.voices.preset import CodeLimits, VoicePreset
 from bark_accel.voices.voices import Voices

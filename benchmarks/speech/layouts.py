@@ -27,7 +27,8 @@ from bark_accel.bench.models import quiet_transformers
 from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.presets import generate_with_presets
 from bark_accel.hf.transformer import transformer_spec
-from bark_accel.stages.fine import FineSampling, FineStage
+from bark_accel.stages.fine import FineStage
+from bark_accel.stages.fine_sampling import FineSampling
 from bark_accel.stages.spec import FineSpec
 from bark_accel.streaming.policies import Hops, LowLatency
 from recipes.small_bark.evaluate import KINDS, listen, texts

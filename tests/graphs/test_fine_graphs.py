@@ -27,8 +27,9 @@ from bark_accel.ops import cuda, native, reference
 from bark_accel.ops.backend import get_ops
 from bark_accel.ops.interface import Ops
 from bark_accel.stages import fine_graphs
-from bark_accel.stages.fine import FineSampling, FineStage
+from bark_accel.stages.fine import FineStage
 from bark_accel.stages.fine_graphs import MAX_KEPT, MOST_ROWS, WindowGraph, WindowGraphs
+from bark_accel.stages.fine_sampling import FineSampling
 from bark_accel.stages.spec import FineSpec
 from bark_accel.transformer.precision import convert
 

@@ -17,7 +17,8 @@ from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops import cpu, cuda, native
 from bark_accel.ops.graph_draw import NextStep
 from bark_accel.ops.interface import Ops
-from bark_accel.stages.fine import FineSampling, FineStage
+from bark_accel.stages.fine import FineStage
+from bark_accel.stages.fine_sampling import FineSampling
 from bark_accel.stages.spec import FineSpec
 from bark_accel.transformer.precision import ConvertedWeights, convert
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bark_accel.decoding.rng import after_noise, default_generator, fork
-from bark_accel.stages.fine import FineSampling
+from bark_accel.stages.fine_sampling import FineSampling
 from bark_accel.stages.spec import FineSpec
 from bark_accel.streaming.policies import Hops, LowLatency, Preview, hop_growth
 
