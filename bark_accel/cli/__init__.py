@@ -1,1 +1,1 @@
-"""The command line: demo, say, read, corpus, bench, check and info. Nothing in the library imports it."""
+"""The command line: demo, say, read, serve, corpus, bench, check and info. Nothing in the library imports it."""

@@ -1,4 +1,4 @@
-"""The door to an engine: requests come in, handles go out."""
+"""The outside of an engine: takes requests from any thread, returns a `SpeechRequest` for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facts that stand in a model's configs."""
+"""Facts of a model's configs: the specs of its stages, its codebooks, its sampling rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models from their folders to the first word."""
+"""Loads a model, accelerates it, and has it speak once."""
 
 from __future__ import annotations
 

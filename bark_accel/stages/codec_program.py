@@ -1,4 +1,4 @@
-"""What follows the codec's LSTM, over a whole waveform and in plain torch: a function that other compilers can take."""
+"""The codec's layers behind its LSTM, over a whole waveform and in plain torch: a function for other compilers."""
 
 from __future__ import annotations
 

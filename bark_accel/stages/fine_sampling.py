@@ -1,4 +1,4 @@
-"""How the fine stage chooses codes."""
+"""Settings by which the fine stage chooses codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The token loops of the two causal stages: whoever wants their tokens as they come listens."""
+"""The token loops of the two causal stages; a `TokenListener` gets each token as it comes."""
 
 from __future__ import annotations
 

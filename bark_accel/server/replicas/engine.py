@@ -1,4 +1,4 @@
-"""An engine whose rows are spread over processes: one line in front of them, and somebody who starts them anew."""
+"""An engine whose rows are spread over processes: one waiting line, and a new process for one that ends."""
 
 from __future__ import annotations
 
