@@ -1,1 +1,1 @@
-"""Audio while it is generated: when a frame may be decoded, coarse tokens to sound, the queue to the listener."""
+"""Audio while it is generated: coarse tokens to sound, and the queue to the listener."""
