@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from bark_accel.hf.offload import device_of
@@ -106,9 +107,14 @@ class AudioGeneration:
         codebooks = self._spec.num_codebooks
         self._begin_sound(int(self._most_tokens * self._spec.tokens_per_semantic) // codebooks)
         with self._compiled.started_semantic() as (stage, state), self._compiled.started_coarse() as rows:
+            waiting: list[Tensor] = []
 
             def to_coarse(tokens: Tensor) -> None:
-                rows.push(self._repadded(tokens[:, None]), final=state.done)
+                waiting.append(tokens)
+                if len(state.tokens) < rows.needed_semantic and not state.done:
+                    return
+                rows.push(self._repadded(torch.stack(waiting, dim=1)), final=state.done)
+                waiting.clear()
                 self._decoder.set_semantic(self._repadded(state.result()), final=state.done)
                 if state.done:
                     frames = self._decoder.total_frames or 0

@@ -127,6 +127,14 @@ class CoarseStage:
         slice_end = self._semantic_start(state) + self._spec.max_input_tokens
         return remaining >= self._longest_window(state) and state.semantic.shape[1] >= slice_end
 
+    def needed_semantic(self, state: CoarseState) -> int:
+        """Return how many semantic tokens, a preset's not counted, a next token waits for at least, unless they end."""
+        if len(state.window) < state.window_tokens:
+            return 0
+        slice_end = self._semantic_start(state) + self._spec.max_input_tokens - state.semantic_history
+        window_end = state.generated_tokens + self._longest_window(state)
+        return max(slice_end, math.floor(window_end / self._spec.tokens_per_semantic))
+
     def step(self, state: CoarseState) -> Tensor:
         """Generate the next token [B] int64 of every row; `ENDED` in those that have, where the spec ends them."""
         done = len(state.window)

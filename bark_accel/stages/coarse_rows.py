@@ -34,6 +34,11 @@ class CoarseRows:
         ready = [self._stage.ready(state) for _, state in self._groups]
         return any(ready) and all(r or state.final for r, (_, state) in zip(ready, self._groups, strict=True))
 
+    @property
+    def needed_semantic(self) -> int:
+        """The semantic tokens below which no token can be settled, unless they end: fewer need not be pushed."""
+        return min(self._stage.needed_semantic(state) for _, state in self._groups)
+
     def step(self) -> Tensor:
         """Generate the next token [B] int64 of every row; groups that have none left are padded."""
         if len(self._groups) == 1:

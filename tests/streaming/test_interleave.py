@@ -10,6 +10,7 @@ from support.streams import LONG, ONE, POLICIES, SAMPLED, TWO, generated, stream
 
 from bark_accel import AudioStreamer
 from bark_accel.patches.audio_generation import AudioGeneration
+from bark_accel.stages.coarse_rows import CoarseRows
 from bark_accel.stages.semantic import SemanticStage
 from bark_accel.streaming.pipeline import ChunkDecoder
 
@@ -24,6 +25,29 @@ class TestInterleave:
         streamed(fast, streamer=AudioStreamer(fast, interleave=True), **ONE, **LONG)
         # Without a preset the first window needs as many semantic tokens as it reads.
         assert tokens[0] == SMALL.max_input and len(steps) == 90
+
+    @pytest.mark.parametrize("history", [None, preset(SMALL, 60, 91), [preset(SMALL, 9, 15), None]])
+    def test_semantic_tokens_wait_until_they_can_settle_something(self, endless, monkeypatch, history):
+        """Each coarse token comes after the same semantic token as where all are handed on at once."""
+        _, fast = endless
+        inputs = {**(TWO if isinstance(history, list) else ONE), **LONG, "history_prompt": history}
+        steps, tokens, pushes = [], [], []
+        step, push, feed = SemanticStage.step, ChunkDecoder.push, CoarseRows.push
+        monkeypatch.setattr(SemanticStage, "step", lambda self, state: steps.append(1) or step(self, state))
+        monkeypatch.setattr(ChunkDecoder, "push", lambda self, t: tokens.append(len(steps)) or push(self, t))
+        monkeypatch.setattr(CoarseRows, "push", lambda self, t, final: pushes.append(1) or feed(self, t, final=final))
+
+        def heard():
+            for counted in (steps, tokens, pushes):
+                counted.clear()
+            chunks = streamed(fast, streamer=AudioStreamer(fast, interleave=True, first_chunk_frames=8), **inputs)
+            return torch.cat(chunks, 1), [*tokens], len(pushes)
+
+        waiting = heard()
+        monkeypatch.setattr(CoarseRows, "needed_semantic", 0)
+        at_once = heard()
+        assert torch.equal(waiting[0], at_once[0]) and waiting[1] == at_once[1]
+        assert waiting[2] < at_once[2] == 90
 
     @pytest.mark.parametrize("policy", POLICIES)
     @pytest.mark.parametrize("texts_", [ONE, TWO], ids=["one", "two"])
