@@ -102,12 +102,16 @@ def plan_stream(
     """Plan chunks of at least `first` frames, at most `longest`, so that the least silence follows the first sound.
 
     Of plans with as little of it, the one with the longest chunks: the fine stage sees more, and has less to do. The
-    first chunk has `first` frames, or fills the window that these need; with `start` "smooth" it is as long as it has
-    to be for no silence at all, the whole utterance if need be.
+    first chunk has `first` frames, or fills the window that these need, unless that takes another coarse prompt; with
+    `start` "smooth" it is as long as it has to be for no silence at all, the whole utterance if need be.
     """
     work = _Work(speed, utterance, lookahead)
     firsts = work.lengths(0, first, utterance.fine.max_input_frames)
-    firsts = [*firsts, max(first, utterance.frames)] if start == "smooth" else firsts[:2]
+    if start == "smooth":
+        firsts = [*firsts, max(first, utterance.frames)]
+    else:
+        needed = _prompts_before(utterance, first + lookahead)
+        firsts = [frames for frames in firsts[:2] if _prompts_before(utterance, frames + lookahead) == needed]
     best: list[StreamPlan] = []
     for frames in firsts:
         plans = [
@@ -168,6 +172,16 @@ class _Work:
         windows = 1 + max(0, math.ceil((window - self._fine.max_input_frames) / self._fine.max_history_frames))
         fine_s = windows * (self._fine_window_s + self._fine.window_frames(window) * self._fine_frame_s)
         return self._drawn_s[seen] - self._drawn_s[drawn] + fine_s + frames * self._codec_frame_s
+
+
+def _prompts_before(utterance: Utterance, frames: int) -> int:
+    """Coarse prompts that the model is fed anew for so many frames."""
+    spec, drawn, count = utterance.coarse, 0, 0
+    for window, fed in prompts(spec, utterance.semantic_history, utterance.coarse_history):
+        if drawn >= frames * spec.num_codebooks:
+            break
+        drawn, count = drawn + window, count + (fed > 1)
+    return count
 
 
 def _drawn_s(speed: StreamSpeed, utterance: Utterance) -> Sequence[float]:

@@ -116,6 +116,17 @@ def test_a_slow_machine_waits_once_or_before():
     assert smooth.silence_s == 0 and smooth.chunk_frames[0] > 300 and smooth.ready_s[0] > soonest.ready_s[0]
 
 
+@pytest.mark.parametrize("first, expected", [(15, 15), (16, 41), (30, 41)])
+def test_a_first_chunk_that_one_coarse_window_holds_is_not_made_longer(first, expected):
+    """30 frames a window, lookahead counted, and after a full preset each has a prompt of its own."""
+    slow = StreamSpeed(**{name: 1.5 * value for name, value in asdict(SPEED).items()})
+    full, settings = Utterance(COARSE, FINE, 1050, 209, 628, 512), {**SETTINGS, "first": first}
+    plan = plan_stream(slow, full, **settings)
+    assert plan.chunk_frames[0] == expected and plan.silence_s > 0
+    one_window_s = 60 * slow.token_s + 887 * slow.prompt_token_s + 128 * slow.fine_frame_s
+    assert (plan.ready_s[0] < 1.5 * one_window_s) == (expected == 15)
+
+
 @pytest.mark.parametrize("voice, frames, needed", [((0, 0), 750, 256), ((209, 626), 750, 47), ((0, 0), 150, 100)])
 def test_interleaved_semantic_tokens_are_counted(voice, frames, needed):
     """As many as the first window has to see, or there are; later windows wait for theirs."""
