@@ -43,7 +43,13 @@ class TextChunk:
 
 
 def plan_chunks(
-    text: str, count_tokens: Callable[[str], int], *, max_tokens: int, max_characters: float, language: str
+    text: str,
+    count_tokens: Callable[[str], int],
+    *,
+    max_tokens: int,
+    max_characters: float,
+    language: str,
+    first_characters: float | None = None,
 ) -> list[TextChunk]:
     """Pack the sentences of each paragraph into as few chunks as they fit in, in order.
 
@@ -63,6 +69,8 @@ def plan_chunks(
         Of a chunk, spaces counted: the estimate of how long it takes to say. At least 1.
     language : str
         ISO 639-1 code, for the rules of its sentences.
+    first_characters : float, optional
+        Of the first chunk, if it is to have fewer than `max_characters`. At least 1.
 
     Raises
     ------
@@ -75,12 +83,21 @@ def plan_chunks(
     def fits(part: str) -> bool:
         return len(part.strip()) <= max_characters and count_tokens(part) <= max_tokens
 
+    def fits_first(part: str) -> bool:
+        return fits(part) and len(part.strip()) <= (first_characters or max_characters)
+
     def is_said(part: str) -> bool:
         return _WORD.search(part) is not None and count_tokens(part) > 0
 
     chunks: list[TextChunk] = []
     for paragraph in _paragraphs(text):
-        parts = _fitting(paragraph, fits, [lambda part: split_sentences(part, language), _clauses, _words, list])
+        splitters = [lambda part: split_sentences(part, language), _clauses, _words, list]
+        parts = []
+        if not chunks and first_characters is not None:
+            shorter = _fitting(paragraph, fits_first, splitters)
+            first = next((i for i, part in enumerate(shorter) if is_said(part)), len(shorter))
+            parts = shorter[: first + 1]
+        parts += _fitting(paragraph[sum(map(len, parts)) :], fits, splitters)
         said = [part.strip() for part in parts if is_said(part)]
         chunks += [TextChunk(part, ends_paragraph=i + 1 == len(said)) for i, part in enumerate(said)]
         if chunks and not said and paragraph.isprintable():

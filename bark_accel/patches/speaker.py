@@ -64,6 +64,7 @@ def long_form(
     work_dir: str | Path | None = None,
     language: str = "en",
     max_chunk_s: float = 13.0,
+    first_chunk_s: float | None = None,
     characters_per_second: float | None = None,
     paragraph_pause_s: float = PARAGRAPH_PAUSE_S,
     chunk_pause_s: float = CHUNK_PAUSE_S,
@@ -111,6 +112,9 @@ def long_form(
     max_chunk_s : float
         A chunk is planned to last at most this long, estimated from its characters. Bark ends an utterance after 15.4 s
         whatever is left of its text (`SpokenChunk.cut`, with a warning).
+    first_chunk_s : float, optional
+        The same for the first chunk, so that a stream begins sooner: a chunk's semantic tokens come before its first
+        sound. None: `max_chunk_s`.
     characters_per_second : float, optional
         How fast the text is said, spaces counted. None: an estimate for the language, 14 (150 English words a minute)
         where there is none. German, Italian, Polish and Portuguese 13, Hindi 11, Korean 5.5, Japanese 4.5, Chinese 3.5;
@@ -153,7 +157,7 @@ def long_form(
     language = check_language(language)
     if characters_per_second is None:
         characters_per_second = usual_characters_per_second(language)
-    _check_numbers(max_chunk_s, characters_per_second, paragraph_pause_s, chunk_pause_s)
+    _check_numbers(max_chunk_s, first_chunk_s, characters_per_second, paragraph_pause_s, chunk_pause_s)
     if policy not in POLICIES:
         raise ValueError(f"policy: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
     if carry_voice and stream and policy == "preview":
@@ -175,6 +179,7 @@ def long_form(
         max_tokens=speaker.max_tokens,
         max_characters=max_chunk_s * characters_per_second,
         language=language,
+        first_characters=None if first_chunk_s is None else first_chunk_s * characters_per_second,
     )
     speaker.check(chunks[0].text, preset)
     store = None
@@ -262,16 +267,22 @@ def _batch_size(given: object, *, one_by_one: bool) -> int:
 
 
 def _check_numbers(
-    max_chunk_s: float, characters_per_second: float, paragraph_pause_s: float, chunk_pause_s: float
+    max_chunk_s: float,
+    first_chunk_s: float | None,
+    characters_per_second: float,
+    paragraph_pause_s: float,
+    chunk_pause_s: float,
 ) -> None:
-    for name, value in (("max_chunk_s", max_chunk_s), ("characters_per_second", characters_per_second)):
+    first = {} if first_chunk_s is None else {"first_chunk_s": first_chunk_s}
+    lengths = {"max_chunk_s": max_chunk_s, **first}
+    for name, value in (*lengths.items(), ("characters_per_second", characters_per_second)):
         if not (isinstance(value, numbers.Real) and 0 < value < math.inf):
             raise ValueError(f"{name}: expected a number > 0, got {value!r}")
-    characters = max_chunk_s * characters_per_second
-    if characters < 1:
-        raise ValueError(
-            f"max_chunk_s * characters_per_second: expected at least 1 character a chunk, got {characters:g}"
-        )
+    for name, value in lengths.items():
+        if (characters := value * characters_per_second) < 1:
+            raise ValueError(
+                f"{name} * characters_per_second: expected at least 1 character a chunk, got {characters:g}"
+            )
     for name, value in (("paragraph_pause_s", paragraph_pause_s), ("chunk_pause_s", chunk_pause_s)):
         if not (isinstance(value, numbers.Real) and 0 <= value < math.inf):
             raise ValueError(f"{name}: expected seconds >= 0, got {value!r}")

@@ -44,6 +44,8 @@ BAD = {
     "a batch as a string": ({"batch_size": "4"}, ValueError, "batch_size: expected a whole number >= 1, got '4'"),
     "language": ({"language": "english"}, ValueError, "language: expected an ISO 639-1 code such as 'en'"),
     "short": ({"max_chunk_s": 0.01}, ValueError, "expected at least 1 character a chunk, got 0.14"),
+    "first": ({"first_chunk_s": "3"}, ValueError, "first_chunk_s: expected a number > 0, got '3'"),
+    "a short first": ({"first_chunk_s": 0.01}, ValueError, "first_chunk_s .* expected at least 1 character .* 0.14"),
     "progress": ({"on_progress": 3}, TypeError, "on_progress: expected a callable or None, got int"),
     "processor": ({"processor": None}, TypeError, "processor: expected a BarkProcessor, got NoneType"),
     "codes": ({"voice": BEYOND}, ValueError, r"voice\['semantic_prompt'\]: expected codes in 0..100, got 5000..5000"),

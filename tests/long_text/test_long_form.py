@@ -118,6 +118,14 @@ def test_a_chunk_is_as_long_as_its_language_needs(small_model, processor, langua
     assert max(len(chunk.text) for chunk in given) == 130
 
 
+def test_a_stream_begins_with_a_short_chunk(fast, processor):
+    text = "One. Two. Three."
+    (whole,) = long_form(fast, processor, text, **SAMPLED).chunks
+    speech = long_form(fast, processor, text, stream=True, first_chunk_s=0.5, characters_per_second=10, **SAMPLED)
+    assert [chunk.text for chunk in speech.chunks] == ["One.", "Two. Three."] and whole.text == text
+    assert [piece.text for piece in speech if piece.final] == ["One.", "Two. Three."]
+
+
 def test_progress_is_told(fast, processor):
     told: list[tuple[int, int]] = []
     speech = long_form(fast, processor, TEXT, on_progress=lambda *n: told.append(n), **SAMPLED)

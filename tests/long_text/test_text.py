@@ -24,8 +24,8 @@ def count_tokens(text: str) -> int:
     return len("".join(text.split()))
 
 
-def plan(text: str, max_tokens: int = 256, max_characters: float = 182.0, count=count_tokens):
-    return plan_chunks(text, count, max_tokens=max_tokens, max_characters=max_characters, language="en")
+def plan(text: str, max_tokens: int = 256, max_characters: float = 182.0, count=count_tokens, **options):
+    return plan_chunks(text, count, max_tokens=max_tokens, max_characters=max_characters, language="en", **options)
 
 
 def unspaced(text: str) -> str:
@@ -46,6 +46,23 @@ def test_nothing_is_lost_and_everything_fits(words, max_tokens, max_characters):
         assert unspaced(chunks[0].text) == unspaced(text)
     assert all(0 < count_tokens(c.text) <= max_tokens and len(c.text) <= max_characters for c in chunks)
     assert chunks[-1].ends_paragraph
+
+
+@given(TEXTS, st.integers(1, 60), st.integers(1, 60))
+def test_a_first_chunk_may_be_shorter(words, longest, first):
+    text = "".join(word + space for word, space in words)
+    assume(letters(text))
+    chunks = plan(text, 60, longest, first_characters=first)
+    assert letters("".join(chunk.text for chunk in chunks)) == letters(text)
+    assert len(chunks[0].text) <= min(first, longest)
+    assert all(0 < len(chunk.text) <= longest for chunk in chunks)
+
+
+def test_only_the_first_chunk_is_shorter():
+    text = "One. Two, two. Three. Four.\n\nFive. Six. Seven."
+    assert [c.text for c in plan(text, first_characters=12)] == ["One.", "Two, two. Three. Four.", "Five. Six. Seven."]
+    assert [c.ends_paragraph for c in plan(text, first_characters=12)] == [False, True, True]
+    assert plan(text, first_characters=1000) == plan(text)
 
 
 @given(TEXTS)
