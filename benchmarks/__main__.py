@@ -18,6 +18,7 @@ COMMANDS = {
     "isas": "ops.isas",
     "quality": "stages.quality",
     "generation": "generation.utterances",
+    "streams": "generation.streams",
     "steps": "generation.steps",
     "batches": "generation.batches",
     "engine": "generation.engine",

@@ -6,20 +6,23 @@ import argparse
 import ast
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from support.bark_models import SMALL, texts
+from support.bark_models import SMALL, preset, texts
+from support.tiny_text import tiny_processor
 
 from bark_accel import accelerate_bark
 from bark_accel.bench.baselines import BASELINES
 from bark_accel.bench.measure import machine_facts, run_once, versions
 from benchmarks.__main__ import COMMANDS, file_of, is_suite, listing, main, purpose
-from benchmarks.generation import load, steps, utterances
+from benchmarks.generation import load, steps, streams, utterances
 from benchmarks.generation.plots import save_load
 from benchmarks.generation.timeline import Chunk, Timeline
 from benchmarks.ops import anchor
@@ -98,19 +101,30 @@ def test_baselines_are_stock_s_with_other_weights(small_model, name):
 
 
 def test_streams_with_a_plan_are_measured_and_reported(small_model, monkeypatch):
-    """First sound beside the plan's, which begins after the semantic stage or, interleaved, with it."""
-    monkeypatch.setattr(utterances, "random_bark", lambda shape: small_model)
+    """Every case, mode and way in each round, and no round that has no time left."""
     monkeypatch.setattr(utterances, "fake_inputs", lambda model, text: texts(SMALL, [4]))
-    modes, streams = ["int8 fitting windows"], ["low_latency", "low_latency, interleave", "preview"]
-    case = utterances.Case(1.2, False, 1, "bark-small")
-    record = utterances.measure(utterances.Measurement(case, modes, streams, modes))
-    lines = page.planned_streams([record]).splitlines()[2:]
-    assert [line.split(" | ")[1] for line in lines] == [f"{modes[0]}, {stream}" for stream in streams[:2]]
-    for line, stream, semantic in zip(lines, streams, (1, 0), strict=False):
-        its = record["streams"][f"{modes[0]}, {stream}"]
-        planned = its["plan"]["ready_s"][0] + semantic * record["modes"][modes[0]]["semantic"]["median"]
-        assert f"| {its['first_sound_s']:.2f} s | {planned:.2f} s | {its['stalled_s']:.2f} s | " in line
-        assert f"| {its['plan']['chunk_frames'][0]}" in line
+    monkeypatch.setattr(utterances, "full_preset", lambda: preset(SMALL, 20, 30))
+    monkeypatch.setattr(streams, "LONG_TEXT_S", (0.8,))
+    monkeypatch.setattr(streams, "WordProcessor", lambda model: tiny_processor())
+    cases = [utterances.Case(1.2, with_preset, 1, "") for with_preset in (False, True)]
+    records = []
+    for limit_s in (math.inf, 0.0):
+        streams.measure(small_model, cases, rounds=2, limit_s=limit_s, stock_s=0.4, write=records.append)
+    assert [record["rounds"] for record in records] == [1, 2, 1]
+    record = records[1]
+    head, *lines = page.planned_streams(record).splitlines()
+    assert head.startswith("Stock took ") and " for 0.4 s of speech, in turns with all of it. 2 rounds. " in head
+    ways = [(case, its) for case in record["cases"] for its in case["ways"]]
+    assert [(its["mode"], its["way"]) for _, its in ways[:4]] == list(product(streams.MODES, streams.WAYS))
+    assert len(ways) == 8 and len(lines) == 3 + 8 + 2
+    for (case, its), line in zip(ways, lines[3:], strict=False):
+        speech = f"1.2 s{', full preset' * case['preset']}"
+        assert line.startswith(f"| {speech} | {its['mode']} | {its['way']} | {its['first_sound_s']['median']:.2f} (")
+        assert line.endswith(f" | {its['plan']['silence_s']:.2f} | {', '.join(f'{s:.1f}' for s in its['chunks_s'])} |")
+        assert 0 < sum(its["chunks_s"]) < 1.25
+        assert 0 < its["first_sound_s"]["median"] <= its["total_s"]["median"]
+    assert lines[-1].startswith("| long text, first chunk of 0.8 s | w8a8 | plain | ")
+    assert f" | {record['long_text'][1]['first_sound_s']['median']:.2f} (" in lines[-1]
 
 
 def test_an_anchor_that_is_not_installed_is_said(monkeypatch):

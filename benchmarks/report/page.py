@@ -279,30 +279,31 @@ def coarse_windows(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def planned_streams(records: list[dict[str, Any]]) -> str:
-    """Write first sound and silence of streams with a plan, measured and expected."""
+def planned_streams(record: dict[str, Any]) -> str:
+    """Write first sound and silence of streams with a plan, and stock's whole generation beside them."""
+    stock, stock_s = record["stock"], record["stock"]["total_s"]["median"]
     lines = [
-        "| speech | mode, policy | first sound | planned | silence after it | planned | chunks, frames |",
-        "|---|---|---|---|---|---|---|",
+        f"Stock took {_seconds(stock['total_s'])} s for {stock['seconds']:g} s of speech, in turns with all of it. "
+        f"{record['rounds']} rounds. {_measured_on(record)}",
+        "",
+        "| speech | weights | | first sound, s | of stock's 2 s | silence after it, s | planned | chunks, s |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for record in records:
-        for name, its in record["streams"].items():
-            plan = its["plan"]
-            if plan is None or not plan["ready_s"]:
-                continue
-            # Not interleaved, a plan begins when the semantic tokens are there.
-            before_s = 0.0 if "interleave" in name else _semantic_s(record, name)
-            first = f"{its['first_sound_s']:.2f} s | {before_s + plan['ready_s'][0]:.2f} s"
-            silence = f"{its['stalled_s']:.2f} s | {plan['silence_s']:.2f} s"
-            frames = ", ".join(map(str, plan["chunk_frames"][: len(its["chunks"])]))
-            lines.append(f"| {_case(record)} | {name} | {first} | {silence} | {frames} |")
-    return "\n".join(lines)
-
-
-def _semantic_s(record: dict[str, Any], stream: str) -> float:
-    """Median seconds of the semantic stage in the mode of a stream."""
-    mode = max((mode for mode in record["modes"] if stream.startswith(f"{mode}, ")), key=len)
-    return record["modes"][mode]["semantic"]["median"]
+    for case in record["cases"]:
+        speech = f"{case['seconds']:g} s{', full preset' * case['preset']}"
+        for its in case["ways"]:
+            planned = "" if its["plan"] is None else f"{its['plan']['silence_s']:.2f}"
+            chunks = ", ".join(f"{seconds:.1f}" for seconds in its["chunks_s"])
+            first, silence = _seconds(its["first_sound_s"]), _seconds(its["silence_s"])
+            of_stock = f"{its['first_sound_s']['median'] / stock_s:.0%}"
+            lines.append(
+                f"| {speech} | {its['mode']} | {its['way']} | {first} | {of_stock} | {silence} | {planned} | {chunks} |"
+            )
+    for its in record["long_text"]:
+        first, of_stock = _seconds(its["first_sound_s"]), f"{its['first_sound_s']['median'] / stock_s:.0%}"
+        speech = f"long text, first chunk of {its['seconds']:g} s"
+        lines.append(f"| {speech} | {its['mode']} | plain | {first} | {of_stock} | | | |")
+    return "\n".join(lines).replace("of stock's 2 s", f"of stock's {stock['seconds']:g} s")
 
 
 def _optional(folder: Path, name: str) -> Any:
@@ -346,7 +347,6 @@ def report(folder: Path) -> str:
         "coarse_windows_size": "{utterances} texts, {tokens} tokens".format(**windows["ways"]["stock"]),
         "coarse_windows": coarse_windows(windows),
         "zen5_speech": speech(spoken),
-        "planned_machine": _measured_on(planned[0]) if planned else "",
         "planned_streams": planned_streams(planned) if planned else _NOT_MEASURED,
         "voices": voices(zen5["voices"]),
         "backends_machine": _measured_on(compiled) if compiled else "",
