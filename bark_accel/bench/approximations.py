@@ -60,6 +60,15 @@ class SoundDistance:
     speaker_similarity: float | None = None
 
 
+@dataclass(frozen=True)
+class Utterance:
+    """What stock said: arguments of `generate` (one row, no voice), a seed, coarse tokens [1, coarse codebooks * T]."""
+
+    inputs: Mapping[str, Any]
+    seed: int
+    coarse: Tensor
+
+
 class FineReference:
     """Stock's fine stage and codec: codes of coarse tokens, the sound of codes, how likely they are.
 
@@ -67,26 +76,24 @@ class FineReference:
     ----------
     model : BarkModel
         Not accelerated, float32.
-    seed : int
-        Of each draw of fine codes.
     likelihood : bool
         Measure how likely codes are, at the price of a fine stage each time.
     speakers : SpeakerEncoder, optional
         Compare the speakers.
     """
 
-    def __init__(self, model: BarkModel, seed: int, likelihood: bool, speakers: SpeakerEncoder | None = None):
-        self.model, self.seed, self.likelihood, self.speakers = model, seed, likelihood, speakers
+    def __init__(self, model: BarkModel, likelihood: bool, speakers: SpeakerEncoder | None = None):
+        self.model, self.likelihood, self.speakers = model, likelihood, speakers
         self.configs = GenerationConfigs.of(model)
         self.window = self.configs.fine.max_fine_input_length
         self.coarse_codebooks = self.configs.coarse.n_coarse_codebooks
 
-    def fine(self, model: BarkModel, tokens: Tensor, seed: int | None = None, **options: Any) -> Tensor:
-        """Codes [K, T] by the fine stage of `model`, for coarse tokens [1, coarse codebooks * T]."""
-        torch.manual_seed(self.seed if seed is None else seed)
+    def fine(self, model: BarkModel, said: Utterance, draw: int = 0, **options: Any) -> Tensor:
+        """Codes [K, T] of an utterance by the fine stage of `model`; another draw for each number."""
+        torch.manual_seed(said.seed + draw)
         c = self.configs
         stages = (c.semantic, c.coarse, c.fine)
-        return model.fine_acoustics.generate(tokens, *stages, codebook_size=c.codebook_size, **options)[0]
+        return model.fine_acoustics.generate(said.coarse, *stages, codebook_size=c.codebook_size, **options)[0]
 
     def distance(self, codes: Tensor, expected: Tensor) -> SoundDistance | None:
         """Compare codes [K, T] (fewer codebooks: a preview) with stock's; None where the coarse codes differ."""
@@ -126,91 +133,76 @@ class FineReference:
 
 
 @torch.no_grad()
+def say(stock: BarkModel, inputs: Mapping[str, Any], seed: int) -> Utterance:
+    """Have stock, in float32, say one row without a voice."""
+    torch.manual_seed(seed)
+    with trace_stages(stock) as trace:
+        stock.generate(**inputs)
+    return Utterance(inputs, seed, trace.outputs["coarse"])
+
+
+@torch.no_grad()
 def sound_distances(
     stock: BarkModel,
-    utterances: Iterable[Mapping[str, Any]],
+    utterances: Iterable[Utterance],
     *,
-    seed: int,
     likelihood: bool = True,
     speakers: SpeakerEncoder | None = None,
     ways: Mapping[str, Way] = WAYS,
-    on_way: Callable[[str], None] | None = None,
+    wanted: Callable[[str], bool] = lambda way: True,
 ) -> dict[str, tuple[SoundDistance, int]]:
-    """Say each utterance with stock, then its fine codes in each way.
+    """Make the fine codes of each utterance by stock, then in each way.
 
     Parameters
     ----------
     stock : BarkModel
         Not accelerated, float32.
-    utterances : iterable of dict
-        Arguments of `generate`, one row, no voice; the next is asked for when stock has said one. Those as
-        long as a fine window are left out.
-    seed : int
-        Of every generation.
+    utterances : iterable of Utterance
+        The next is asked for when stock has the codes of one. Those as long as a fine window are left out.
     likelihood : bool
         Measure how likely stock finds the codes, which takes as long as another fine stage of stock's for each.
     speakers : SpeakerEncoder, optional
         Measure how similar the speakers are.
     ways : dict
-        By name; beside them come stock itself, stock drawing another time, and coarse codes alone.
-    on_way : callable, optional
-        Called with the name of each way as it starts.
+        By name; beside them come stock itself, coarse codes alone, and stock drawing another time.
+    wanted : callable
+        Asked with the name of each way but the first two as it is to start; False leaves it out.
 
     Returns
     -------
     dict
         Means by way, and the number of utterances: those whose coarse codes are stock's. A way without any is left out.
     """
-    reference = FineReference(stock, seed, likelihood, speakers)
-    said = [_say(reference, inputs) for inputs in utterances]
-    said = [one for one in said if one.codes.shape[1] < reference.window]
-    codes = {
-        STOCK: [one.codes for one in said],
-        ANOTHER_DRAW: [reference.fine(stock, one.tokens, seed + 1, temperature=DRAWN) for one in said],
-        PREVIEW: [one.codes[: reference.coarse_codebooks] for one in said],
-    }
+    reference = FineReference(stock, likelihood, speakers)
+    said = [(one, reference.fine(stock, one)) for one in utterances]
+    said = [(one, codes) for one, codes in said if codes.shape[1] < reference.window]
+    made = {STOCK: [codes for _, codes in said], PREVIEW: [codes[: reference.coarse_codebooks] for _, codes in said]}
+    if wanted(ANOTHER_DRAW):
+        made[ANOTHER_DRAW] = [reference.fine(stock, one, draw=1, temperature=DRAWN) for one, _ in said]
     for name, way in ways.items():
-        if on_way is not None:
-            on_way(name)
-        codes[name] = _in_that_way(reference, said, way)
+        if wanted(name):
+            made[name] = _in_that_way(reference, [one for one, _ in said], way)
     found = {
-        name: [reference.distance(c, one.codes) for c, one in zip(its, said, strict=True)]
-        for name, its in codes.items()
+        name: [reference.distance(codes, expected) for codes, (_, expected) in zip(its, said, strict=True)]
+        for name, its in made.items()
     }
     kept = {name: [one for one in its if one is not None] for name, its in found.items()}
     return {name: (_mean(its), len(its)) for name, its in kept.items() if its}
 
 
-@dataclass(frozen=True)
-class _Said:
-    """An utterance of stock's: its arguments, coarse tokens [1, coarse codebooks * T] and codes [K, T]."""
-
-    inputs: Mapping[str, Any]
-    tokens: Tensor
-    codes: Tensor
-
-
-def _say(reference: FineReference, inputs: Mapping[str, Any]) -> _Said:
-    torch.manual_seed(reference.seed)
-    with trace_stages(reference.model) as trace:
-        reference.model.generate(**inputs)
-    tokens = trace.outputs["coarse"]
-    return _Said(inputs, tokens, reference.fine(reference.model, tokens))
-
-
-def _in_that_way(reference: FineReference, said: list[_Said], way: Way) -> list[Tensor]:
+def _in_that_way(reference: FineReference, said: list[Utterance], way: Way) -> list[Tensor]:
     model = accelerate_bark(shared_copy(reference.model), **way.options)
     if way.stream is None:
-        return [reference.fine(model, one.tokens) for one in said]
-    return [_streamed(model, reference.seed, one, way.stream) for one in said]
+        return [reference.fine(model, one) for one in said]
+    return [_streamed(model, one, way.stream) for one in said]
 
 
-def _streamed(model: BarkModel, seed: int, said: _Said, settings: Mapping[str, Any]) -> Tensor:
-    torch.manual_seed(seed)
+def _streamed(model: BarkModel, said: Utterance, settings: Mapping[str, Any]) -> Tensor:
+    torch.manual_seed(said.seed)
     streamer = AudioStreamer(model, **settings)
     preset = generate_with_presets(model, **said.inputs, streamer=streamer)[2][0]
     assert preset is not None
-    return torch.from_numpy(preset["fine_prompt"]).to(said.codes)
+    return torch.from_numpy(preset["fine_prompt"]).to(said.coarse)
 
 
 def _mean(figures: list[SoundDistance]) -> SoundDistance:

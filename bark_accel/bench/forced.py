@@ -20,7 +20,7 @@ from bark_accel.transformer.bidirectional import bidirectional_forward
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCachePool
 from bark_accel.transformer.layers import linear
-from bark_accel.transformer.precision import WEIGHTS, convert
+from bark_accel.transformer.precision import convert
 from bark_accel.transformer.weights import TransformerWeights
 
 # Scores to compare in each stage: steps of the causal stages, passes of the fine stage.
@@ -44,8 +44,8 @@ class Distance:
     top_1_agreement: float
 
 
-def distances(stock: BarkModel, generate: Callable[[BarkModel], Any]) -> dict[str, dict[str, Distance]]:
-    """Compare each precision of the weights with stock's scores, of the same tokens.
+def recorded(stock: BarkModel, generate: Callable[[BarkModel], Any]) -> dict[str, Fed]:
+    """Record what each stage is fed, and its scores, while stock generates once.
 
     Parameters
     ----------
@@ -57,15 +57,36 @@ def distances(stock: BarkModel, generate: Callable[[BarkModel], Any]) -> dict[st
     Returns
     -------
     dict
-        By precision (one of `WEIGHTS`) and stage. `"same"` is what rounding in another order does.
+        By stage: for `distances`.
     """
     fed = {stage: Fed() for stage in _MOST}
     with torch.no_grad(), ExitStack() as hooks:
         for stage, module in _modules(stock).items():
             hooks.enter_context(_recorded(stage, module, fed[stage]))
         generate(stock)
-    with torch.no_grad():
-        return {precision: _distances(stock, fed, precision) for precision in WEIGHTS}
+    return fed
+
+
+@torch.no_grad()
+def distances(stock: BarkModel, fed: dict[str, Fed], precision: str) -> dict[str, Distance]:
+    """Compare scores with stock's, of the same tokens, by stage.
+
+    Parameters
+    ----------
+    stock : BarkModel
+        The one that was recorded.
+    fed : dict
+        What `recorded` found.
+    precision : str
+        Of the weights, one of `transformer.precision.WEIGHTS`; `"same"` is what rounding in another order does.
+    """
+    found = {}
+    for stage, module in _modules(stock).items():
+        weights = convert(transformer_weights(stage, module), precision)
+        score = _fine_scores if stage == "fine" else _causal_scores
+        scores = score(weights, module, fed[stage].feeds)
+        found[stage] = _distance(torch.cat(fed[stage].scores), torch.cat(scores))
+    return found
 
 
 def _modules(model: BarkModel) -> dict[str, Any]:
@@ -99,16 +120,6 @@ def _fed(stage: str, module: Any, args: Any, kwargs: Any) -> Any:
         return int(codebook), codes.clone()
     embeds = kwargs.get(prompt_argument(module))
     return (kwargs["input_ids"] if embeds is None else embeds).clone()
-
-
-def _distances(stock: BarkModel, fed: dict[str, Fed], precision: str) -> dict[str, Distance]:
-    found = {}
-    for stage, module in _modules(stock).items():
-        weights = convert(transformer_weights(stage, module), precision)
-        score = _fine_scores if stage == "fine" else _causal_scores
-        scores = score(weights, module, fed[stage].feeds)
-        found[stage] = _distance(torch.cat(fed[stage].scores), torch.cat(scores))
-    return found
 
 
 def _causal_scores(weights: TransformerWeights, module: Any, feeds: list[Tensor]) -> list[Tensor]:

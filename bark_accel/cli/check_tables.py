@@ -11,7 +11,7 @@ from rich.table import Table
 from bark_accel.bench.speaker import INSTALL
 
 from .checked import Checked
-from .console import numbered, out
+from .console import out
 from .present import comparison_table
 
 if TYPE_CHECKING:
@@ -35,18 +35,18 @@ def show(checked: Checked, report: str, heard: bool) -> None:
     out.print(f"first sound of a stream: {checked.first_sound_s:.2f} s")
     if checked.kernels is not None:
         out.print(f"kernels per token: {_kernels_text(checked.kernels)}", markup=False, soft_wrap=True)
-    out.print(_distance_table(checked.distances))
-    out.print(_sound_table(checked.sounds, heard))
+    if checked.distances:
+        out.print(_distance_table(checked.distances))
+    if checked.sounds:
+        out.print(_sound_table(checked.sounds, heard))
     if not heard:
         out.print(f"speakers were not compared: that needs `{INSTALL}`", markup=False, soft_wrap=True)
     if checked.voices is not None:
         out.print(_voice_table(checked.voices))
-        if checked.voices_left_out:
-            out.print(f"the time was up before {numbered(checked.voices_left_out, 'voice')} (--minutes)")
     for tie in checked.ties:
         out.print(f"tie: {tie}", markup=False, soft_wrap=True)
-    if len(checked.compared) < checked.wanted:
-        out.print(f"the time was up after {len(checked.compared)} of {checked.wanted} requests (--minutes)")
+    if checked.left_out:
+        out.print(f"no time was left for {', '.join(checked.left_out)} (--minutes)", markup=False, soft_wrap=True)
 
 
 def _distance_table(distances: dict[str, dict[str, Distance]]) -> Table:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from bark_accel.bench.measure import Comparison, summarise
 
+from .console import numbered
+
 if TYPE_CHECKING:
     from bark_accel.bench.approximations import SoundDistance
     from bark_accel.bench.check import Compared
@@ -19,16 +21,16 @@ if TYPE_CHECKING:
 class Checked:
     """Findings: requests with both runs, distances of scores by precision and stage, of sounds by approximation with
     the number of utterances, seconds to the first sound, kernels per token of stock and accelerated by stage (None on a
-    CPU; a text: why they could not be counted), voices from the best to the worst (None: not asked for)."""
+    CPU; a text: why they could not be counted), voices from the best to the worst (None: not asked for), and what there
+    was no time for."""
 
     compared: Sequence[Compared]
     distances: dict[str, dict[str, Distance]]
     sounds: dict[str, tuple[SoundDistance, int]]
     first_sound_s: float
-    wanted: int
-    kernels: dict[str, dict[str, float]] | str | None = None
-    voices: Sequence[Held] | None = None
-    voices_left_out: int = 0
+    kernels: dict[str, dict[str, float]] | str | None
+    voices: Sequence[Held] | None
+    left_out: Sequence[str]
 
     @property
     def wrong(self) -> list[str]:
@@ -53,7 +55,8 @@ class Checked:
 
     def verdict(self) -> str:
         total = self.rows[-1].ratio
-        said = f"{len(self.compared)} requests, greedy and sampled"
+        texts = numbered(len({one.request.text for one in self.compared}), "text")
+        said = f"{len(self.compared)} requests of {texts}, greedy and sampled"
         if self.wrong:
             requests = len({line.partition(": ")[0] for line in self.wrong})
             return f"NOT stock's speech in {requests} of {said}."

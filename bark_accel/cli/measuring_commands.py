@@ -52,16 +52,17 @@ def bench(
 def check(
     model: Model = None,
     device: Device = None,
-    minutes: Annotated[float, typer.Option(min=0, help="Begin no other utterance after this long.")] = 3.0,
-    seconds: Annotated[float, typer.Option(min=0.02, help="Length of an utterance, at most.")] = 1.5,
+    minutes: Annotated[float, typer.Option(min=0, help="Begin nothing more after this long.")] = 4.5,
+    seconds: Annotated[
+        float,
+        typer.Option(min=0.02, help="Length of an utterance, at most: shorter where the ten texts would not fit."),
+    ] = 1.5,
     seed: Seed = 0,
     json: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Write all that was found to this file, for a bug report: it names no folders of yours."),
     ] = None,
-    voices: Annotated[
-        bool, typer.Option("--voices", help="Rank the checkpoint's voices as well, in half of the time.")
-    ] = False,
+    voices: Annotated[bool, typer.Option("--voices", help="Rank the checkpoint's voices as well.")] = False,
 ) -> None:
     """Compare tokens, scores, times and memory with stock's on this machine: ten texts, voices, greedy and sampled."""
     with friendly_errors():

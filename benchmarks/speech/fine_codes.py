@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bark_accel.bench.approximations import WAYS, Way, sound_distances
+from bark_accel.bench.approximations import WAYS, Way, say, sound_distances
 from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import load_bark, quiet_transformers
 from recipes.small_bark.evaluate import KINDS, texts
@@ -30,7 +30,8 @@ MORE_WAYS = {
 def measure(count: int) -> dict[str, dict[str, Any]]:
     loaded = load_bark()
     said = [text for kind in KINDS for text in texts(kind, "test", count // len(KINDS), SEED)]
-    found = sound_distances(loaded.model.float(), map(loaded.inputs, said), seed=SEED, ways=MORE_WAYS)
+    model = loaded.model.float()
+    found = sound_distances(model, (say(model, loaded.inputs(text), SEED) for text in said), ways=MORE_WAYS)
     return {name: {"utterances": utterances, **asdict(its)} for name, (its, utterances) in found.items()}
 
 

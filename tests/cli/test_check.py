@@ -12,42 +12,52 @@ import torch
 from support.bark_models import SUNO, build
 from typer.testing import CliRunner
 
+import bark_accel.bench.check
 import bark_accel.bench.speaker
 import bark_accel.cli.check
+import bark_accel.cli.check_run
 from bark_accel import accelerate_bark, small_bark_path
 from bark_accel.bench.check import TEXTS, requests
-from bark_accel.bench.forced import distances
+from bark_accel.bench.forced import distances, recorded
 from bark_accel.bench.launches import counted, kernels_per_token, stage_launches, tokens_of_a_row
-from bark_accel.bench.measure import run_once
+from bark_accel.bench.measure import Run, run_once
 from bark_accel.bench.models import load_bark, shared_copy, unknown_words
 from bark_accel.bench.speaker import encoder_weights
 from bark_accel.cli.app import app
-from bark_accel.cli.check import _begun_within
+from bark_accel.cli.check_run import Budget, _begun_within, fitting_tokens
 from bark_accel.cli.check_tables import _kernels_text
 from bark_accel.stages.fine import FineStage
 
 installed = pytest.mark.skipif(encoder_weights() is None, reason="the weights of Resemblyzer are not installed")
 QUICK = ("--minutes", 0, "--seconds", 0.2)
+WHOLE = ("--minutes", 10, "--seconds", 0.2)
+
+
+@pytest.fixture
+def few_texts(monkeypatch):
+    """Four texts, one in each way: then there is time for everything."""
+    monkeypatch.setattr(bark_accel.bench.check, "TEXTS", TEXTS[:4])
 
 
 def run(*arguments: object):
     return CliRunner().invoke(app, ["check", *(str(a) for a in arguments)])
 
 
-def test_the_small_bark(tmp_path):
-    """One request of each way where there is no time; the file names no folder."""
+def test_the_small_bark(tmp_path, few_texts):
+    """Every finding; the file names no folder."""
     folder = tmp_path / "home" / "checkpoint"
     shutil.copytree(small_bark_path(), folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    result = run(*QUICK, "--model", folder, "--json", tmp_path / "report.json")
+    result = run(*WHOLE, "--model", folder, "--json", tmp_path / "report.json")
     assert result.exit_code == 0, result.output
-    for said in ("Stock's tokens in all of 4 requests", "first sound", "KL (nats)", "4 of 40 requests"):
+    for said in ("Stock's tokens in all of 16 requests of 4 texts", "first sound", "KL (nats)", "mel cepstrum"):
         assert said in result.output
+    assert "no time was left" not in result.output
     text = (tmp_path / "report.json").read_text()
     assert str(tmp_path) not in text and str(Path.home()) + "/" not in text
     report = json.loads(text)
     assert report["model"] == "checkpoint" and report["versions"]["torch"] == torch.__version__
     ways = {(request["voice"] is not None, request["do_sample"]) for request in report["requests"]}
-    assert len(ways) == 4 and not any(request["wrong"] for request in report["requests"])
+    assert len(ways) == 4 and not any(request["wrong"] for request in report["requests"]) and report["left_out"] == []
     errors = {weights: far["semantic"]["relative_error"] for weights, far in report["against_stock"].items()}
     assert errors["same"] < 1e-5 < errors["float16"] < errors["bfloat16"] < errors["int8"] < 0.1
     sounds = report["sound_beside_stock"]
@@ -59,18 +69,53 @@ def test_the_small_bark(tmp_path):
     assert "kernels per token" not in result.output
 
 
+def test_what_there_was_no_time_for_is_named(tmp_path):
+    """Four requests are made in any case, one in each way."""
+    result = run(*QUICK, "--json", tmp_path / "report.json")
+    assert result.exit_code == 0 and "Stock's tokens in all of 4 requests of 4 texts" in result.output, result.output
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {(one["voice"] is None, one["do_sample"]) for one in report["requests"]} == {
+        (voice, sampled) for voice in (True, False) for sampled in (True, False)
+    }
+    named = " ".join(result.output.split())
+    for left_out in ("6 of 10 texts", "scores of weights int8", "sound of low_latency", "30 of 30 texts in other ways"):
+        assert left_out in report["left_out"] and left_out in named
+    assert report["against_stock"] == report["sound_beside_stock"] == {} and "KL (nats)" not in result.output
+
+
+def test_a_budget():
+    budget = Budget(1.0)
+    assert 0 < budget.left(0.5) <= 30 < budget.left() <= 60 and not budget.is_up and Budget(0).is_up
+
+
+@pytest.mark.parametrize("seconds, tokens", [(10.0, 50), (4.0, 10), (2.0, -4)])
+def test_utterances_are_as_long_as_fits(seconds, tokens):
+    """Of 10 tokens, 1.5 s grow with them and 2.5 s do not."""
+    stock = {"semantic": 0.5, "coarse": 0.5, "fine": 1.0, "codec": 1.0}
+    accelerated = {"semantic": 0.0, "coarse": 0.5, "fine": 0.5, "codec": 0.0}
+    runs = [Run(its, sum(its.values()), {"semantic": torch.zeros(1, 10)}, 0.2) for its in (stock, accelerated)]
+    assert fitting_tokens(runs, seconds) == tokens
+
+
+def test_utterances_are_shortened_where_ten_would_not_fit(tmp_path, few_texts, monkeypatch):
+    monkeypatch.setattr(bark_accel.cli.check_run, "fitting_tokens", lambda runs, seconds: 17)
+    result = run("--minutes", 10, "--seconds", 2, "--json", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert result.exit_code == 0 and all(one["audio_s"] <= 17 / 25 for one in report["requests"])
+    assert max(one["audio_s"] for one in report["requests"]) > 0.5
+
+
 @installed
-def test_voices_are_ranked(tmp_path):
+def test_voices_are_ranked(tmp_path, few_texts):
     """Both voices of the small Bark, each by what it says; the speaker of a sound is compared in every way."""
-    result = run(*QUICK, "--voices", "--json", tmp_path / "report.json")
+    result = run(*WHOLE, "--voices", "--json", tmp_path / "report.json")
     assert result.exit_code == 0 and "to its preset" in result.output and "same speaker" in result.output, result.output
     report = json.loads((tmp_path / "report.json").read_text())
     means = [sum(its["to_preset"]) / len(its["to_preset"]) for its in report["voices"]]
     assert {its["voice"] for its in report["voices"]} == {"slt", "rms"} and means == sorted(means, reverse=True)
     for its in report["voices"]:
-        assert len(its["to_preset"]) == 2 and min(its["to_preset"]) > max(its["to_others"])
+        assert len(its["to_preset"]) == 4 and min(its["to_preset"]) > max(its["to_others"])
     assert all(0.5 < sound["speaker_similarity"] < 1.001 for sound in report["sound_beside_stock"].values())
-    assert report["voices_left_out"] == 0
 
 
 @installed
@@ -153,8 +198,8 @@ def test_a_codec_that_is_broken(monkeypatch):
 
 def test_utterances_begin_within_their_time(monkeypatch):
     now = iter((0.0, 4.0, 6.0))
-    monkeypatch.setattr(bark_accel.cli.check.time, "monotonic", lambda: next(now))
-    assert list(_begun_within(5.0, [{"a": 1}, {"b": 2}, {"c": 3}])) == [{"a": 1}, {"b": 2}]
+    monkeypatch.setattr(bark_accel.cli.check_run.time, "monotonic", lambda: next(now))
+    assert list(_begun_within(5.0, ["a", "b", "c"])) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +239,8 @@ def test_distances_are_those_of_the_weights_that_speak():
         with torch.no_grad():
             stock.coarse_acoustics.lm_head.weight.mul_(1.1)
 
-    found = distances(shared_copy(model), generate)["same"]
+    stock = shared_copy(model)
+    found = distances(stock, recorded(stock, generate), "same")
     assert found["semantic"].relative_error < 1e-5 and abs(found["coarse"].relative_error - 0.1) < 1e-3
     assert found["fine"].top_1_agreement > 0.999 and found["coarse"].kl_nats > 1e-3
     assert "forward" not in vars(model.semantic) | vars(model.fine_acoustics)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bark_accel.bench.approximations import ANOTHER_DRAW, PREVIEW, STOCK, Way, sound_distances
+from bark_accel.bench.approximations import ANOTHER_DRAW, PREVIEW, STOCK, Way, say, sound_distances
 from bark_accel.bench.models import load_bark
 from bark_accel.bench.sound import log_spectral_distance, mel_cepstral_distortion
 
@@ -44,11 +44,19 @@ def test_a_filter_changes_the_cepstrum_the_more_the_stronger_it_is(rate):
 def test_ways_of_the_small_bark():
     """Exact weights are stock's codes; a preview has none; what differs in more codes sounds further away."""
     loaded = load_bark()
-    utterances = [{**loaded.inputs(text), "semantic_max_new_tokens": 60} for text in ("good morning", "one two three")]
+    model = loaded.model.float()
+    inputs = [{**loaded.inputs(text), "semantic_max_new_tokens": 60} for text in ("good morning", "one two three")]
+    utterances = [say(model, its, seed=3) for its in inputs]
     ways = {"exact": Way({}), "stream": Way({}, {"policy": "exact"}), "w8a8": Way({"weights": "w8a8"})}
-    started: list[str] = []
-    found = sound_distances(loaded.model.float(), utterances, seed=3, ways=ways, on_way=started.append)
-    assert started == list(ways) and {count for _, count in found.values()} == {2}
+    asked: list[str] = []
+
+    def wanted(way: str) -> bool:
+        asked.append(way)
+        return way != "unwanted"
+
+    found = sound_distances(model, utterances, ways={**ways, "unwanted": Way({})}, wanted=wanted)
+    assert asked == [ANOTHER_DRAW, *ways, "unwanted"] and "unwanted" not in found
+    assert {count for _, count in found.values()} == {2}
     for name in (STOCK, "exact", "stream"):
         assert found[name][0].same_fine_codes == 1 and found[name][0].mel_cepstral_distortion_db == 0
     w8a8, drawn, preview = (found[name][0] for name in ("w8a8", ANOTHER_DRAW, PREVIEW))
@@ -61,8 +69,8 @@ def test_an_utterance_as_long_as_a_window_is_left_out():
     loaded = load_bark()
     inputs = loaded.inputs("one two three four five six seven eight nine")
     limits = [{"semantic_max_new_tokens": tokens, "semantic_min_new_tokens": tokens} for tokens in (20, 80)]
-    found = sound_distances(
-        loaded.model.float(), [{**inputs, **limit} for limit in limits], seed=0, likelihood=False, ways={}
-    )
+    model = loaded.model.float()
+    utterances = [say(model, {**inputs, **limit}, seed=0) for limit in limits]
+    found = sound_distances(model, utterances, likelihood=False, ways={})
     assert found[STOCK][0].nats_a_fine_code is None
     assert {count for _, count in found.values()} == {1}

@@ -1,0 +1,269 @@
+"""What `check` does within its time: what matters most comes first, and what there was no time for is named."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bark_accel.bench.measure import run_once
+
+from .checked import Checked
+from .console import user_errors
+from .progress import progress_bars
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from torch import Tensor
+    from transformers import BarkModel
+
+    from bark_accel.bench.approximations import SoundDistance, Utterance
+    from bark_accel.bench.check import Compared, Request
+    from bark_accel.bench.forced import Distance, Fed
+    from bark_accel.bench.measure import Run
+    from bark_accel.bench.models import LoadedBark
+    from bark_accel.bench.speaker import SpeakerEncoder
+    from bark_accel.bench.voices import Held
+
+# Each way to speak once, whatever the time.
+AT_LEAST = 4
+# Of the time, until all texts are said once: without voices to rank, and with.
+TEXTS_SHARE, TEXTS_SHARE_WITH_VOICES = 0.6, 0.4
+# Utterances are cut to this length, and no further, so that all texts fit.
+SHORTEST_S = 0.5
+# Utterances whose fine codes are made again in each approximate way: another one begins before so many seconds.
+HEARD, HEARD_S = 3, 5.0
+# Longest utterance that a voice is judged by: of less than 1.6 s, similarities say little.
+VOICE_S = 4.0
+
+
+class Budget:
+    """Time from now on, in minutes."""
+
+    def __init__(self, minutes: float):
+        self._start, self._seconds = time.monotonic(), 60 * minutes
+
+    def left(self, share: float = 1.0) -> float:
+        """Seconds until that share of the time has passed, negative afterwards."""
+        return self._start + share * self._seconds - time.monotonic()
+
+    @property
+    def is_up(self) -> bool:
+        return self.left() <= 0
+
+
+class CheckRun:
+    """One run of `check`.
+
+    Parameters
+    ----------
+    loaded : LoadedBark
+        Stock, in float32.
+    accelerated : BarkModel
+        On the same weights.
+    tokens : int
+        Semantic tokens of an utterance, at most.
+    voices : bool
+        Rank the checkpoint's voices; `speakers` is needed for it.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedBark,
+        accelerated: BarkModel,
+        *,
+        tokens: int,
+        seed: int,
+        budget: Budget,
+        speakers: SpeakerEncoder | None,
+        voices: bool,
+    ):
+        self._loaded, self._accelerated = loaded, accelerated
+        self._tokens, self._seed, self._budget = tokens, seed, budget
+        self._speakers, self._voices = speakers, voices
+        self._left_out: list[str] = []
+
+    def measure(self) -> Checked:
+        from bark_accel.bench.check import TEXTS, first_sound, requests
+
+        wanted = requests(self._loaded, self._seed)
+        texts, again = wanted[: max(len(TEXTS), AT_LEAST)], wanted[max(len(TEXTS), AT_LEAST) :]
+        with progress_bars() as bars:
+            first, fed = self._warm_up(texts, bars)
+            compared = self._compare("texts", texts, self._share, bars, at_least=AT_LEAST)
+            sounded = first_sound(self._accelerated, dict(first), self._seed)
+            kernels = self._kernels(first)
+            far = self._distances(fed, bars)
+            sounds = self._sounds(compared, bars)
+            held = self._ranked(bars) if self._voices else None
+            compared += self._compare("texts in other ways", again, 1.0, bars, at_least=0)
+        return Checked(compared, far, sounds, sounded, kernels, held, self._left_out)
+
+    @property
+    def _share(self) -> float:
+        return TEXTS_SHARE_WITH_VOICES if self._voices else TEXTS_SHARE
+
+    def _warm_up(self, texts: list[Request], bars: Progress) -> tuple[dict[str, Any], dict[str, Fed]]:
+        """Speak once with both; shorten utterances if otherwise not all texts fit.
+
+        Returns
+        -------
+        tuple
+            Arguments of `generate` for a sampled utterance without a voice, and what stock's transformers were fed.
+        """
+        from bark_accel.bench.check import inputs_of
+        from bark_accel.bench.forced import recorded
+
+        request = next((r for r in texts if r.do_sample and r.voice is None), texts[0])
+        inputs = {**inputs_of(self._loaded, request), "semantic_max_new_tokens": self._tokens}
+        task = bars.add_task("warming up", total=2)
+        runs: list[Run] = []
+
+        def speak(model: BarkModel) -> None:
+            runs.append(run_once(model, dict(inputs), self._seed))
+            bars.advance(task)
+
+        fed = recorded(self._loaded.model, speak)
+        speak(self._accelerated)
+        fitting = fitting_tokens(runs, self._budget.left(self._share) / len(texts))
+        self._tokens = min(self._tokens, max(fitting, _tokens_of(self._loaded.model, SHORTEST_S)))
+        return {**inputs, "semantic_max_new_tokens": self._tokens}, fed
+
+    def _compare(self, what: str, wanted: list[Request], share: float, bars: Progress, at_least: int) -> list[Compared]:
+        from bark_accel.bench.check import compare
+
+        task = bars.add_task(what, total=len(wanted))
+        compared: list[Compared] = []
+        for one in compare(
+            self._loaded,
+            self._accelerated,
+            wanted,
+            seconds=self._budget.left(share),
+            at_least=min(at_least, len(wanted)),
+            tokens=self._tokens,
+        ):
+            compared.append(one)
+            bars.advance(task)
+        if len(compared) < len(wanted):
+            self._left_out.append(f"{len(wanted) - len(compared)} of {len(wanted)} {what}")
+        return compared
+
+    def _in_time(self, what: str, task: TaskID, bars: Progress) -> bool:
+        """Whether there is time for one more; if not, it is named."""
+        if self._budget.is_up:
+            self._left_out.append(what)
+            return False
+        bars.advance(task)
+        return True
+
+    def _distances(self, fed: dict[str, Fed], bars: Progress) -> dict[str, dict[str, Distance]]:
+        from bark_accel.bench.forced import distances
+        from bark_accel.transformer.precision import WEIGHTS
+
+        task = bars.add_task("smaller weights", total=len(WEIGHTS))
+        in_time = (one for one in WEIGHTS if self._in_time(f"scores of weights {one}", task, bars))
+        return {precision: distances(self._loaded.model, fed, precision) for precision in in_time}
+
+    def _sounds(self, compared: list[Compared], bars: Progress) -> dict[str, tuple[SoundDistance, int]]:
+        """Of the sampled utterances without a voice that stock has said."""
+        from bark_accel.bench.approximations import ANOTHER_DRAW, WAYS, Utterance, sound_distances
+        from bark_accel.bench.check import inputs_of
+
+        said = [
+            Utterance(
+                {**inputs_of(self._loaded, one.request), "semantic_max_new_tokens": self._tokens},
+                one.request.seed,
+                one.stock.outputs["coarse"],
+            )
+            for one in compared
+            if one.request.do_sample and one.request.voice is None
+        ]
+        task = bars.add_task("approximate sound", total=1 + len(WAYS))
+        if self._budget.is_up:
+            self._left_out += [f"sound of {way}" for way in (ANOTHER_DRAW, *WAYS)]
+            return {}
+        return sound_distances(
+            self._loaded.model,
+            _begun_within(HEARD_S, said[:HEARD]),
+            likelihood=False,
+            speakers=self._speakers,
+            wanted=lambda way: self._in_time(f"sound of {way}", task, bars),
+        )
+
+    def _ranked(self, bars: Progress) -> list[Held]:
+        """The checkpoint's voices, the one that holds best first."""
+        import torch
+
+        from bark_accel.bench.check import TEXTS, Request, english_voices, inputs_of
+        from bark_accel.bench.voices import Presets, rank_voices
+        from bark_accel.hf.voices import resolve_voice
+
+        assert self._speakers is not None
+        loaded = self._loaded
+        with user_errors(OSError, ValueError):
+            found = {name: resolve_voice(loaded.processor, name) for name in english_voices(loaded)}
+            voices = {name: its for name, its in found.items() if its is not None}
+            presets = Presets(loaded.model, voices, self._speakers)
+        tokens = _tokens_of(loaded.model, VOICE_S)
+
+        def say(text: str, voice: str) -> Tensor:
+            inputs = inputs_of(loaded, Request(text, voice, True, self._seed))
+            torch.manual_seed(self._seed + TEXTS.index(text))
+            return self._accelerated.generate(**inputs, semantic_max_new_tokens=tokens)[0].float().cpu()
+
+        task = bars.add_task("voices", total=len(TEXTS) * len(voices))
+        held = rank_voices(
+            presets,
+            TEXTS,
+            say,
+            seconds=self._budget.left(),
+            at_least=AT_LEAST,
+            on_said=lambda: bars.advance(task),
+        )
+        self._left_out += [f"voice {name}" for name in voices.keys() - {one.voice for one in held}]
+        return held
+
+    def _kernels(self, inputs: dict[str, Any]) -> dict[str, dict[str, float]] | str | None:
+        """Kernels per token of each model and stage on a GPU, None on a CPU; a text: why they could not be counted."""
+        from bark_accel.bench.launches import kernels_per_token, stage_launches, tokens_of_a_row
+
+        if self._loaded.model.device.type != "cuda":
+            return None
+        found = {}
+        for name, model in (("stock", self._loaded.model), ("accelerated", self._accelerated)):
+            try:
+                counts, run = stage_launches(model, dict(inputs), self._seed, on_gpu=True)
+            except RuntimeError as error:  # a driver may keep its counters to the administrator
+                return str(error).partition("\n")[0]
+            found[name] = kernels_per_token(counts, tokens_of_a_row(run))
+        return found
+
+
+def fitting_tokens(runs: Sequence[Run], seconds: float) -> int:
+    """Count the semantic tokens of an utterance that takes all `runs`' models as many seconds: below 1 for too few.
+
+    Time of the semantic and coarse stages grows with them, that of a fine window and the codec hardly.
+    """
+    fixed = sum(run.seconds["fine"] + run.seconds["codec"] for run in runs)
+    growing = sum(run.seconds["semantic"] + run.seconds["coarse"] for run in runs)
+    return math.floor((seconds - fixed) / growing * runs[0].outputs["semantic"].shape[-1])
+
+
+def _tokens_of(model: BarkModel, seconds: float) -> int:
+    """Semantic tokens of as many seconds, or as many as the model can say."""
+    from bark_accel.bench.models import max_semantic_tokens, semantic_tokens
+
+    try:
+        return semantic_tokens(model, seconds)
+    except ValueError:
+        return max_semantic_tokens(model)
+
+
+def _begun_within(seconds: float, utterances: list[Utterance]) -> Iterator[Utterance]:
+    """The first, and those that are asked for before the time is up."""
+    end = time.monotonic() + seconds
+    for number, utterance in enumerate(utterances):
+        if number and time.monotonic() > end:
+            return
+        yield utterance
