@@ -48,10 +48,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="equality, fallback, lifecycle, bad input; no table")
     parser.add_argument("--fresh", action="store_true", help="run again what was run on this code")
     which.add_argument("--python", type=Path, help="of an environment with all that is needed")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the tests")
     options = parser.parse_args()
     # Not resolved: an environment's interpreter is a link.
     pythons = [options.python.absolute()] if options.python else map(_python, options.only or VERSIONS)
-    results = [_result(python, options.quick, options.fresh) for python in pythons]
+    results = [_result(python, options.quick, options.fresh, options.jobs) for python in pythons]
     if not options.quick:
         _write_table(results)
     print(render(results))
@@ -70,7 +71,7 @@ def render(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _result(python: Path, quick: bool, fresh: bool) -> dict[str, Any]:
+def _result(python: Path, quick: bool, fresh: bool, jobs: int = 1) -> dict[str, Any]:
     """Of the suite with this interpreter; from the file it left behind where nothing has changed since."""
     ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
     versions, code = _versions(python), _code_hash()
@@ -80,7 +81,7 @@ def _result(python: Path, quick: bool, fresh: bool) -> dict[str, Any]:
         kept = json.loads(file.read_text())
         if kept["code"] == code and kept["versions"] == versions:
             return kept
-    result = {**_run(python, versions, QUICK if quick else FULL), "code": code, "commit": _commit()}
+    result = {**_run(python, versions, QUICK if quick else FULL, jobs), "code": code, "commit": _commit()}
     file.write_text(json.dumps(result, indent=1))
     return result
 
@@ -130,12 +131,13 @@ def _versions(python: Path) -> dict[str, str]:
     return json.loads(subprocess.check_output([python, "-c", ask], text=True))
 
 
-def _run(python: Path, versions: dict[str, str], selection: list[str]) -> dict[str, Any]:
+def _run(python: Path, versions: dict[str, str], selection: list[str], jobs: int) -> dict[str, Any]:
     print(f"== Transformers {versions['transformers']}: pytest {' '.join(selection)}", flush=True)
     start = time.monotonic()
     report = ENVIRONMENTS / f"{versions['transformers']}.xml"
     report.unlink(missing_ok=True)
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *selection]
+    options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", *(["-n", str(jobs)] if jobs > 1 else [])]
+    command = [python, "-m", "pytest", *options, *selection]
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": ""}, check=False)
     return {"versions": versions, **counted(report), "seconds": round(time.monotonic() - start)}
 

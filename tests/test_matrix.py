@@ -35,7 +35,7 @@ def test_a_kept_result_is_that_of_the_same_code_and_versions(monkeypatch, tmp_pa
 
     ran = []
 
-    def run(python, versions, selection):
+    def run(python, versions, selection, jobs):
         ran.append(python)
         return {"versions": versions, "passed": 1, "failed": 0, "skipped": 0}
 
