@@ -62,7 +62,7 @@ class SoundDistance:
 
 @dataclass(frozen=True)
 class Utterance:
-    """What stock said: arguments of `generate` (one row, no voice), a seed, coarse tokens [1, coarse codebooks * T]."""
+    """Stock's speech: arguments of `generate` (one row, no voice), a seed, coarse tokens [1, coarse codebooks * T]."""
 
     inputs: Mapping[str, Any]
     seed: int

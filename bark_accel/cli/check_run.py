@@ -1,4 +1,4 @@
-"""What `check` does within its time: what matters most comes first, and what there was no time for is named."""
+"""Runs the parts of `check` within its time: the most important first, and names those there was no time for."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class CheckRun:
         return compared
 
     def _in_time(self, what: str, task: TaskID, bars: Progress) -> bool:
-        """Whether there is time for one more; if not, it is named."""
+        """Tell whether there is time for one more; if not, it is named."""
         if self._budget.is_up:
             self._left_out.append(what)
             return False
@@ -166,7 +166,7 @@ class CheckRun:
         return {precision: distances(self._loaded.model, fed, precision) for precision in in_time}
 
     def _sounds(self, compared: list[Compared], bars: Progress) -> dict[str, tuple[SoundDistance, int]]:
-        """Of the sampled utterances without a voice that stock has said."""
+        """Compare sounds of the sampled utterances without a voice that stock has said."""
         from bark_accel.bench.approximations import ANOTHER_DRAW, WAYS, Utterance, sound_distances
         from bark_accel.bench.check import inputs_of
 
