@@ -4,7 +4,8 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 TEST_DATA := bark==0.1.5 Resemblyzer==0.1.4
 MAX_JOBS ?= 2
-# Processes that share the tests; most of them run on one thread.
+# Processes that share the tests; most of them run on one thread. Each begins with tests that lie side by side (worksteal),
+# so that what a file sets up is mostly set up once.
 TEST_JOBS ?= 2
 
 SOURCES := $(shell find csrc -type f)
@@ -91,7 +92,7 @@ small-bark: setup
 	$(BIN)/python -m recipes.small_bark.train
 
 test: setup $(TEST_DATA_STAMP)
-	$(BIN)/python -m pytest -n $(TEST_JOBS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal
 
 sanitize: setup
 	BARK_ACCEL_SANITIZE=all $(BIN)/python -m pytest tests/cpp/test_cpu_kernels.py

@@ -136,8 +136,8 @@ def _run(python: Path, versions: dict[str, str], selection: list[str], jobs: int
     start = time.monotonic()
     report = ENVIRONMENTS / f"{versions['transformers']}.xml"
     report.unlink(missing_ok=True)
-    options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", *(["-n", str(jobs)] if jobs > 1 else [])]
-    command = [python, "-m", "pytest", *options, *selection]
+    shared = ["-n", str(jobs), "--dist", "worksteal"] if jobs > 1 else []
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *shared, *selection]
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": ""}, check=False)
     return {"versions": versions, **counted(report), "seconds": round(time.monotonic() - start)}
 

@@ -58,12 +58,12 @@ def kill_one_that_works(folder: Path) -> int:
 
 @pytest.fixture(scope="module")
 def spoken(cluster, tmp_path_factory):
-    """The corpus as three actors said it, one of which was killed in the middle."""
-    folder = tmp_path_factory.mktemp("corpus") / "three"
+    """The corpus as two actors said it, one of which was killed in the middle."""
+    folder = tmp_path_factory.mktemp("corpus") / "two"
     killed = []
     killer = threading.Thread(target=lambda: killed.append(kill_one_that_works(folder)), daemon=True)
     killer.start()
-    summary = synthesize_corpus(TEXTS, folder, num_actors=3, rows_per_part=2)
+    summary = synthesize_corpus(TEXTS, folder, num_actors=2, rows_per_part=2)
     killer.join()
     return folder, summary, killed[0]
 
@@ -97,7 +97,7 @@ def test_failed_rows_are_kept_with_their_error(spoken):
             assert row["error"] is None and len(row["audio"]) == row["seconds"] * row["sampling_rate"] > 4000
 
 
-def test_one_actor_goes_on_where_three_were_stopped(spoken, tmp_path):
+def test_one_actor_goes_on_where_two_were_stopped(spoken, tmp_path):
     """And says the same, from the command line, on half of a GPU that is none."""
     folder = tmp_path / "resumed"
     shutil.copytree(spoken[0], folder)
