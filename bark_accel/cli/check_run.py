@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 # Each way to speak once, whatever the time.
 AT_LEAST = 4
 # Of the time, until all texts are said once: without voices to rank, and with.
-TEXTS_SHARE, TEXTS_SHARE_WITH_VOICES = 0.6, 0.4
+TEXTS_SHARE, TEXTS_SHARE_WITH_VOICES = 0.75, 0.5
 # Utterances are cut to this length, and no further, so that all texts fit.
-SHORTEST_S = 0.5
+SHORTEST_S = 0.4
 # Utterances whose fine codes are made again in each approximate way: another one begins before so many seconds.
 HEARD, HEARD_S = 3, 5.0
 # Longest utterance that a voice is judged by: of less than 1.6 s, similarities say little.
