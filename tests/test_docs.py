@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import string
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from support.bark_models import SUNO, build
 from support.stock_limits import skip_where_stock_fails
 from transformers import BertTokenizer
+
+from bark_accel.cli.app import app
+from benchmarks.__main__ import COMMANDS as BENCHMARKS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -79,6 +84,24 @@ def test_snippets(document, working_folder, monkeypatch):
         exec(compile(snippet, document, "exec"), namespace)
 
 
+COMMANDS = [(p.name, command) for p in PAGES for command in re.findall(r"bark-accel ([a-z]+ [^`|\n]+)", p.read_text())]
+
+
+@pytest.mark.parametrize("page, command", COMMANDS)
+def test_commands_and_their_options_are_there(page, command):
+    """Optional ones, in brackets, too."""
+    name, *arguments = shlex.split(re.sub(r"[\[\]]", "", command), comments=True)
+    arguments = arguments[: arguments.index("&&")] if "&&" in arguments else arguments
+    parsed = typer.main.get_command(app).commands[name]
+    parsed.make_parser(parsed.context_class(parsed)).parse_args(arguments)
+
+
+def test_benchmarks_are_there():
+    text = "".join(page.read_text() for page in [*PAGES, ROOT / "CONTRIBUTING.md", *ROOT.glob("benchmarks/**/*.md")])
+    named = set(re.findall(r"python -m benchmarks ([a-z][a-z-]+)", text))
+    assert named and named <= set(BENCHMARKS)
+
+
 def anchors(path: Path) -> set[str]:
     """Of its headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
@@ -121,3 +144,13 @@ def test_the_readme_has_the_measured_figures():
                 for mode, its in record["modes"].items() if "fitting" not in mode]  # fmt: skip
     expected[0][-1] = ""
     assert table == expected
+
+
+def test_the_guide_has_the_measured_scores():
+    """Those of smaller weights, of the stage and tokens that it names."""
+    record = json.loads((ROOT / "benchmarks/results/zen5_quality.json").read_text())
+    page = (ROOT / "docs/guide/exactness.md").read_text()
+    for weights, its in record["against_float32"]["semantic, 257 + 700"].items():
+        divergence = f"{its['kl_nats']:.1e}".replace("e-0", "e-")
+        error, same = f"{100 * its['relative_error']:.2g} %", f"{100 * its['top_1_agreement']:.1f} %"
+        assert f'| `"{weights}"` | {error} | {divergence} | {same} |' in page
