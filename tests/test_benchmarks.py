@@ -153,6 +153,7 @@ def test_a_load_is_measured_and_reported(small_model, tmp_path, monkeypatch):
         "open_rows": [2],
         "loads": [50.0],
         "stock": 2,
+        "once": False,
     }
     options = argparse.Namespace(**given)
     monkeypatch.setattr(load, "fake_inputs", lambda model, text: texts(SMALL, [4]))
@@ -171,9 +172,20 @@ def test_a_load_is_measured_and_reported(small_model, tmp_path, monkeypatch):
     assert [point["when"] for point in way["alone"]] == ["before", "after"]
     assert [point["how"] for point in record["stock"]] == ["alone", "batch"]
     assert all(point["requests"] == 2 and 0.4 < point["spoken_s"] < 1.2 for point in record["stock"])
-    assert f"| int8 | 2 | {closed['speech_a_second']:.2f} | {load.speech_alone(way):.2f} |" in page.load(record)
+    rate, alone = closed["speech_a_second"], load.speech_alone(way)
+    assert f"| int8 | 2 | {rate:.2f} | 3 of 3 | {alone:.2f} | {rate / alone:.2f}x |" in page.load(record)
+    (line,) = load.comparisons(record)
+    assert line.startswith(f"int8, 2 rows: {rate:.2f} s of speech a second, 3 of 3 as alone; {rate / alone:.2f} x gen")
+    for point in record["stock"]:
+        other = point["speech_a_second"]
+        assert f", {rate / other:.2f} x stock {point['how']} ({other:.2f})" in line
     save_load(tmp_path / "load.png", record)
     assert (tmp_path / "load.png").stat().st_size > 10_000
+
+    once = load.Points(None, facts, minutes=10)
+    load.measure(small_model, "w8a8-fit-long", argparse.Namespace(**{**given, "open_rows": [], "once": True}), once)
+    (way,) = once.record["ways"]
+    assert [point["when"] for point in way["alone"]] == ["before"] and way["closed"][0]["equal"] == 3
 
     monkeypatch.setattr(load, "one_after_the_other", lambda *asked: ([], 1.0))
     again = load.Points(file, facts, minutes=0)
@@ -181,6 +193,15 @@ def test_a_load_is_measured_and_reported(small_model, tmp_path, monkeypatch):
     assert again.record == record and again.left == ["int8 {'rows': 4}"], "what is there is kept; there is no time left"
     with pytest.raises(SystemExit, match=r"expected points of \{'shape': 'other'\}, got those of \{'shape': 'tiny'\}"):
         load.Points(file, {**facts, "shape": "other"}, minutes=10)
+
+
+def test_ways_of_a_load():
+    assert load.way_arguments("float32") == {}
+    both = {"weights": "w8a8", "fit_windows": True, "long_coarse_windows": True}
+    assert load.way_arguments("w8a8-fit-long") == both == load.way_arguments("w8a8-long-fit")
+    for way in ("int4", "int8-fast", "fit", ""):
+        with pytest.raises(ValueError, match=r"expected one of float32, .*, with any of -fit, -long, got"):
+            load.way_arguments(way)
 
 
 def test_arrivals_and_latencies_of_a_load():

@@ -3,9 +3,12 @@
 python -m benchmarks load --json benchmarks/results/zen5_load.json --plots docs      # some 20 minutes on two cores
 python -m benchmarks load --rows 1 8 --requests 4 --seconds 1 2 --weights int8 --loads 1     # some three minutes
 python -m benchmarks load --seconds 2 10 --rows 1 2 4 8 16 --loads 0.5 0.8 1 1.2 --stock 4   # more than an hour
+python -m benchmarks load --seconds 2 10 --rows 8 --open-rows --once --stock 2 --weights w8a8-fit   # some seven minutes
 
-Random weights of bark-small's shapes; a request's length is drawn from --seconds by a seed. Closed: all requests are
-there at once, as whole waveforms; each is compared with `generate`'s, which says them before and after the engines.
+Random weights of bark-small's shapes; a request's length is drawn from --seconds by a seed. A way is the precision of
+the weights, and behind it what is approximate: `fit` for fit_windows, `long` for long_coarse_windows. Closed: all
+requests are there at once, as whole waveforms; each is compared with `generate`'s, which says them before the engines
+and, without --once, after them. The last lines set these beside `generate` one after the other, ours and stock's.
 Open: streams arrive at random times (Poisson), so many times as fast as they would be generated one after the other,
 and are played from their first sound on. Stock, which is some ten times slower, has to say --stock of the requests,
 those of middle length, one after the other and as one batch: rates are seconds of speech a second, whatever the number.
@@ -38,11 +41,14 @@ from bark_accel.cli.demo import TEXT
 from bark_accel.hf.configs import sample_rate
 from benchmarks.generation.timeline import Chunk, Timeline
 
-WAYS = {
+# Arguments of `accelerate_bark` by the parts of a way's name.
+PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {},
+    "float16": {"weights": "float16"},
     "int8": {"weights": "int8"},
-    "int8-fit": {"weights": "int8", "fit_windows": True},
+    "w8a8": {"weights": "w8a8"},
 }
+APPROXIMATIONS: dict[str, dict[str, Any]] = {"fit": {"fit_windows": True}, "long": {"long_coarse_windows": True}}
 DEFAULT_WAYS = ("float32", "int8-fit")
 ROWS = (1, 4, 8, 16)
 LOADS = (0.8, 1.2)
@@ -56,6 +62,19 @@ class Asked:
     arguments: dict[str, Any]
     seed: int
     seconds: float
+
+
+def way_arguments(way: str) -> dict[str, Any]:
+    """Arguments of `accelerate_bark`, from a name such as "int8-fit"; raises `ValueError` for others."""
+    precision, *parts = way.split("-")
+    if precision not in PRECISIONS or not set(parts) <= set(APPROXIMATIONS):
+        raise ValueError(
+            f"expected one of {', '.join(PRECISIONS)}, with any of -{', -'.join(APPROXIMATIONS)}, got {way!r}"
+        )
+    arguments = dict(PRECISIONS[precision])
+    for part in parts:
+        arguments |= APPROXIMATIONS[part]
+    return arguments
 
 
 def requests(model: Any, count: int, seconds: list[float], seed: int) -> list[Asked]:
@@ -196,7 +215,7 @@ class Points:
 
 def measure(stock: Any, way: str, options: argparse.Namespace, points: Points) -> None:
     """All of one way: `generate`, the engine with each number of rows, arrivals, `generate` again."""
-    model = accelerate_bark(shared_copy(stock), **WAYS[way])
+    model = accelerate_bark(shared_copy(stock), **way_arguments(way))
     asked = requests(model, options.requests, options.seconds, options.seed)
     one_after_the_other(model, requests(model, 1, [0.2], 0))  # makes the copies of the weights
     its = points.way(way)
@@ -223,7 +242,8 @@ def measure(stock: Any, way: str, options: argparse.Namespace, points: Points) -
             for load in options.loads:
                 key = {"rows": rows, "load": load}
                 points.add(way, its["open"], key, lambda rows=rows, load=load: arriving(rows, load))
-        points.add(way, its["alone"], {"when": "after"}, alone)
+        if not options.once:
+            points.add(way, its["alone"], {"when": "after"}, alone)
 
 
 def measure_stock(stock: Any, options: argparse.Namespace, points: Points) -> None:
@@ -251,6 +271,19 @@ def speech_alone(way: dict[str, Any]) -> float:
     return sum(point["spoken_s"] for point in way["alone"]) / sum(point["took_s"] for point in way["alone"])
 
 
+def comparisons(record: dict[str, Any]) -> list[str]:
+    """One line for each engine that had all requests at once: its speech a second, and times that of the others."""
+    stock = {f"stock {point['how']}": point["speech_a_second"] for point in record["stock"]}
+    lines = []
+    for way in record["ways"]:
+        for point in way["closed"]:
+            rate, others = point["speech_a_second"], {"generate one after the other": speech_alone(way), **stock}
+            times = ", ".join(f"{rate / other:.2f} x {name} ({other:.2f})" for name, other in others.items())
+            equal = f"{point['equal']} of {record['requests']} as alone"
+            lines.append(f"{way['way']}, {point['rows']} rows: {rate:.2f} s of speech a second, {equal}; {times}")
+    return lines
+
+
 def _rate(model: Any, samples: int, took_s: float) -> dict[str, float]:
     spoken_s = samples / sample_rate(model)
     return {"took_s": took_s, "spoken_s": spoken_s, "speech_a_second": spoken_s / took_s}
@@ -266,7 +299,7 @@ def _short(value: object) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", nargs="+", choices=WAYS, default=DEFAULT_WAYS, metavar="WAY", help=" ".join(WAYS))
+    parser.add_argument("--weights", nargs="+", default=DEFAULT_WAYS, metavar="WAY", help="such as int8, w8a8-fit-long")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="max_rows of the engines, all at once")
     parser.add_argument("--open-rows", type=int, nargs="*", default=(8,), help="max_rows where requests arrive")
     parser.add_argument("--loads", type=float, nargs="*", default=LOADS, help="of one after the other's throughput")
@@ -274,6 +307,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs="+", default=[2.0, 4.0], help="lengths lie between these")
     parser.add_argument("--seed", type=int, default=0, help="of the lengths")
     parser.add_argument("--stock", type=int, default=2, help="of the requests that stock has to say; 0: none")
+    parser.add_argument("--once", action="store_true", help="one after the other before the engines alone")
     parser.add_argument("--shape", default="bark-small")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no point is begun later")
     parser.add_argument("--json", type=Path, help="may have points already")
@@ -281,6 +315,11 @@ def main() -> None:
     options = parser.parse_args()
     if not 0 <= options.stock <= options.requests:
         parser.error(f"--stock: expected 0 to --requests ({options.requests}), got {options.stock}")
+    for way in options.weights:
+        try:
+            way_arguments(way)
+        except ValueError as error:
+            parser.error(f"--weights: {error}")
     quiet_transformers()
     facts = {
         "shape": options.shape,
@@ -298,6 +337,7 @@ def main() -> None:
         measure_stock(stock, options, points)
     for way in options.weights:
         measure(stock, way, options, points)
+    print(*comparisons(points.record), sep="\n")
     if points.left:
         print("not measured, for lack of time:", "; ".join(points.left))
     if options.plots and any(its["closed"] for its in points.record["ways"]):

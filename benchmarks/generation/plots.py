@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 STREAM_COLOURS = {"exact": "#9467bd", "low_latency": "#1f77b4", "preview": "#2ca02c"}
-WAY_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c")
+WAY_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#17becf")
 STAGE_COLOURS = {"semantic": "#1f77b4", "coarse": "#ff7f0e", "fine": "#2ca02c", "codec": "#9467bd"}
 
 
@@ -73,7 +74,7 @@ def save_timeline(path: Path, records: Sequence[dict[str, Any]]) -> None:
 def save_load(path: Path, record: dict[str, Any]) -> None:
     """Throughput by rows, beside one after the other, and first sound by offered load, of each way."""
     figure, (rate, first) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for colour, its in zip(WAY_COLOURS, record["ways"], strict=False):
+    for colour, its in zip(cycle(WAY_COLOURS), record["ways"], strict=False):
         closed = sorted(its["closed"], key=lambda figures: figures["rows"])
         rows = [figures["rows"] for figures in closed]
         rate.plot(rows, [f["speech_a_second"] for f in closed], "o-", color=colour, label=its["way"])

@@ -113,16 +113,20 @@ def load(record: dict[str, Any]) -> str:
             f" Stock says {alone:.2f} s a second one after the other and {batch:.2f} s in one batch "
             f"({stock['batch']['requests']} of the requests)."
         )
-    lines += ["", "| all at once | rows | s of speech a second | `generate`, one after the other | | of stock |"]
-    lines += ["|---|---|---|---|---|---|"]
+    alone = "`generate`, one after the other | | of stock, one after the other | of stock's batch"
+    lines += ["", f"| all at once | rows | s of speech a second | as alone | {alone} |", "|---" * 8 + "|"]
     for its in record["ways"]:
         for row in its["closed"]:
             both = row["speech_a_second"], speech_alone(its)
-            of_stock = f"{both[0] / stock['alone']['speech_a_second']:.1f}x" if stock else ""
-            cells = f"{both[0]:.2f} | {both[1]:.2f} | {both[0] / both[1]:.2f}x | {of_stock}"
+            of_stock = " | ".join(
+                f"{both[0] / stock[how]['speech_a_second']:.1f}x" if how in stock else "" for how in ("alone", "batch")
+            )
+            equal = f"{row['equal']} of {record['requests']}"
+            cells = f"{both[0]:.2f} | {equal} | {both[1]:.2f} | {both[0] / both[1]:.2f}x | {of_stock}"
             lines.append(f"| {its['way']} | {row['rows']} | {cells} |")
     heads = "first sound p50 / p95 | gap p50 / p95 | silences | silence a request"
-    lines += ["", f"| Poisson arrivals | rows | offered load | s of speech a second | {heads} |", "|---" * 8 + "|"]
+    if any(its["open"] for its in record["ways"]):
+        lines += ["", f"| Poisson arrivals | rows | offered load | s of speech a second | {heads} |", "|---" * 8 + "|"]
     for its in record["ways"]:
         for row in its["open"]:
             first, gap = (
