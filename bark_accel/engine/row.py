@@ -61,13 +61,25 @@ class Row:
         self._semantic = self._plan.start_semantic(stage, slot.cache(stage.model))
         self.step = self._step(self._semantic)
 
-    def take(self, logits: Tensor) -> None:
-        """Draw the token that follows what was fed, and go on to the next step, or the next stage."""
+    @property
+    def is_read(self) -> bool:
+        """Tell whether `note` looks at the token: the semantic stage ends by one."""
+        return self._coarse is None
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """Draw the token [1] int64 that follows what was fed, on the device of the logits."""
         if self._coarse is not None:
-            self._decoder.feed(self._plan.coarse.take(self._coarse, logits))
+            return self._plan.coarse.draw(self._coarse, logits)
+        assert self._semantic is not None
+        return self._plan.semantic.draw(self._semantic, logits)
+
+    def note(self, drawn: Tensor, token: Tensor) -> None:
+        """Go on to the next step, or the next stage, by what was drawn; `token` is on the host where it `is_read`."""
+        if self._coarse is not None:
+            self._decoder.feed(self._plan.coarse.note(self._coarse, drawn))
             self._next_coarse(self._coarse)
         elif self._semantic is not None:
-            self._plan.semantic.take(self._semantic, logits)
+            self._plan.semantic.note(self._semantic, drawn, token)
             self._next_semantic(self._semantic)
 
     def run_ahead(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from bark_accel.transformer.causal import CausalModel
 
@@ -86,7 +87,8 @@ class Scheduler:
                 return
             self._unpaid_tokens += step.feed.tokens.shape[1]
             with self._guarding(row):
-                row.take(step.alone())
+                drawn = row.draw(step.alone())
+                row.note(drawn, drawn.cpu() if row.is_read else drawn)
 
     def _prompt_shares(self, rows: Sequence[Row]) -> list[int]:
         """Tokens of prompts that are fed in a turn, on the average, where each of these rows is the next."""
@@ -114,9 +116,21 @@ class Scheduler:
         if not rows:
             return
         with self._guarding(*rows):
-            for row, logits in zip(rows, take_together(steps), strict=True):
-                with self._guarding(row):
-                    row.take(logits)
+            self._take_tokens(rows, take_together(steps))
+
+    def _take_tokens(self, rows: Sequence[Row], scores: Sequence[Tensor]) -> None:
+        """Draw a token for each row of one stage, and read them back from the device all at once, if at all."""
+        going, drawn = [], []
+        for row, logits in zip(rows, scores, strict=True):
+            with self._guarding(row):
+                drawn.append(row.draw(logits))
+                going.append(row)
+        if not going:
+            return
+        tokens = read_back(drawn) if going[0].is_read else drawn
+        for row, each, token in zip(going, drawn, tokens, strict=True):
+            with self._guarding(row):
+                row.note(each, token)
 
     def _decode(self) -> None:
         """Compute a pass over one fine window: on a CPU, several at once take longer for each."""
@@ -149,6 +163,11 @@ class Scheduler:
                 for line in (self._rows, self._waiting):
                     if row in line:
                         line.remove(row)
+
+
+def read_back(drawn: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Copies [1] on the host of tokens [1]; waits for the device once."""
+    return drawn if drawn[0].device.type == "cpu" else torch.cat(list(drawn)).cpu().split(1)
 
 
 def _rows_that_draft(model: CausalModel) -> int:

@@ -22,10 +22,20 @@ from .spec import ENDED, CoarseSpec
 
 @dataclass
 class Prompt:
-    """Start of a window: semantic [B, max_input_tokens], then the coarse tokens from `coarse_start` on."""
+    """Start of a window: semantic [B, max_input_tokens], then the coarse tokens from `coarse_start` on.
+
+    `semantic_start` and `semantic_tokens` say which those are, but for the padding.
+    """
 
     semantic: Tensor
+    semantic_start: int
+    semantic_tokens: int
     coarse_start: int
+
+    def extends(self, other: Prompt) -> bool:
+        """Tell whether it begins with all of another one of the same generation."""
+        places = [(p.semantic_start, p.semantic_tokens, p.coarse_start) for p in (self, other)]
+        return places[0] == places[1]
 
 
 @dataclass
@@ -139,7 +149,7 @@ class CoarseStage:
         """Generate the next token [B] int64 of every row; `ENDED` in those that have, where the spec ends them."""
         done = len(state.window)
         if state.token_source is None or done == state.window_tokens:
-            return self.take(state, self._model.logits(self.feed(state), state.cache))
+            return self.note(state, self.draw(state, self._model.logits(self.feed(state), state.cache)))
         with drawing("coarse", self._model.weights.cache_dtype):
             tokens = state.token_source.next_token(
                 state.window[-1],
@@ -148,10 +158,10 @@ class CoarseStage:
                 lambda i: self._allowed[(done + i) % 2],
                 state.window_tokens - done,
             )
-        return self._ended(state, tokens)
+        return self.note(state, tokens)
 
     def feed(self, state: CoarseState) -> Feed:
-        """Say what the model is to be fed, as a part of a step; `take` is the other one. May open a window."""
+        """Say what the model is to be fed, as a part of a step; `draw` and `note` are the others. May open a window."""
         opens = len(state.window) == state.window_tokens
         fed = self._open_window(state) if opens else state.window[-1][:, None]
         active = self._active_rows(state)
@@ -160,14 +170,13 @@ class CoarseStage:
         rows = state.sampler.head_rows(self._allowed[len(state.window) % 2])
         return Feed(state.rows.select(fed), rows)
 
-    def take(self, state: CoarseState, logits: Tensor) -> Tensor:
+    def draw(self, state: CoarseState, logits: Tensor) -> Tensor:
         """Draw the next token [B] int64 of every row from the logits of what was fed."""
         with drawing("coarse", self._model.weights.cache_dtype):
-            tokens = state.sampler.draw(state.rows.expand(logits), self._allowed[len(state.window) % 2])
-        return self._ended(state, tokens)
+            return state.sampler.draw(state.rows.expand(logits), self._allowed[len(state.window) % 2])
 
-    def _ended(self, state: CoarseState, tokens: Tensor) -> Tensor:
-        """Add the tokens to the window, `ENDED` in rows that have, padded in those that criteria have ended."""
+    def note(self, state: CoarseState, tokens: Tensor) -> Tensor:
+        """Add what was drawn to the window, `ENDED` in rows that have, padded in those that criteria have ended."""
         processing, pad = state.sampler.processing, state.sampler.config.pad_token
         if processing is not None and pad is not None:
             tokens = pad_ended(tokens, state.unfinished, pad)
@@ -205,12 +214,13 @@ class CoarseStage:
         state.window_tokens = min(self._longest_window(state), state.length_tokens - state.generated_tokens)
         start = self._semantic_start(state)
         semantic = state.semantic[:, start : start + spec.max_input_tokens]
-        semantic = F.pad(semantic, (0, spec.max_input_tokens - semantic.shape[1]), value=spec.semantic_pad_token)
+        count = semantic.shape[1]
+        semantic = F.pad(semantic, (0, spec.max_input_tokens - count), value=spec.semantic_pad_token)
         coarse_start = state.coarse.shape[1] - spec.prompt_coarse_tokens(state.coarse.shape[1])
-        previous, state.prompt = state.prompt, Prompt(semantic, coarse_start)
+        previous, state.prompt = state.prompt, Prompt(semantic, start, count, coarse_start)
         if state.sampler.sees_tokens:
             state.sampler.begin(self.prompt_ids(state), state.window_tokens)
-        if previous is not None and previous.coarse_start == coarse_start and previous.semantic.equal(semantic):
+        if previous is not None and state.prompt.extends(previous):
             fed = state.cache.position - spec.max_input_tokens - 1
             return state.coarse[:, coarse_start + fed :].contiguous()
         state.cache.truncate(0)

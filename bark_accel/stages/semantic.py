@@ -26,7 +26,8 @@ HEARD_TOKENS = 64
 class SemanticState:
     """One batch of utterances, looked at on the host: `tokens`, one [B] int64 a step, and `unfinished`, [B] bool.
 
-    `heard`: somebody waits for each token, and not only for the last one.
+    `last` are the newest tokens where they were drawn; None where they are on the host alone. `heard`: somebody waits
+    for each token, and not only for the last one.
     """
 
     cache: KVCache
@@ -36,6 +37,7 @@ class SemanticState:
     rows: ActiveRows
     token_source: TokenSource | None = None
     heard: bool = True
+    last: Tensor | None = None
     tokens: list[Tensor] = field(default_factory=list)
 
     @property
@@ -91,31 +93,39 @@ class SemanticStage:
     def step(self, state: SemanticState) -> Tensor:
         """Generate the next token [B] int64 of every row, on the host."""
         if state.token_source is None or state.prompt is not None:
-            return self.take(state, self._model.logits(self.feed(state), state.cache))
+            drawn = self.draw(state, self._model.logits(self.feed(state), state.cache))
+            return self.note(state, drawn, drawn.cpu())
         config, done = state.sampler.config, len(state.tokens)
         ahead, limit = lambda i: self._allowed_after(state, done + i), config.max_new_tokens - done
         if state.heard:
             limit = min(limit, HEARD_TOKENS)
         with drawing("semantic", self._model.weights.cache_dtype):
             tokens = state.token_source.next_token(state.tokens[-1], state.cache, state.sampler, ahead, limit)
+        state.last = None  # a source may write to its tokens
         return self._ended(state, tokens.cpu())
 
     def feed(self, state: SemanticState) -> Feed:
-        """Say what the model is to be fed, as a part of a step; `take` is the other one."""
+        """Say what the model is to be fed, as a part of a step; `draw` and `note` are the others."""
         rows = state.sampler.head_rows(self._allowed_after(state, len(state.tokens)))
         if state.prompt is not None:
             prompt, state.prompt = state.prompt, None
             return Feed(prompt, rows)
         if state.sampler.processing is None:
             state.rows.keep(state.unfinished)
-        last = state.rows.select(state.tokens[-1].to(self._model.weights.device))
-        return Feed(last[:, None], rows)
+        last = state.tokens[-1].to(self._model.weights.device) if state.last is None else state.last
+        return Feed(state.rows.select(last)[:, None], rows)
 
-    def take(self, state: SemanticState, logits: Tensor) -> Tensor:
-        """Draw the next token [B] int64 of every row, on the host, from the logits of what was fed."""
+    def draw(self, state: SemanticState, logits: Tensor) -> Tensor:
+        """Draw the next token [B] int64 of every row, on the model's device, from the logits of what was fed."""
         with drawing("semantic", self._model.weights.cache_dtype):
             allowed = self._allowed_after(state, len(state.tokens))
-            return self._ended(state, state.sampler.draw(state.rows.expand(logits), allowed).cpu())
+            return state.sampler.draw(state.rows.expand(logits), allowed)
+
+    def note(self, state: SemanticState, drawn: Tensor, tokens: Tensor) -> Tensor:
+        """Go on by what was drawn, and is on the host now (`tokens`); the latter, padded in rows that had ended."""
+        noted = self._ended(state, tokens)
+        state.last = drawn if noted is tokens else None
+        return noted
 
     def _ended(self, state: SemanticState, tokens: Tensor) -> Tensor:
         """Note which rows have ended, and pad those that had before."""

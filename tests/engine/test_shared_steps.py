@@ -10,7 +10,11 @@ from support.engine_requests import Asked, assert_as_alone, finished
 from support.parity import accelerated_copy
 
 from bark_accel import BarkEngine
+from bark_accel.engine import scheduler as scheduling
+from bark_accel.engine.engine import make_row
+from bark_accel.engine.scheduler import Scheduler
 from bark_accel.engine.shared_steps import SharedSteps
+from bark_accel.engine.slots import Slots
 from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops.backend import get_ops
 from bark_accel.patches.engine import ModelSource
@@ -114,3 +118,32 @@ def test_masks_of_many_sets_of_slots(monkeypatch):
         for scores in shared.scores(slots, torch.ones(len(slots), 1, dtype=torch.int64), ROWS):
             assert torch.equal(scores, first)
         assert len(shared._masks) <= 3
+
+
+@torch.no_grad()
+def test_a_semantic_token_is_read_back_outside_of_draws(fast):
+    """A tensor on the meta device cannot be read back: neither a draw does that, nor the next input."""
+    source = ModelSource(fast)
+    row = make_row(source, {**texts(SMALL, [4]), "do_sample": False}, seed=1)
+    row.start(Slots(source.models, 1).take())
+    step = row.step
+    scores = step.alone()
+    drawn = row.draw(scores.to("meta"))
+    assert drawn.is_meta and drawn.shape == (1,)
+    row.note(drawn, torch.tensor([7]))
+    assert row.step.feed.tokens.is_meta and row.step.feed.tokens.shape == (1, 1)
+    assert row._semantic.tokens[-1].tolist() == [7]
+
+
+@torch.no_grad()
+def test_tokens_of_a_turn_are_read_back_at_once(monkeypatch):
+    reads, read_back = [], scheduling.read_back
+    monkeypatch.setattr(scheduling, "read_back", lambda drawn: reads.append(len(drawn)) or read_back(drawn))
+    source = ModelSource(accelerated_copy(build(SMALL), speculate=False))
+    scheduler = Scheduler(source.models, Slots(source.models, 5))
+    options = {**texts(SMALL, [3]), "semantic_min_new_tokens": 40, "semantic_max_new_tokens": 40}
+    for seed in range(5):
+        scheduler.add(make_row(source, options, seed=seed))
+    while scheduler.busy:
+        scheduler.turn()
+    assert reads == [5] * 39, "all tokens but those behind the prompts, and none of the coarse stage"
