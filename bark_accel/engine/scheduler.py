@@ -41,6 +41,7 @@ class Scheduler:
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
         self._unpaid_tokens = 0
+        self._newcomers_wait_until = 0.0
 
     @property
     def busy(self) -> bool:
@@ -92,8 +93,7 @@ class Scheduler:
 
     def _prompt_shares(self, rows: Sequence[Row]) -> list[int]:
         """Tokens of prompts that are fed in a turn, on the average, where each of these rows is the next."""
-        soon = time.monotonic() + _NEARLY_OVER_S
-        some_end = any(row.request.plays and row.request.due < soon for row in self._rows)
+        some_end = any(map(_is_nearly_over, self._rows))
         share = _PROMPT_TOKENS_BESIDE if self._is_less_urgent(rows[0]) else _PROMPT_TOKENS
         return [_NEWCOMERS_TOKENS if some_end and not row.request.plays else share for row in rows]
 
@@ -133,11 +133,24 @@ class Scheduler:
                 row.note(each, token)
 
     def _decode(self) -> None:
-        """Compute a pass over one fine window: on a CPU, several at once take longer for each."""
-        for row in _by_urgency(row for row in self._rows if row.decodes)[:1]:
-            if not self._is_less_urgent(row):
-                with self._guarding(row):
-                    row.decode()
+        """Compute a pass over one fine window: on a CPU, several at once take longer for each.
+
+        Beside a stream that plays and is nearly over, who hears nothing yet has a pass after as much time without one.
+        """
+        rows = _by_urgency(row for row in self._rows if row.decodes)
+        ending, some_end = [row for row in rows if _is_nearly_over(row)], any(map(_is_nearly_over, self._rows))
+        start = time.monotonic()
+        if some_end and start < self._newcomers_wait_until:
+            rows = [row for row in rows if row.request.plays]
+        for row in (ending or rows)[:1]:
+            if self._is_less_urgent(row):
+                return
+            is_new = not row.request.plays
+            with self._guarding(row):
+                row.decode()
+            if some_end and is_new:
+                end = time.monotonic()
+                self._newcomers_wait_until = end + (end - start)
 
     def _is_less_urgent(self, row: Row) -> bool:
         """Tell whether a listener who waits for tokens of one row runs dry, and before that of another row."""
@@ -176,6 +189,11 @@ def _rows_that_draft(model: CausalModel) -> int:
     Drafts of int8 read a quarter of the bytes of float32, but half of those of float16.
     """
     return 2 if model.weights.cache_dtype == torch.float32 else 1
+
+
+def _is_nearly_over(row: Row) -> bool:
+    """Tell whether its listener hears it, and would soon hear a silence."""
+    return row.request.plays and row.request.due < time.monotonic() + _NEARLY_OVER_S
 
 
 def _by_urgency(rows: Iterable[Row]) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -170,6 +171,56 @@ def test_newcomers_do_not_silence_who_plays(fast, left_s, share, monkeypatch):
     prompt = 17  # tokens of this model's
     assert all(tokens <= (turn + 1) * share + prompt for turn, tokens in enumerate(fed)), "and a prompt begun"
     assert fed[-1] >= 5 * prompt and len(fed) <= fed[-1] / share + 2, "and no less"
+    while scheduler.busy:
+        scheduler.turn()
+    for seed, row in enumerate(rows):
+        assert_as_alone(fast, Asked(SHORT, seed, "low_latency"), row.request)
+
+
+class Clock:
+    """A clock that goes on by itself in nothing."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("left_s", [10.0, 0.5])
+def test_fine_passes_of_newcomers_do_not_silence_who_plays(fast, left_s, monkeypatch):
+    """Beside a stream that is nearly over, as much time passes without one as each has taken."""
+    source, clock, forward = ModelSource(fast), Clock(), fine.bidirectional_forward
+    scheduler = Scheduler(source.models, Slots(source.models, 4))
+    playing = make_row(source, LONG, seed=9, policy="preview", first_chunk_frames=10, max_chunk_frames=10)
+    scheduler.add(playing)
+    while not playing.request.plays:
+        scheduler.turn()
+    passes, began = 0, []
+
+    def takes_a_second(*args):
+        began.append(clock.now)
+        clock.now += 1.0
+        return forward(*args)
+
+    monkeypatch.setattr(scheduling, "time", clock)
+    monkeypatch.setattr(fine, "bidirectional_forward", takes_a_second)
+    rows = [make_row(source, SHORT, seed=seed, policy="low_latency") for seed in range(3)]
+    for row in rows:
+        scheduler.add(row)
+    while not playing.request.done() and not all(row.request.done() for row in rows):
+        clock.now += 0.1
+        playing.request.waits_from = clock.now + left_s
+        for row in rows:
+            row.request.waits_from = clock.now
+        passes, step = len(began), playing.step
+        scheduler.turn()
+        assert len(began) <= passes + 1
+        assert playing.step is not step or step is None
+    gaps = [b - a for a, b in pairwise(began)]
+    assert len(gaps) > 5
+    assert min(gaps) >= 2.0 if left_s < 2 else max(gaps) < 1.2
     while scheduler.busy:
         scheduler.turn()
     for seed, row in enumerate(rows):
