@@ -35,8 +35,6 @@ class SpeechRequest:
         Seed of its random numbers.
     sampling_rate : int
         Samples per second.
-    status : {"queued", "semantic", "coarse", "fine", "done"}
-        Where it stands; a request that failed or was cancelled is done.
     seconds_taken : float
         Seconds from getting a row to its end, whether it succeeded or not; 0 before the end.
     preset : dict, optional
@@ -54,7 +52,8 @@ class SpeechRequest:
     ):
         self.seed = seed
         self.sampling_rate = streamer.sampling_rate
-        self.status = "queued"
+        self.stage = "queued"
+        """The stage that it is in, or was in when it ended."""
         self.preset: dict[str, np.ndarray] | None = None
         self.seconds_taken = 0.0
         self._begun_at: float | None = None
@@ -65,6 +64,8 @@ class SpeechRequest:
         self._pieces: list[Tensor] = []
         self._samples = 0
         self._future: futures.Future[Tensor] = futures.Future()
+        self.is_stream = not whole
+        """Somebody may hear its beginning before its end is there."""
         self._patience_s = _PATIENCE_S if whole else _FIRST_SOUND_S
         self.waits_from = self._submitted_at + self._patience_s
         """Time at which a listener of this alone has heard all that there is (`time.monotonic`)."""
@@ -72,6 +73,11 @@ class SpeechRequest:
         self._begins_at = -math.inf
 
     # The listener's side.
+
+    @property
+    def status(self) -> str:
+        """The stage: "queued", "semantic", "coarse", "fine", or "done" for one that failed or was cancelled, too."""
+        return "done" if self.done() else self.stage
 
     @property
     def seconds_ready(self) -> float:
@@ -133,8 +139,7 @@ class SpeechRequest:
         Safe from any thread, at any time, and more than once.
         """
         error = RequestCancelled(f"expected audio, got a request that was cancelled when it was {self.status}")
-        if _settle(self._future, None, error):
-            self.status = "done"
+        _settle(self._future, None, error)
         self._streamer.cancel()
 
     def __enter__(self) -> SpeechRequest:
@@ -216,7 +221,6 @@ class SpeechRequest:
             self._note_end()
 
     def _note_end(self) -> None:
-        self.status = "done"
         if self._begun_at is not None:
             self.seconds_taken = time.monotonic() - self._begun_at
 

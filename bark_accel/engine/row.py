@@ -36,14 +36,16 @@ class Plan:
 
 
 class Row:
-    """One request on its way: `step` is what it has to feed next, None before and after the two causal stages.
+    """One request on its way: `step` is what it has to feed next, None before and after each of the two causal stages.
 
+    `is_between`: it has its semantic tokens, and no slot yet for the coarse stage.
     `check_weights` raises where audio that was made would be of changed weights.
     """
 
     def __init__(self, plan: Plan, request: SpeechRequest, check_weights: Callable[[], None]):
         self.request = request
         self.step: Step | None = None
+        self.is_between = False
         self._plan = plan
         self._slot: Slot | None = None
         self._semantic_tokens: Tensor | None = None
@@ -53,10 +55,13 @@ class Row:
         self._check_weights = check_weights
 
     def start(self, slot: Slot) -> None:
-        """Begin with the semantic stage; keeps the slot up to the end of the coarse one."""
-        self._slot = slot
+        """Begin the semantic stage, or the coarse one after it; keeps the slot up to its end."""
+        self._slot, self.is_between = slot, False
+        if self._semantic_tokens is not None:
+            self._start_coarse(slot, self._semantic_tokens)
+            return
         self.request.begin()
-        self.request.status = "semantic"
+        self.request.stage = "semantic"
         stage = self._plan.semantic
         self._semantic = self._plan.start_semantic(stage, slot.cache(stage.model))
         self.step = self._step(self._semantic)
@@ -92,33 +97,33 @@ class Row:
             self._next_semantic(self._semantic)
 
     def leave(self) -> None:
-        """Give up the slot; nothing is fed any more."""
+        """Give up the slot; nothing is fed without one."""
         self.step = self._semantic = self._coarse = None
         if self._slot is not None:
             self._slot.give_back()
             self._slot = None
 
     def _next_semantic(self, state: SemanticState) -> None:
-        if state.done:
-            self._start_coarse(state.result())
-        else:
+        if not state.done:
             self.step = self._step(state)
+            return
+        self._semantic_tokens = state.result()
+        self._decoder.set_semantic(self._plan.repad(self._semantic_tokens), final=True)
+        self.request.stage = "coarse"
+        self.leave()
+        self.is_between = True
 
-    def _start_coarse(self, semantic_tokens: Tensor) -> None:
-        assert self._slot is not None
-        self._semantic_tokens = semantic_tokens
-        tokens, stage = self._plan.repad(semantic_tokens), self._plan.coarse
-        self._decoder.set_semantic(tokens, final=True)
-        self.request.status = "coarse"
-        self._coarse = self._plan.start_coarse(stage, self._slot.cache(stage.model))
-        stage.push(self._coarse, tokens, final=True)
+    def _start_coarse(self, slot: Slot, semantic_tokens: Tensor) -> None:
+        stage = self._plan.coarse
+        self._coarse = self._plan.start_coarse(stage, slot.cache(stage.model))
+        stage.push(self._coarse, self._plan.repad(semantic_tokens), final=True)
         self._next_coarse(self._coarse)
 
     def _next_coarse(self, state: CoarseState) -> None:
         if self._plan.coarse.ready(state):
             self.step = self._step(state)
         else:
-            self.request.status = "fine"
+            self.request.stage = "fine"
             self.leave()
 
     def _deliver(self, chunk: Tensor) -> None:

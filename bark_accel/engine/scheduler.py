@@ -57,7 +57,7 @@ class Scheduler:
         self._drop_ended()
         self._admit()
         self._feed_prompts()
-        for model in self._models:
+        for model in self._models[:1] if self._gathers else self._models:
             self._feed_tokens(model)
         self._decode()
         self._finish()
@@ -69,11 +69,29 @@ class Scheduler:
                 row.request.check()
 
     def _admit(self) -> None:
-        while self._waiting and (slot := self._slots.take()) is not None:
-            row = self._waiting.popleft()
-            self._rows.append(row)
+        """Lend free slots: to who is between the stages, then to newcomers, who come first where rows gather."""
+        while True:
+            between = _by_urgency(row for row in self._rows if row.is_between)
+            is_new = self._waiting and (not between or (self._gathers and len(between) < self._slots.count))
+            if not (is_new or between) or (slot := self._slots.take()) is None:
+                return
+            row = self._waiting.popleft() if is_new else between[0]
+            if is_new:
+                self._rows.append(row)
             with self._guarding(row):
                 row.start(slot)
+
+    @property
+    def _gathers(self) -> bool:
+        """Tell whether the coarse stage waits, so that more rows share its steps: nobody listens before all is there.
+
+        That is while as many rows are in the semantic stage, up to as many as there are slots between the two.
+        """
+        if any(row.request.is_stream for row in self._rows):
+            return False
+        models = [row.step.model for row in self._rows if row.step is not None]
+        semantic, coarse = (models.count(model) for model in self._models)
+        return semantic > 1 and semantic >= coarse
 
     def _feed_prompts(self) -> None:
         """Feed prompts, which rows do not share, those of the most urgent listeners first."""
@@ -138,11 +156,10 @@ class Scheduler:
         Beside a stream that plays and is nearly over, who hears nothing yet has a pass after as much time without one.
         """
         rows = _by_urgency(row for row in self._rows if row.decodes)
-        ending, some_end = [row for row in rows if _is_nearly_over(row)], any(map(_is_nearly_over, self._rows))
-        start = time.monotonic()
+        start, some_end = time.monotonic(), any(map(_is_nearly_over, self._rows))
         if some_end and start < self._newcomers_wait_until:
             rows = [row for row in rows if row.request.plays]
-        for row in (ending or rows)[:1]:
+        for row in rows[:1]:
             if self._is_less_urgent(row):
                 return
             is_new = not row.request.plays

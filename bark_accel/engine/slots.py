@@ -30,6 +30,7 @@ class Slots:
     """
 
     def __init__(self, models: Sequence[CausalModel], count: int, capturer: Capturer | None = None):
+        self.count = count
         self._free = list(range(count))
         self._caches: dict[object, KVCache] = {}
         for model in models:

@@ -7,7 +7,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from support.bark_models import SMALL, build, texts
 from support.engine_requests import LONG, SHORT, Asked, assert_as_alone
+from support.parity import accelerated_copy
 
 from bark_accel import (
     AudioStreamer,
@@ -175,6 +177,51 @@ def test_newcomers_do_not_silence_who_plays(fast, left_s, share, monkeypatch):
         scheduler.turn()
     for seed, row in enumerate(rows):
         assert_as_alone(fast, Asked(SHORT, seed, "low_latency"), row.request)
+
+
+@torch.no_grad()
+def test_whole_waveforms_gather_between_the_stages(monkeypatch):
+    """Nobody listens yet, so steps wait until more rows share them; a stream is not kept waiting for others."""
+    source = ModelSource(accelerated_copy(build(SMALL), speculate=False))
+    lengths = [{"semantic_min_new_tokens": n, "semantic_max_new_tokens": n} for n in (40, 48, 56, 64, 72, 80, 60, 44)]
+    inputs = [{**texts(SMALL, [3]), **length} for length in lengths]
+    take_together = scheduling.take_together
+
+    def waits_and_widths(streams: int) -> tuple[list[int], list[int]]:
+        """Turns that each row spends between the stages, and the rows of each shared step."""
+        scheduler, waits, widths = Scheduler(source.models, Slots(source.models, 4)), [0] * len(inputs), []
+        monkeypatch.setattr(scheduling, "take_together", lambda s: widths.append(len(s)) or take_together(s))
+        policies = ["preview"] * streams + [None] * (len(inputs) - streams)
+        asked = [Asked(arguments, seed, policies[seed]) for seed, arguments in enumerate(inputs)]
+        rows = [make_row(source, one.inputs, seed=one.seed, policy=one.policy) for one in asked]
+        for row in rows:
+            scheduler.add(row)
+        while scheduler.busy:
+            scheduler.turn()
+            waits = [turns + row.is_between for turns, row in zip(waits, rows, strict=True)]
+        for one, row in zip(asked, rows, strict=True):
+            assert_as_alone(source._model, one, row.request)
+        return waits, widths
+
+    waits, widths = waits_and_widths(streams=0)
+    waits_beside, widths_beside = waits_and_widths(streams=len(inputs))
+    assert max(waits) > 20 and max(waits_beside) <= 1
+    assert sum(widths) == sum(widths_beside) and len(widths) < 0.9 * len(widths_beside)
+
+
+@torch.no_grad()
+def test_no_more_gather_than_there_are_slots(monkeypatch):
+    source = ModelSource(accelerated_copy(build(SMALL), speculate=False))
+    scheduler, most, ends = Scheduler(source.models, Slots(source.models, 3)), 0, []
+    rows = [make_row(source, SHORT, seed=seed) for seed in range(20)]
+    for row in rows:
+        scheduler.add(row)
+        row.request.add_done_callback(lambda seed=row.request.seed: ends.append(seed))
+    while scheduler.busy:
+        scheduler.turn()
+        most = max(most, sum(row.is_between for row in rows))
+    assert most == 3
+    assert all(abs(place - seed) <= 6 for place, seed in enumerate(ends)), "nobody is left behind"
 
 
 class Clock:
