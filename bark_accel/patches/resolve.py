@@ -26,6 +26,8 @@ from .edits import ReadEdits
 # Handled by the patches themselves, without effect on the tokens, or objects that become part of Transformers' lists.
 _KNOWN_ARGUMENTS = {"streamer", "min_eos_p", "tokenizer", "stopping_criteria", "prefix_allowed_tokens_fn"}
 _KNOWN_ARGUMENTS |= {"logits_processor"}
+# Without effect where they are off.
+_SWITCHES = {"synced_gpus", "trust_remote_code"}
 # How tokens are chosen where the model is only asked for the logits after the last one.
 _MODES = {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE}
 _MODES |= {GenerationMode.GROUP_BEAM_SEARCH, GenerationMode.CONSTRAINED_BEAM_SEARCH}
@@ -127,7 +129,8 @@ def _whole(tokens: float) -> int:
 
 
 def _check_arguments(stage: str, config: GenerationConfig, kwargs: dict[str, Any], fixed: dict[str, Any]) -> None:
-    given = {k for k, v in kwargs.items() if v is not None} - _KNOWN_ARGUMENTS
+    off = {k for k in _SWITCHES & kwargs.keys() if kwargs[k] is False}
+    given = {k for k, v in kwargs.items() if v is not None} - _KNOWN_ARGUMENTS - off
     unknown = sorted(k for k in given if not hasattr(config, k) or k in fixed)
     if unknown:
         raise Fallback(stage, FallbackKind.ARGUMENTS, ", ".join(unknown))

@@ -9,7 +9,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
-from support.bark_models import SMALL, texts
+from support.bark_models import SMALL, preset, texts
 from support.callers_processors import needs_stocks_loop, stock_with, streamed
 from support.generation_fields import CASES, claims, installed_fields
 from support.parity import accelerated_copy, assert_equal_to_stock, run
@@ -22,7 +22,7 @@ from bark_accel import acceleration_report
 from bark_accel.hf.compat import TESTED_VERSIONS
 from bark_accel.patches.step_view import step_view
 
-INPUTS = texts(SMALL, [4, 9])
+VOICES = [None, preset(SMALL, 40, 60, seed=2), preset(SMALL, 12, 20, seed=1)]
 # Fields whose values are drawn; the others have the one of their case.
 VALUES = {
     "do_sample": st.booleans(),
@@ -52,29 +52,37 @@ def value_of(name: str) -> st.SearchStrategy:
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), do_sample=st.booleans(), seed=st.integers(0, 99))
-def test_options(small_model, data, do_sample, seed):
-    """Whatever is asked of either stage, in any combination: stock's tokens and random state, or stock's own error."""
+@given(
+    data=st.data(),
+    do_sample=st.booleans(),
+    seed=st.integers(0, 99),
+    rows=st.integers(1, 3),
+    voice=st.sampled_from(VOICES),
+)
+def test_options(small_model, data, do_sample, seed, rows, voice):
+    """Whatever is asked of the stages, in any combination: stock's tokens and random state, or stock's own error."""
     skip_where_stock_fails("beams")
-    stage = data.draw(st.sampled_from(["semantic", "coarse"]))
-    claim = {name: by_stage[stage] for name, by_stage in claims().items()}
-    able = [name for name in installed_fields() if claim[name] != "nobody"]
-    names = data.draw(st.lists(st.sampled_from(able), max_size=5, unique=True))
-    options = {f"{stage}_{key}": value for name in names for key, value in CASES[name].others.items()}
-    options |= {f"{stage}_{name}": data.draw(value_of(name), label=name) for name in names}
-    options = {"do_sample": do_sample, "semantic_max_new_tokens": 24, "fine_temperature": 0.7, **options}
+    options = {**texts(SMALL, [4, 9, 16][:rows]), "do_sample": do_sample, "history_prompt": voice}
+    options |= {"semantic_max_new_tokens": 24, "fine_temperature": 0.7}
+    ours = True
+    for stage in data.draw(st.sampled_from([["semantic"], ["coarse"], ["semantic", "coarse"]]), label="stages"):
+        claim = {name: by_stage[stage] for name, by_stage in claims().items()}
+        able = [name for name in installed_fields() if claim[name] != "nobody"]
+        names = data.draw(st.lists(st.sampled_from(able), max_size=5, unique=True), label=stage)
+        options |= {f"{stage}_{key}": value for name in names for key, value in CASES[name].others.items()}
+        options |= {f"{stage}_{name}": data.draw(value_of(name), label=name) for name in names}
+        ours = ours and not {"stock"} & {claim[name] for name in names} and not {"use_cache", "low_memory"} & {*names}
     fast = accelerated_copy(small_model, strict=False)
     try:
-        run(small_model, seed, **INPUTS, **options)
+        ran = run(small_model, seed, **options)
     except STOCKS_ERRORS as error:
         if transformers.__version__ != TESTED_VERSIONS[-1]:
             reject()
         with pytest.raises(type(error)):
-            run(fast, seed, **INPUTS, **options)
+            run(fast, seed, **options)
         return
-    assert_equal_to_stock(small_model, fast, seed, **INPUTS, **options)
-    if not {"stock"} & {claim[name] for name in names} and "use_cache" not in names:
-        assert acceleration_report(fast).fallbacks == ()
+    assert_equal_to_stock(small_model, fast, seed, ran=ran, **options)
+    assert not ours or acceleration_report(fast).fallbacks == ()
 
 
 class LiftsLast(LogitsProcessor):
@@ -161,19 +169,29 @@ def test_callers_processors_in_our_loop(small_model, data, do_sample, seed, rows
     assert acceleration_report(fast).fallbacks == ()
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_ASKED = {"max_new_tokens", "pad_token_id", "do_sample", "output_scores", "output_logits", "return_dict_in_generate"}
+# They ask for more than logits, or for a tokenizer.
+_MORE = {"guidance_scale", "prompt_lookup_num_tokens", "penalty_alpha", "output_attentions", "output_hidden_states"}
+_MORE |= {"stop_strings", "low_memory"}
+SCORED = [name for name in installed_fields() if name not in _ASKED | _MORE]
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
+    data=st.data(),
     chosen=st.lists(st.sampled_from(sorted(PROCESSORS)), max_size=4),
     stops=st.lists(st.sampled_from(sorted(CRITERIA)), max_size=2, unique=True),
     do_sample=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_processors_and_criteria(small_model, chosen, stops, do_sample, seed):
+def test_scores(small_model, data, chosen, stops, do_sample, seed):
     """`generate` of Transformers on a view with our steps, which alone takes processors and gives scores."""
     fast = accelerated_copy(small_model)
     patch = fast.coarse_acoustics.generate.__self__
     model = patch.model(patch.weights())
     ids = torch.randint(0, 90, (2, 20), generator=torch.Generator().manual_seed(seed))
+    names = data.draw(st.lists(st.sampled_from(SCORED), max_size=4, unique=True), label="fields")
+    options = {name: data.draw(value_of(name), label=name) for name in names}
 
     def generated(module: Any) -> tuple[Any, torch.Tensor]:
         torch.manual_seed(seed)
@@ -187,15 +205,25 @@ def test_processors_and_criteria(small_model, chosen, stops, do_sample, seed):
             output_scores=True,
             output_logits=True,
             return_dict_in_generate=True,
+            **options,
         )
         return result, torch.get_rng_state()
 
     def borrow(rows: int) -> Any:
         return patch.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, model.weights.device)
 
-    expected, state = generated(small_model.coarse_acoustics)
+    try:
+        expected, state = generated(small_model.coarse_acoustics)
+    except STOCKS_ERRORS as error:
+        expected, state = type(error), None
     with step_view(fast.coarse_acoustics, model, borrow) as view:
+        if state is None:
+            with pytest.raises(expected):
+                generated(view)
+            return
         got, own_state = generated(view)
         assert torch.equal(got.sequences, expected.sequences) and torch.equal(own_state, state)
-        for name in ("scores", "logits"):
-            torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-4)
+        for name in ("scores", "logits", "sequences_scores"):
+            assert (got.get(name) is None) == (expected.get(name) is None)
+            if expected.get(name) is not None:
+                torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-4)

@@ -144,6 +144,13 @@ def test_several_of_each(small_model):
     assert_equal_to_stock(small_model, fast, **INPUTS, **options)
 
 
+@pytest.mark.parametrize("stage", ["semantic", "coarse"])
+def test_a_switch_that_is_off(small_model, stage):
+    """Of `generate`, no field of the config."""
+    options = {**INPUTS, **SHORT, **SAMPLED, f"{stage}_synced_gpus": False}
+    assert_equal_to_stock(small_model, accelerated_copy(small_model), **options)
+
+
 class Seen(LogitsProcessor):
     """Notes what it is called with, and lifts even ids."""
 
