@@ -163,7 +163,8 @@ inline DecodeInputs read(const Tensor& ids, const Tensor& token_table, const Ten
   check_sizes(kOp, "token_table", token_table, {token_table.size(0), p.width});
   check_ids(ids, device);
   check_dim(kOp, "key_cache", key_cache, 5, "[layers, B, H, capacity, D]");
-  p.cache_dtype = checked_dtype(kOp, "key_cache", key_cache);
+  const bool in_bytes = key_cache.scalar_type() == kChar && device == kCPU;
+  p.cache_dtype = in_bytes ? DType::kInt8 : checked_dtype(kOp, "key_cache (or on the CPU int8)", key_cache);
   p.layers_count = key_cache.size(0);
   p.batch = ids.size(0);
   p.tokens = ids.size(1);
@@ -171,7 +172,8 @@ inline DecodeInputs read(const Tensor& ids, const Tensor& token_table, const Ten
   BARK_CHECK(p.heads > 0 && p.width > 0 && p.width % p.heads == 0, kOp,
              "expected num_heads to divide the width ", p.width, ", got ", p.heads);
   const int64_t capacity = in.capacity = key_cache.size(3);
-  const int64_t cache_sizes[] = {p.layers_count, p.batch, p.heads, capacity, p.width / p.heads};
+  const int64_t row_size = p.width / p.heads + (in_bytes ? kCacheScaleBytes : 0);
+  const int64_t cache_sizes[] = {p.layers_count, p.batch, p.heads, capacity, row_size};
   check_cache("key_cache", key_cache, cache_sizes, device);
   check_cache("value_cache", value_cache, cache_sizes, device);
   check_same_dtype(kOp, "value_cache", value_cache, "key_cache", key_cache);

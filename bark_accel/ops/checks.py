@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .int8_entries import entry_size
 from .interface import StepCache, StepWeights
 
 # Weights along a row of an int8 matrix that share one scale.
@@ -109,10 +110,13 @@ def _check_id_values(op: str, ids: Tensor, length: Tensor, vocabulary: int) -> N
 def _check_caches(op: str, key_cache: Tensor, value_cache: Tensor, sizes: tuple[int, int, int]) -> None:
     shape = f"[layers, B, H, capacity, D], got {list(key_cache.shape)}"
     require(key_cache.dim() == 5, op, f"expected key_cache of shape {shape}")
-    require_float(op, "key_cache", key_cache)
+    in_bytes = key_cache.dtype == torch.int8 and on_host(key_cache)
+    if not in_bytes:
+        require_float(op, "key_cache (or on the CPU int8)", key_cache)
     (batch, heads, head_size), (layers, capacity) = sizes, (key_cache.shape[0], key_cache.shape[3])
+    size = entry_size(head_size, key_cache.dtype)
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
-        require_shape(op, name, cache, (layers, batch, heads, capacity, head_size), key_cache.dtype)
+        require_shape(op, name, cache, (layers, batch, heads, capacity, size), key_cache.dtype)
         shared = any(stride == 0 and size > 1 for stride, size in zip(cache.stride(), cache.shape, strict=True))
         strides = f"expected {name} without elements that share memory, got strides {list(cache.stride())}"
         require(not shared, op, strides)

@@ -42,8 +42,9 @@ class StepCache(NamedTuple):
 
     Attributes
     ----------
-    keys, values : Tensor [layers, B, H, capacity, D], float32, float16 or bfloat16
-        Unit stride in D.
+    keys, values : Tensor [layers, B, H, capacity, D], float32, float16 or bfloat16; on a CPU also [..., D + 4] int8
+        Unit stride in the last dimension. An entry of int8 is D numbers and the 4 bytes of the float32 that they are
+        multiplied with (`bark_accel.ops.int8_entries`).
     length : Tensor [B], int64
         Valid entries of each row. -1: an idle row, which costs nothing; nothing of it is read or written, and its
         result is NaN.

@@ -232,7 +232,8 @@ def decode_step(ids: Tensor, weights: StepWeights, cache: StepCache) -> Tensor:
         For many tokens of one row, a prompt, matrix products are faster.
     weights : StepWeights
     cache : StepCache
-        Positions ``length .. length + T - 1`` of a row are overwritten; the lengths are not changed.
+        Positions ``length .. length + T - 1`` of a row are overwritten; the lengths are not changed. Each key and
+        value of a head is rounded to an int8 cache with a scale of its own; a NaN or infinite one makes the result NaN.
 
     Returns
     -------

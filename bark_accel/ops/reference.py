@@ -32,11 +32,12 @@ from .block_checks import (
 from .checks import (
     INT8_GROUP,
     NEG_INF,
-    check_attention_inputs,
     check_decode_inputs,
     check_embedding_inputs,
 )
 from .interface import StepCache, StepWeights
+from .reference_attention import Places, attend_behind_mask, attend_to_int8
+from .reference_attention import static_cache_attention as static_cache_attention
 from .sample_checks import (
     ALL_MASKED,
     BAD_NOISE,
@@ -100,72 +101,6 @@ def codebook_embedding_sum(codes: Tensor, tables: Sequence[Tensor], positions: T
         total = total + table[used[..., i]].float()
     total = total + positions[: codes.shape[1]].float()
     return total if op_checks.on_host(codes) else total.masked_fill((given != used).any(-1, keepdim=True), math.nan)
-
-
-def static_cache_attention(
-    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor
-) -> Tensor:
-    """Plain-torch reference of :func:`bark_accel.ops.static_cache_attention`."""
-    check_attention_inputs(query, key, value, key_cache, value_cache, length)
-    if not op_checks.on_host(query):
-        places = Places(length, query.shape[1], key_cache.shape[2])
-        return _attend_behind_mask(query, key, value, key_cache, value_cache, places)
-    starts = length.tolist()
-    if starts and min(starts) == max(starts) >= 0:
-        return _attend_to_filled(query, key, value, key_cache, value_cache, starts[0])
-    out = query.new_full((*query.shape[:2], query.shape[2] * query.shape[3]), math.nan)
-    for i, start in enumerate(starts):
-        if start >= 0:
-            one = slice(i, i + 1)
-            new = query[one], key[one], value[one]
-            out[one] = _attend_to_filled(*new, key_cache[one], value_cache[one], start)
-    return out
-
-
-def _attend_to_filled(
-    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, start: int
-) -> Tensor:
-    batch, tokens, heads, head_dim = query.shape
-    end = start + tokens
-    key_cache[:, :, start:end] = key.transpose(1, 2)
-    value_cache[:, :, start:end] = value.transpose(1, 2)
-    scores = query.transpose(1, 2).float() @ key_cache[:, :, :end].float().transpose(-1, -2)
-    scores = scores * (1.0 / math.sqrt(head_dim))
-    if tokens > 1:
-        future = torch.ones(tokens, end, dtype=torch.bool, device=query.device).triu(diagonal=start + 1)
-        scores = scores.masked_fill(future, NEG_INF)
-    mixed = scores.softmax(dim=-1) @ value_cache[:, :, :end].float()
-    return mixed.transpose(1, 2).reshape(batch, tokens, heads * head_dim).to(query.dtype)
-
-
-class Places:
-    """Positions of each row's new tokens in a cache, on the device: no shape depends on them.
-
-    `where` [B, T] int64 counts from the lengths [B]; `fits` [B, 1, 1, 1] bool says of which rows it fits the capacity;
-    `seen` [B, 1, T, capacity] bool says which entries a token sees.
-    """
-
-    def __init__(self, length: Tensor, tokens: int, capacity: int):
-        self.where = length[:, None] + torch.arange(tokens, dtype=torch.int64, device=length.device)
-        self.fits = ((length >= 0) & (length <= capacity - tokens))[:, None, None, None]
-        self.seen = (torch.arange(capacity, dtype=torch.int64, device=length.device) <= self.where[..., None])[:, None]
-        self._at = self.where.clamp(0, capacity - 1)[:, None, :, None]
-
-    def write(self, cache: Tensor, new: Tensor) -> None:
-        """Put `new` [B, T, H, D] into `cache` [B, H, capacity, D] where it fits."""
-        new = new.transpose(1, 2)
-        at = self._at.expand(new.shape)
-        cache.scatter_(2, at, torch.where(self.fits, new, cache.gather(2, at)))
-
-
-def _attend_behind_mask(
-    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, places: Places
-) -> Tensor:
-    """Attend as `_attend_to_filled` does, with the new tokens of each row at `places`."""
-    places.write(key_cache, key)
-    places.write(value_cache, value)
-    attended = F.scaled_dot_product_attention(query.transpose(1, 2), key_cache, value_cache, attn_mask=places.seen)
-    return attended.masked_fill(~places.fits, math.nan).transpose(1, 2).flatten(2)
 
 
 def float32_linear(
@@ -312,7 +247,7 @@ def decode_step(ids: Tensor, weights: StepWeights, cache: StepCache) -> Tensor:
     check_decode_inputs(ids, weights, cache)
     token_table, positions, layers, eps, head, head_scales, num_heads = weights
     key_cache, value_cache, length = cache
-    (batch, tokens), cache_dtype = ids.shape, key_cache.dtype
+    (batch, tokens), in_bytes = ids.shape, key_cache.dtype == torch.int8
     places = Places(length, tokens, key_cache.shape[3])
     where = places.where
     fits = (ids >= 0) & (ids < len(token_table)) & (where >= 0) & (where < min(key_cache.shape[3], len(positions)))
@@ -321,12 +256,15 @@ def decode_step(ids: Tensor, weights: StepWeights, cache: StepCache) -> Tensor:
     hidden = hidden.masked_fill(~fits[..., None], math.nan).flatten(0, 1)
     for i in range(len(key_cache)):
         layer = layers[16 * i : 16 * i + 16]
-        packed = _product(_layer_norm(hidden, layer[0:2], eps[2 * i]), layer[2:5]).to(cache_dtype)
-        query, key, value = packed.view(batch, tokens, 3, num_heads, key_cache.shape[4]).unbind(2)
-        if op_checks.on_host(ids):
+        packed = _product(_layer_norm(hidden, layer[0:2], eps[2 * i]), layer[2:5])
+        packed = packed if in_bytes else packed.to(key_cache.dtype)
+        query, key, value = packed.view(batch, tokens, 3, num_heads, -1).unbind(2)
+        if in_bytes:
+            attended = attend_to_int8(query, key, value, key_cache[i], value_cache[i], length)
+        elif op_checks.on_host(ids):
             attended = static_cache_attention(query, key, value, key_cache[i], value_cache[i], length)
         else:
-            attended = _attend_behind_mask(query, key, value, key_cache[i], value_cache[i], places)
+            attended = attend_behind_mask(query, key, value, key_cache[i], value_cache[i], places)
         hidden = hidden + _product(attended.flatten(0, 1).float(), layer[5:8])
         inner = _product(_layer_norm(hidden, layer[8:10], eps[2 * i + 1]), layer[10:13], gelu=True)
         hidden = hidden + _product(inner, layer[13:16])

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention_common.h"
+#include "quantize.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
 
@@ -26,6 +27,18 @@ struct CachedRows {
   const T* at(int64_t t) const { return rows + t * stride; }
   CachedRows from(int64_t d) const { return {rows + d, stride}; }
 };
+
+// Multiplies factors[t] by the scale of row t, where rows have one.
+template <typename T>
+inline void apply_scales(CachedRows<T>, int64_t, int64_t, float*) {}
+
+inline void apply_scales(CachedRows<int8_t> cache, int64_t head_dim, int64_t count, float* factors) {
+  for (int64_t t = 0; t < count; ++t) {
+    float scale;
+    __builtin_memcpy(&scale, cache.at(t) + head_dim, kCacheScaleBytes);
+    factors[t] *= scale;
+  }
+}
 
 // Rows [0, count) that are fetched while others are read.
 template <typename T>
@@ -153,16 +166,16 @@ struct HeadCache {
 
 constexpr int64_t kRowsAhead = 2 * kWidth;  // of one stream
 
-// `count` positions of a head, and `next_count` of the keys that are read behind it. Of 16-bit caches a whole
-// stream is fetched ahead: the values beside the keys, the next keys beside the values. With 32 bits that is
-// slower than a few rows ahead.
+// `count` positions of a head, and `next_count` of the keys that are read behind it. Of caches of up to 16
+// bits a whole stream is fetched ahead: the values beside the keys, the next keys beside the values. With 32
+// bits that is slower than a few rows ahead.
 template <typename T>
 inline HeadCache<T> head_cache(CachedRows<T> keys, CachedRows<T> values, int64_t count,
                                CachedRows<T> next_keys, int64_t next_count, int64_t head_dim) {
-  const int64_t row_bytes = head_dim * int64_t(sizeof(T));
-  if (sizeof(T) == 2) return {keys, values, {values, count, row_bytes}, {next_keys, next_count, row_bytes}};
+  const int64_t bytes = row_bytes<T>(head_dim);
+  if (sizeof(T) <= 2) return {keys, values, {values, count, bytes}, {next_keys, next_count, bytes}};
   const auto further = [&](CachedRows<T> cache) -> Ahead<T> {
-    return {{cache.at(kRowsAhead), cache.stride}, count - kRowsAhead, row_bytes};
+    return {{cache.at(kRowsAhead), cache.stride}, count - kRowsAhead, bytes};
   };
   return {keys, values, further(keys), further(values)};
 }
@@ -189,7 +202,9 @@ void attend_queries(float* queries, const HeadCache<T>& cache, int64_t count, in
     for (int64_t k = t; k < count + q; ++k) {
       scores[q * padded_count + k] = dot_row(queries + q * padded_dim, keys.at(k), head_dim);
     }
+    apply_scales(keys, head_dim, count + q, scores + q * padded_count);
     sums[q] = softmax_numerators(scores + q * padded_count, count + q);
+    apply_scales(values, head_dim, count + q, scores + q * padded_count);
   }
   __builtin_memset(results, 0, Q * padded_dim * sizeof(float));
   weigh_head<T, Q>(scores, padded_count, values, 0, count, head_dim, cache.beside_values, results);

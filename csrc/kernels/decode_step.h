@@ -199,13 +199,9 @@ void decode_attention(const DecodeParams& p, int64_t layer, Range pairs, const D
     const float* qkv = b.qkv + row * 3 * p.width + h * head_dim;
     const HeadCache<T> cache = cache_of_pair<T>(p, p.caches[layer], i, pairs.end);
     for (int64_t t = 0; t < p.tokens; ++t) {
-      T* key = const_cast<T*>(cache.keys.at(length + t));
-      T* value = const_cast<T*>(cache.values.at(length + t));
-      for (int64_t d = 0; d < head_dim; d += kWidth) {
-        const int64_t n = min64(kWidth, head_dim - d);
-        store_first(key + d, load_first(qkv + t * 3 * p.width + p.width + d, n), n);
-        store_first(value + d, load_first(qkv + t * 3 * p.width + 2 * p.width + d, n), n);
-      }
+      const float* key = qkv + t * 3 * p.width + p.width;
+      write_row(const_cast<T*>(cache.keys.at(length + t)), key, head_dim);
+      write_row(const_cast<T*>(cache.values.at(length + t)), key + p.width, head_dim);
     }
     const auto start = [&](int64_t t, float* query) {
       for (int64_t d = 0; d < head_dim; d += kWidth) {
@@ -223,6 +219,8 @@ inline void attention_step(const DecodeParams& p, int64_t layer, Range pairs, co
       return decode_attention<Half>(p, layer, pairs, b);
     case DType::kBFloat16:
       return decode_attention<BFloat16>(p, layer, pairs, b);
+    case DType::kInt8:
+      return decode_attention<int8_t>(p, layer, pairs, b);
     default:
       return decode_attention<float>(p, layer, pairs, b);
   }

@@ -216,23 +216,4 @@ inline void gemv(const MatrixView& m, const Activations& a, int64_t begin, int64
   }
 }
 
-// int16 numbers and the scale of each row, so that x ~ quantized * scale within 2^-16 of the row's largest
-// value.
-inline void quantize_row(const float* x, int64_t n, int16_t* quantized, float* scale) {
-  // The bits of magnitudes sort like the magnitudes, with NaN above infinity: vmax would lose a NaN.
-  VecI top{};
-  int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) top = larger(top, (VecI)vabs(load(x + i)));
-  if (i < n) top = larger(top, (VecI)vabs(load_first(x + i, n - i)));
-  int32_t bits = 0;
-  for (int lane = 0; lane < kWidth; ++lane) bits = top[lane] > bits ? top[lane] : bits;
-  float largest;
-  __builtin_memcpy(&largest, &bits, 4);
-  // Infinite or NaN activations give NaN in the result, through the scale.
-  *scale = largest > 0 ? largest / 32767.0f : largest;
-  const float inverse = largest > 0 && largest < kInfinity ? 32767.0f / largest : 0.0f;
-  for (i = 0; i + kWidth <= n; i += kWidth) store_short(quantized + i, load(x + i) * inverse, kWidth);
-  if (i < n) store_short(quantized + i, load_first(x + i, n - i) * inverse, n - i);
-}
-
 }  // namespace bark_accel::BARK_ACCEL_ISA

@@ -93,8 +93,10 @@ struct DecodeLayer {
   MatrixView mlp_in, mlp_out;
 };
 
+constexpr int64_t kCacheScaleBytes = 4;  // of the float behind the D numbers of an int8 cache's row
+
 struct CacheView {
-  void *keys, *values;  // [B, H, capacity, D], unit stride along D
+  void *keys, *values;  // [B, H, capacity, D], int8: D + kCacheScaleBytes; unit stride along D
   int64_t key_strides[3], value_strides[3];
 };
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bark_accel.ops import _library
+from bark_accel.ops.int8_entries import to_entries
 from bark_accel.ops.interface import StepCache, StepWeights
 from bark_accel.transformer.precision import quantize
 from bark_accel.transformer.weights import Linear
@@ -168,7 +169,7 @@ def decode_inputs(
     head, _, head_scales = matrix(outputs, width, dtype)
     lengths = rows_of(length, batch)
     capacity = longest(lengths) + tokens + room
-    buffers = torch.randn(2, layers + 1, batch + 2, heads, capacity + 2, width // heads).to(cache)
+    buffers = to_entries(torch.randn(2, layers + 1, batch + 2, heads, capacity + 2, width // heads), cache)
     keys, values = buffers[:, 1:, 1 : batch + 1, :, 1 : capacity + 1].unbind(0)
     return (
         ids,
