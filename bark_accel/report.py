@@ -169,9 +169,10 @@ class AccelerationReport:
     GPU. `native_fault` says why plain torch ops run on a GPU that the compiled ones are made for: how they differed
     from torch's when they were compared at first use there; None where they did not. `float32` says who computes
     float32 products, attention and convolutions on a CPU and where that was decided, None where there are none.
-    `fit_windows`, `long_coarse_windows` and `compile_backend` are as in `accelerate_bark`; `compiled_parts` are those
-    compiled so far. `decode_step` says which kernels a token's step runs on, and why, `fine_window` how the fine
-    stage's passes are launched; `capture_faults` why something that should be a CUDA graph is none.
+    `fit_windows`, `long_coarse_windows`, `kv_cache_dtype` and `compile_backend` are as in `accelerate_bark`;
+    `compiled_parts` are those compiled so far. `decode_step` says which kernels a token's step runs on, and why,
+    `fine_window` how the fine stage's passes are launched; `capture_faults` why something that should be a CUDA graph
+    is none.
     """
 
     stages: tuple[StageReport, ...]
@@ -191,6 +192,7 @@ class AccelerationReport:
     native_fault: str | None = None
     fit_windows: bool = False
     long_coarse_windows: bool = False
+    kv_cache_dtype: str = "auto"
     decode_step: str = ""
     fine_window: str = ""
     capture_faults: tuple[str, ...] = ()
@@ -224,6 +226,8 @@ class AccelerationReport:
             lines.append("fine windows end with the speech: other fine codes than Transformers'")
         if self.long_coarse_windows:
             lines.append("coarse windows end when they are full: other coarse tokens than Transformers'")
+        if self.kv_cache_dtype == "int8":
+            lines.append("keys and values of 8 bits: other semantic and coarse tokens than Transformers'")
         lines += [f"blocked: {s.blocked_by}" for s in self.stages if s.blocked_by is not None]
         lines += [f"our steps, tokens chosen otherwise: {reason}" for reason in self.token_choices]
         lines += [f"fell back: {reason}" for reason in self.fallbacks] or ["fell back: never"]

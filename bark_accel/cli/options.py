@@ -21,6 +21,12 @@ Weights = Annotated[
     str,
     typer.Option(help="same, float16, bfloat16, int8, w8a8: smaller weights, faster, not stock's tokens."),
 ]
+KvCacheDtype = Annotated[
+    str,
+    typer.Option(
+        help="auto, int8: keys and values of 8 bits, less memory, faster in batches, not stock's tokens; CPU."
+    ),
+]
 Device = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Where the model runs: cpu, cuda, cuda:1 ... Not given: cpu."),

@@ -15,6 +15,7 @@ from .outputs import SOUND_SUFFIXES, STDOUT, check_file, check_folder
 
 DTYPES = ("float32", "float16", "bfloat16")
 WEIGHTS = ("same", "float16", "bfloat16", "int8", "w8a8")
+KV_CACHE_DTYPES = ("auto", "int8")
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,12 @@ class ModelChoice:
     device: str | None = None
     dtype: str | None = None
     weights: str = "same"
+    kv_cache_dtype: str = "auto"
 
     def check(self) -> None:
         """Raise `UserError` for a value that no model could have."""
         _check_name("--weights", self.weights, WEIGHTS)
+        _check_name("--kv-cache-dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         if self.dtype is not None:
             _check_name("--dtype", self.dtype, DTYPES)
         if self.device is not None:

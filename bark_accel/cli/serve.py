@@ -25,6 +25,7 @@ class ServeOptions:
 
     models: tuple[str, ...]
     weights: str
+    kv_cache_dtype: str
     device: str | None
     host: str
     port: int
@@ -54,7 +55,7 @@ def serve(options: ServeOptions) -> None:
     from bark_accel.server.run import run
     from bark_accel.server.settings import LOOPBACK
 
-    ModelChoice(None, options.device, None, options.weights).check()
+    ModelChoice(None, options.device, None, options.weights, options.kv_cache_dtype).check()
     settings = settings_of(options)
     quiet_transformers()
     if options.host not in LOOPBACK and not settings.api_keys:
@@ -77,7 +78,8 @@ def settings_of(options: ServeOptions):
 
     hosts = options.hosts or (("localhost", "127.0.0.1") if options.host in LOOPBACK else ())
     with user_errors(ValueError, OSError):
-        models = tuple(ModelSpec.parse(text, options.weights) for text in options.models or (SMALL_BARK,))
+        dtypes = options.weights, options.kv_cache_dtype
+        models = tuple(ModelSpec.parse(text, *dtypes) for text in options.models or (SMALL_BARK,))
         return Settings(
             models=models,
             max_rows=options.max_rows,

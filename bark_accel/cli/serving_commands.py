@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from .console import friendly_errors
-from .options import Device, Dtype, MaxSeconds, Model, Seed, Voice, Weights
+from .options import Device, Dtype, KvCacheDtype, MaxSeconds, Model, Seed, Voice, Weights
 
 
 def serve(
@@ -21,6 +21,7 @@ def serve(
         ),
     ] = None,
     weights: Weights = "same",
+    kv_cache_dtype: KvCacheDtype = "auto",
     device: Device = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is all of them.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
@@ -75,6 +76,7 @@ def serve(
         options = ServeOptions(
             tuple(model or ()),
             weights,
+            kv_cache_dtype,
             device,
             host,
             port,

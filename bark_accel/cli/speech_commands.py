@@ -8,7 +8,20 @@ from typing import Annotated, Optional
 import typer
 
 from .console import friendly_errors
-from .options import Device, Dtype, MaxSeconds, Model, Out, Policy, SaveVoice, Seed, Stream, Voice, Weights
+from .options import (
+    Device,
+    Dtype,
+    KvCacheDtype,
+    MaxSeconds,
+    Model,
+    Out,
+    Policy,
+    SaveVoice,
+    Seed,
+    Stream,
+    Voice,
+    Weights,
+)
 
 
 def say(
@@ -22,6 +35,7 @@ def say(
     policy: Policy = None,
     save_voice: SaveVoice = None,
     weights: Weights = "same",
+    kv_cache_dtype: KvCacheDtype = "auto",
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -30,7 +44,7 @@ def say(
         from .request import ModelChoice, Request
         from .say import say as run
 
-        choice = ModelChoice(model, device, dtype, weights)
+        choice = ModelChoice(model, device, dtype, weights, kv_cache_dtype)
         run(text, Request(out, choice, voice, seed, max_seconds, stream, policy, save_voice))
 
 
@@ -48,6 +62,7 @@ def read(
     policy: Policy = None,
     save_voice: SaveVoice = None,
     weights: Weights = "same",
+    kv_cache_dtype: KvCacheDtype = "auto",
     device: Device = None,
     dtype: Dtype = None,
     carry_voice: Annotated[
@@ -75,7 +90,7 @@ def read(
         from .read import read as run
         from .request import ModelChoice, ReadOptions, Request
 
-        choice = ModelChoice(model, device, dtype, weights)
+        choice = ModelChoice(model, device, dtype, weights, kv_cache_dtype)
         request = Request(out, choice, voice, seed, max_seconds, stream, policy, save_voice)
         options = ReadOptions(carry_voice or None, work_dir, batch_size, language, characters_per_second)
         run(file, encoding, request, options)

@@ -35,7 +35,7 @@ class Slots:
         self._caches: dict[object, KVCache] = {}
         for model in models:
             if _kind(model) not in self._caches:
-                place = model.weights.cache_dtype, model.weights.device
+                place = model.cache_dtype, model.weights.device
                 self._caches[_kind(model)] = KVCache.empty(model.spec, count, *place)
         self._steps = {id(model): SharedSteps(model, self.cache_of(model), capturer) for model in models}
 
@@ -112,4 +112,4 @@ def take_together(steps: Sequence[Step]) -> list[Tensor]:
 def _kind(model: CausalModel) -> object:
     spec = model.spec
     shape = (spec.num_layers, spec.num_heads, spec.block_size, spec.head_size)
-    return shape, model.weights.cache_dtype, model.weights.device
+    return shape, model.cache_dtype, model.weights.device

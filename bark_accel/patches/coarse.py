@@ -193,7 +193,7 @@ class CoarsePatch(CausalPatch):
             for index, members in enumerate(groups):
                 part = histories if voices.shared else [histories[row] for row in members]
                 cache = held.enter_context(
-                    self.settings.pool.borrow(model.spec, len(members), model.weights.cache_dtype, weights.device)
+                    self.settings.pool.borrow(model.spec, len(members), model.cache_dtype, weights.device)
                 )
                 token_source = held.enter_context(self.token_source(model, weights, cache, sampling))
                 state = stage.start(len(members), part, sampling, cache, token_source)

@@ -56,6 +56,7 @@ def acceleration_report(model: BarkModel) -> AccelerationReport:
         float32=None if float32 is None else str(float32),
         fit_windows=settings.fit_windows,
         long_coarse_windows=settings.long_coarse_windows,
+        kv_cache_dtype=settings.kv_cache_dtype,
         compile_backend=None if settings.compiler is None else settings.compiler.backend,
         compiled_parts=() if settings.compiler is None else settings.compiler.parts,
         versions={

@@ -176,7 +176,7 @@ class SemanticPatch(CausalPatch):
         prompt = prompt.to(weights.device)
         rows = prompt.input_ids.shape[0]
         with (
-            self.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache,
+            self.settings.pool.borrow(model.spec, rows, model.cache_dtype, weights.device) as cache,
             self.token_source(model, weights, cache, sampling) as token_source,
         ):
             yield (

@@ -217,7 +217,8 @@ def model_digest(model: BarkModel) -> str:
 def _asked(settings: Settings) -> list[Any]:
     """Name the settings that change what is said."""
     windows = [name for name in ("fit_windows", "long_coarse_windows") if getattr(settings, name)]
-    return [settings.precision, sorted(settings.stock_bugs.fixed), *windows]
+    cache = [] if settings.kv_cache_dtype == "auto" else [f"kv_cache_dtype={settings.kv_cache_dtype}"]
+    return [settings.precision, sorted(settings.stock_bugs.fixed), *windows, *cache]
 
 
 def _float32_sums(model: BarkModel) -> str | None:

@@ -55,6 +55,7 @@ class Settings:
     fit_windows: bool = False
     long_coarse_windows: bool = False
     compiler: Compiler | None = None
+    kv_cache_dtype: str = "auto"
     pool: KVCachePool = field(default_factory=KVCachePool)
     stream_speeds: dict[tuple[int, int], StreamSpeed] = field(default_factory=dict)
 
@@ -180,6 +181,13 @@ class CausalPatch(StagePatch[TransformerWeights]):
     def _read_weights(self) -> TransformerWeights:
         return self._transformer_weights()
 
+    def ready_weights(self) -> TransformerWeights:
+        weights = super().ready_weights()
+        if self.settings.kv_cache_dtype == "int8" and weights.device.type != "cpu":
+            reason = f"kv_cache_dtype='int8' is for the CPU, got {weights.device}"
+            raise Fallback(self.stage, FallbackKind.DEVICE, reason)
+        return weights
+
     def free_memory(self) -> int:
         self.graphs.clear()
         return super().free_memory()
@@ -187,7 +195,8 @@ class CausalPatch(StagePatch[TransformerWeights]):
     def model(self, weights: TransformerWeights) -> CausalModel:
         """The transformer as its stage runs it."""
         spec, ops = transformer_spec(self.module), self.ops(weights.device)
-        return CausalModel(self.converted(weights), spec, ops, self.settings.compiler)
+        cache_dtype = torch.int8 if self.settings.kv_cache_dtype == "int8" else None
+        return CausalModel(self.converted(weights), spec, ops, self.settings.compiler, cache_dtype)
 
     @contextmanager
     def looped(self, fallback: Fallback) -> Iterator[Any]:
@@ -198,7 +207,7 @@ class CausalPatch(StagePatch[TransformerWeights]):
             return
         weights = self.ready_weights()
         model, pool = self.model(weights), self.settings.pool
-        place = (model.weights.cache_dtype, weights.device)
+        place = (model.cache_dtype, weights.device)
         with step_view(self.module, model, lambda rows: pool.borrow(model.spec, rows, *place)) as view:
             yield view
 

@@ -101,7 +101,7 @@ def _causal_s(patches: StagePatches, rows: int, spec: CoarseSpec, random: torch.
     semantic = _ids((rows, spec.max_input_tokens), spec.semantic_vocab_size, random)
     sampling = SamplingConfig(True, spec.window_tokens, 0.7)
     stage = CoarseStage(model, replace(spec, rows_end=False, fill_positions=None))
-    with settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, weights.device) as cache:
+    with settings.pool.borrow(model.spec, rows, model.cache_dtype, weights.device) as cache:
         state = stage.start(rows, [history], sampling, cache, source)
         state.sampler.generator = fork(weights.device, "trial")
         stage.push(state, semantic, final=True)

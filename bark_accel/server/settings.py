@@ -25,14 +25,17 @@ class ModelSpec:
         A folder or an id of the Hub. None: the small Bark that comes with the package.
     weights : str
         One of `WEIGHTS`.
+    kv_cache_dtype : str
+        One of `KV_CACHE_DTYPES`.
     """
 
     name: str
     path: str | None = None
     weights: str = "same"
+    kv_cache_dtype: str = "auto"
 
     @classmethod
-    def parse(cls, text: str, weights: str = "same") -> ModelSpec:
+    def parse(cls, text: str, weights: str = "same", kv_cache_dtype: str = "auto") -> ModelSpec:
         """Read `[name=]path[:weights]`; without a name, it is the last part of the path.
 
         Raises
@@ -49,7 +52,7 @@ class ModelSpec:
             raise ValueError(f"model: expected name=path[:weights], got {text!r}")
         if weights not in WEIGHTS:
             raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
-        return cls(name, None if place == SMALL_BARK else place, weights)
+        return cls(name, None if place == SMALL_BARK else place, weights, kv_cache_dtype)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -47,10 +48,21 @@ class Feed:
 
 
 class CausalModel:
-    """One causal transformer: weights, shape, the ops that run it, and a compiler if its prompts have one."""
+    """One causal transformer: weights, shape, the ops that run it, and a compiler if its prompts have one.
 
-    def __init__(self, weights: TransformerWeights, spec: TransformerSpec, ops: Ops, compiler: Compiler | None = None):
+    `cache_dtype` is that of the caches it is to have: the weights' own choice, unless it is given.
+    """
+
+    def __init__(
+        self,
+        weights: TransformerWeights,
+        spec: TransformerSpec,
+        ops: Ops,
+        compiler: Compiler | None = None,
+        cache_dtype: torch.dtype | None = None,
+    ):
         self.weights = weights
+        self.cache_dtype: torch.dtype = weights.cache_dtype if cache_dtype is None else cache_dtype
         self.spec = spec
         self.ops = ops
         self._compiler = compiler

@@ -11,15 +11,20 @@ import torch
 from torch import Tensor
 
 from bark_accel.ops import checks as op_checks
+from bark_accel.ops.int8_entries import entry_size, to_entries, to_vectors
 from bark_accel.ops.interface import StepCache
 
 from .pages import ask_for_large_pages
 from .spec import TransformerSpec
 
+KV_CACHE_DTYPES = ("auto", "int8")
+
 
 @dataclass
 class KVCache:
     """Keys and values of every layer, [layers, B, H, capacity, D]; positions >= length are uninitialised.
+
+    Of an int8 cache the entries are [..., D + 4]: numbers and their scale (`bark_accel.ops.int8_entries`).
 
     The length lives on the device (`length`, int64 [B]) for the ops and on the host (`position`) for the loops, whose
     rows all stand at one position.
@@ -42,7 +47,7 @@ class KVCache:
     @classmethod
     def empty(cls, spec: TransformerSpec, rows: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         """Make one of capacity `spec.block_size`, without entries."""
-        shape = (spec.num_layers, rows, spec.num_heads, spec.block_size, spec.head_size)
+        shape = _shape(spec, rows, dtype)
         # Buffers born in inference mode could not be written outside of it by a later call.
         with torch.inference_mode(False):
             # Attention over the whole cache, on a GPU, multiplies what is not valid yet by zero: NaN would stay.
@@ -52,6 +57,21 @@ class KVCache:
                 for tensor in (keys, values):
                     ask_for_large_pages(tensor)
             return cls(keys, values, torch.zeros(rows, dtype=torch.int64, device=device))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.keys.dtype
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write key and value [B, T, H, D] of a layer behind what is there; the position stays.
+
+        Returns keys and values [B, H, S, D] of all positions up to the new ones, as attention is to see them.
+        """
+        end, found = self.position + key.shape[1], []
+        for entries, new in ((self.keys[layer], key), (self.values[layer], value)):
+            entries[:, :, self.position : end] = to_entries(new, self.dtype).transpose(1, 2)
+            found.append(to_vectors(entries[:, :, :end]))
+        return found[0], found[1]
 
     def row(self, row: int) -> KVCache:
         """One row as an empty cache of its own, on the same memory."""
@@ -122,7 +142,7 @@ class KVCachePool:
         """
         with self._lock:
             idle, self._idle = self._idle, None
-        shape = (spec.num_layers, batch_size, spec.num_heads, spec.block_size, spec.head_size)
+        shape = _shape(spec, batch_size, dtype)
         if idle is None or not _fits(idle[0], shape, dtype, device):
             made = KVCache.empty(spec, batch_size, dtype, device)
             idle = made.keys, made.values, made.length
@@ -138,6 +158,10 @@ class KVCachePool:
             with self._lock:
                 if self._idle is None or self._idle[0].numel() <= keys.numel():
                     self._idle = idle
+
+
+def _shape(spec: TransformerSpec, rows: int, dtype: torch.dtype) -> tuple[int, ...]:
+    return spec.num_layers, rows, spec.num_heads, spec.block_size, entry_size(spec.head_size, dtype)
 
 
 def _fits(held: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bark_accel.ops.backend import Ops
+from bark_accel.ops.int8_entries import to_entries
 
 from .dynamo import Compiler
 from .kv_cache import KVCache
@@ -63,8 +64,8 @@ def compiled_prefill(
     for row in range(hidden.shape[0]):
         name = f"prompt of {length} tokens"
         final, keys, values = compiler.run(name, prompt, weights, spec, padded[row : row + 1], last)
-        cache.keys[:, row, :, :tokens] = keys[:, 0, :, :tokens]
-        cache.values[:, row, :, :tokens] = values[:, 0, :, :tokens]
+        for entries, vectors in ((cache.keys, keys), (cache.values, values)):
+            entries[:, row, :, :tokens] = to_entries(vectors[:, 0, :, :tokens], cache.dtype)
         rows.append(final)
     cache.advance(tokens)
     return torch.cat(rows)
@@ -131,11 +132,8 @@ def _forward(
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, cache: KVCache, layer: int, exact: bool, ops: Ops) -> Tensor:
     """Store key and value [B, T, H, D]; attention [B, T', H * D] of the last T' positions, query [B, T', H, D]."""
-    end = cache.position + key.shape[1]
-    keys, values = cache.keys[layer, :, :, :end], cache.values[layer, :, :, :end]
-    if exact and cache.position and query.shape[1] == key.shape[1]:
+    if exact and cache.position and query.shape[1] == key.shape[1] and cache.dtype != torch.int8:
         return ops.static_cache_attention(query, key, value, cache.keys[layer], cache.values[layer], cache.length)
-    keys[:, :, cache.position :].copy_(key.transpose(1, 2))
-    values[:, :, cache.position :].copy_(value.transpose(1, 2))
+    keys, values = cache.write(layer, key, value)
     attention = ops.float32_attention if exact else ops.int16_attention
     return attention(query, keys, values, causal=True)

@@ -37,6 +37,7 @@ MODES: dict[str, dict[str, Any]] = {
     "float16": {"weights": "float16"},
     "float16, no drafts": {"weights": "float16", "speculate": False},
     "int8": {"weights": "int8"},
+    "int8 with int8 cache": {"weights": "int8", "kv_cache_dtype": "int8"},
 }
 _EVERY = 20  # steps
 _AGAIN = 2  # counted repetitions

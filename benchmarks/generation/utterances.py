@@ -47,6 +47,7 @@ MODES: dict[str, dict[str, Any]] = {
     "bfloat16": {"weights": "bfloat16"},
     "int8": {"weights": "int8"},
     "w8a8": {"weights": "w8a8"},
+    "int8 with int8 cache": {"weights": "int8", "kv_cache_dtype": "int8"},
     "int8 fitting windows": {"weights": "int8", "fit_windows": True},
     "w8a8 fitting windows": {"weights": "w8a8", "fit_windows": True},
     "float32 long coarse windows": {"long_coarse_windows": True},
@@ -152,7 +153,12 @@ def measure(wanted: Measurement) -> dict[str, Any]:
             print(f"{name}: {runs[name][-1].total_s:.2f} s", flush=True)
         for mode in modes:
             pair = runs["stock"][-1], runs[mode][-1]
-            if mode in BASELINES or MODES[mode].keys() & {"weights", "fit_windows", "long_coarse_windows"}:
+            if mode in BASELINES or MODES[mode].keys() & {
+                "weights",
+                "fit_windows",
+                "long_coarse_windows",
+                "kv_cache_dtype",
+            }:
                 differences[mode] += token_differences(*pair)
             else:
                 verdict = judge_tokens(stock, arguments, seed, *pair)

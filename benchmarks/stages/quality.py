@@ -1,4 +1,4 @@
-"""Cost of smaller weights: teacher-forced logits against float32, bark-small's shapes, random weights.
+"""Cost of smaller weights and of an int8 cache: teacher-forced logits against float32, bark-small, random weights.
 
 python -m benchmarks quality --json benchmarks/results/cpu_quality.json
 
@@ -29,16 +29,18 @@ from bark_accel.transformer.precision import WEIGHTS, convert
 from benchmarks.ops.transformers_steps import CPU
 
 # (prompt tokens that are prefilled, tokens that are fed one at a time)
+INT8_CACHE = " with int8 cache"
 CONTEXTS = {"semantic": {"257 + 100": (257, 100), "257 + 700": (257, 700)}, "coarse": {"887 + 60": (887, 60)}}
 
 
-def causal_scores(stage: str, module: Any, precision: str, prompt: int, fed: int) -> Tensor:
-    """[fed + 1, V] of the same random tokens in every precision."""
-    weights = convert(transformer_weights(stage, module), precision)
+def causal_scores(stage: str, module: Any, way: str, prompt: int, fed: int) -> Tensor:
+    """[fed + 1, V] of the same random tokens in every way: a precision, with `INT8_CACHE` behind it or not."""
+    weights = convert(transformer_weights(stage, module), way.removesuffix(INT8_CACHE))
     spec, model_ops = transformer_spec(module), get_ops("auto", CPU)
-    model, rows = CausalModel(weights, spec, model_ops), slice(0, spec.output_vocab_size)
+    cache_dtype = torch.int8 if way.endswith(INT8_CACHE) else None
+    model, rows = CausalModel(weights, spec, model_ops, None, cache_dtype), slice(0, spec.output_vocab_size)
     ids = torch.randint(0, 10_000, (1, prompt + fed), generator=torch.Generator().manual_seed(0))
-    with KVCachePool().borrow(spec, 1, weights.cache_dtype, CPU) as cache:
+    with KVCachePool().borrow(spec, 1, model.cache_dtype, CPU) as cache:
         scores = [model.next_logits(ids[:, :prompt], cache, rows)]
         scores += [model.next_logits(token, cache, rows) for token in ids[:, prompt:].split(1, dim=1)]
     return torch.cat(scores)
@@ -68,11 +70,12 @@ def measure() -> dict[str, dict[str, dict[str, float]]]:
     quiet_transformers()
     bark = random_bark("bark-small")
     parts = {"semantic": bark.semantic, "coarse": bark.coarse_acoustics}
+    ways = [*WEIGHTS, *(precision + INT8_CACHE for precision in ("same", "float16", "int8"))]
     found: dict[str, dict[str, dict[str, float]]] = {}
     for stage, contexts in CONTEXTS.items():
         for name, (prompt, fed) in contexts.items():
-            scores = {p: causal_scores(stage, parts[stage], p, prompt, fed) for p in WEIGHTS}
-            found[f"{stage}, {name}"] = {p: distance(scores["same"], scores[p]) for p in WEIGHTS[1:]}
+            scores = {way: causal_scores(stage, parts[stage], way, prompt, fed) for way in ways}
+            found[f"{stage}, {name}"] = {way: distance(scores["same"], scores[way]) for way in ways[1:]}
     scores = {p: fine_scores(bark.fine_acoustics, p) for p in WEIGHTS}
     found["fine, last codebook"] = {p: distance(scores["same"], scores[p]) for p in WEIGHTS[1:]}
     return found
@@ -85,7 +88,7 @@ def main() -> None:
     found = measure()
     for name, precisions in found.items():
         for precision, values in precisions.items():
-            print(f"{name:24} {precision:10}", "  ".join(f"{key} {value:.2e}" for key, value in values.items()))
+            print(f"{name:24} {precision:24}", "  ".join(f"{key} {value:.2e}" for key, value in values.items()))
     if options.json:
         record = {"machine": machine_facts(), "versions": versions(), "commit": commit(), "against_float32": found}
         options.json.write_text(json.dumps(record, indent=1) + "\n")

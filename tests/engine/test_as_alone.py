@@ -25,6 +25,8 @@ MODELS = {
     "float32": {},
     "float16": {"weights": "float16"},
     "int8": {"weights": "int8"},
+    "int8 cache": {"weights": "int8", "kv_cache_dtype": "int8"},
+    "drafts, int8 cache": {"kv_cache_dtype": "int8"},
     "no drafts": {"speculate": False},
     "fitting windows": {"fit_windows": True, "long_coarse_windows": True},
 }
