@@ -11,11 +11,11 @@ from support.bark_models import SMALL, texts
 from support.call_capturer import CallCapturer
 from support.parity import accelerated_copy, assert_equal_to_stock
 
-from bark_accel import AudioStreamer, acceleration_report, warmup
+from bark_accel import AudioStreamer, acceleration_report, stream, warmup
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.ops import _library, backend
 from bark_accel.ops.cuda import OPS
-from bark_accel.patches import step_kind
+from bark_accel.patches import step_kind, stream_plan
 from bark_accel.patches.patched import model_patch
 
 OPTIONS: dict[str, Any] = {"do_sample": True, "temperature": 0.8}
@@ -32,6 +32,21 @@ def test_the_first_request_captures_and_allocates_nothing(small_model: Any, monk
     assert captured == report.captured_graphs == 3 and kept > 0
     assert_equal_to_stock(small_model, fast, **texts(SMALL, [6]), **OPTIONS, semantic_max_new_tokens=40)
     assert capturer.captured == captured and acceleration_report(fast).kv_cache_bytes == kept
+
+
+def test_the_first_stream_measures_no_speed(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plan is made from what the warm-up has measured, for the batch that it was given."""
+    fast, state = accelerated_copy(small_model, fit_windows=True), torch.get_rng_state()
+    warmup(fast, **texts(SMALL, [6, 3]), **OPTIONS)
+    assert torch.equal(torch.get_rng_state(), state)
+    monkeypatch.setattr(stream_plan, "measure_speed", None)
+    streamer = AudioStreamer(fast)
+    assert list(stream(fast, streamer=streamer, **texts(SMALL, [6, 3]), **OPTIONS, semantic_max_new_tokens=40))
+    assert streamer.plan is not None and streamer.plan.silence_s is not None
+    with pytest.raises(TypeError):
+        list(stream(fast, **texts(SMALL, [6]), **OPTIONS))  # another batch
+    whole = accelerated_copy(small_model)
+    warmup(whole, **texts(SMALL, [6]), **OPTIONS)  # its streams have no plan
 
 
 def test_what_cannot_be_warmed_up_is_refused(small_model: Any) -> None:
