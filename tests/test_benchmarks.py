@@ -116,7 +116,8 @@ def test_streams_with_a_plan_are_measured_and_reported(small_model, monkeypatch)
     assert head.startswith("Stock took ") and " for 0.4 s of speech, in turns with all of it. 2 rounds. " in head
     ways = [(case, its) for case in record["cases"] for its in case["ways"]]
     assert [(its["mode"], its["way"]) for _, its in ways[:4]] == list(product(streams.MODES, streams.WAYS))
-    assert len(ways) == 8 and len(lines) == 3 + 8 + 2
+    assert [its["way"] for _, its in ways[4:7]] == [*streams.PRESET_WAYS]
+    assert len(ways) == 10 and len(lines) == 3 + 10 + 2
     for (case, its), line in zip(ways, lines[3:], strict=False):
         speech = f"1.2 s{', full preset' * case['preset']}"
         assert line.startswith(f"| {speech} | {its['mode']} | {its['way']} | {its['first_sound_s']['median']:.2f} (")
