@@ -199,9 +199,10 @@ def test_a_load_is_measured_and_reported(small_model, tmp_path, monkeypatch):
 def test_ways_of_a_load():
     assert load.way_arguments("float32") == {}
     both = {"weights": "w8a8", "fit_windows": True, "long_coarse_windows": True}
+    assert load.way_arguments("int8-kv8") == {"weights": "int8", "kv_cache_dtype": "int8"}
     assert load.way_arguments("w8a8-fit-long") == both == load.way_arguments("w8a8-long-fit")
     for way in ("int4", "int8-fast", "fit", ""):
-        with pytest.raises(ValueError, match=r"expected one of float32, .*, with any of -fit, -long, got"):
+        with pytest.raises(ValueError, match=r"expected one of float32, .*, with any of -fit, -long, -kv8, got"):
             load.way_arguments(way)
 
 

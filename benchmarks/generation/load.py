@@ -6,9 +6,10 @@ python -m benchmarks load --seconds 2 10 --rows 1 2 4 8 16 --loads 0.5 0.8 1 1.2
 python -m benchmarks load --seconds 2 10 --rows 8 --open-rows --once --stock 2 --weights w8a8-fit   # some seven minutes
 
 Random weights of bark-small's shapes; a request's length is drawn from --seconds by a seed. A way is the precision of
-the weights, and behind it what is approximate: `fit` for fit_windows, `long` for long_coarse_windows. Closed: all
-requests are there at once, as whole waveforms; each is compared with `generate`'s, which says them before the engines
-and, without --once, after them. The last lines set these beside `generate` one after the other, ours and stock's.
+the weights, and behind it what is approximate: `fit` for fit_windows, `long` for long_coarse_windows, `kv8` for caches
+of int8. Closed: all requests are there at once, as whole waveforms; each is compared with `generate`'s, which says them
+before the engines and, without --once, after them. The last lines set these beside `generate` one after the other, ours
+and stock's.
 Open: streams arrive at random times (Poisson), so many times as fast as they would be generated one after the other,
 and are played from their first sound on. Stock, which is some ten times slower, has to say --stock of the requests,
 those of middle length, one after the other and as one batch: rates are seconds of speech a second, whatever the number.
@@ -48,7 +49,11 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "int8": {"weights": "int8"},
     "w8a8": {"weights": "w8a8"},
 }
-APPROXIMATIONS: dict[str, dict[str, Any]] = {"fit": {"fit_windows": True}, "long": {"long_coarse_windows": True}}
+APPROXIMATIONS: dict[str, dict[str, Any]] = {
+    "fit": {"fit_windows": True},
+    "long": {"long_coarse_windows": True},
+    "kv8": {"kv_cache_dtype": "int8"},
+}
 DEFAULT_WAYS = ("float32", "int8-fit")
 ROWS = (1, 4, 8, 16)
 LOADS = (0.8, 1.2)
@@ -299,7 +304,9 @@ def _short(value: object) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", nargs="+", default=DEFAULT_WAYS, metavar="WAY", help="such as int8, w8a8-fit-long")
+    parser.add_argument(
+        "--weights", nargs="+", default=DEFAULT_WAYS, metavar="WAY", help="such as int8, w8a8-fit-long-kv8"
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="max_rows of the engines, all at once")
     parser.add_argument("--open-rows", type=int, nargs="*", default=(8,), help="max_rows where requests arrive")
     parser.add_argument("--loads", type=float, nargs="*", default=LOADS, help="of one after the other's throughput")
