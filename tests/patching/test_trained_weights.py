@@ -114,11 +114,10 @@ def test_a_long_text_in_paragraphs(fast, speaking_model, processor):
 
 def test_a_penalty_leaves_drafts_right(speaking_model, processor):
     """Of random weights, whose scores it brings close together, fewer are (`python -m benchmarks options`)."""
-    fast, right = accelerated_copy(speaking_model, speculate=True), {}
-    for penalty in (1.0, 1.2):
+    for penalty in (1.0, 1.2, 1.5):
+        fast = accelerated_copy(speaking_model, speculate=True)
         for seed in range(4):
             torch.manual_seed(seed)
             fast.generate(**processor(TEXTS[1]), do_sample=True, semantic_repetition_penalty=penalty)
-            drafts = acceleration_report(fast).stages[0].drafts
-            right[penalty, seed] = drafts.accepted_tokens / drafts.drafted_tokens
-    assert all(share > 0.9 for share in right.values()), right
+        drafts = acceleration_report(fast).stages[0].drafts
+        assert drafts.accepted_tokens / drafts.drafted_tokens > 0.95, penalty
