@@ -172,7 +172,7 @@ class AccelerationReport:
     `fit_windows`, `long_coarse_windows`, `kv_cache_dtype` and `compile_backend` are as in `accelerate_bark`;
     `compiled_parts` are those compiled so far. `decode_step` says which kernels a token's step runs on, and why,
     `fine_window` how the fine stage's passes are launched; `capture_faults` why something that should be a CUDA graph
-    is none.
+    is none, `given_up_steps` why steps of another kind than graphs of kernels (`BARK_ACCEL_CUDA_STEP`) are not used.
     """
 
     stages: tuple[StageReport, ...]
@@ -196,6 +196,7 @@ class AccelerationReport:
     decode_step: str = ""
     fine_window: str = ""
     capture_faults: tuple[str, ...] = ()
+    given_up_steps: tuple[str, ...] = ()
     compile_backend: str | None = None
     compiled_parts: tuple[CompiledPart, ...] = ()
 
@@ -217,6 +218,7 @@ class AccelerationReport:
         fixed, kept = ([n for n, is_fixed in self.stock_bugs.items() if is_fixed is which] for which in (True, False))
         lines.append(f"stock's bugs fixed: {', '.join(fixed) or 'none'}; kept: {', '.join(kept) or 'none'}")
         lines += [f"not captured, kernel by kernel: {fault}" for fault in self.capture_faults]
+        lines += [f"given up, graphs of kernels instead: {fault}" for fault in self.given_up_steps]
         if self.native_fault is not None:
             lines.append(f"compiled ops not used, they are wrong here: {self.native_fault}")
         if self.compile_backend is not None:

@@ -50,3 +50,19 @@ def test_every_card_has_a_row_and_the_table_says_what_it_is() -> None:
     text = paper.table()
     assert "not a measurement" in text
     assert all(f"| {card.name} |" in text for card in paper.CARDS) and len(paper.CARDS) == 9
+
+
+def test_the_page_has_the_figures_of_the_model() -> None:
+    page = " ".join((CUDA.parents[1] / "docs" / "internals" / "cuda.md").read_text().split())
+    cards, shapes = ({each.name: each for each in all_} for all_ in (paper.CARDS, paper.SHAPES))
+    bark, rtx = shapes["bark float16"], cards["RTX 3090"]
+    us = round(1e6 * paper.persistent_s(bark, rtx)), round(1e6 * paper.step_s(bark, rtx))
+    assert f"({us[0]} us instead of {us[1]} for float16 on an RTX 3090)" in page
+    batch = paper.OUTPUTS * paper.WARPS * paper.LANES * 16
+    rings = [cards[name].ring_bytes(False) // cards[name].processors // batch for name in ("H100 SXM", "RTX 4090")]
+    assert f"({rings[0]} batches of {batch // 1024} KiB on an H100, {rings[1]} on an RTX 4090)" in page
+    # Five parts of a layer and the head: after the draw all wait once more.
+    assert f"where {5 * shapes['bark-small int8'].layers + 1} waits for all blocks" in page
+    saved, frames = paper.codec_graph()
+    assert f"{paper.CODEC_KERNELS} kernels beside cuDNN's LSTM a graph would save {1e3 * saved:.2f} ms a call" in page
+    assert f"{frames:.0f} frames more cost as much" in page

@@ -22,8 +22,11 @@ class Graphs(Protocol):
         Why something could not be captured; None where nothing was refused.
     """
 
-    usable: bool
-    fault: str | None
+    @property
+    def usable(self) -> bool: ...
+
+    @property
+    def fault(self) -> str | None: ...
 
     def __len__(self) -> int:
         """Count the graphs."""
@@ -38,12 +41,14 @@ class KeptGraphs(Generic[G]):
     """Keeps graphs by key, the `most` that were used last. A copied or unpickled one starts empty.
 
     `what` they hold is for a warning. `fault` says why something could not be captured: from then on nothing is lent,
-    until `clear`, so that everybody runs without graphs.
+    until `clear`, so that everybody runs without graphs. `given_up` says, by kind, which graphs that might have been
+    faster are not made, and why, until `clear` as well.
     """
 
     what: str
     most: int
     fault: str | None = None
+    given_up: dict[str, str] = field(default_factory=dict)
     _idle: OrderedDict[tuple, G] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -64,6 +69,7 @@ class KeptGraphs(Generic[G]):
         with self._lock:
             self._idle.clear()
             self.fault = None
+            self.given_up = {}
 
     @contextmanager
     def lend(self, key: tuple, make: Callable[[], G | None], *, keep: bool = True) -> Iterator[G | None]:

@@ -1,9 +1,11 @@
-"""Choice between one CUDA kernel for many tokens and graphs of kernels for each part of a step, on a kind of GPU.
+"""Choice of the decode step on a kind of GPU: one CUDA kernel for many tokens, graphs of our kernels, or of torch's.
 
-Both give the same bits, and which is faster depends on the GPU and on the model's shape. Made by
-``BARK_ACCEL_CUDA_STEP=kernels|persistent``, else in a table of GPUs that were measured, else "kernels". With
-``BARK_ACCEL_CUDA_STEP=trial`` the first generation of a shape measures both, once they were found to draw the same
-tokens, and the answer stays in ``$XDG_CACHE_HOME/bark_accel`` (``~/.cache/bark_accel``), as that of `float32_choice`.
+Which is faster depends on the GPU and on the model's shape. Our kernels give the same bits in both ways; torch's own
+operations take sums in another order, so that a token may differ where two are a rounding error apart. Made by
+``BARK_ACCEL_CUDA_STEP=kernels|persistent|torch``, else in a table of GPUs that were measured, else "kernels". With
+``BARK_ACCEL_CUDA_STEP=trial`` the first generation of a shape measures all three, the one kernel once it was found to
+draw the tokens of the others, and the answer stays in ``$XDG_CACHE_HOME/bark_accel`` (``~/.cache/bark_accel``), as that
+of `float32_choice`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from . import kept_trials
 from .interface import StepCache, StepWeights
 
 VARIABLE = "BARK_ACCEL_CUDA_STEP"
-STEPS = ("kernels", "persistent")
+STEPS = ("kernels", "persistent", "torch")
 TRIAL = "trial"
 # By `key_of`. No GPU has been measured yet.
 _MEASURED: dict[str, str] = {}
@@ -121,6 +123,6 @@ def _kept(key: str, step: str) -> StepChoice:
         path = kept_trials.place("cuda-step", _versioned(key))
         kept_trials.keep(path, _versioned(key), {"step": step}, lambda: _read(key) is not None)
     except (RuntimeError, OSError):
-        # Both give the same bits: an answer that is not kept does no harm.
+        # Each of them gives a stage's tokens: an answer that is not kept does no harm.
         return StepChoice(step, "trial of this process, no folder keeps it")
     return _read(key) or StepChoice(step, "trial")

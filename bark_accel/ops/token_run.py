@@ -117,6 +117,14 @@ def is_chosen(weights: StepWeights, cache: StepCache) -> bool:
     return _library.load().runs_all_blocks_at_once(_index(device))
 
 
+def is_torchs(weights: StepWeights, cache: StepCache) -> bool:
+    """Tell whether a batch's steps are torch's own operations: where that is chosen."""
+    if not _is_gpu(cache.keys.device):
+        return False
+    chosen = step_choice.choice(step_choice.key_of(weights, cache))
+    return chosen is not None and chosen.step == "torch"
+
+
 def _is_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 

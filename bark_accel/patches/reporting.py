@@ -51,6 +51,7 @@ def acceleration_report(model: BarkModel) -> AccelerationReport:
         fine_window=next((window_kind(stage) for stage in stages if isinstance(stage, FinePatch)), "Transformers' own"),
         captured_graphs=sum(graphs.count for graphs in kept),
         capture_faults=tuple(f"{graphs.what}: {graphs.fault}" for graphs in kept if graphs.fault is not None),
+        given_up_steps=tuple(f"{graphs.what}, {why}" for graphs in kept for why in graphs.given_up.values()),
         native_fault=_native_fault(settings, device),
         attention=settings.attention if device.type == "cuda" else "sdpa",
         float32=None if float32 is None else str(float32),

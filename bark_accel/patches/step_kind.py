@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from bark_accel.decoding.cuda_graphs import GRAPH_TOKENS, GRAPHS_VARIABLE, graphs_are_on
+from bark_accel.decoding.cuda_graphs import GRAPHS_VARIABLE, graphs_are_on
+from bark_accel.decoding.graph_parts import GRAPH_TOKENS
 from bark_accel.hf.offload import is_offloaded
 from bark_accel.ops._library import ALL_THREADS, THREADS_VARIABLE, load
 from bark_accel.ops.backend import get_ops, is_served, native_fault, runs_natively
 from bark_accel.ops.graph_draw import follows_torch
-from bark_accel.ops.step_choice import made
+from bark_accel.ops.step_choice import VARIABLE, made, wanted
 from bark_accel.stages.fine_graphs import MOST_ROWS
 
 from .fine import FinePatch
@@ -28,6 +29,8 @@ def step_kind(settings: Settings, device: torch.device) -> str:
         return kernels
     if compiled and load().persistent_step:
         kernels = "one compiled kernel for all tokens of a stage or window, of up to four rows, else several"
+    elif settings.cuda_graphs and graphs_are_on() and wanted() == "torch":
+        kernels = f"torch's own operations, {VARIABLE}=torch"
     chosen = "".join(f"; {key}: {choice}" for key, choice in made().items()) if compiled else ""
     return f"{kernels}; {_launched(settings, device)}{chosen}"
 

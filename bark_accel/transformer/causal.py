@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bark_accel.ops import token_run
+from bark_accel.ops import reference, token_run
 from bark_accel.ops.graph_draw import NextStep
 from bark_accel.ops.interface import Ops, StepWeights
 from bark_accel.ops.token_run import TokenRun
@@ -151,8 +151,18 @@ class CausalModel:
         return self.ops.decode_tokens is not None and token_run.is_chosen(self._step, cache.tensors)
 
     def step_to_be_tried(self, cache: KVCache) -> str | None:
-        """Name what a trial has to choose `draw_tokens` for, or not (`step_choice`); None where that is chosen."""
+        """Name what a trial has to choose a kind of step for (`step_choice`); None where one is chosen."""
         return token_run.to_be_tried(self._step, cache.tensors)
+
+    def takes_torch_steps(self, cache: KVCache) -> bool:
+        """Tell whether `with_torch_steps` is chosen for a batch on a GPU."""
+        return token_run.is_torchs(self._step, cache.tensors)
+
+    def with_torch_steps(self) -> CausalModel:
+        """The same model, whose steps are torch's own operations."""
+        model = copy.copy(self)
+        model.ops = replace(self.ops, decode_step=reference.decode_step, decode_tokens=None)
+        return model
 
     @property
     def matrices(self) -> list[Tensor]:

@@ -7,6 +7,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -18,11 +19,13 @@ from bark_accel.bench import models as checkpoints
 from bark_accel.bench.launches import tokens_of_a_row
 from bark_accel.bench.measure import Run, run_once, token_differences
 from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.ops.token_run import MOST_ROWS
 from bark_accel.stages import fine_graphs
 from bark_accel.streaming import sound
 from bark_accel.streaming.streamer import POLICIES
 from benchmarks.gpu.plan import Job, Plan
 from benchmarks.gpu.rows import Rows, accelerated, build_model, synchronize
+from benchmarks.gpu.steps import as_one_kernel
 
 TEXT = "Hello, my dog is cute"
 OURS: dict[str, dict[str, Any]] = {
@@ -31,6 +34,8 @@ OURS: dict[str, dict[str, Any]] = {
     "bark_accel, graphs, torch ops": {"backend": "torch"},
     "bark_accel, graphs, int8 weights": {"weights": "int8"},
 }
+# The first of them again, with one kernel for many tokens.
+ONE_KERNEL = "bark_accel, one kernel a window"
 SMOKE = ("bark_accel, eager", "bark_accel, graphs", "bark_accel, graphs, int8 weights")
 # Guesses for a GPU, so that a row that does not fit is named rather than cut off.
 STOCK_S, OURS_S = 12.0, 5.0
@@ -64,6 +69,14 @@ def measure_generations(plan: Plan, rows: Rows, job: Job) -> None:
                 return ours(plan, model, job, size, name, runs, repeats)
 
             rows.add("generate", {**case_of(job, size), "name": name}, measure, OURS_S)
+        if plan.on_gpu and size <= MOST_ROWS:
+            first = partial(ours, plan, model, job, size, next(iter(OURS)), runs, plan.repeats)
+            rows.add("generate", {**case_of(job, size), "name": ONE_KERNEL}, partial(one_kernel, first), OURS_S)
+
+
+def one_kernel(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    with as_one_kernel():
+        return measure()
 
 
 def case_of(job: Job, batch_size: int) -> dict[str, Any]:
@@ -79,7 +92,11 @@ def ours(
         row = generate(plan, fast, batch_size, repeats, runs, tokens)
         report = acceleration_report(fast)
     row |= {"ops": {s.stage: s.ops for s in report.stages}, "captured_graphs": report.captured_graphs}
-    row |= {"capture_s": captures, "not_captured": list(report.capture_faults), "fine_window": report.fine_window}
+    row |= {
+        "capture_s": captures,
+        "not_captured": [*report.capture_faults, *report.given_up_steps],
+        "fine_window": report.fine_window,
+    }
     if stock and job.dtype == "float32" and "weights" not in OURS[name]:
         row["token_differences"] = token_differences(stock[0], runs[0])
     return row

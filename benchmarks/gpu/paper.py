@@ -21,6 +21,7 @@ EARLY_GAP_S = 0.9e-6  # with programmatic dependent launch (an assumption)
 BARRIER_S = 0.9e-6  # all blocks of a kernel wait for each other (0.7 to 1.0 published)
 FILL_S = 0.7e-6  # a product's rows from the level-two cache into shared memory, normalised, and its sums put away
 DRAW_S = 5e-6  # a semantic token from 10,001 scores
+LAUNCH_S = 4e-6  # of a kernel that the host asks for one by one
 REACHED = 0.9  # of the bandwidth that a vendor names
 CLOCK_HZ = 1.6e9
 ISSUED = 2.0  # instructions a cycle of a multiprocessor with 8 warps, of 4 at most
@@ -152,6 +153,20 @@ def persistent_s(shape: Shape, card: Card) -> float:
     return total
 
 
+# Of the codec beside its LSTM's (tests/stages/test_codec.py counts them).
+CODEC_KERNELS = 120
+LSTM_LAYERS = 2
+
+
+def codec_graph() -> tuple[float, float]:
+    """Seconds that a CUDA graph would save of a call of the codec, and frames of padding that cost as much.
+
+    A frame is a step of each layer of the LSTM that waits for the one before.
+    """
+    saved = CODEC_KERNELS * (LAUNCH_S - GAP_S)
+    return saved, saved / (LSTM_LAYERS * (GAP_S + LATENCY_S))
+
+
 def table() -> str:
     """The model's rows as Markdown."""
     lines = [
@@ -167,6 +182,11 @@ def table() -> str:
             for s in SHAPES
         )
         lines.append(f"| {card.name} | " + " | ".join(cells) + " |")
+    saved, frames = codec_graph()
+    lines += [
+        "",
+        f"A graph of the codec would save {1e3 * saved:.2f} ms a call; {frames:.0f} frames of padding cost as much.",
+    ]
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # The most telling first: what there is no time for comes last.
-ROUNDS = (("generate", "static", "decode_step"), ("first_sound", "kernels"), ("docs",), ("variants",))
+ROUNDS = (("generate", "static", "decode_step"), ("first_sound", "kernels"), ("serving",), ("docs",), ("variants",))
 TABLES = tuple(table for tables in ROUNDS for table in tables)
 # Without as much, a process for a table is not begun.
 LEAST_JOB_S = 10.0
@@ -23,6 +23,8 @@ class Plan:
     profiled_semantic_tokens: int = 16
     docs_batch_sizes: tuple[int, ...] = (1, 4, 8, 16)
     docs_semantic_tokens: int = 400
+    engine_rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    engine_semantic_tokens: int = 128
     context_tokens: int = 600
     repeats: int = 4
     probe_bytes: int = 2**32
@@ -33,7 +35,7 @@ class Plan:
 
 
 # A dry run: every line of the measurements with the small Bark that comes with the package, on the CPU.
-DRY = Plan("cpu", ("small_bark",), (1, 2), 9, 6, 4, (1, 3), 12, 20, 1, 2**20)
+DRY = Plan("cpu", ("small_bark",), (1, 2), 9, 6, 4, (1, 3), 12, (1, 2), 8, 20, 1, 2**20)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ _MEASURES = {
     "decode_step": ("benchmarks.gpu.steps:measure_steps", ("float32",), 45),
     "first_sound": ("benchmarks.gpu.generate:measure_first_sound", ("float16",), 30),
     "kernels": ("benchmarks.gpu.profile:measure_kernels", ("float32",), 45),
+    "serving": ("benchmarks.gpu.serving:measure_serving", ("float16",), 60),
     "docs": ("benchmarks.gpu.variants:measure_docs", ("float16",), 120),
     "variants": ("benchmarks.gpu.variants:measure_variants", ("float16",), 60),
 }

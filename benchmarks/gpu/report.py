@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from benchmarks.gpu.limits import CUT_OFF, OK
 from benchmarks.gpu.plan import Plan
 
-ROW_TABLES = ("smoke", "generate", "decode_step", "first_sound", "kernels", "launches", "docs")
+ROW_TABLES = ("smoke", "generate", "decode_step", "first_sound", "kernels", "launches", "warmup", "engine", "docs")
 
 
 class Report:

@@ -48,11 +48,15 @@ class Rows:
             return
         self._send(("begin", label(table, case)))
         began = time.monotonic()
+        if self._plan.on_gpu:
+            torch.cuda.reset_peak_memory_stats(self._plan.device)
         try:
             row = json.loads(json.dumps(measure(), allow_nan=False))
         except Exception as error:
             traceback.print_exc()
             row = {"error": f"{type(error).__name__}: {error}"[:500]}
+        if self._plan.on_gpu and "error" not in row:
+            row.setdefault("peak_memory_bytes", torch.cuda.max_memory_allocated(self._plan.device))
         self._send(("row", table, {**case, **row, "took_s": time.monotonic() - began}))
         if "error" in row and self._plan.on_gpu:
             self._check_device()

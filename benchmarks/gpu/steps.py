@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.decoding.graph_capture import make_capturer
 from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
 from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops._library import load
@@ -93,7 +93,7 @@ def step(plan: Plan, module: Any, weights: Any, batch_size: int, bandwidth: floa
         for name, backend in BACKENDS.items():
             once, generator, model = one_step(plan, module, weights, cache, backend)
             row[f"{name}_eager_ms"] = timed_ms(plan, once, plan.repeats)
-            capturer = graphs.make_capturer(cache.keys.device)
+            capturer = make_capturer(cache.keys.device)
             if capturer is None:
                 continue
             synchronize(plan)

@@ -26,11 +26,15 @@ struct PersistentExecutor {
     note(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
     note(cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     note(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    cudaFuncAttributes built{};
+    note(cudaFuncGetAttributes(&built, persistent_entry<Kernel>));
+    most_bytes -= int(built.sharedSizeBytes);
     const bool has_ring = major >= 8;  // DeviceContext::kCopies of the code that runs there
     if (has_ring) params = Kernel::with_longest_ring(params, most_bytes);
     const size_t shared_bytes = size_t(params.shared_bytes);
+    // A limit for all launches of the kernel, which another thread may be about to do with a larger model.
     note(cudaFuncSetAttribute(persistent_entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              params.shared_bytes));
+                              most_bytes));
     note(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, persistent_entry<Kernel>, Kernel::kThreads,
                                                        shared_bytes));
     if (resident == 0 || (has_ring && params.ring_depth == 0)) note(cudaErrorCooperativeLaunchTooLarge);

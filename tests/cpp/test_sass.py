@@ -20,7 +20,10 @@ from benchmarks.gpu import paper
 ROOT = Path(__file__).parents[2]
 OBJECTS = Path(os.environ.get("BARK_ACCEL_CUDA_OBJECTS", ROOT / "build" / "cuda"))
 DTYPES = ("float32", "float16", "bfloat16", "int8")
+ALONE = ("sm_75", "sm_86", "sm_89", "sm_100", "sm_120")  # in one dtype
+ARCHS = ("sm_80", "sm_90", *ALONE)
 PRODUCTS = tuple(f"gemv_{dtype}" for dtype in DTYPES)
+DIVISION = r"\$__internal_\d+_\$__cuda_sm20_(?:div|rem)_[su]64"
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(.*?)\s*;", re.MULTILINE)
 
 
@@ -51,10 +54,21 @@ def dump(path: Path, *options: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 
 
+def checked(name: str, arch: str) -> Path:
+    """The object that has code for an architecture: a source's, or what `make cuda-check` compiles for it alone."""
+    if arch not in ALONE:
+        return built(name)
+    built(name)
+    alone = OBJECTS.parent / "cuda-check" / f"{name}.{arch}.cubin"
+    if not alone.is_file():
+        pytest.skip(f"expected {alone}, which `make cuda-check` builds")
+    return alone
+
+
 @functools.cache
 def functions(name: str, arch: str = "sm_90") -> dict[str, list[str]]:
     """Instructions of each kernel of an object."""
-    parts = dump(built(name), "-arch", arch, "-sass").split("Function : ")[1:]
+    parts = dump(checked(name, arch), "-arch", arch, "-sass").split("Function : ")[1:]
     assert parts, f"expected code for {arch} in {name}.o"
     return {part.split("\n", 1)[0].strip(): INSTRUCTION.findall(part) for part in parts}
 
@@ -112,18 +126,54 @@ def test_weights_are_on_their_way_while_blocks_wait_for_each_other(dtype: str) -
         assert len(kept) < 24, f"{key}: {len(kept)} accesses to local memory, more than the call of the draw has"
 
 
-def test_the_samplers_bins_are_no_loops_of_compare_and_swap() -> None:
-    for key, code in functions("fused_sample").items():
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_samplers_bins_are_no_loops_of_compare_and_swap(arch: str) -> None:
+    added = "ATOMS.ADD" if arch == "sm_75" else "ATOMS.POPC.INC"
+    for key, code in functions("fused_sample", arch).items():
         atomics = {instruction.split()[0] for instruction in code if instruction.startswith(("ATOM", "RED"))}
-        assert any(a.startswith("ATOMS.POPC.INC") for a in atomics), f"{key}: counts are not added in hardware"
+        assert any(a.startswith(added) for a in atomics), f"{key}: counts are not added in hardware"
         assert not [a for a in atomics if "CAS" in a], f"{key}: {atomics}"
 
 
 @pytest.mark.parametrize("name", ("attention", *PRODUCTS))
 def test_no_division_of_64_bits(name: str) -> None:
     """They are calls of some hundred instructions."""
-    built(name)
-    assert not re.findall(r"\$__internal_\d+_\$__cuda_sm20_(?:div|rem)_[su]64", dump(built(name), "-elf"))
+    assert not re.findall(DIVISION, dump(built(name), "-elf"))
+
+
+@pytest.mark.parametrize("arch", ALONE)
+@pytest.mark.parametrize("name", ("attention", "gemv_float16"))
+def test_no_division_of_64_bits_elsewhere(name: str, arch: str) -> None:
+    assert not re.findall(DIVISION, checked(name, arch).read_bytes().decode("latin1"))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_lanes_have_loads_in_flight(arch: str) -> None:
+    """At least a batch of weights and the next one, whatever the number of rows."""
+    aligned = {key: c for key, c in functions("gemv_float16", arch).items() if key.endswith("Lb1EEEEEvNT_6ParamsE")}
+    assert len(aligned) == 5
+    for key, code in aligned.items():
+        assert sum(line.startswith("LDG.E.128") for line in code) >= 8, key
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_what_other_blocks_wrote_is_read_anew(arch: str) -> None:
+    """By each acquire of the persistent step the level-one cache is emptied, and no load takes the read-only path."""
+    kernels = {key: c for key, c in functions("persistent_float16", arch).items() if "persistent_entry" in key}
+    assert len(kernels) == 2
+    for key, code in kernels.items():
+        looks = [i for i, line in enumerate(code) if line.startswith("LD") and ".STRONG.GPU" in line]
+        assert looks, f"{key}: nobody waits for other blocks"
+        for i in looks:
+            ahead = code[i : i + 12]
+            assert any(line.startswith("CCTL.IVALL") for line in ahead), f"{key}: {ahead}"
+        adds = [i for i, line in enumerate(code) if line.startswith("RED")]
+        assert adds and all("MEMBAR" in "".join(code[max(0, i - 12) : i]) for i in adds), (
+            f"{key}: arrives without a fence"
+        )
+        assert not [line for line in code if "CONSTANT" in line and line.startswith("LD")], key
+        copies = sum(line.startswith("LDGSTS") for line in code)
+        assert bool(copies) == (arch != "sm_75"), f"{key}: {copies} copies into the ring"
 
 
 @pytest.mark.parametrize("name", ("fused_sample", "attention", *PRODUCTS, *(f"persistent_{dtype}" for dtype in DTYPES)))

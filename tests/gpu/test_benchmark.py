@@ -60,6 +60,9 @@ def test_every_row_is_measured_and_written(captured: None, report: gpu_report.Re
     assert all(row.keys() >= STEPS and row["bytes_read"] > 0 for row in content["decode_step"])
     assert [row["policy"] for row in content["first_sound"]] == list(gpu_generate.POLICIES)
     assert all(row["last_sound_s"] > 0 < row["last_sound_in_turn_s"] for row in content["first_sound"])
+    (warm,) = content["warmup"]
+    assert warm["warmup_s"] > 0 and warm["captures"][0] > 0 == warm["captures"][2] and warm["decode_step"]
+    assert [(row["rows"], row["audio_s_per_s"] > 0) for row in content["engine"]] == [(1, True), (2, True)]
     docs = [(row["name"], row["batch_size"], row["utterances_per_s"] > 0) for row in content["docs"]]
     assert docs == [(name, rows, True) for name in ("stock", "bark_accel, graphs") for rows in (1, 3)]
     if find_spec("matplotlib"):

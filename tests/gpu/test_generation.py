@@ -14,7 +14,7 @@ from support.bark_models import SMALL, build, preset, texts
 from support.parity import accelerated_copy, assert_same_tokens, run
 
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stream
-from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.decoding import step_graphs
 from bark_accel.decoding.rng import default_generator
 from bark_accel.ops import step_choice
 from bark_accel.ops._library import load
@@ -140,7 +140,7 @@ def test_the_look_for_the_end_comes_every_few_tokens(device: torch.device) -> No
     for seed in (2, 3, 4, 5):
         assert_equal_to_stock(stock, fast, device, seed, **inputs(1, device), do_sample=True, min_eos_p=0.02)
         tokens = outcome(fast, seed, device, **inputs(1, device), do_sample=True, min_eos_p=0.02)[0]["semantic"]
-        seen.add(tokens.shape[1] % graphs.EOS_CHECK_TOKENS)
+        seen.add(tokens.shape[1] % step_graphs.EOS_CHECK_TOKENS)
     assert len(seen) > 1
 
 
@@ -212,7 +212,7 @@ def test_a_graphed_token_allocates_nothing(device: torch.device) -> None:
         before = torch.cuda.memory_stats()["allocation.all.allocated"]
         fast.semantic.generate(**inputs(1, device), **semantic_config(fast), **options, max_new_tokens=tokens)
         counts.append(torch.cuda.memory_stats()["allocation.all.allocated"] - before)
-    assert counts[2] - counts[1] <= 3 * 40 / graphs.EOS_CHECK_TOKENS  # a few at each look for the end
+    assert counts[2] - counts[1] <= 3 * 40 / step_graphs.EOS_CHECK_TOKENS  # a few at each look for the end
 
 
 def semantic_config(model: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from support.call_capturer import CallCapturer
 from support.philox import PhiloxGenerator, draw_next
 
 from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.decoding import step_graphs
 from bark_accel.ops import cpu, native
 
 
@@ -37,8 +38,8 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> PhiloxGenerator:
 
     ops = replace(cpu.OPS, fused_multinomial=fused_multinomial, draw_next=draw_next)
     monkeypatch.setattr(cpu, "OPS", ops)
-    monkeypatch.setattr(graphs, "default_generator", lambda device: source)
-    monkeypatch.setattr(graphs, "follows_torch", lambda device, draw: True)
+    monkeypatch.setattr(step_graphs, "default_generator", lambda device: source)
+    monkeypatch.setattr(step_graphs, "follows_torch", lambda device, draw: True)
     return source
 
 

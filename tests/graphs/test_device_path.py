@@ -14,8 +14,9 @@ from support.call_capturer import CallCapturer
 from support.parity import accelerated_copy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
+from bark_accel.decoding.step_captures import StepCaptures
+from bark_accel.decoding.step_graphs import StepGraphs
 from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops import reference as torch_ops
 from bark_accel.ops.backend import get_ops
@@ -46,9 +47,11 @@ def test_a_step_over_torch_ops_needs_no_data(
     keys, values = (torch.empty(shape, dtype=model.weights.cache_dtype, device=META) for _ in range(2))
     cache = KVCache(keys, values, torch.zeros(3, dtype=torch.int64, device=META))
     # A meta device has no generator.
-    replays = graphs.StepGraphs(CallCapturer(), model, cache, generator=None)  # type: ignore[arg-type]
+    captures = StepCaptures(CallCapturer(), CallCapturer, {})
+    replays = StepGraphs(captures, model, cache, generator=None)  # type: ignore[arg-type]
     replays.start(model)
-    replays._capture((TokenRange(0, 100, eos=100),), cache, Sampler.of(model, config)).run()
+    block = replays.block(torch.zeros(3, dtype=torch.int64, device=META), cache, Sampler.of(model, config))
+    captures.steps((TokenRange(0, 100, eos=100),), block).run()
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from support.call_capturer import CallCapturer
 from support.parity import accelerated_copy, run
 from support.philox import PhiloxGenerator
 
-from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.decoding.graph_parts import split
 from bark_accel.decoding.sampling import TokenRange
 from bark_accel.ops.graph_draw import advance, states_after
 
@@ -57,10 +57,10 @@ def test_many_tokens_a_graph_are_one_after_the_other(
 
 def test_graphs_of_ranges_that_are_alike_or_take_turns() -> None:
     a, b = TokenRange(0, 5), TokenRange(5, 9)
-    assert graphs.split([a] * 9, 4) == [(a,) * 4, (a,) * 4, (a,)]
-    assert graphs.split([a, b] * 3, 4) == [(a, b, a, b), (a,), (b,)]
-    assert graphs.split([a, a, a, b, b, b, b, b], 4) == [(a,), (a,), (a,), (b,) * 4, (b,)]
-    assert graphs.split([a, b, a], 1) == [(a,), (b,), (a,)]
+    assert split([a] * 9, 4) == [(a,) * 4, (a,) * 4, (a,)]
+    assert split([a, b] * 3, 4) == [(a, b, a, b), (a,), (b,)]
+    assert split([a, a, a, b, b, b, b, b], 4) == [(a,), (a,), (a,), (b,) * 4, (b,)]
+    assert split([a, b, a], 1) == [(a,), (b,), (a,)]
 
 
 def test_states_follow_torchs_generator() -> None:

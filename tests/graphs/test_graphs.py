@@ -21,6 +21,7 @@ from transformers import StoppingCriteria
 
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, free_memory, stream
 from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.decoding import step_captures, step_graphs
 from bark_accel.decoding.sampling import Sampler, SampleRules
 
 GRAPHED: dict[str, Any] = {"speculate": False}
@@ -95,14 +96,14 @@ def test_what_is_forgotten_comes_again(
     small_model: Any, capturer: CallCapturer, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     """Of each block only the first token is taken."""
-    next_token = graphs.StepGraphs.next_token
+    next_token = step_graphs.StepGraphs.next_token
 
     def forgets(self: Any, last: Any, cache: Any, *rest: Any) -> Any:
         token = next_token(self, last, cache, *rest)
         self.forget(cache)
         return token
 
-    monkeypatch.setattr(graphs.StepGraphs, "next_token", forgets)
+    monkeypatch.setattr(step_graphs.StepGraphs, "next_token", forgets)
     assert_equal_to_stock(small_model, accelerated_copy(small_model, **GRAPHED), **texts(SMALL, [4, 9]), **options)
     assert capturer.replayed > 0
 
@@ -132,7 +133,7 @@ def test_criteria_are_asked_as_tokens_come(
 ) -> None:
     """Not as they are drawn: what was drawn behind an end leaves no trace, and graphs are kept for the next call."""
     if not knows_noise:
-        monkeypatch.setattr(graphs, "follows_torch", lambda *_: False)
+        monkeypatch.setattr(step_graphs, "follows_torch", lambda *_: False)
     least = {"semantic": 0, "coarse": SMALL.semantic_vocab + SMALL.codebook_size}[stage]
     fast, captured = accelerated_copy(small_model, **GRAPHED), []
     for seed in (0, 4, 7):
@@ -152,27 +153,27 @@ def test_a_coarse_window_is_one_block(
     small_model: Any, capturer: CallCapturer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks: list[tuple[bool, int]] = []
-    run_block = graphs.StepGraphs._run_block
+    run_block = step_graphs.StepGraphs._run_block
 
     def counted(self: Any, last: Any, cache: Any, sampler: Any, *rest: Any) -> None:
         before = cache.position
         run_block(self, last, cache, sampler, *rest)
         blocks.append((bool(sampler.config.stop_tokens), cache.position - before))
 
-    monkeypatch.setattr(graphs.StepGraphs, "_run_block", counted)
+    monkeypatch.setattr(step_graphs.StepGraphs, "_run_block", counted)
     fast = accelerated_copy(small_model, **GRAPHED)
     outputs, _, _ = run(fast, 0, **texts(SMALL, [6]), do_sample=False, semantic_max_new_tokens=30)
     tokens = outputs["coarse"].shape[1]
     windows = [min(SMALL.window, tokens - start) for start in range(0, tokens, SMALL.window)]
     assert [n for stops, n in blocks if not stops] == [n - 1 for n in windows if n > 1]
     looks = [n for stops, n in blocks if stops]
-    assert set(looks[:-1]) == {graphs.EOS_CHECK_TOKENS} and looks[-1] <= graphs.EOS_CHECK_TOKENS
+    assert set(looks[:-1]) == {step_graphs.EOS_CHECK_TOKENS} and looks[-1] <= step_graphs.EOS_CHECK_TOKENS
 
 
 def test_long_windows_are_blocks_of_the_same_graphs(
     small_model: Any, capturer: CallCapturer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "MAX_BLOCK_TOKENS", 20)
+    monkeypatch.setattr(step_graphs, "MAX_BLOCK_TOKENS", 20)
     plain = accelerated_copy(small_model, long_coarse_windows=True, speculate=False, cuda_graphs=False)
     fast = accelerated_copy(small_model, long_coarse_windows=True, **GRAPHED)
     expected, got = (run(m, 0, **texts(SMALL, [6]), **SAMPLED) for m in (plain, fast))
@@ -292,9 +293,9 @@ def test_what_a_graph_reads_of_its_sampler_lives_as_long_as_the_graph(
 
 def test_many_sampling_options_do_not_pile_up(capturer: CallCapturer, small_model: Any) -> None:
     fast = accelerated_copy(small_model, **GRAPHED)
-    for i in range(graphs.MAX_GRAPHS + 3):
+    for i in range(step_captures.MAX_GRAPHS + 3):
         run(fast, 0, **texts(SMALL, [6]), do_sample=True, semantic_max_new_tokens=3, temperature=0.5 + i / 10)
-    assert acceleration_report(fast).captured_graphs == 2 * graphs.MAX_GRAPHS
+    assert acceleration_report(fast).captured_graphs == 2 * step_captures.MAX_GRAPHS
 
 
 def test_many_batch_sizes_do_not_pile_up(capturer: CallCapturer, small_model: Any) -> None:

@@ -12,7 +12,7 @@ from support.call_capturer import CallCapturer
 from support.launches import Launches
 from support.parity import accelerated_copy
 
-from bark_accel.decoding import cuda_graphs as graphs
+from bark_accel.decoding import graph_parts, step_graphs
 from bark_accel.hf.transformer import transformer_spec, transformer_weights
 from bark_accel.ops import cpu, cuda, native
 from bark_accel.ops.graph_draw import NextStep
@@ -62,14 +62,14 @@ def test_a_tokens_graph_is_a_step_and_a_draw(
         return torch.ops.aten.set_.source_Tensor(step.ids.flatten(), step.ids.flatten())
 
     monkeypatch.setattr(capturer, "capture", capture)
-    monkeypatch.setattr(graphs, "follows_torch", lambda device, draw: True)
+    monkeypatch.setattr(step_graphs, "follows_torch", lambda device, draw: True)
     monkeypatch.setattr(cpu, "OPS", replace(cpu.OPS, draw_next=draw_next))
     fast = accelerated_copy(small_model, speculate=False)
     fast.generate(**texts(SMALL, [6]), do_sample=False, semantic_max_new_tokens=20)
     assert seen
     for launched in seen:
         tokens = launched.counts["decode_step"]
-        assert tokens in (1, graphs.GRAPH_TOKENS) and launched.counts == {"decode_step": tokens, "set_": tokens}
+        assert tokens in (1, graph_parts.GRAPH_TOKENS) and launched.counts == {"decode_step": tokens, "set_": tokens}
 
 
 @torch.no_grad()

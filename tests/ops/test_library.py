@@ -130,7 +130,7 @@ def test_isa_variable(isa: str, expected: str) -> None:
     [
         ("kernels", "False"),
         ("persistent", "cuda"),
-        ("one", "BARK_ACCEL_CUDA_STEP: expected kernels, persistent or trial"),
+        ("one", "BARK_ACCEL_CUDA_STEP: expected kernels, persistent, torch or trial"),
     ],
 )
 def test_step_variable(step: str, expected: str) -> None:

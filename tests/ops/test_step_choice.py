@@ -43,7 +43,7 @@ def test_the_user_overrides_the_table_and_trials(monkeypatch: pytest.MonkeyPatch
 
 def test_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(step_choice.VARIABLE, "fast")
-    with pytest.raises(ValueError, match="BARK_ACCEL_CUDA_STEP: expected kernels, persistent or trial, got 'fast'"):
+    with pytest.raises(ValueError, match="_CUDA_STEP: expected kernels, persistent, torch or trial, got 'fast'"):
         choice(KEY)
 
 
@@ -104,6 +104,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> tuple[StepWeights, StepCache]:
     "asked, kept, chosen, tried",
     [
         (None, None, False, False),
+        ("torch", None, False, False),
+        ("trial", "torch", False, False),
         ("kernels", None, False, False),
         ("persistent", None, True, False),
         ("trial", None, True, True),
@@ -122,4 +124,5 @@ def test_what_is_chosen_runs(
     if kept is not None:
         keep(key, kept)
     assert token_run.is_chosen(*gpu) == chosen
+    assert token_run.is_torchs(*gpu) == ("torch" in (asked, kept))
     assert (token_run.to_be_tried(*gpu) == key) == tried

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.launches import Launches
 from transformers import EncodecConfig, EncodecModel
 
 from bark_accel.hf.codec import codec_weights
@@ -15,6 +16,7 @@ from bark_accel.ops.backend import TORCH_CODEC
 from bark_accel.ops.cpu import CODEC
 from bark_accel.report import Fallback
 from bark_accel.stages.codec import CodecStage
+from benchmarks.gpu.paper import CODEC_KERNELS
 
 
 def build(num_filters=4, **options):
@@ -194,3 +196,14 @@ def test_a_stream_keeps_little(encodec):
 def test_only_decoders_that_cut_on_the_right_serve_rows_of_different_length():
     for ratio, expected in ((1.0, True), (0.5, False)):
         assert CodecStage(codec_weights(build(trim_right_ratio=ratio))).cuts_right_only is expected
+
+
+@torch.no_grad()
+def test_kernels_on_a_gpu() -> None:
+    """Those that the paper model of a GPU counts, beside the LSTM: torch's operations, which a GPU takes."""
+    stage = CodecStage(codec_weights(build()), TORCH_CODEC)
+    codes = torch.randint(0, 1024, (1, 8, 25))
+    with Launches() as launched:
+        stage.run(codes)
+    lstm = launched.counts["mkldnn_rnn_layer"] + launched.counts["stack"]
+    assert launched.counts.total() - lstm == CODEC_KERNELS

@@ -8,7 +8,7 @@ from torch import Generator
 
 
 class CallCapturer:
-    """Stands in for `graphs.GraphCapturer`: captures by keeping the step, replays by calling it.
+    """Stands in for `graph_capture.GraphCapturer`: captures by keeping the step, replays by calling it.
 
     Like a graph it repeats the step of then, on the tensors of then, and like a capture it ran the step once before.
     """
