@@ -155,10 +155,10 @@ def test_a_coarse_window_is_one_block(
     blocks: list[tuple[bool, int]] = []
     run_block = step_graphs.StepGraphs._run_block
 
-    def counted(self: Any, last: Any, cache: Any, sampler: Any, *rest: Any) -> None:
-        before = cache.position
-        run_block(self, last, cache, sampler, *rest)
-        blocks.append((bool(sampler.config.stop_tokens), cache.position - before))
+    def counted(self: Any, block: Any, *rest: Any) -> None:
+        before = block.cache.position
+        run_block(self, block, *rest)
+        blocks.append((bool(block.sampler.config.stop_tokens), block.cache.position - before))
 
     monkeypatch.setattr(step_graphs.StepGraphs, "_run_block", counted)
     fast = accelerated_copy(small_model, **GRAPHED)
