@@ -258,7 +258,7 @@ def decode_step(ids: Tensor, weights: StepWeights, cache: StepCache) -> Tensor:
         layer = layers[16 * i : 16 * i + 16]
         packed = _product(_layer_norm(hidden, layer[0:2], eps[2 * i]), layer[2:5])
         packed = packed if in_bytes else packed.to(key_cache.dtype)
-        query, key, value = packed.view(batch, tokens, 3, num_heads, -1).unbind(2)
+        query, key, value = packed.view(batch, tokens, 3, num_heads, hidden.shape[-1] // num_heads).unbind(2)
         if in_bytes:
             attended = attend_to_int8(query, key, value, key_cache[i], value_cache[i], length)
         elif op_checks.on_host(ids):

@@ -18,6 +18,7 @@ from bark_accel.ops import native as cpu_ops
 from bark_accel.ops._library import cuda_archs
 from bark_accel.ops.cuda import OPS as CUDA_OPS
 from bark_accel.stages import fine_graphs
+from benchmarks.gpu import steps as gpu_steps
 
 HAS_GPU = torch.cuda.is_available() and cuda_archs() is not None
 
@@ -59,6 +60,6 @@ def native() -> Any:
 def captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs on the CPU too, by a stand-in."""
     if not HAS_GPU:
-        for module in (graphs, fine_graphs):
+        for module in (graphs, fine_graphs, gpu_steps):
             monkeypatch.setattr(module, "make_capturer", lambda device: CallCapturer())
         monkeypatch.setattr(fine_graphs, "has_graphs", lambda device: True)

@@ -120,6 +120,7 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(report: gpu_report.Report) -> N
 def test_a_lost_device_ends_its_process(report: gpu_report.Report, monkeypatch: pytest.MonkeyPatch) -> None:
     """After an illegal access every later call fails: stock's too, which would look like stock's fault."""
     monkeypatch.setattr(torch.cuda, "synchronize", mock.Mock(side_effect=RuntimeError("an illegal memory access")))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", mock.Mock())
     rows = gpu_rows.Rows(gpu_plan.Plan(), 600, report.receive)
     with pytest.raises(RuntimeError, match="lost to this process: an illegal"):
         rows.add("generate", {"name": "a"}, mock.Mock(side_effect=RuntimeError("an illegal memory access")))

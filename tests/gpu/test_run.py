@@ -186,7 +186,7 @@ def test_every_table_has_a_process_and_stock_is_compiled_early() -> None:
     jobs = table_jobs(Plan())
     first = [(job.table, job.shape) for job in jobs][:4]
     assert first == [(table, "bark-small") for table in ("generate", "generate", "static", "decode_step")]
-    assert len({job.name for job in jobs}) == len(jobs) == 2 * 8
+    assert len({job.name for job in jobs}) == len(jobs) == 2 * 9
     assert [job.name for job in table_jobs(DRY, ("docs",))] == ["docs, small_bark, float16"]
 
 

@@ -167,7 +167,7 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("decode_step", "num_heads", lambda: -2, "num_heads to divide the width 24, got -2"),
     ("decode_step", "num_heads", lambda: 3, r"key_cache of shape \[2, 2, 3, 11, 8\].*, got \[2, 2, 2, 11, 12\]"),
     ("decode_step", "key_cache", lambda: torch.randn(2, 2, 11, 12), r"key_cache of shape \[layers, B, H, capacity, D\], got"),
-    ("decode_step", "key_cache", lambda: torch.randn(2, 2, 2, 11, 12).double(), "key_cache of .*float32, float16 or bfloat16"),
+    ("decode_step", "key_cache", lambda: torch.randn(2, 2, 2, 11, 12).double(), "key_cache .*of dtype float32, float16 or bfloat16"),
     ("decode_step", "key_cache", lambda: torch.randn(2, 2, 2, 11, 12).half(), "value_cache of .*dtype .*, got"),
     ("decode_step", "key_cache", lambda: torch.randn(3, 2, 2, 11, 12), r"value_cache of shape \[3, 2, 2, 11, 12\].*, got \[2, 2"),
     ("decode_step", "key_cache", lambda: torch.randn(2, 1, 2, 11, 12).expand(-1, 2, -1, -1, -1), "key_cache without elements that share memory, got strides"),
