@@ -74,7 +74,8 @@ def save_timeline(path: Path, records: Sequence[dict[str, Any]]) -> None:
 def save_load(path: Path, record: dict[str, Any]) -> None:
     """Throughput by rows, beside one after the other, and first sound by offered load, of each way."""
     figure, (rate, first) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for colour, its in zip(cycle(WAY_COLOURS), record["ways"], strict=False):
+    measured = [its for its in record["ways"] if its["closed"]]
+    for colour, its in zip(cycle(WAY_COLOURS), measured, strict=False):
         closed = sorted(its["closed"], key=lambda figures: figures["rows"])
         rows = [figures["rows"] for figures in closed]
         rate.plot(rows, [f["speech_a_second"] for f in closed], "o-", color=colour, label=its["way"])
@@ -85,7 +86,7 @@ def save_load(path: Path, record: dict[str, Any]) -> None:
                 times = [f[f"first_sound_{quantile}_s"] for f in line]
                 label = f"{its['way']}, {at} rows, {quantile}"
                 first.plot([f["load"] for f in line], times, style, color=colour, label=label)
-    every = sorted({figures["rows"] for its in record["ways"] for figures in its["closed"]})
+    every = sorted({figures["rows"] for its in measured for figures in its["closed"]})
     rate.set_xscale("log", base=2)
     rate.set_xticks(every, every)
     rate.set_xlabel("rows of the engine (dotted: generate, one after the other)")
@@ -95,7 +96,8 @@ def save_load(path: Path, record: dict[str, Any]) -> None:
     figure.suptitle(f"{record['shape']}, {record['requests']} requests, {record['machine']['cpu']}", fontsize=10)
     for axes in (rate, first):
         axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, fontsize=7)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BarkModel
 
-from benchmarks.ops.interleaved import STEP, ReadProbe, compare
+from benchmarks.ops.interleaved import STEP, WIDER_CACHE, ReadProbe, compare
 from benchmarks.ops.transformers_steps import OurForward, stock_forward, stock_static_forward
 
 CONTEXT = 600
@@ -53,6 +53,19 @@ def test_wide_batches(benchmark: Any, bark: Callable[[str], BarkModel], precisio
     group = f"decode step after {WIDE_CONTEXT}, bark-small, {name}, batch {batch}"
     baselines = {"stock": stock, "16 rows of ours": sixteen, "read probe": ReadProbe()}
     compare(benchmark, group, ours, baselines, rounds=9, bytes_read=ours.bytes_read())
+
+
+@pytest.mark.parametrize("batch", [1, 8, 16, 32])
+def test_int8_caches(benchmark: Any, bark: Callable[[str], BarkModel], batch: int) -> None:
+    """Int8 weights over keys and values of 8 bits, beside the same step over those of 16."""
+    semantic, ids = bark("bark-small").semantic, torch.full((batch, 1), 17)
+    ours, wider = (
+        OurForward("semantic", semantic, ids, CONTEXT, "int8", SEMANTIC_ROWS, cache_dtype=dtype)
+        for dtype in (torch.int8, None)
+    )
+    baselines = {"stock": stock_forward(semantic, ids, CONTEXT), WIDER_CACHE: wider, "read probe": ReadProbe()}
+    group = f"decode step after {CONTEXT}, bark-small, int8, int8 cache, batch {batch}"
+    compare(benchmark, group, ours, baselines, rounds=15, bytes_read=ours.bytes_read())
 
 
 @pytest.mark.parametrize("tokens", [4, 8])

@@ -10,6 +10,7 @@ import torch
 
 PROBE_BYTES = 400 * 2**20
 STEP = "a step of one token"
+WIDER_CACHE = "a cache of 16 bits"
 
 
 def compare(

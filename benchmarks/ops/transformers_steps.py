@@ -56,12 +56,21 @@ def stock_static_forward(submodel: Any, ids: Tensor, context: int) -> Forward:
 class OurForward:
     """The same over our static cache, which stays borrowed; `rows` of the head."""
 
-    def __init__(self, stage: str, submodel: Any, ids: Tensor, context: int, precision: str, rows: slice):
+    def __init__(
+        self,
+        stage: str,
+        submodel: Any,
+        ids: Tensor,
+        context: int,
+        precision: str,
+        rows: slice,
+        cache_dtype: torch.dtype | None = None,
+    ):
         weights = convert(transformer_weights(stage, submodel), precision)
         spec = transformer_spec(submodel)
-        self.model = CausalModel(weights, spec, get_ops("auto", CPU))
+        self.model = CausalModel(weights, spec, get_ops("auto", CPU), cache_dtype=cache_dtype)
         self._ids, self._context, self._rows = ids, context, rows
-        self._loan = KVCachePool().borrow(spec, ids.shape[0], weights.cache_dtype, CPU)
+        self._loan = KVCachePool().borrow(spec, ids.shape[0], self.model.cache_dtype, CPU)
         self._cache = self._loan.__enter__()
         if context:
             self.model.next_logits(torch.zeros(ids.shape[0], context, dtype=torch.int64), self._cache, rows)

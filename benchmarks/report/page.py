@@ -76,8 +76,8 @@ def options(record: dict[str, Any]) -> str:
         "| option | weights | texts at once | tokens/s of a text | of plain | of plain without drafts | of stock |",
         "|---|---|---|---|---|---|---|",
     ]
-    for its in record["rows"]:
-        weights = "float32" if its["weights"] == "same" else its["weights"]
+    for its in sorted(record["rows"], key=lambda its: (its["weights"] != "same", its["rows"])):
+        weights = "float32" if its["weights"] == "same" or its["option"] == "stock" else its["weights"]
         shares = ("of_plain", "of_plain_without_drafts")
         cells = " | ".join("" if its[share] is None else f"{its[share]:.0%}" for share in shares)
         times = its["of_stock_with_repetition_penalty"]
@@ -134,7 +134,8 @@ def load(record: dict[str, Any]) -> str:
             )
             cells = f"{row['load']:g} | {row['speech_a_second']:.2f} | {first} | {gap} | {row['underruns']}"
             lines.append(f"| {its['way']} | {row['rows']} | {cells} | {row['silence_s_a_request']:.1f} s |")
-    lines += ["", "![throughput by rows, first sound by load](load.png)"]
+    if any(its["open"] for its in record["ways"]):
+        lines += ["", "![throughput by rows, first sound by load](load.png)"]
     return "\n".join(lines)
 
 
@@ -332,6 +333,7 @@ def report(folder: Path) -> str:
     anchored = _optional(folder, "zen5_anchor")
     inside = _optional(folder, "zen5_generation_steps")
     sets = _optional(folder, "zen5_isas")
+    attention = _optional(folder, "zen5_attention")
     windows, spoken = (
         json.loads((folder / f"zen5_{n}.json").read_text()) for n in ("coarse_windows", "speech_quality")
     )
@@ -360,6 +362,8 @@ def report(folder: Path) -> str:
         "anchor": anchor(anchored) if anchored else _NOT_MEASURED,
         "inside_machine": _measured_on(inside) if inside else "",
         "inside": generation_steps(inside) if inside else _NOT_MEASURED,
+        "attention_machine": _measured_on(attention) if attention else "",
+        "attention": table(attention) if attention else _NOT_MEASURED,
         "isas_machine": _measured_on(sets) if sets else "",
         "isas": isas(sets) if sets else _NOT_MEASURED,
         "zen5_machine": _measured_on(zen5["generation"][0]),

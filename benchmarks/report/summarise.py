@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bark_accel.bench.measure import commit, machine_facts, spread_of, versions
-from benchmarks.ops.interleaved import PROBE_BYTES, STEP, GemmProbe
+from benchmarks.ops.interleaved import PROBE_BYTES, STEP, WIDER_CACHE, GemmProbe
 
 
 def summarise(full: dict[str, Any]) -> dict[str, Any]:
@@ -42,6 +42,8 @@ def _group(benchmark: dict[str, Any]) -> dict[str, Any]:
         found["of_read_probe"] = round(facts["bytes_read"] / ours / probe, 3)
     if STEP in spreads:
         found["of_a_step"] = round(ours / spreads[STEP].median, 3)
+    if WIDER_CACHE in spreads:
+        found["of_a_wider_cache"] = round(ours / spreads[WIDER_CACHE].median, 3)
     if "multiply_adds" in facts:
         found["gop_s"] = round(2 * facts["multiply_adds"] / ours / 1e9)
     if "GEMM probe" in spreads:
@@ -56,6 +58,8 @@ def table(summary: dict[str, Any]) -> str:
         cells = [_cell(group["microseconds"][side]) for side in (group["than"], "bark_accel")]
         share = f"{group['of_read_probe']:.0%}" if "of_read_probe" in group else ""
         name += f" ({group['of_a_step']:.2f} of a step's time)" if "of_a_step" in group else ""
+        if "of_a_wider_cache" in group:
+            name += f" ({group['of_a_wider_cache']:.2f} of the time with {WIDER_CACHE})"
         lines.append(f"| {name} | {' | '.join(cells)} | {group['times_faster']:.2f}x | {share} |")
     return "\n".join(lines)
 
