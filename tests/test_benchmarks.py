@@ -180,8 +180,8 @@ def test_a_load_is_measured_and_reported(small_model, tmp_path, monkeypatch):
     for point in record["stock"]:
         other = point["speech_a_second"]
         assert f", {rate / other:.2f} x stock {point['how']} ({other:.2f})" in line
-    record["ways"].append({"way": "no time was left", "alone": [], "closed": [], "open": []})
-    save_load(tmp_path / "load.png", record)
+    unmeasured = {"way": "no time was left", "alone": [], "closed": [], "open": []}
+    save_load(tmp_path / "load.png", {**record, "ways": [way, unmeasured]})
     assert (tmp_path / "load.png").stat().st_size > 10_000
 
     once = load.Points(None, facts, minutes=10)
