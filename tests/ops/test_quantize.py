@@ -111,3 +111,21 @@ def test_what_is_not_finite_does_not_vanish(value: float) -> None:
     weight[1, 70] = value
     scales = quantize(Linear(weight, None)).scales
     assert scales.isfinite().tolist() == [[True, True, True], [True, False, True]]
+
+
+@pytest.mark.parametrize(
+    ("degrees", "inputs", "of_groups", "of_rows"),
+    [(None, 768, 0.59, 0.77), (None, 3072, 0.59, 0.86), (5.0, 768, 0.81, 1.45), (5.0, 3072, 0.81, 1.88)],
+)
+def test_groups_round_better_than_rows(degrees: float | None, inputs: int, of_groups: float, of_rows: float) -> None:
+    """The figures of docs/internals/cpu.md: per cent of the weights, normally distributed or by Student's t."""
+    torch.manual_seed(0)
+    size = (512, inputs)
+    weight = torch.randn(size) if degrees is None else torch.distributions.StudentT(degrees).sample(size)
+    step = weight.abs().amax(1, keepdim=True) / 127
+
+    def per_cent(rounded: Tensor) -> float:
+        return 100 * float((rounded - weight).norm() / weight.norm())
+
+    assert per_cent(dequantized(quantize(Linear(weight, None)))) == pytest.approx(of_groups, abs=0.02)
+    assert per_cent((weight / step).round() * step) == pytest.approx(of_rows, rel=0.08)
