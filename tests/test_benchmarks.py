@@ -22,7 +22,7 @@ from bark_accel import accelerate_bark
 from bark_accel.bench.baselines import BASELINES
 from bark_accel.bench.measure import machine_facts, run_once, versions
 from benchmarks.__main__ import COMMANDS, file_of, is_suite, listing, main, purpose
-from benchmarks.generation import load, steps, streams, utterances
+from benchmarks.generation import load, load_figures, steps, streams, utterances
 from benchmarks.generation.plots import save_load
 from benchmarks.generation.timeline import Chunk, Timeline
 from benchmarks.ops import anchor
@@ -173,9 +173,9 @@ def test_a_load_is_measured_and_reported(small_model, tmp_path, monkeypatch):
     assert [point["when"] for point in way["alone"]] == ["before", "after"]
     assert [point["how"] for point in record["stock"]] == ["alone", "batch"]
     assert all(point["requests"] == 2 and 0.4 < point["spoken_s"] < 1.2 for point in record["stock"])
-    rate, alone = closed["speech_a_second"], load.speech_alone(way)
+    rate, alone = closed["speech_a_second"], load_figures.speech_alone(way)
     assert f"| int8 | 2 | {rate:.2f} | 3 of 3 | {alone:.2f} | {rate / alone:.2f}x |" in page.load(record)
-    (line,) = load.comparisons(record)
+    (line,) = load_figures.comparisons(record)
     assert line.startswith(f"int8, 2 rows: {rate:.2f} s of speech a second, 3 of 3 as alone; {rate / alone:.2f} x gen")
     for point in record["stock"]:
         other = point["speech_a_second"]

@@ -40,6 +40,7 @@ from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import fake_inputs, quiet_transformers, random_bark, semantic_tokens, shared_copy
 from bark_accel.cli.demo import TEXT
 from bark_accel.hf.configs import sample_rate
+from benchmarks.generation.load_figures import comparisons
 from benchmarks.generation.timeline import Chunk, Timeline
 
 # Arguments of `accelerate_bark` by the parts of a way's name.
@@ -269,24 +270,6 @@ def measure_stock(stock: Any, options: argparse.Namespace, points: Points) -> No
 
     points.add("stock", kept, {"how": "alone", "requests": len(asked)}, alone)
     points.add("stock", kept, {"how": "batch", "requests": len(asked)}, batch)
-
-
-def speech_alone(way: dict[str, Any]) -> float:
-    """Seconds of speech a second of `generate` one after the other, over what a way's points have of it."""
-    return sum(point["spoken_s"] for point in way["alone"]) / sum(point["took_s"] for point in way["alone"])
-
-
-def comparisons(record: dict[str, Any]) -> list[str]:
-    """One line for each engine that had all requests at once: its speech a second, and times that of the others."""
-    stock = {f"stock {point['how']}": point["speech_a_second"] for point in record["stock"]}
-    lines = []
-    for way in record["ways"]:
-        for point in way["closed"]:
-            rate, others = point["speech_a_second"], {"generate one after the other": speech_alone(way), **stock}
-            times = ", ".join(f"{rate / other:.2f} x {name} ({other:.2f})" for name, other in others.items())
-            equal = f"{point['equal']} of {record['requests']} as alone"
-            lines.append(f"{way['way']}, {point['rows']} rows: {rate:.2f} s of speech a second, {equal}; {times}")
-    return lines
 
 
 def _rate(model: Any, samples: int, took_s: float) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 
 from bark_accel import StreamPlan
-from benchmarks.generation.load import speech_alone
+from benchmarks.generation.load_figures import speech_alone
 from benchmarks.generation.timeline import Chunk, Timeline
 
 matplotlib.use("Agg")

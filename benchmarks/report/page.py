@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bark_accel.bench.measure import spread_of
-from benchmarks.generation.load import speech_alone
+from benchmarks.generation.load_figures import speech_alone
 from benchmarks.report.summarise import table
 from benchmarks.speech import figures
 
