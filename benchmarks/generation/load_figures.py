@@ -1,4 +1,4 @@
-"""What the points of `python -m benchmarks load` say together."""
+"""Comparisons of an engine under load with `generate` and stock, from the points of `python -m benchmarks load`."""
 
 from __future__ import annotations
 
