@@ -113,7 +113,8 @@ def test_streams_with_a_plan_are_measured_and_reported(small_model, monkeypatch)
     assert [record["rounds"] for record in records] == [1, 2, 1]
     record = records[1]
     head, *lines = page.planned_streams(record).splitlines()
-    assert head.startswith("Stock took ") and " for 0.4 s of speech, in turns with all of it. 2 rounds. " in head
+    told = " for 0.4 s of speech, in turns with all of it. Fitting windows and long coarse windows. 2 rounds. "
+    assert head.startswith("Stock took ") and told in head
     ways = [(case, its) for case in record["cases"] for its in case["ways"]]
     assert [(its["mode"], its["way"]) for _, its in ways[:4]] == list(product(streams.MODES, streams.WAYS))
     assert [its["way"] for _, its in ways[4:7]] == [*streams.PRESET_WAYS]
@@ -124,7 +125,7 @@ def test_streams_with_a_plan_are_measured_and_reported(small_model, monkeypatch)
         assert line.endswith(f" | {its['plan']['silence_s']:.2f} | {', '.join(f'{s:.1f}' for s in its['chunks_s'])} |")
         assert 0 < sum(its["chunks_s"]) < 1.25
         assert 0 < its["first_sound_s"]["median"] <= its["total_s"]["median"]
-    assert lines[-1].startswith("| long text, first chunk of 0.8 s | w8a8 | plain | ")
+    assert lines[-1].startswith(f"| long text, first chunk of 0.8 s | {[*streams.MODES][-1]} | plain | ")
     assert f" | {record['long_text'][1]['first_sound_s']['median']:.2f} (" in lines[-1]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from bark_accel._arguments import whole_number
 from bark_accel.stages.coarse import prompts
@@ -16,6 +17,8 @@ STARTS = ("soonest", "smooth")
 _RESERVE = 1.15
 # The share of the fine stage's longest history that a chunk sees.
 _HISTORY_PART = 4
+# Seconds that nobody hears, and that a machine does not keep.
+_TICK_S = 5e-4
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,13 @@ class Utterance:
     interleaved: bool = False
 
 
+@lru_cache(maxsize=64)
 def plan_stream(
     speed: StreamSpeed, utterance: Utterance, *, start: str, first: int, longest: int, lookahead: int
 ) -> StreamPlan:
     """Plan chunks of at least `first` frames, at most `longest`, so that the least silence follows the first sound.
 
-    Of plans with as little of it, the one with the longest chunks: the fine stage sees more, and has less to do. The
+    Of plans with as little of it, the one with the least to do, so with longer chunks: the fine stage sees more. The
     first chunk has `first` frames, or fills the window that these need, unless that takes another coarse prompt; with
     `start` "smooth" it is as long as it has to be for no silence at all, the whole utterance if need be.
     """
@@ -112,17 +116,20 @@ def plan_stream(
     else:
         needed = _prompts_before(utterance, first + lookahead)
         firsts = [frames for frames in firsts[:2] if _prompts_before(utterance, frames + lookahead) == needed]
-    best: list[StreamPlan] = []
     for frames in firsts:
-        plans = [
-            work.plan(frames, first, end, late)
-            for end in work.lengths(utterance.frames, first, longest)
-            for late in (min, max)
-        ]
-        best.append(min(plans, key=lambda plan: (plan.silence_s, -max(plan.chunk_frames[1:], default=0))))
-        if not best[-1].silence_s:
-            return best[-1]
-    return min(best, key=lambda plan: plan.silence_s or 0.0)
+        if plan := work.plan(frames, first, longest, late_s=0.0):
+            return plan
+    plans = (work.plan(frames, first, longest, late_s=math.inf) for frames in firsts)
+    return min((plan for plan in plans if plan is not None), key=lambda plan: plan.silence_s or 0.0)
+
+
+class _Chunk(NamedTuple):
+    """A chunk of a plan, and those before it: when it is ready, and how late the latest of them was."""
+
+    ready_s: float
+    late_s: float
+    frames: int
+    before: _Chunk | None
 
 
 class _Work:
@@ -137,23 +144,38 @@ class _Work:
         self._codec_frame_s = _RESERVE * speed.codec_frame_s
         self._drawn_s = [_RESERVE * seconds for seconds in _drawn_s(speed, utterance)]
 
-    def plan(self, first: int, shortest: int, longest: int, late: Callable[[Iterable[int]], int]) -> StreamPlan:
-        """Take at each point the longest chunk that is ready in time, up to `longest`; `late` chooses where none is."""
-        rate = self._utterance.coarse.rate_hz
-        chunks, done = [first], min(first, self._frames)
-        ready = [self._chunk_s(0, first)]
-        played_s, silence_s = ready[0] + done / rate, 0.0
-        while done < self._frames:
-            lengths = self.lengths(done, shortest, longest)
-            in_time = [frames for frames in lengths if ready[-1] + self._chunk_s(done, frames) <= played_s]
-            chunks.append(max(in_time) if in_time else late(lengths))
-            ready.append(ready[-1] + self._chunk_s(done, chunks[-1]))
-            silence_s += max(0.0, ready[-1] - played_s)
-            played_s = max(ready[-1], played_s) + chunks[-1] / rate
-            done = min(self._frames, done + chunks[-1])
-        # A thousandth of a second is nothing that anybody hears, or that a machine keeps.
-        rounded = tuple(round(seconds, 3) for seconds in ready)
-        return StreamPlan(tuple(chunks), self._lookahead, self._history, rounded, round(silence_s, 3))
+    def plan(self, first: int, shortest: int, longest: int, late_s: float) -> StreamPlan | None:
+        """The plan with the least silence, and of those the one that is ready first; None if it has over `late_s`."""
+        last = self._last_chunk(first, shortest, longest, late_s)
+        if last is None:
+            return None
+        chunks, chunk = [last], last
+        while chunk.before is not None:
+            chunk = chunk.before
+            chunks.append(chunk)
+        frames, ready = zip(*((chunk.frames, round(chunk.ready_s, 3)) for chunk in reversed(chunks)), strict=True)
+        return StreamPlan(frames, self._lookahead, self._history, ready, round(last.late_s, 3))
+
+    def _last_chunk(self, first: int, shortest: int, longest: int, late_s: float) -> _Chunk | None:
+        """Search all sequences of chunks, by the frames that they end at.
+
+        Of two that end at the same frame, one is dropped if the other is ready no later and was never later.
+        """
+        rate, first_s = self._utterance.coarse.rate_hz, self._chunk_s(0, first)
+        found = {min(first, self._frames): [_Chunk(first_s, 0.0, first, None)]}
+        while found:
+            done = min(found)
+            chunks = found.pop(done)
+            if done == self._frames:
+                return min(chunks, key=lambda chunk: (round(chunk.late_s, 3), chunk.ready_s))
+            for frames in self.lengths(done, shortest, longest):
+                chunk_s, end = self._chunk_s(done, frames), min(self._frames, done + frames)
+                for before in chunks:
+                    ready_s = before.ready_s + chunk_s
+                    late = max(before.late_s, ready_s - first_s - done / rate)
+                    if late <= late_s + _TICK_S:
+                        _keep(found.setdefault(end, []), _Chunk(ready_s, late, frames, before))
+        return None
 
     def lengths(self, done: int, shortest: int, longest: int) -> list[int]:
         """The shortest chunk after `done` frames, and those up to the longest that leave no room in their window."""
@@ -172,6 +194,13 @@ class _Work:
         windows = 1 + max(0, math.ceil((window - self._fine.max_input_frames) / self._fine.max_history_frames))
         fine_s = windows * (self._fine_window_s + self._fine.window_frames(window) * self._fine_frame_s)
         return self._drawn_s[seen] - self._drawn_s[drawn] + fine_s + frames * self._codec_frame_s
+
+
+def _keep(chunks: list[_Chunk], new: _Chunk) -> None:
+    """Add a chunk unless another is as good, and drop those that it is better than."""
+    if not any(old.ready_s <= new.ready_s + _TICK_S and old.late_s <= new.late_s + _TICK_S for old in chunks):
+        chunks[:] = [old for old in chunks if old.ready_s < new.ready_s or old.late_s < new.late_s]
+        chunks.append(new)
 
 
 def _prompts_before(utterance: Utterance, frames: int) -> int:

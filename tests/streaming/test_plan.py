@@ -83,6 +83,33 @@ def test_a_plan_keeps_what_it_says(total, slower, window_s, start, voice):
     assert first <= plan.ready_s[0] + 1e-3
 
 
+@pytest.mark.parametrize("slower", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("voice", [(0, 0, 0), (209, 628, 512)])
+def test_no_other_chunks_have_less_silence(voice, slower):
+    """All sequences of the lengths that fill their windows are tried."""
+    speed = StreamSpeed(**{name: slower * value for name, value in asdict(SPEED).items()})
+    utterance = Utterance(COARSE, FINE, 220, *voice)
+    plan = plan_stream(speed, utterance, **SETTINGS)
+    reserved = StreamSpeed(**{name: 1.15 * value for name, value in asdict(speed).items()})
+
+    def sequences(chunks):
+        done = sum(chunks)
+        if done >= 220:
+            yield chunks
+            return
+        seen = min(128, voice[2] + done) + 15 + 8
+        for frames in {30, *(end - seen for end in range(0, 1025, 64) if 30 <= end - seen <= 480)}:
+            yield from sequences([*chunks, frames])
+
+    silences = [
+        heard(StreamPlan(chunks, 15, 128), reserved, utterance, 220)[1] for chunks in sequences([plan.chunk_frames[0]])
+    ]
+    assert len(silences) > 50
+    # The planner gives the last chunk all of its frames and does not join a rest to the one before.
+    assert heard(plan, reserved, utterance, 220)[1] <= min(silences) + 0.05
+    assert plan.silence_s >= min(silences) - 2e-3
+
+
 def test_a_fast_machine_has_no_silence_and_longer_chunks_with_time():
     plan = plan_stream(SPEED, Utterance(COARSE, FINE, 750), **SETTINGS)
     assert plan.silence_s == 0 and plan.chunk_frames[0] == 30 < plan.chunk_frames[3]
