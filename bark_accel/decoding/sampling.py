@@ -141,7 +141,7 @@ def drawing(stage: str, dtype: torch.dtype) -> Iterator[None]:
     except ValueError as error:
         if "without NaN" not in str(error):
             raise
-        cause = "its weights hold NaN or infinity"
+        cause = "its weights hold NaN or infinity, or its temperature is too close to 0"
         cause += ", or float16 has overflowed: try bfloat16 or float32" if dtype == torch.float16 else ""
         raise ValueError(f"{stage} stage of the Bark model: {error}; {cause}") from None
 

@@ -35,13 +35,18 @@ _FEW = 512
 class Prepared:
     """A generation as Transformers prepares it: what would reach its loop, all processors, Bark's `own` among them.
 
-    `knows_end`: the stage itself knows the token that ends a row, so that its criterion is not asked.
+    `end_token` ends a row of a stage that itself knows which tokens do, so that their criterion is not asked; None: it
+    does not.
     """
 
     arguments: dict[str, Any]
     processors: list[LogitsProcessor]
     own: Sequence[LogitsProcessor]
-    knows_end: bool
+    end_token: int | None
+
+    @property
+    def knows_end(self) -> bool:
+        return self.end_token is not None
 
     @property
     def prompt(self) -> Tensor:
@@ -133,12 +138,17 @@ class _Checked:
 
 
 def _ended(criteria: StoppingCriteriaList, ids: Tensor) -> Tensor:
-    """The rows [B] bool that end with the last of the ids [B, T]; raises `ValueError` where these are written to."""
-    given = ids.clone()
+    """The rows [B] bool that end with the last of the ids [B, T].
+
+    Raises `ValueError` where these are written to, and for other answers than one of each row.
+    """
+    given, names = ids.clone(), ", ".join(map(name_of, criteria))
     ended = criteria(ids, None)
     if not ids.equal(given):
-        raise ValueError(f"{', '.join(map(name_of, criteria))}: expected input_ids left as they are, got them changed")
-    return ended
+        raise ValueError(f"{names}: expected input_ids left as they are, got them changed")
+    if ended.shape != ids.shape[:1]:
+        raise ValueError(f"{names}: expected bools [{len(ids)}], whether each row ends, got {list(ended.shape)}")
+    return (ended & 1).bool()  # as Transformers' loop reads other numbers
 
 
 class _Banning:

@@ -27,6 +27,7 @@ from bark_accel.voices.voices import Voices
 
 from .engine import BarkEngine
 from .model import ModelPatch
+from .stage_progress import longest
 
 
 class ChunkSpeaker:
@@ -63,7 +64,7 @@ class ChunkSpeaker:
         self.frame_rate_hz: float = configs.coarse.coarse_rate_hz
         limits = [arguments.get(name) for name in ("semantic_max_new_tokens", "max_new_tokens")]
         given = next((limit for limit in limits if limit is not None), None)
-        self._longest_s = (given or semantic.max_new_tokens) / semantic.semantic_rate_hz
+        self._longest_s = longest(semantic, {"max_new_tokens": given}) / semantic.semantic_rate_hz
         self.utterance_s = self._longest_s if given is None else None
         check_generate(model)
         if given is None:

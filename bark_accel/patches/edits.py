@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import LogitsProcessor
 from transformers.generation import logits_process as processors
 
@@ -15,10 +17,14 @@ from bark_accel.decoding.edits import LogitsEdits
 
 @dataclass
 class ReadEdits:
-    """Edits of the logits that processors before Bark's own ask for, given the prompt's length and the vocabulary."""
+    """Edits of the logits that processors before Bark's own ask for, given the prompt's length and the vocabulary.
+
+    `end_token` is the only one that `min_new_tokens` can keep back; None where none can be.
+    """
 
     prompt_tokens: int
     vocab_size: int
+    end_token: int | None = None
     min_new_tokens: int = 0
     bias: dict[int, float] = field(default_factory=dict)
     repetition_penalty: float = 1.0
@@ -47,14 +53,18 @@ class ReadEdits:
 
 
 def _min_length(read: ReadEdits, processor: Any) -> bool:
-    read.min_new_tokens = max(read.min_new_tokens, processor.min_length - read.prompt_tokens)
-    return True
+    return _keep_back(read, processor, processor.min_length - read.prompt_tokens)
 
 
 def _min_new_tokens(read: ReadEdits, processor: Any) -> bool:
     least = processor.prompt_length_to_skip + processor.min_new_tokens - read.prompt_tokens
+    return _keep_back(read, processor, least)
+
+
+def _keep_back(read: ReadEdits, processor: Any, least: int) -> bool:
+    """Read how many tokens come before an end, which may be other tokens than the stage's own."""
     read.min_new_tokens = max(read.min_new_tokens, least)
-    return True
+    return {*processor.eos_token_id.tolist()} == {read.end_token}
 
 
 def _sequence_bias(read: ReadEdits, processor: Any) -> bool:
@@ -69,14 +79,21 @@ def _sequence_bias(read: ReadEdits, processor: Any) -> bool:
     return True
 
 
+def _are_ids(tokens: Tensor) -> bool:
+    """Tell whether these are whole numbers: of others, Transformers compares some with the ids and refuses some."""
+    return len(tokens) == 0 or tokens.dtype == torch.int64
+
+
 def _suppress(read: ReadEdits, processor: Any) -> bool:
+    if not _are_ids(processor.suppress_tokens):
+        return False
     read.bias.update(dict.fromkeys(processor.suppress_tokens.tolist(), -math.inf))
     return True
 
 
 def _suppress_first(read: ReadEdits, processor: Any) -> bool:
     read.not_first = tuple(processor.begin_suppress_tokens.tolist())
-    return processor.begin_index == read.prompt_tokens
+    return processor.begin_index == read.prompt_tokens and _are_ids(processor.begin_suppress_tokens)
 
 
 def _penalty(read: ReadEdits, processor: Any) -> bool:

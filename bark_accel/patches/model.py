@@ -240,8 +240,9 @@ class ModelPatch(AudioSource):
         check_coarse_streamer(stage_kwargs["coarse"].get("streamer"), voices)
         bugs = self.settings.stock_bugs
         kwargs = bugs.with_min_eos_p(configs.semantic, kwargs)
-        if kwargs.get("generation_config") is not None:
-            bugs.warn_once("BarkModel.generate ignores generation_config=; change model.generation_config instead")
+        for name in ("generation_config", *(f"{stage}_generation_config" for stage in stage_kwargs)):
+            if kwargs.get(name) is not None:
+                bugs.warn_once(f"BarkModel.generate ignores {name}=; change model.generation_config instead")
         if bugs.fixes("cut_text"):
             bugs.check_text(input_ids, kwargs.get("attention_mask"), max_tokens)
         bugs.fine_temperature(configs.fine, stage_kwargs["fine"])

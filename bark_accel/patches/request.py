@@ -41,11 +41,15 @@ class Request:
 
 
 def stage_arguments(kwargs: dict[str, Any], stage: str) -> dict[str, Any]:
-    """The arguments of one stage, as `BarkModel.generate` hands them out: prefixed ones come first."""
+    """The arguments of one stage, as `BarkModel.generate` hands them out: prefixed ones come first.
+
+    Like it, drops a `generation_config`, also a stage's own: the model's has those of the stages.
+    """
     prefixes = tuple(f"{name}_" for name in SUBMODELS)
     alone = {"attention_mask", "min_eos_p", "generation_config"}
     shared = {k: v for k, v in kwargs.items() if not k.startswith(prefixes) and k not in alone}
     own = {k.removeprefix(f"{stage}_"): v for k, v in kwargs.items() if k.startswith(f"{stage}_")}
+    own.pop("generation_config", None)
     return {**shared, **own}
 
 

@@ -36,6 +36,8 @@ _CACHES = {None, "dynamic", "static", "offloaded", "offloaded_static", "hybrid",
 
 # More tokens than any model has positions.
 _FOREVER = 2**31
+# Of numbers beyond these, Transformers' are float32's infinity or 0, logits divided by them too, or no int64.
+_LIMITS = {"temperature": (1e-30, 1e30), "top_k": (0, _FOREVER), "top_p": (0.0, 1.0)}
 
 
 def resolve_sampling(
@@ -75,6 +77,7 @@ def resolve_sampling(
     _check_arguments(stage, generation_config, kwargs, fixed)
     passed = {k: v for k, v in kwargs.items() if k not in ("streamer", "logits_processor")}
     extra = list(kwargs.get("logits_processor") or [])
+    end_token = None if windows else generation_config.eos_token_id
 
     def prepare(ids: Tensor, new_tokens: int | None = None) -> Prepared:
         own = token_rules(ids)
@@ -84,14 +87,15 @@ def resolve_sampling(
         )
         found = list(arguments["logits_processor"])
         after = 1 + next(i for i, p in enumerate(found) if p is own[-1])
-        return Prepared(arguments, [*found[:after], *extra, *found[after:]], own, knows_end=not windows)
+        return Prepared(arguments, [*found[:after], *extra, *found[after:]], own, end_token)
 
     prepared = prepare(prompt)
     config = prepared.arguments["generation_config"]
     _check_steps(stage, config, prepared.arguments, kwargs)
-    if getattr(config, "prefill_chunk_size", None) and {"inputs_embeds", "input_embeds"} & set(fixed):
+    chunk = getattr(config, "prefill_chunk_size", None)
+    if chunk is not None and (chunk <= 0 or {"inputs_embeds", "input_embeds"} & set(fixed)):
         # Transformers feeds the ids that stand for the text, or fails.
-        raise Fallback(stage, FallbackKind.ARGUMENTS, f"prefill_chunk_size={config.prefill_chunk_size}")
+        raise Fallback(stage, FallbackKind.ARGUMENTS, f"prefill_chunk_size={chunk}")
     if not config.use_cache and "input_embeds" in fixed:
         # Under its old name, the prompt is read only by generations that use a cache.
         raise Fallback(stage, FallbackKind.ARGUMENTS, "use_cache=False")
@@ -113,7 +117,7 @@ def resolve_sampling(
         raise Fallback(stage, FallbackKind.TOKEN_LAYOUT, "an end of rows without a pad token, with which stock fails")
     return SamplingConfig(
         do_sample=config.do_sample,
-        max_new_tokens=_whole(max_length - prepared.prompt.shape[1]),
+        max_new_tokens=_whole(max(1, max_length - prepared.prompt.shape[1])),  # it is asked after a token
         min_new_tokens=read.min_new_tokens,
         edits=read.edits,
         processors=prepared.plan(called, prepare),
@@ -188,16 +192,14 @@ def _read_processors(prepared: Prepared, vocab_size: int) -> tuple[int, ReadEdit
     """Read the longest end of the list that our sampler has: how many are called before it, its edits and options."""
     found = prepared.processors
     for called in range(len(found)):
-        read = ReadEdits(prepared.prompt.shape[1], vocab_size)
+        read = ReadEdits(prepared.prompt.shape[1], vocab_size, prepared.end_token)
         own = [p for p in found[called:] if prepared.is_own(p)]
         with suppress(_Unread):
             if len(own) not in (0, len(prepared.own)):
                 raise _Unread
             rest = read.take(found[called:], own) if own else found[called:]
-            if read.min_new_tokens > 0 and not prepared.knows_end:
-                raise _Unread
             return called, read, _read_warpers(rest, own)
-    return len(found), ReadEdits(prepared.prompt.shape[1], vocab_size), {}
+    return len(found), ReadEdits(prepared.prompt.shape[1], vocab_size, prepared.end_token), {}
 
 
 def _read_warpers(found: list[LogitsProcessor], own: Sequence[LogitsProcessor]) -> dict[str, Any]:
@@ -214,10 +216,10 @@ def _read_warpers(found: list[LogitsProcessor], own: Sequence[LogitsProcessor]) 
         del order[: order.index(type(warper)) + 1]
         if type(warper) is processors.LogitNormalization:
             options["renormalize"] = True
-        for name in ("temperature", "top_k", "top_p"):
-            value = getattr(warper, name, 0)
-            if isinstance(value, bool) or not math.isfinite(value):
-                raise _Unread  # called, it fails as in stock
+        for name, (least, most) in _LIMITS.items():
+            value = getattr(warper, name, least)
+            if isinstance(value, bool) or not least <= value <= most:
+                raise _Unread  # called, it does or fails as in stock
             if hasattr(warper, name):
                 options[name] = value
     return options
@@ -225,16 +227,20 @@ def _read_warpers(found: list[LogitsProcessor], own: Sequence[LogitsProcessor]) 
 
 def _read_criteria(
     stage: str, prepared: Prepared, given: Sequence[Any] | None, *, windows: bool
-) -> tuple[int, tuple[int, ...]]:
-    """(max_length, stop tokens). With `windows`, Bark sets the length, which a caller's own replaces."""
-    max_length, stop_tokens = None, ()
+) -> tuple[float, tuple[int, ...]]:
+    """(max_length, stop tokens). With `windows`, Bark sets the length, which a caller's own replaces.
+
+    Each may be given more than once: the first of them to end a row does.
+    """
+    max_length: float | None = None
+    stop_tokens: tuple[int, ...] = ()
     for criterion in prepared.arguments["stopping_criteria"]:
         if type(criterion) is criteria.MaxLengthCriteria:
             if windows and any(criterion is own for own in given or ()):
                 raise TokenChoice(stage, FallbackKind.STOPPING_CRITERIA, "MaxLengthCriteria, of each window")
-            max_length = criterion.max_length
+            max_length = criterion.max_length if max_length is None else min(max_length, criterion.max_length)
         elif type(criterion) is criteria.EosTokenCriteria and prepared.knows_end:
-            stop_tokens = tuple(criterion.eos_token_id.tolist())
+            stop_tokens += tuple(criterion.eos_token_id.tolist())
     config, others = prepared.arguments["generation_config"], prepared.criteria()
     if others and config.return_dict_in_generate and config.output_scores:
         names = ", ".join(map(name_of, others))

@@ -15,6 +15,8 @@ from .token_loop import TokenTap
 
 PROGRESS = "_bark_accel_progress"
 """Argument of a stage's `generate`: the `Progress` that it tells."""
+# Of a generation that nothing limits, in Transformers.
+_DEFAULT_TOKENS = 20
 
 
 def counting(progress: Progress | None, part: str, listener: TokenListener) -> TokenListener:
@@ -49,4 +51,4 @@ def counting_passes(progress: Progress | None, frames: int) -> Callable[[int, in
 
 def longest(config: GenerationConfig, kwargs: dict[str, Any]) -> int:
     """The semantic tokens that a generation may have."""
-    return kwargs.get("max_new_tokens") or config.max_new_tokens
+    return kwargs.get("max_new_tokens") or config.max_new_tokens or config.max_length or _DEFAULT_TOKENS

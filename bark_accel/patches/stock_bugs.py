@@ -70,10 +70,11 @@ class StockBugs:
 
     def check_ended(self, config: BarkSemanticGenerationConfig, tokens: Tensor | None, kwargs: dict[str, Any]) -> None:
         """Say once that speech [B, T] stops at the limit of the semantic config; not of one that the caller set."""
-        if kwargs.get("max_new_tokens") is not None or tokens is None or tokens.shape[1] < config.max_new_tokens:
+        limit = config.max_new_tokens
+        if kwargs.get("max_new_tokens") is not None or tokens is None or limit is None or tokens.shape[1] < limit:
             return
         if bool((tokens[:, -1] != config.semantic_pad_token).any()):
-            seconds = config.max_new_tokens / config.semantic_rate_hz
+            seconds = limit / config.semantic_rate_hz
             self.warn_once(
                 f"Bark speaks {seconds:.1f} s at once, and this text has reached that without the end of speech: the "
                 "rest of it is missing. bark_accel.long_form says texts of any length; a limit of your own, "

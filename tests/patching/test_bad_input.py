@@ -14,7 +14,7 @@ from support.parity import accelerated_copy, assert_equal_to_stock
 from torch import nn
 from transformers import BarkModel
 
-from bark_accel import FallbackKind, accelerate_bark, acceleration_report, restore_bark
+from bark_accel import AudioStreamer, FallbackKind, accelerate_bark, acceleration_report, restore_bark
 from bark_accel.hf import compat
 from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.stage_trace import trace_stages
@@ -275,6 +275,12 @@ def test_what_stock_ignores_is_said_once(small_model):
         fast.generate(**INPUTS, semantic_max_new_tokens=5)
     with pytest.warns(UserWarning, match="ignores generation_config="):
         fast.generate(**INPUTS, semantic_max_new_tokens=5, generation_config=model.generation_config)
+    given = {"semantic_generation_config": model.generation_config, "coarse_generation_config": 3}
+    with pytest.warns(UserWarning, match="ignores semantic_generation_config=;"):
+        assert_equal_to_stock(model, fast, **INPUTS, do_sample=True, **given)
+    options = {**INPUTS, "do_sample": False, "fine_temperature": None}
+    heard = [fast.generate(**options, **g, streamer=AudioStreamer(fast, policy="exact")) for g in ({}, given)]
+    assert torch.equal(*heard)
 
 
 def test_generation_config_without_nested_dicts(small_model):

@@ -35,6 +35,10 @@ NUMBERS = {
     "a min_eos_p that nothing is above": {"semantic_max_new_tokens": 40, "min_eos_p": math.nan},
     "a number for do_sample": {**SHORT, "semantic_do_sample": 1, "coarse_do_sample": 0},
     "several end tokens": {"semantic_max_new_tokens": 40, "semantic_eos_token_id": [SMALL.semantic_vocab, 7]},
+    "numbers of which a stage has others": {**SHORT, "semantic_top_k": 2**70, "coarse_temperature": 1e-38},
+    "whole floats": {**SHORT, "coarse_suppress_tokens": [float(i) for i in range(100, 237, 2)]},
+    "whole floats at first": {**SHORT, "semantic_begin_suppress_tokens": [float(i) for i in range(0, 112, 2)]},
+    "no ids at all": {**SHORT, "coarse_suppress_tokens": [], "begin_suppress_tokens": []},
     "numpy's end token": {"semantic_max_new_tokens": 40, "semantic_eos_token_id": np.int64(7)},
 }
 
@@ -50,10 +54,22 @@ def test_what_stock_takes(pair, inputs, options):
     assert_equal_to_stock(*pair, **inputs, **{"do_sample": True, **options})
 
 
-@pytest.mark.parametrize("options", [{"temperature": math.inf}, {"coarse_top_k": True}], ids=str)
+WRONG = [
+    {"temperature": math.inf},
+    {"coarse_top_k": True},
+    {"semantic_temperature": 1e-45},
+    {"coarse_temperature": 1e39},
+    {"coarse_suppress_tokens": [True]},
+    {"semantic_begin_suppress_tokens": [True]},
+    {"semantic_prefill_chunk_size": 0},
+    {"coarse_prefill_chunk_size": 0},
+]
+
+
+@pytest.mark.parametrize("options", WRONG, ids=str)
 def test_what_stock_fails_at(pair, options):
-    """The same error, as Transformers' own warper is called."""
-    stock, fast = pair
+    """The same error, as Transformers' own object is called."""
+    stock, fast = pair[0], accelerated_copy(pair[0], strict=False)
     with pytest.raises((RuntimeError, TypeError)) as expected:
         stock.generate(**ONE, **SHORT, do_sample=True, **options)
     with pytest.raises(expected.type) as got:
@@ -65,6 +81,22 @@ def test_no_limit_at_all(pair):
     """Only the end token ends it."""
     options = {"do_sample": True, "min_eos_p": 0.01, "semantic_max_new_tokens": math.inf}
     assert assert_equal_to_stock(*pair, **ONE, **options)["semantic"].shape[1] > 1
+
+
+@pytest.mark.parametrize("length", [{}, {"max_length": 40}], ids=str)
+def test_a_config_without_a_limit(small_model, length):
+    """Transformers' own length holds, which warnings, progress and long texts ask for, too."""
+    model = copy.deepcopy(small_model)
+    model.generation_config = copy.deepcopy(model.generation_config)
+    model.generation_config.semantic_config |= {"max_new_tokens": None, **length}
+    fast, told = accelerated_copy(model), []
+    assert_equal_to_stock(model, fast, **ONE, do_sample=True)
+    fast.generate(**ONE, progress=lambda *said: told.append(said))
+    assert told
+    if length:
+        text = {"processor": WordProcessor(fast), "text": "One two."}
+        pytest.importorskip("sentencex")
+        assert long_form(fast, seed=3, **text).waveform().numel()
 
 
 @pytest.mark.parametrize("tokens", [20.0, 3.5])

@@ -328,6 +328,56 @@ class TestCriteria:
             with pytest.raises(TypeError, match="NoneType"):
                 _coarse(model, SEMANTIC, None, stopping_criteria=[OwnEnd([110])])
 
+    @pytest.mark.parametrize("rows", [1, 2])
+    @pytest.mark.parametrize(
+        "criteria",
+        [
+            [EosTokenCriteria([33, 41, 11]), EosTokenCriteria([75, 13])],
+            [MaxLengthCriteria(22), MaxLengthCriteria(30)],
+            [MaxLengthCriteria(30), MaxLengthCriteria(22)],
+            [MaxLengthCriteria(3)],
+            [MaxLengthCriteria(17)],
+        ],
+        ids=["two ends", "two lengths", "two lengths turned", "less than the prompt", "the prompt"],
+    )
+    def test_criteria_that_the_stage_knows(self, small_model, criteria, rows):
+        """Each of several counts, and none is asked before the first token."""
+        options = {**texts(SMALL, [4, 9][:rows]), **SHORT, **SAMPLED}
+        for seed in range(3):
+            given = {**options, "semantic_stopping_criteria": criteria}
+            tokens = assert_equal_to_stock(small_model, accelerated_copy(small_model), seed, **given)["semantic"]
+            assert tokens.shape[1] < run(small_model, seed, **options)[0]["semantic"].shape[1]
+
+    @pytest.mark.parametrize("rows", [1, 2])
+    @pytest.mark.parametrize("least", [{"min_new_tokens": 12}, {"min_length": 27}], ids=str)
+    @pytest.mark.parametrize("ends", [[*range(0, 100, 5)], [SMALL.semantic_vocab, *range(0, 100, 5)]], ids=len)
+    def test_a_least_length_before_other_ends(self, small_model, ends, least, rows):
+        """Those that were asked for are kept back, not the stage's own."""
+        options = {**texts(SMALL, [4, 9][:rows]), **SHORT, **SAMPLED, "semantic_eos_token_id": ends}
+        options |= {f"semantic_{name}": value for name, value in least.items()}
+        for seed in range(3):
+            tokens = assert_equal_to_stock(small_model, accelerated_copy(small_model), seed, **options)["semantic"]
+            assert tokens.shape[1] > 10 and not torch.isin(tokens[:, :10], torch.tensor(ends)).any()
+
+    def test_answers_that_are_numbers(self, small_model):
+        """Transformers' loop looks at their last bit."""
+
+        def answer(ids, scores, **others):
+            return 3 * (ids[:, -1] % 5 == 3).long() + 2 * (ids[:, -1] % 4 == 1).long()
+
+        options = {**INPUTS, **SHORT, **SAMPLED, "semantic_stopping_criteria": [answer]}
+        tokens = assert_equal_to_stock(small_model, accelerated_copy(small_model), **options)["semantic"]
+        assert tokens.shape[1] < 30
+
+    @pytest.mark.parametrize("stage", ["semantic", "coarse"])
+    def test_answers_of_another_shape(self, small_model, stage):
+        def answer(ids, scores, **others):
+            return ids[:, -1:] == 33
+
+        options = {**texts(SMALL, [4]), **SHORT, f"{stage}_stopping_criteria": [answer]}
+        with pytest.raises(ValueError, match=r"answer: expected bools \[1\], whether each row ends, got \[1, 1\]"):
+            accelerated_copy(small_model).generate(**options)
+
     def test_rows_with_voices_of_their_own(self, small_model):
         """Each ends as it would alone."""
         voices, criteria = [preset(SMALL, 40, 60, seed=2), preset(SMALL, 40, 60, seed=1)], [EndsRows(3)]
