@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
@@ -90,6 +90,7 @@ class FallbackLog:
     strict: bool
     reasons: list[FallbackReason] = field(default_factory=list)
     choices: list[FallbackReason] = field(default_factory=list)
+    unneeded: list[str] = field(default_factory=list)
 
     def record(self, reason: FallbackReason) -> None:
         """Keep and log `reason`, or raise `AccelerationError` when strict."""
@@ -98,6 +99,10 @@ class FallbackLog:
         if reason not in self.reasons:
             self.reasons.append(reason)
             logger.warning("bark_accel runs Transformers' own code: %s", reason)
+
+    def note_unneeded(self, options: Iterable[str]) -> None:
+        """Keep options that were taken, and that change nothing here."""
+        self.unneeded += [option for option in options if option not in self.unneeded]
 
     def note(self, fallback: Fallback) -> None:
         """`record` a fallback; keep and log a choice of tokens, which is none."""
@@ -162,7 +167,8 @@ class AccelerationReport:
 
     `fallbacks` are those that generations so far ran into; `token_choices` are the reasons why Transformers' own loop
     chose tokens from the logits of our steps, or which of its or the caller's processors our loop called;
-    `kv_cache_bytes` is what is kept between calls;
+    `unneeded_options` are those of how stock computes, which were taken and change nothing here, each with its stage
+    (`"coarse: use_cache=False"`); `kv_cache_bytes` is what is kept between calls;
     `isa` is the instruction set of the compiled ops, or None where they are not used; `stock_bugs` are the names that
     `accelerate_bark(fix_stock_bugs=)` takes, each with whether it is fixed. `cuda_graphs` is False also where the
     device has none; `captured_graphs` are those kept between calls. `attention` is that of 16-bit blocks of tokens on a
@@ -178,6 +184,7 @@ class AccelerationReport:
     stages: tuple[StageReport, ...]
     fallbacks: tuple[FallbackReason, ...]
     token_choices: tuple[FallbackReason, ...]
+    unneeded_options: tuple[str, ...]
     backend: str
     strict: bool
     isa: str | None
@@ -232,6 +239,7 @@ class AccelerationReport:
             lines.append("keys and values of 8 bits: other semantic and coarse tokens than Transformers'")
         lines += [f"blocked: {s.blocked_by}" for s in self.stages if s.blocked_by is not None]
         lines += [f"our steps, tokens chosen otherwise: {reason}" for reason in self.token_choices]
+        lines += [f"without effect here: {option}" for option in self.unneeded_options]
         lines += [f"fell back: {reason}" for reason in self.fallbacks] or ["fell back: never"]
         return "\n".join(lines)
 

@@ -28,7 +28,8 @@ class SamplingConfig:
 
     `top_k` 0, `top_p` 1.0 and `min_eos_p` 0.0 mean off; `renormalize` is Transformers' `renormalize_logits`, which
     changes roundings; `stop_tokens` end a row, and none is drawn among the first `min_new_tokens`; rows that have ended
-    are filled with `pad_token`. `edits` come before all of it, and what `processors` call before these.
+    are filled with `pad_token`. `edits` come before all of it, and what `processors` call before these. `unneeded`
+    names options that change nothing, for a report.
     """
 
     do_sample: bool
@@ -43,6 +44,7 @@ class SamplingConfig:
     pad_token: int | None = None
     edits: LogitsEdits = field(default_factory=LogitsEdits)
     processors: ProcessorPlan | None = None
+    unneeded: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def calls_others(self) -> bool:

@@ -181,7 +181,7 @@ class CoarsePatch(CausalPatch):
         Presets of several lengths make several groups of rows, each of which draws from a generator of its own, as
         `own_generator` has it for one.
         """
-        self.note_called(sampling)
+        self.note_options(sampling)
         model = self.model(weights)
         stage = CoarseStage(model, spec)
         histories = voices.coarse

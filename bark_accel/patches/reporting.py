@@ -40,6 +40,7 @@ def acceleration_report(model: BarkModel) -> AccelerationReport:
         stages=tuple(_stage_report(stage) for stage in (*stages, patch.codec_patch())),
         fallbacks=tuple(settings.log.reasons),
         token_choices=tuple(settings.log.choices),
+        unneeded_options=tuple(settings.log.unneeded),
         backend=settings.backend,
         strict=settings.log.strict,
         isa=isa() if native else None,

@@ -123,8 +123,21 @@ def resolve_sampling(
         processors=prepared.plan(called, prepare),
         stop_tokens=stop_tokens,
         pad_token=None if pad is None else int(pad),
+        unneeded=_unneeded(config, kwargs),
         **(warpers if config.do_sample else {}),
     )
+
+
+def _unneeded(config: GenerationConfig, kwargs: dict[str, Any]) -> tuple[str, ...]:
+    """Name the options of how Transformers would compute: a static cache, in compiled steps, is ours anyway."""
+    # It turns the cache on by itself where a prompt is embeddings.
+    off = kwargs.get("use_cache") is False or not config.use_cache
+    names = ["use_cache=False"] if off else []
+    for name in ("cache_implementation", "compile_config"):
+        value = getattr(config, name, None)
+        if value is not None:
+            names.append(f"{name}={value if isinstance(value, str) else name_of(value)}")
+    return tuple(names)
 
 
 def _whole(tokens: float) -> int:

@@ -101,8 +101,8 @@ class RowPlan:
                 "BarkEngine: expected no function of the caller's, which may count its calls or draw random numbers, "
                 f"among the options, and no stopping criterion, got {names}; model.generate and stream take them"
             )
-        patches.semantic.note_called(self._semantic_sampling)
-        patches.coarse.note_called(self._coarse_sampling)
+        patches.semantic.note_options(self._semantic_sampling)
+        patches.coarse.note_options(self._coarse_sampling)
         self._policy = self._make_policy(chunking)
 
     def plan(self) -> Plan:

@@ -170,7 +170,7 @@ class SemanticPatch(CausalPatch):
         prompt: SemanticPrompt,
     ) -> Iterator[tuple[SemanticStage, SemanticState]]:
         """A generation of a prompt, and a cache for it."""
-        self.note_called(sampling)
+        self.note_options(sampling)
         model = self.model(weights)
         stage = SemanticStage(model, spec)
         prompt = prompt.to(weights.device)

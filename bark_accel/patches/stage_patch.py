@@ -211,8 +211,9 @@ class CausalPatch(StagePatch[TransformerWeights]):
         with step_view(self.module, model, lambda rows: pool.borrow(model.spec, rows, *place)) as view:
             yield view
 
-    def note_called(self, sampling: SamplingConfig) -> None:
-        """Tell the report which processors and criteria are called."""
+    def note_options(self, sampling: SamplingConfig) -> None:
+        """Tell the report which processors and criteria are called, and which options change nothing."""
+        self.settings.log.note_unneeded(f"{self.stage}: {option}" for option in sampling.unneeded)
         plan = sampling.processors
         if plan is not None and plan.names:
             self.settings.log.note(TokenChoice(self.stage, FallbackKind.LOGITS_PROCESSOR, plan.names))
