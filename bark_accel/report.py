@@ -165,20 +165,52 @@ class CompiledPart:
 class AccelerationReport:
     """Result of `acceleration_report`; `str()` of it is a table.
 
-    `fallbacks` are those that generations so far ran into; `token_choices` are the reasons why Transformers' own loop
-    chose tokens from the logits of our steps, or which of its or the caller's processors our loop called;
-    `unneeded_options` are those of how stock computes, which were taken and change nothing here, each with its stage
-    (`"coarse: use_cache=False"`); `kv_cache_bytes` is what is kept between calls;
-    `isa` is the instruction set of the compiled ops, or None where they are not used; `stock_bugs` are the names that
-    `accelerate_bark(fix_stock_bugs=)` takes, each with whether it is fixed. `cuda_graphs` is False also where the
-    device has none; `captured_graphs` are those kept between calls. `attention` is that of 16-bit blocks of tokens on a
-    GPU. `native_fault` says why plain torch ops run on a GPU that the compiled ones are made for: how they differed
-    from torch's when they were compared at first use there; None where they did not. `float32` says who computes
-    float32 products, attention and convolutions on a CPU and where that was decided, None where there are none.
-    `fit_windows`, `long_coarse_windows`, `kv_cache_dtype` and `compile_backend` are as in `accelerate_bark`;
-    `compiled_parts` are those compiled so far. `decode_step` says which kernels a token's step runs on, and why,
-    `fine_window` how the fine stage's passes are launched; `capture_faults` why something that should be a CUDA graph
-    is none, `given_up_steps` why steps of another kind than graphs of kernels (`BARK_ACCEL_CUDA_STEP`) are not used.
+    Attributes
+    ----------
+    stages : tuple of StageReport
+        From text to sound.
+    fallbacks : tuple of FallbackReason
+        Those that generations so far ran into.
+    token_choices : tuple of FallbackReason
+        Why Transformers' own loop chose tokens from the logits of our steps, or which of its or the caller's
+        processors our loop called.
+    unneeded_options : tuple of str
+        Options of how stock computes, which were taken and change nothing here, each with its stage
+        (`"coarse: use_cache=False"`).
+    backend, strict, fit_windows, long_coarse_windows, kv_cache_dtype, compile_backend
+        As in `accelerate_bark`.
+    isa : str or None
+        Instruction set of the compiled ops, None where they are not used.
+    threads : int
+        torch's.
+    kv_cache_bytes : int
+        Of the caches that are kept between calls.
+    cuda_graphs : bool
+        False also where the device has none.
+    captured_graphs : int
+        CUDA graphs that are kept between calls.
+    attention : str
+        Of 16-bit blocks of tokens on a GPU.
+    float32 : str or None
+        Who computes float32 products, attention and convolutions on a CPU, and where that was decided; None where
+        there are none.
+    versions : dict
+        Of `bark_accel`, `torch` and `transformers`, by these names.
+    stock_bugs : dict
+        Names that `accelerate_bark(fix_stock_bugs=)` takes, each with whether it is fixed.
+    native_fault : str or None
+        Why plain torch ops run on a GPU that the compiled ones are made for: how they differed from torch's when they
+        were compared at first use there; None where they did not.
+    decode_step : str
+        Which kernels a token's step runs on, and why.
+    fine_window : str
+        How the fine stage's passes are launched.
+    capture_faults : tuple of str
+        Why something that should be a CUDA graph is none.
+    given_up_steps : tuple of str
+        Why steps of another kind than graphs of kernels (`BARK_ACCEL_CUDA_STEP`) are not used.
+    compiled_parts : tuple of CompiledPart
+        Those compiled so far.
     """
 
     stages: tuple[StageReport, ...]

@@ -31,7 +31,7 @@ def corpus(texts: Path, folder: Path, cluster: Cluster, choice: ModelChoice, opt
     check_folder("OUT", folder)
     if not texts.exists():
         raise UserError(f"TEXTS: expected a Parquet or .csv file, got {texts}: no such file")
-    speaker = {"model": choice.name, "weights": choice.weights, "dtype": choice.dtype}
+    speaker = {"model": choice.name, "dtype": choice.dtype, **choice.approximations.arguments()}
     start = time.perf_counter()
     summary = _synthesize(texts, folder, cluster, {**speaker, **options})
     elapsed_s = time.perf_counter() - start

@@ -27,6 +27,14 @@ KvCacheDtype = Annotated[
         help="auto, int8: keys and values of 8 bits, less memory, faster in batches, not stock's tokens; CPU."
     ),
 ]
+FitWindows = Annotated[
+    bool,
+    typer.Option("--fit-windows", help="Fine windows as long as needed: sooner for short speech, not stock's sound."),
+]
+LongCoarseWindows = Annotated[
+    bool,
+    typer.Option("--long-coarse-windows", help="Fewer prompts of the coarse stage: sooner, not stock's tokens."),
+]
 Device = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Where the model runs: cpu, cuda, cuda:1 ... Not given: cpu."),

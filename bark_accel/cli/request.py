@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bark_accel.approximations import EXACT, Approximations
 from bark_accel.streaming.streamer import POLICIES
 
 from .console import UserError
@@ -20,18 +21,17 @@ KV_CACHE_DTYPES = ("auto", "int8")
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A checkpoint (None: the small Bark), where it runs and in what precision (None: as the checkpoint is)."""
+    """A checkpoint (None: the small Bark), where it runs, its own dtype (None: as it is), and what is approximate."""
 
     name: str | None
     device: str | None = None
     dtype: str | None = None
-    weights: str = "same"
-    kv_cache_dtype: str = "auto"
+    approximations: Approximations = EXACT
 
     def check(self) -> None:
         """Raise `UserError` for a value that no model could have."""
-        _check_name("--weights", self.weights, WEIGHTS)
-        _check_name("--kv-cache-dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
+        _check_name("--weights", self.approximations.weights, WEIGHTS)
+        _check_name("--kv-cache-dtype", self.approximations.kv_cache_dtype, KV_CACHE_DTYPES)
         if self.dtype is not None:
             _check_name("--dtype", self.dtype, DTYPES)
         if self.device is not None:

@@ -21,12 +21,10 @@ _NEEDED = ("fastapi", "uvicorn", "websockets", "multipart", "av", "prometheus_cl
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """The options as they were given."""
+    """The options as they were given; `choice` is of all models, each of which has a name of its own."""
 
     models: tuple[str, ...]
-    weights: str
-    kv_cache_dtype: str
-    device: str | None
+    choice: ModelChoice
     host: str
     port: int
     wyoming_port: int | None
@@ -55,7 +53,7 @@ def serve(options: ServeOptions) -> None:
     from bark_accel.server.run import run
     from bark_accel.server.settings import LOOPBACK
 
-    ModelChoice(None, options.device, None, options.weights, options.kv_cache_dtype).check()
+    options.choice.check()
     settings = settings_of(options)
     quiet_transformers()
     if options.host not in LOOPBACK and not settings.api_keys:
@@ -78,8 +76,8 @@ def settings_of(options: ServeOptions):
 
     hosts = options.hosts or (("localhost", "127.0.0.1") if options.host in LOOPBACK else ())
     with user_errors(ValueError, OSError):
-        dtypes = options.weights, options.kv_cache_dtype
-        models = tuple(ModelSpec.parse(text, *dtypes) for text in options.models or (SMALL_BARK,))
+        approximations = options.choice.approximations
+        models = tuple(ModelSpec.parse(text, approximations) for text in options.models or (SMALL_BARK,))
         return Settings(
             models=models,
             max_rows=options.max_rows,
@@ -91,7 +89,7 @@ def settings_of(options: ServeOptions):
             hosts=() if "*" in hosts else hosts,
             voices_dir=options.voices_dir,
             max_memory_bytes=_bytes(options.max_memory_gib),
-            device=options.device,
+            device=options.choice.device,
             drain_s=options.drain_s,
             replicas=options.replicas,
             threads_per_replica=_threads_per_replica(options, models),

@@ -7,8 +7,10 @@ from typing import Annotated, Optional
 
 import typer
 
+from bark_accel.approximations import Approximations
+
 from .console import friendly_errors
-from .options import Device, Dtype, KvCacheDtype, MaxSeconds, Model, Seed, Voice, Weights
+from .options import Device, Dtype, FitWindows, KvCacheDtype, LongCoarseWindows, MaxSeconds, Model, Seed, Voice, Weights
 
 
 def serve(
@@ -22,6 +24,8 @@ def serve(
     ] = None,
     weights: Weights = "same",
     kv_cache_dtype: KvCacheDtype = "auto",
+    fit_windows: FitWindows = False,
+    long_coarse_windows: LongCoarseWindows = False,
     device: Device = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is all of them.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
@@ -70,14 +74,14 @@ def serve(
 ) -> None:
     """Serve speech over HTTP: OpenAI's API, streamed, and a page to try it."""
     with friendly_errors():
+        from .request import ModelChoice
         from .serve import ServeOptions
         from .serve import serve as run
 
+        approximations = Approximations(weights, kv_cache_dtype, fit_windows, long_coarse_windows)
         options = ServeOptions(
             tuple(model or ()),
-            weights,
-            kv_cache_dtype,
-            device,
+            ModelChoice(None, device, None, approximations),
             host,
             port,
             wyoming_port,
@@ -120,6 +124,9 @@ def corpus(
     seed: Seed = 0,
     max_seconds: MaxSeconds = None,
     weights: Weights = "same",
+    kv_cache_dtype: KvCacheDtype = "auto",
+    fit_windows: FitWindows = False,
+    long_coarse_windows: LongCoarseWindows = False,
     device: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Where models run. Not given: cuda with --num-gpus, else cpu."),
@@ -134,5 +141,6 @@ def corpus(
 
         speaker = {"voice": voice, "seed": seed, "max_seconds": max_seconds, "device": device}
         files = {"format": format, "rows_per_part": rows_per_part, "retry_failed": retry_failed}
-        choice = ModelChoice(model, None, dtype, weights)
+        approximations = Approximations(weights, kv_cache_dtype, fit_windows, long_coarse_windows)
+        choice = ModelChoice(model, None, dtype, approximations)
         run(texts, out, Cluster(num_actors, threads, num_gpus, address), choice, {**speaker, **files})

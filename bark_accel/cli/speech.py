@@ -30,7 +30,7 @@ def load_speaker(choice: ModelChoice, text: str) -> LoadedBark:
 def accelerate(loaded: LoadedBark, choice: ModelChoice) -> None:
     """Accelerate the loaded model; raise `UserError` where it cannot be, or not with these options."""
     with user_errors(ValueError):
-        accelerate_bark(loaded.model, weights=choice.weights, kv_cache_dtype=choice.kv_cache_dtype)
+        accelerate_bark(loaded.model, **choice.approximations.arguments())
 
 
 def find_voice(loaded: LoadedBark, voice: str | None) -> VoicePreset | None:

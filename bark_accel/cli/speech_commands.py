@@ -7,11 +7,15 @@ from typing import Annotated, Optional
 
 import typer
 
+from bark_accel.approximations import Approximations
+
 from .console import friendly_errors
 from .options import (
     Device,
     Dtype,
+    FitWindows,
     KvCacheDtype,
+    LongCoarseWindows,
     MaxSeconds,
     Model,
     Out,
@@ -36,6 +40,8 @@ def say(
     save_voice: SaveVoice = None,
     weights: Weights = "same",
     kv_cache_dtype: KvCacheDtype = "auto",
+    fit_windows: FitWindows = False,
+    long_coarse_windows: LongCoarseWindows = False,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -44,7 +50,8 @@ def say(
         from .request import ModelChoice, Request
         from .say import say as run
 
-        choice = ModelChoice(model, device, dtype, weights, kv_cache_dtype)
+        approximations = Approximations(weights, kv_cache_dtype, fit_windows, long_coarse_windows)
+        choice = ModelChoice(model, device, dtype, approximations)
         run(text, Request(out, choice, voice, seed, max_seconds, stream, policy, save_voice))
 
 
@@ -63,6 +70,8 @@ def read(
     save_voice: SaveVoice = None,
     weights: Weights = "same",
     kv_cache_dtype: KvCacheDtype = "auto",
+    fit_windows: FitWindows = False,
+    long_coarse_windows: LongCoarseWindows = False,
     device: Device = None,
     dtype: Dtype = None,
     carry_voice: Annotated[
@@ -90,7 +99,8 @@ def read(
         from .read import read as run
         from .request import ModelChoice, ReadOptions, Request
 
-        choice = ModelChoice(model, device, dtype, weights, kv_cache_dtype)
+        approximations = Approximations(weights, kv_cache_dtype, fit_windows, long_coarse_windows)
+        choice = ModelChoice(model, device, dtype, approximations)
         request = Request(out, choice, voice, seed, max_seconds, stream, policy, save_voice)
         options = ReadOptions(carry_voice or None, work_dir, batch_size, language, characters_per_second)
         run(file, encoding, request, options)

@@ -16,6 +16,7 @@ import torch
 from ray.data.block import BlockAccessor
 
 from bark_accel import BarkEngine, EngineClosed, SpeechRequest, accelerate_bark, acceleration_report, batch_inputs
+from bark_accel.approximations import Approximations
 from bark_accel.bench.models import load_bark, quiet_transformers, semantic_tokens, unknown_words
 from bark_accel.hf.configs import sample_rate
 
@@ -60,8 +61,8 @@ class Synthesizer:
         Voice of rows without one. None: no voice.
     seed : int
         For rows without a seed.
-    weights : str
-        As in `accelerate_bark`: `"same"`, `"float16"`, `"bfloat16"`, `"int8"` or `"w8a8"`.
+    weights, kv_cache_dtype, fit_windows, long_coarse_windows
+        As in `accelerate_bark`; a row's audio is then what `generate` gives with them.
     device : str, optional
         None: the GPU that Ray gave the actor (`num_gpus=`, also a fraction), or where it gave none, the CPU.
     dtype : str, optional
@@ -88,6 +89,9 @@ class Synthesizer:
         voice: str | None = None,
         seed: int = 0,
         weights: str = "same",
+        kv_cache_dtype: str = "auto",
+        fit_windows: bool = False,
+        long_coarse_windows: bool = False,
         device: str | None = None,
         dtype: str | None = None,
         threads: int | None = None,
@@ -108,11 +112,12 @@ class Synthesizer:
             dtype=None if dtype is None else getattr(torch, dtype),
         )
         # A row whose text would be cut fails.
-        accelerate_bark(self._loaded.model, weights=weights, fix_stock_bugs=["cut_text"])
+        self._approximations = Approximations(weights, kv_cache_dtype, fit_windows, long_coarse_windows)
+        accelerate_bark(self._loaded.model, **self._approximations.arguments(), fix_stock_bugs=["cut_text"])
         self._arguments = dict(generate_kwargs)
         if max_seconds is not None:
             self._arguments["semantic_max_new_tokens"] = semantic_tokens(self._loaded.model, max_seconds)
-        self._voice, self._seed, self._weights = voice, seed, weights
+        self._voice, self._seed = voice, seed
         self._engine = BarkEngine(self._loaded.model, max_rows=max_rows, max_queued=_ANY_NUMBER)
 
     def __call__(self, batch: Any) -> pa.Table:
@@ -171,7 +176,7 @@ class Synthesizer:
         report = acceleration_report(self._loaded.model)
         facts = {
             "took_s": round(said.took_s, 3),
-            "weights": self._weights,
+            **self._approximations.arguments(),
             "threads": report.threads,
             "isa": report.isa,
             "device": str(self._loaded.model.device),

@@ -27,7 +27,7 @@ def accelerated(loaded: LoadedBark, spec: ModelSpec, device: str | None = None) 
     """Accelerate a loaded model, in place."""
     if device is not None:
         torch.nn.Module.to(loaded.model, device)
-    accelerate_bark(loaded.model, weights=spec.weights, kv_cache_dtype=spec.kv_cache_dtype)
+    accelerate_bark(loaded.model, **spec.approximations.arguments())
     return loaded
 
 

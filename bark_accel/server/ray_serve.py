@@ -15,6 +15,7 @@ import torch
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
+from bark_accel.approximations import Approximations
 from bark_accel.bench.models import quiet_transformers
 
 from .app import create_app
@@ -39,7 +40,7 @@ class SpeechArgs(BaseModel):
     ----------
     model : str
         As `--model` of `bark-accel serve`: `[name=]path[:weights]`, where every node finds it.
-    weights : str
+    weights, kv_cache_dtype, fit_windows, long_coarse_windows
         As in `accelerate_bark`.
     device : str, optional
         None: `cuda` where `num_gpus` is more than 0, else the CPU.
@@ -66,6 +67,9 @@ class SpeechArgs(BaseModel):
 
     model: str = SMALL_BARK
     weights: str = "same"
+    kv_cache_dtype: str = "auto"
+    fit_windows: bool = False
+    long_coarse_windows: bool = False
     device: str | None = None
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
@@ -83,8 +87,9 @@ class SpeechArgs(BaseModel):
 
     def settings(self) -> Settings:
         """The settings of a replica's server; raises what `Settings` raises."""
+        approximations = Approximations(self.weights, self.kv_cache_dtype, self.fit_windows, self.long_coarse_windows)
         return Settings(
-            models=(ModelSpec.parse(self.model, self.weights),),
+            models=(ModelSpec.parse(self.model, approximations),),
             max_rows=self.max_rows,
             max_queued=self.max_rows,
             deadline_s=self.deadline_s,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bark_accel.approximations import EXACT, Approximations
 from bark_accel.transformer.precision import WEIGHTS
 
 from .cpus import disjoint_cpus
@@ -23,20 +24,18 @@ class ModelSpec:
     name : str
     path : str, optional
         A folder or an id of the Hub. None: the small Bark that comes with the package.
-    weights : str
-        One of `WEIGHTS`.
-    kv_cache_dtype : str
-        One of `KV_CACHE_DTYPES`.
+    approximations : Approximations
     """
 
     name: str
     path: str | None = None
-    weights: str = "same"
-    kv_cache_dtype: str = "auto"
+    approximations: Approximations = EXACT
 
     @classmethod
-    def parse(cls, text: str, weights: str = "same", kv_cache_dtype: str = "auto") -> ModelSpec:
+    def parse(cls, text: str, approximations: Approximations = EXACT) -> ModelSpec:
         """Read `[name=]path[:weights]`; without a name, it is the last part of the path.
+
+        `approximations` are those of a model that names no weights of its own, and the others of one that does.
 
         Raises
         ------
@@ -46,13 +45,13 @@ class ModelSpec:
         name, equals, place = text.rpartition("=")
         path, colon, own = place.rpartition(":")
         if colon and own in WEIGHTS:
-            place, weights = path, own
+            place, approximations = path, replace(approximations, weights=own)
         name = name if equals else Path(place).name
         if not name or not place:
             raise ValueError(f"model: expected name=path[:weights], got {text!r}")
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
-        return cls(name, None if place == SMALL_BARK else place, weights, kv_cache_dtype)
+        if approximations.weights not in WEIGHTS:
+            raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {approximations.weights!r}")
+        return cls(name, None if place == SMALL_BARK else place, approximations)
 
 
 @dataclass(frozen=True)

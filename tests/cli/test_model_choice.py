@@ -33,6 +33,20 @@ def test_the_model_is_what_was_asked_for(tmp_path, monkeypatch, command, choice)
 
 
 @pytest.mark.parametrize("command", ["say", "read"])
+def test_approximations_are_those_that_were_asked_for(tmp_path, monkeypatch, command):
+    (tmp_path / "a.txt").write_text("hello")
+    given = []
+    accelerate = speech.accelerate_bark
+    monkeypatch.setattr(speech, "accelerate_bark", lambda model, **k: given.append(k) or accelerate(model, **k))
+    text = "hello" if command == "say" else tmp_path / "a.txt"
+    options = ("--max-seconds", 0.4, "--fit-windows", "--long-coarse-windows", "--kv-cache-dtype", "int8")
+    result = run(command, text, "-o", tmp_path / "a.wav", *options)
+    assert result.exit_code == 0, result.output
+    windows = {"fit_windows": True, "long_coarse_windows": True}
+    assert given == [{"weights": "same", "kv_cache_dtype": "int8", **windows}]
+
+
+@pytest.mark.parametrize("command", ["say", "read"])
 @pytest.mark.parametrize(
     "choice, message",
     [

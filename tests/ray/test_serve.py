@@ -19,6 +19,7 @@ from ray import serve as ray_serve
 from starlette.testclient import TestClient
 from support.servers import running as running_server
 
+from bark_accel.approximations import Approximations
 from bark_accel.server.app import create_app
 from bark_accel.server.ray_serve import SpeechArgs, _ready_when_started, speech
 from bark_accel.server.settings import Settings
@@ -104,6 +105,12 @@ def test_a_second_replica_under_load(client):
     assert found == 2
     for _ in range(4):
         assert client.audio.speech.create(**asked(1)).content == alone[1]
+
+
+def test_approximations_are_arguments():
+    given = Approximations("int8", "int8", fit_windows=True, long_coarse_windows=True)
+    (model,) = SpeechArgs(**given.arguments()).settings().models
+    assert model.approximations == given
 
 
 def test_a_replica_starts_once_its_model_has_spoken(tmp_path):

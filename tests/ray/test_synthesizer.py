@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import BarkModel
 
-from bark_accel import BarkEngine, EngineClosed, generate_with_preset, save_voice_preset
+from bark_accel import (
+    BarkEngine,
+    EngineClosed,
+    accelerate_bark,
+    generate_with_preset,
+    save_voice_preset,
+    small_bark_path,
+)
 
 pa = pytest.importorskip("pyarrow", reason="Ray's data library is not installed")
 pytest.importorskip("ray.data", reason="Ray's data library is not installed")
@@ -52,6 +60,18 @@ def test_a_row_is_what_generate_gives(synthesizer):
     torch.manual_seed(row["seed"])
     audio = model.generate(**processor("three", voice_preset="rms"), semantic_max_new_tokens=25)[0]
     assert row["audio"] == audio.tolist() and row["seconds"] == len(audio) / 16_000
+
+
+def test_an_approximate_row_is_what_generate_gives():
+    given = {"weights": "int8", "kv_cache_dtype": "int8", "fit_windows": True, "long_coarse_windows": True}
+    synthesizer = Synthesizer(max_rows=2, max_seconds=1.0, **given)
+    row = synthesizer({"text": ["three"], "seed": [3]}).to_pylist()[0]
+    synthesizer.close()
+    model = accelerate_bark(BarkModel.from_pretrained(small_bark_path()), **given)
+    torch.manual_seed(3)
+    audio = model.generate(**synthesizer._loaded.processor("three"), semantic_max_new_tokens=25)[0]
+    assert row["audio"] == audio.tolist()
+    assert {name: json.loads(row["report"])[name] for name in given} == given
 
 
 def test_a_voice_of_a_file(synthesizer, tmp_path):

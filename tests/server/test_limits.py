@@ -15,6 +15,7 @@ import pytest
 from support.servers import running, until
 
 from bark_accel import small_bark_path
+from bark_accel.approximations import Approximations
 from bark_accel.server import app
 from bark_accel.server.schema import SpeechBody
 from bark_accel.server.settings import ModelSpec, Settings
@@ -212,7 +213,8 @@ def test_other_sites_and_other_names():
 
 def test_several_models_are_loaded_when_asked_for():
     small = str(small_bark_path())
-    settings = Settings(models=(ModelSpec("small-bark"), ModelSpec("int8", small, "int8")), max_memory_bytes=1)
+    models = (ModelSpec("small-bark"), ModelSpec("int8", small, Approximations("int8")))
+    settings = Settings(models=models, max_memory_bytes=1)
     with running(settings) as server, httpx.Client(base_url=server.url, timeout=60) as client:
 
         def loaded():

@@ -12,6 +12,7 @@ import pytest
 from support.servers import running, until
 
 from bark_accel import acceleration_report, small_bark_path
+from bark_accel.approximations import Approximations
 from bark_accel.server import speech
 from bark_accel.server.settings import ModelSpec, Settings
 from bark_accel.server.speaker import Speaker
@@ -19,7 +20,7 @@ from bark_accel.server.speaker import Speaker
 SMALL = str(small_bark_path())
 BODY = {"model": "small-bark", "voice": "alloy", "input": "Hello.", "response_format": "pcm", "seed": 5}
 INT8 = {**BODY, "model": "int8"}
-MODELS = (ModelSpec("small-bark"), ModelSpec("int8", SMALL, "int8"))
+MODELS = (ModelSpec("small-bark"), ModelSpec("int8", SMALL, Approximations("int8")))
 SPEECH = "/v1/audio/speech"
 
 

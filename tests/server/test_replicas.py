@@ -17,6 +17,7 @@ from support.bark_models import SUNO, build
 from support.servers import running, until
 
 from bark_accel import small_bark_path
+from bark_accel.approximations import Approximations
 from bark_accel.server.replicas import engine as replicated
 from bark_accel.server.replicas.request import RemoteRequest
 from bark_accel.server.settings import ModelSpec, Settings
@@ -343,7 +344,7 @@ def test_weights_are_shared(tmp_path, monkeypatch):
     # What lies in the working directory is not imported.
     (tmp_path / "torch.py").write_text("raise SystemExit")
     monkeypatch.chdir(tmp_path)
-    speaker = Speaker.load(ModelSpec("wide", str(tmp_path), "int8"), Settings(replicas=2, max_rows=1))
+    speaker = Speaker.load(ModelSpec("wide", str(tmp_path), Approximations("int8")), Settings(replicas=2, max_rows=1))
     try:
         engine = speaker._engine
         sound = [speaker.submit("one two", None, seed=1, policy="exact", semantic_max_new_tokens=30) for _ in range(2)]
@@ -363,7 +364,7 @@ def test_weights_are_shared(tmp_path, monkeypatch):
 
 def test_nothing_is_left_of_a_model_that_is_unloaded():
     settings = Settings(
-        models=(ModelSpec("small-bark"), ModelSpec("int8", str(small_bark_path()), "int8")),
+        models=(ModelSpec("small-bark"), ModelSpec("int8", str(small_bark_path()), Approximations("int8"))),
         max_memory_bytes=1,
         replicas=2,
     )

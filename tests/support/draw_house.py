@@ -20,7 +20,17 @@ STAGES = [
     ("CodecStage", "waveform [B, S], 24 kHz"),
 ]
 KERNELS = "Kernels free of torch, once for each instruction set; their bindings for CPUs and CUDA"
-NOT_DRAWN = {"_arguments", "_caller", "_cpus", "_forked", "_version", "__main__", "small_bark", "report"}
+NOT_DRAWN = {
+    "_arguments",
+    "approximations",
+    "_caller",
+    "_cpus",
+    "_forked",
+    "_version",
+    "__main__",
+    "small_bark",
+    "report",
+}
 WIDTH, ROOM_WIDTH, ROOM_HEIGHT, GAP, TOP, LEFT = 1100, 380, 58, 30, 150, 120
 STYLE = """
 text { font-family: system-ui, sans-serif; font-size: 13px; fill: #1c2733 }

@@ -12,6 +12,7 @@ FACE = "bark_accel"
 ROOMS = [
     "_version",
     "_arguments",
+    "approximations",
     "_caller",
     "_cpus",
     "_forked",
