@@ -289,7 +289,7 @@ def planned_streams(record: dict[str, Any]) -> str:
     stock, stock_s = record["stock"], record["stock"]["total_s"]["median"]
     lines = [
         f"Stock took {_seconds(stock['total_s'])} s for {stock['seconds']:g} s of speech, in turns with all of it. "
-        f"Fitting windows and long coarse windows. {record['rounds']} rounds. {_measured_on(record)}",
+        f"{record['rounds']} rounds. {_measured_on(record)}",
         "",
         "| speech | weights | | first sound, s | of stock's 2 s | silence after it, s | planned | chunks, s |",
         "|---|---|---|---|---|---|---|---|",
