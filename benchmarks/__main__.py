@@ -21,7 +21,6 @@ COMMANDS = {
     "streams": "generation.streams",
     "steps": "generation.steps",
     "batches": "generation.batches",
-    "engine": "generation.engine",
     "load": "generation.load",
     "options": "generation.options",
     "server": "server.load",

@@ -10,8 +10,8 @@ import torch
 from bark_accel import acceleration_report, warmup
 from bark_accel.bench.launches import tokens_of_a_row
 from bark_accel.bench.measure import run_once
-from bark_accel.hf.configs import sample_rate
-from benchmarks.generation.engine import through_an_engine
+from bark_accel.hf.configs import GenerationConfigs, sample_rate
+from benchmarks.generation.load import Asked, closed
 from benchmarks.gpu.generate import OURS_S, batch_of, captures_timed
 from benchmarks.gpu.plan import Job, Plan
 from benchmarks.gpu.rows import Rows, accelerated, build_model, synchronize
@@ -58,13 +58,14 @@ def engine(plan: Plan, model: Any, size: int) -> dict[str, Any]:
     """
     tokens = plan.engine_semantic_tokens
     lengths = [tokens - i % 4 * tokens // 8 for i in range(2 * size)]
-    limits = [{"semantic_max_new_tokens": n, "semantic_min_new_tokens": n} for n in lengths]
-    asked = [{**batch_of(plan, model, 1), **limit} for limit in limits]
-    through_an_engine(model, asked, size)
+    inputs, rate_hz = batch_of(plan, model, 1), GenerationConfigs.of(model).semantic.semantic_rate_hz
+    asked = [
+        Asked({**inputs, "semantic_max_new_tokens": n, "semantic_min_new_tokens": n}, seed, n / rate_hz)
+        for seed, n in enumerate(lengths)
+    ]
+    closed(model, asked, size)
     if plan.on_gpu:
         torch.cuda.reset_peak_memory_stats(plan.device)
-    began = time.perf_counter()
-    waveforms, ready = through_an_engine(model, asked, size)
-    seconds = time.perf_counter() - began
+    waveforms, seconds = closed(model, asked, size)
     audio_s = sum(map(len, waveforms)) / sample_rate(model)
-    return {"all_s": seconds, "ready_s": ready, "audio_s": audio_s, "audio_s_per_s": audio_s / seconds}
+    return {"all_s": seconds, "audio_s": audio_s, "audio_s_per_s": audio_s / seconds}
