@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bark_accel.approximations import EXACT, Approximations
+from bark_accel.transformer.kv_cache import KV_CACHE_DTYPES
 from bark_accel.transformer.precision import WEIGHTS
 
 from .cpus import disjoint_cpus
@@ -51,6 +52,9 @@ class ModelSpec:
             raise ValueError(f"model: expected name=path[:weights], got {text!r}")
         if approximations.weights not in WEIGHTS:
             raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {approximations.weights!r}")
+        if approximations.kv_cache_dtype not in KV_CACHE_DTYPES:
+            expected = ", ".join(KV_CACHE_DTYPES)
+            raise ValueError(f"kv_cache_dtype: expected one of {expected}, got {approximations.kv_cache_dtype!r}")
         return cls(name, None if place == SMALL_BARK else place, approximations)
 
 

@@ -37,6 +37,13 @@ def test_approximations_are_those_of_every_model(monkeypatch):
     assert chosen == [Approximations(weights, "int8", True, True) for weights in ("int8", "w8a8")]
 
 
+@pytest.mark.parametrize("name", ["weights", "kv_cache_dtype"])
+def test_unknown_approximations_are_refused_before_a_model_is_loaded(name):
+    """Where the command line has not looked at them: `SpeechArgs`."""
+    with pytest.raises(ValueError, match=f"{name}: expected one of .*int8.*, got 'int3'"):
+        ModelSpec.parse("small-bark", Approximations(**{name: "int3"}))
+
+
 def test_a_model_is_accelerated_with_its_approximations():
     given = Approximations("w8a8", "int8", fit_windows=True, long_coarse_windows=True)
     report = acceleration_report(load_accelerated(ModelSpec("small-bark", None, given), None).model)
