@@ -301,6 +301,22 @@ class TestStreams:
             stream_speed(fitting, rows=0)
         assert stream_speed(fitting, rows=2) != stream_speed(fitting)
 
+    @pytest.mark.parametrize("disturbed", [0, 1])
+    def test_one_disturbed_trial_does_not_count(self, small_model, monkeypatch, disturbed):
+        """Every part is timed twice: of the causal stages window by window, of the others call by call."""
+        timed, calls = planning._timed, []
+
+        def clock(work):
+            result = timed(work)[1]
+            # A coarse window's prompt, then its other tokens; then the fine windows and the codec, twice in turn.
+            turn = len(calls) // 2 % 2 if len(calls) < 4 else len(calls) % 2
+            calls.append(turn)
+            return (100.0 if turn == disturbed else 1.0), result
+
+        monkeypatch.setattr(planning, "_timed", clock)
+        speed = stream_speed(accelerated_copy(small_model, fit_windows=True))
+        assert len(calls) == 10 and max(asdict(speed).values()) <= 1.0
+
     @pytest.mark.parametrize("window_s, expected", [(0.05, (0.01, 0.05)), (0.5, ((0.5 + 0.18) / 36, (0.5 + 0.18) / 2))])
     def test_fine_windows_cost_by_the_frame_and_each(self, small_model, monkeypatch, window_s, expected):
         """Of windows of 12 and 18 frames; at least half of the longer one's time is its frames'."""
