@@ -146,6 +146,19 @@ def test_the_readme_has_the_measured_figures():
     assert table == expected
 
 
+def test_what_is_said_of_8_bit_keys_and_values_holds_in_every_stage():
+    record = json.loads((ROOT / "benchmarks/results/zen5_quality.json").read_text())
+    page = (ROOT / "docs/guide/exactness.md").read_text()
+    said = r"`kv_cache_dtype=\"int8\"` \| from scores within (\S+) % \(int8 weights: (\S+) %\); (\S+) % of"
+    within, with_int8, same = map(float, re.search(said, page).groups())
+    for stage in record["against_float32"].values():
+        for way, its in stage.items():
+            if way.endswith("int8 cache"):
+                int8 = way.startswith("int8")
+                assert 100 * its["relative_error"] <= (with_int8 if int8 else within)
+                assert int8 or 100 * its["top_1_agreement"] >= same
+
+
 def test_the_guide_has_the_measured_scores():
     """Those of smaller weights, of the stage and tokens that it names."""
     record = json.loads((ROOT / "benchmarks/results/zen5_quality.json").read_text())
