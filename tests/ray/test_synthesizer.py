@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from support.command import run
 from transformers import BarkModel
 
 from bark_accel import (
@@ -22,6 +23,7 @@ from bark_accel import (
 pa = pytest.importorskip("pyarrow", reason="Ray's data library is not installed")
 pytest.importorskip("ray.data", reason="Ray's data library is not installed")
 
+from bark_accel.cli import corpus  # noqa: E402
 from bark_accel.ray import Synthesizer, synthesize_corpus  # noqa: E402
 from bark_accel.ray.corpus import actor_options, read_texts  # noqa: E402
 from bark_accel.ray.parts import PartFolder  # noqa: E402
@@ -72,6 +74,16 @@ def test_an_approximate_row_is_what_generate_gives():
     audio = model.generate(**synthesizer._loaded.processor("three"), semantic_max_new_tokens=25)[0]
     assert row["audio"] == audio.tolist()
     assert {name: json.loads(row["report"])[name] for name in given} == given
+
+
+def test_the_command_hands_its_approximations_on(tmp_path, monkeypatch):
+    (tmp_path / "texts.csv").write_text("text\none\n")
+    given = []
+    monkeypatch.setattr(corpus, "_synthesize", lambda texts, out, cluster, options: given.append(options))
+    options = ("--weights", "w8a8", "--kv-cache-dtype", "int8", "--fit-windows", "--long-coarse-windows")
+    run("corpus", tmp_path / "texts.csv", tmp_path / "out", *options)
+    approximations = {"weights": "w8a8", "kv_cache_dtype": "int8", "fit_windows": True, "long_coarse_windows": True}
+    assert given[0].items() >= approximations.items()
 
 
 def test_a_voice_of_a_file(synthesizer, tmp_path):

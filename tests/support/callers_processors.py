@@ -7,12 +7,26 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LogitsProcessor
 
 from bark_accel import AudioStreamer
 from bark_accel.hf.compat import _takes_custom_loop
 from bark_accel.patches.token_loop import _LAST_RULES
 
 needs_stocks_loop = pytest.mark.skipif(not _takes_custom_loop(), reason="this Transformers takes no loop of a caller's")
+
+
+class Seen(LogitsProcessor):
+    """Notes what it is called with, and lifts even ids."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.calls.append((input_ids.clone(), scores.clone()))
+        lifted = scores.clone()
+        lifted[:, ::2] += 2
+        return lifted
 
 
 def streamed(model: Any, seed: int, processors: dict[str, Sequence[Callable]], **options: Any) -> torch.Tensor:
