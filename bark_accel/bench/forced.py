@@ -1,4 +1,4 @@
-"""Teacher-forced scores: what stock's transformers were fed while they spoke, fed to ours in each weight precision."""
+"""Teacher-forced scores: what stock's transformers were fed while they spoke, fed to ours with smaller numbers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def recorded(stock: BarkModel, generate: Callable[[BarkModel], Any]) -> dict[str
 
 
 @torch.no_grad()
-def distances(stock: BarkModel, fed: dict[str, Fed], precision: str) -> dict[str, Distance]:
+def distances(
+    stock: BarkModel, fed: dict[str, Fed], precision: str, *, int8_cache: bool = False
+) -> dict[str, Distance]:
     """Compare scores with stock's, of the same tokens, by stage.
 
     Parameters
@@ -79,14 +81,29 @@ def distances(stock: BarkModel, fed: dict[str, Fed], precision: str) -> dict[str
         What `recorded` found.
     precision : str
         Of the weights, one of `transformer.precision.WEIGHTS`; `"same"` is what rounding in another order does.
+    int8_cache : bool
+        Keep keys and values in 8 bits; the fine stage, which keeps none, is left out.
     """
     found = {}
     for stage, module in _modules(stock).items():
-        weights = convert(transformer_weights(stage, module), precision)
-        score = _fine_scores if stage == "fine" else _causal_scores
-        scores = score(weights, module, fed[stage].feeds)
-        found[stage] = _distance(torch.cat(fed[stage].scores), torch.cat(scores))
+        if stage == "fine" and int8_cache:
+            continue
+        weights, feeds = convert(transformer_weights(stage, module), precision), fed[stage].feeds
+        if stage == "fine":
+            scores = _fine_scores(weights, module, feeds)
+        else:
+            scores = _causal_scores(weights, module, feeds, torch.int8 if int8_cache else None)
+        found[stage] = distance(torch.cat(fed[stage].scores), torch.cat(scores))
     return found
+
+
+def distance(expected: Tensor, got: Tensor) -> Distance:
+    """Compare scores [n, V] with those expected."""
+    expected, got = expected.cpu().double(), got.cpu().double()  # not every device has float64
+    kl = F.kl_div(got.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean")
+    same = got.argmax(-1) == expected.argmax(-1)
+    error = (got - expected).norm() / expected.norm()
+    return Distance(error.item(), max(kl.item(), 0.0), same.double().mean().item())
 
 
 def _modules(model: BarkModel) -> dict[str, Any]:
@@ -122,12 +139,14 @@ def _fed(stage: str, module: Any, args: Any, kwargs: Any) -> Any:
     return (kwargs["input_ids"] if embeds is None else embeds).clone()
 
 
-def _causal_scores(weights: TransformerWeights, module: Any, feeds: list[Tensor]) -> list[Tensor]:
+def _causal_scores(
+    weights: TransformerWeights, module: Any, feeds: list[Tensor], cache_dtype: torch.dtype | None
+) -> list[Tensor]:
     """Scores [1, V] after each feed; whatever is longer than a token begins anew."""
-    spec = transformer_spec(module)
-    model, device = CausalModel(weights, spec, get_ops("auto", module.device)), module.device
+    spec, device = transformer_spec(module), module.device
+    model = CausalModel(weights, spec, get_ops("auto", device), None, cache_dtype)
     rows, scores = slice(0, spec.output_vocab_size), []
-    with KVCachePool().borrow(spec, 1, weights.cache_dtype, device) as cache:
+    with KVCachePool().borrow(spec, 1, model.cache_dtype, device) as cache:
         for feed in feeds:
             if feed.shape[1] > 1:
                 cache.truncate(0)
@@ -148,11 +167,3 @@ def _fine_scores(weights: TransformerWeights, module: Any, feeds: list[tuple[int
         head = weights.heads[codebook - module.config.n_codes_given]
         scores.append(linear(hidden, head, ops)[0])
     return scores
-
-
-def _distance(expected: Tensor, got: Tensor) -> Distance:
-    expected, got = expected.cpu().double(), got.cpu().double()  # not every device has float64
-    kl = F.kl_div(got.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean")
-    same = got.argmax(-1) == expected.argmax(-1)
-    error = (got - expected).norm() / expected.norm()
-    return Distance(error.item(), max(kl.item(), 0.0), same.double().mean().item())

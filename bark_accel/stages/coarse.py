@@ -110,7 +110,7 @@ class CoarseStage:
             `semantic_prompt` and `coarse_prompt` of voice presets: `batch_size` of them, of equal `history_lengths`, or
             one that all rows have.
         """
-        trimmed = [_trim_history(self._spec, h, self._model.weights.device) for h in histories]
+        trimmed = [trim_history(self._spec, h, self._model.weights.device) for h in histories]
         semantic, coarse = (torch.cat(parts).expand(batch_size, -1) for parts in zip(*trimmed, strict=True))
         sampler, rows = Sampler.of(self._model, sampling), ActiveRows(cache, batch_size)
         return CoarseState(cache, sampler, semantic, coarse, semantic.shape[1], coarse.shape[1], rows, token_source)
@@ -272,11 +272,11 @@ def row_lengths(spec: CoarseSpec, semantic_tokens: Tensor) -> Tensor:
 
 def history_lengths(spec: CoarseSpec, history: tuple[Tensor, Tensor] | None) -> tuple[int, int]:
     """Semantic and coarse tokens that are used of a voice preset: rows that differ cannot be one batch."""
-    semantic, coarse = _trim_history(spec, history, torch.device("cpu"))
+    semantic, coarse = trim_history(spec, history, torch.device("cpu"))
     return semantic.shape[1], coarse.shape[1]
 
 
-def _trim_history(
+def trim_history(
     spec: CoarseSpec, history: tuple[Tensor, Tensor] | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Semantic [1, T] and interleaved, offset coarse [1, T'] history: `BarkCoarseModel.preprocess_histories`."""

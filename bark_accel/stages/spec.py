@@ -58,7 +58,7 @@ class CoarseSpec:
     In Transformers, all rows go on to the end of the longest.
     """
     fill_positions: int | None = None
-    """A window ends when so many positions of the model are full, or its semantic tokens are used up.
+    """A window goes on for as many of Transformers' as so many positions have room for, and its semantic tokens.
 
     In Transformers, it ends after `window_tokens`.
     """
@@ -93,7 +93,7 @@ class CoarseSpec:
         semantic = self.semantic_start(semantic_history, generated_tokens) + self.max_input_tokens - semantic_history
         # A window's last token is not fed.
         room = min(self.fill_positions - fed + 1, math.floor(semantic * self.tokens_per_semantic) - generated_tokens)
-        return max(self.window_tokens, room - room % self.num_codebooks)
+        return max(self.window_tokens, room - room % self.window_tokens)
 
 
 @dataclass(frozen=True)

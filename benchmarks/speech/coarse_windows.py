@@ -3,17 +3,16 @@
 python -m benchmarks coarse-windows --json NEW.json
 
 What each way draws is measured by its mean surprise in nats a token, teacher-forced, by stock's windows and by long
-ones (of as many positions as the small Bark was trained with: it has eight more). Then how far the scores of each way
-are from stock's, before the same tokens, which stock has drawn. "Histories of 8 tokens" is a control that a measure of
-windows has to tell from stock.
+ones. Then how far the scores of each way are from stock's, before the same tokens, which stock has drawn. All ways have
+histories of 56 coarse tokens (the small Bark's own are 96): then a long window has room for two of stock's, as with
+suno's numbers. "Histories of 8 tokens" is a control that a measure of windows has to tell from stock.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor
 from transformers import BarkModel
 
 from bark_accel import accelerate_bark
+from bark_accel.bench.coarse_windows import Scorer, Spoken, score_by, scores
 from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import load_bark, quiet_transformers, shared_copy
 from bark_accel.hf.configs import GenerationConfigs
@@ -36,25 +36,19 @@ from bark_accel.stages.spec import CoarseSpec
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCachePool
 from bark_accel.transformer.precision import convert
-from benchmarks.speech.quality import TRAINED_POSITIONS
+from benchmarks.speech.quality import SHORT_HISTORY_TOKENS, with_coarse_history
 from recipes.small_bark.evaluate import KINDS, texts
 
 SEED = 2_027
 CONTROL_HISTORY_TOKENS = 8
-# Scores [n, V] of n tokens [1, n] after a prompt [1, P].
-Scorer = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to generate coarse tokens: options of `accelerate_bark` (None: stock), changes of stock's numbers.
-
-    `positions`: all that the model is said to have.
-    """
+    """A way to generate coarse tokens: options of `accelerate_bark` (None: stock), changes of stock's numbers."""
 
     options: Mapping[str, Any] | None = None
     windows: Mapping[str, Any] = field(default_factory=dict)
-    positions: int | None = None
     seed: int = SEED
 
     @property
@@ -69,42 +63,14 @@ WAYS = {
     "int8": Way({"weights": "int8"}),
     "w8a8": Way({"weights": "w8a8"}),
     "long coarse windows": Way(LONG),
-    "long coarse windows, of trained positions": Way(LONG, positions=TRAINED_POSITIONS),
-    "the same, int8": Way({"weights": "int8", **LONG}, positions=TRAINED_POSITIONS),
+    "long coarse windows, int8": Way({"weights": "int8", **LONG}),
     f"histories of {CONTROL_HISTORY_TOKENS} tokens": Way(None, {"max_coarse_history": CONTROL_HISTORY_TOKENS}),
 }
 
 
-@dataclass(frozen=True)
-class Window:
-    """One window, teacher-forced: its prompt [1, P] and its tokens [1, n]."""
-
-    prompt: Tensor
-    tokens: Tensor
-
-
-def windows(spec: CoarseSpec, semantic: Tensor, coarse: Tensor) -> Iterator[Window]:
-    """The windows in which coarse tokens [1, T] of semantic tokens [1, T'] are generated, without a voice preset."""
-    done, infer = 0, semantic.new_full((1, 1), spec.infer_token)
-    while done < coarse.shape[1]:
-        start = spec.semantic_start(0, done)
-        part = semantic[:, start : start + spec.max_input_tokens]
-        part = F.pad(part, (0, spec.max_input_tokens - part.shape[1]), value=spec.semantic_pad_token)
-        history = coarse[:, done - spec.prompt_coarse_tokens(done) : done]
-        tokens = coarse[:, done : done + spec.longest_window(0, 0, done)]
-        yield Window(torch.cat([part, infer, history], 1), tokens)
-        done += tokens.shape[1]
-
-
-def scores(spec: CoarseSpec, score: Scorer, semantic: Tensor, coarse: Tensor) -> Tensor:
-    """Log-probabilities [T, codes] of the codes of each token's own codebook."""
-    found = []
-    for window in windows(spec, semantic, coarse):
-        given = score(window.prompt, window.tokens)
-        for i, row in enumerate(given):
-            first = spec.semantic_vocab_size + i % spec.num_codebooks * spec.codebook_size
-            found.append(row[first : first + spec.codebook_size].float().log_softmax(-1))
-    return torch.stack(found)
+def log_probabilities(spec: CoarseSpec, score: Scorer, semantic: Tensor, coarse: Tensor) -> Tensor:
+    """[T, codes] of the codes of each token's own codebook; coarse tokens [1, T], without a voice preset."""
+    return scores(spec, score, Spoken(semantic, coarse)).log_softmax(-1)
 
 
 class Reference:
@@ -116,8 +82,9 @@ class Reference:
         self.exact = accelerate_bark(shared_copy(stock), strict=True)
         self.spec = self.configs.coarse_spec
         shape = transformer_spec(stock.coarse_acoustics)
-        self.layouts = {"stock": self.spec, "long": replace(self.spec, fill_positions=TRAINED_POSITIONS)}
+        self.layouts = {"stock": self.spec, "long": replace(self.spec, fill_positions=shape.block_size)}
         self._shape = shape
+        self.by_stock = score_by(stock.coarse_acoustics)
 
     def semantic(self, inputs: Mapping[str, Any]) -> Tensor:
         """Semantic tokens [1, T], as the coarse stage has them."""
@@ -137,14 +104,7 @@ class Reference:
     def model(self, way: Way) -> BarkModel:
         if way.options is None:
             return self.exact
-        model = copy.deepcopy(self.stock)
-        model.coarse_acoustics.config.block_size = way.positions or self._shape.block_size
-        return accelerate_bark(model, strict=True, **way.options)
-
-    def by_stock(self, prompt: Tensor, tokens: Tensor) -> Tensor:
-        """Scores by Transformers' own model: a `Scorer`."""
-        ids = torch.cat([prompt, tokens[:, :-1]], 1)
-        return self.stock.coarse_acoustics(ids).logits[0, prompt.shape[1] - 1 :]
+        return accelerate_bark(shared_copy(self.stock), strict=True, **way.options)
 
     def scorer(self, weights: str) -> Scorer:
         """Scores by our steps with weights of a precision, as a generation has them."""
@@ -163,15 +123,15 @@ class Reference:
 
     def surprise(self, layout: str, semantic: Tensor, coarse: Tensor) -> float:
         """Mean nats of a coarse token by stock's scores."""
-        given = scores(self.layouts[layout], self.by_stock, semantic, coarse)
+        given = log_probabilities(self.layouts[layout], self.by_stock, semantic, coarse)
         return -given.gather(1, self._codes(coarse)[:, None]).mean().item()
 
     def distance(self, way: Way, semantic: Tensor, coarse: Tensor, expected: Tensor) -> tuple[float, float]:
         """KL divergence in nats from scores `expected` of stock, share of equal best codes, for stock's tokens."""
-        fill = (way.positions or self._shape.block_size) if "long_coarse_windows" in (way.options or {}) else None
+        fill = self._shape.block_size if "long_coarse_windows" in (way.options or {}) else None
         history = way.windows.get("max_coarse_history", self.spec.max_history_tokens)
         layout = replace(self.spec, fill_positions=fill, max_history_tokens=history)
-        given = scores(layout, self.scorer(way.weights), semantic, coarse)
+        given = log_probabilities(layout, self.scorer(way.weights), semantic, coarse)
         kl = F.kl_div(given, expected, log_target=True, reduction="batchmean").item()
         return kl, (given.argmax(-1) == expected.argmax(-1)).float().mean().item()
 
@@ -183,13 +143,15 @@ class Reference:
 @torch.no_grad()
 def measure(count: int) -> dict[str, dict[str, Any]]:
     loaded = load_bark()
-    reference = Reference(loaded.model.float())
+    reference = Reference(with_coarse_history(loaded.model.float(), SHORT_HISTORY_TOKENS))
     said = [text for kind in KINDS for text in texts(kind, "test", count // len(KINDS), SEED)]
     semantic = [reference.semantic(loaded.inputs(text)) for text in said]
     semantic = [tokens for tokens in semantic if int(row_lengths(reference.spec, tokens)) > 0]
     drawn = {name: _drawn(reference, way, semantic) for name, way in WAYS.items()}
     spec = reference.layouts["stock"]
-    expected = [scores(spec, reference.by_stock, s, c) for s, c in zip(semantic, drawn["stock"], strict=True)]
+    expected = [
+        log_probabilities(spec, reference.by_stock, s, c) for s, c in zip(semantic, drawn["stock"], strict=True)
+    ]
     nats = {name: _surprises(reference, semantic, its) for name, its in drawn.items()}
     found = {}
     for name, way in WAYS.items():

@@ -41,8 +41,9 @@ BATCH = 16
 _SAME_AUDIO = 1e-5
 _NEAR_TIES = 0.01
 FIT, LONG = "fit_windows", "long_coarse_windows"
-# The last ones of a window that the small Bark was trained with.
-TRAINED_POSITIONS = layout.COARSE_INPUT + layout.COARSE_HISTORY + layout.COARSE_WINDOW
+# With the small Bark's own histories its positions have room for one of stock's windows, with these for two.
+SHORT_HISTORY_TOKENS = layout.COARSE_HISTORY - layout.COARSE_WINDOW
+SHORT = f"stock, histories of {SHORT_HISTORY_TOKENS} tokens"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Way:
     long_text: bool = False
     fix_stock_bugs: tuple[str, ...] = ()
     windows: tuple[str, ...] = ()
-    coarse_positions: int | None = None
+    cache: str = "auto"
+    coarse_history: int | None = None
     seed: int = 0
 
     @property
@@ -74,7 +76,9 @@ class Way:
 
     @property
     def baseline(self) -> str:
-        """Name of stock's way with the same voice."""
+        """Name of stock's way with the same voice and history."""
+        if self.coarse_history is not None:
+            return SHORT
         return "stock" if self.voice is None else f"stock, {self.voice}"
 
 
@@ -92,6 +96,10 @@ WAYS = {
     "float16": Way("float16"),
     "bfloat16": Way("bfloat16"),
     "int8": Way("int8"),
+    "w8a8": Way("w8a8"),
+    "float32, int8 cache": Way(cache="int8"),
+    "int8, int8 cache": Way("int8", cache="int8"),
+    "w8a8, int8 cache": Way("w8a8", cache="int8"),
     "float32, one at a time": Way(batch=1, share=0.4),
     "float32, rows as if alone": Way(fix_stock_bugs=("batch_tails",)),
     "exact": Way(stream={"policy": "exact"}, as_stock=True),
@@ -100,8 +108,9 @@ WAYS = {
     "low_latency, interleave": Way(stream=low_latency(interleave=True)),
     "low_latency, int8": Way("int8", stream=low_latency()),
     "long coarse windows": Way(windows=(LONG,)),
-    "long coarse windows, of trained positions": Way(windows=(LONG,), coarse_positions=TRAINED_POSITIONS),
-    "long coarse windows, int8": Way("int8", windows=(LONG,)),
+    SHORT: Way(None, coarse_history=SHORT_HISTORY_TOKENS),
+    "long coarse windows, the same histories": Way(windows=(LONG,), coarse_history=SHORT_HISTORY_TOKENS),
+    "int8, the same histories": Way("int8", coarse_history=SHORT_HISTORY_TOKENS),
     "fitting windows, int8": Way("int8", windows=(FIT,)),
     # Others: streaming_layout.py.
     "low_latency, all chunks 15, lookahead 0": Way(
@@ -126,6 +135,13 @@ class Utterances:
 
 
 Said = dict[Kind, Utterances]
+
+
+def with_coarse_history(stock: BarkModel, tokens: int) -> BarkModel:
+    """A copy whose coarse windows begin with at most so many coarse tokens."""
+    model = copy.deepcopy(stock)
+    model.generation_config.coarse_acoustics_config["max_coarse_history"] = tokens
+    return model
 
 
 @dataclass
@@ -189,11 +205,11 @@ class Suite:
     def _generate(self, way: Way, codes: list[np.ndarray | None]) -> Callable[..., Any]:
         """Return a function like a BarkModel's `generate` that also adds the fine codes of each row to `codes`."""
         model = self.stock
+        if way.coarse_history is not None:
+            model = with_coarse_history(model, way.coarse_history)
         if way.weights is not None:
             model = copy.deepcopy(model)
-            if way.coarse_positions is not None:
-                model.coarse_acoustics.config.block_size = way.coarse_positions
-            options = {"weights": way.weights, "fix_stock_bugs": list(way.fix_stock_bugs)}
+            options = {"weights": way.weights, "kv_cache_dtype": way.cache, "fix_stock_bugs": list(way.fix_stock_bugs)}
             model = accelerate_bark(model, strict=True, **dict.fromkeys(way.windows, True), **options)
 
         def generate(return_output_lengths: bool, **inputs: Any) -> tuple[Any, list[int]]:
