@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bark_accel.bench.measure import run_once
@@ -30,10 +31,14 @@ if TYPE_CHECKING:
 AT_LEAST = 4
 # Of the time, until all texts are said once: without voices to rank, and with.
 TEXTS_SHARE, TEXTS_SHARE_WITH_VOICES = 0.75, 0.5
+# Ways to score otherwise than by smaller weights.
+INT8_CACHE, LONG_WINDOWS = "int8 cache", "long coarse windows"
 # Utterances are cut to this length, and no further, so that all texts fit.
 SHORTEST_S = 0.4
 # Utterances whose fine codes are made again in each approximate way: another one begins before so many seconds.
 HEARD, HEARD_S = 3, 5.0
+# Longest utterance in long coarse windows: of suno's models, five of stock's.
+LONG_WINDOWS_S = 2.0
 # Longest utterance that a voice is judged by: of less than 1.6 s, similarities say little.
 VOICE_S = 4.0
 
@@ -158,12 +163,37 @@ class CheckRun:
         return True
 
     def _distances(self, fed: dict[str, Fed], bars: Progress) -> dict[str, dict[str, Distance]]:
+        """Compare scores with stock's, for stock's own tokens, in each way to score otherwise."""
+        from bark_accel.bench.check import english_voices
         from bark_accel.bench.forced import distances
         from bark_accel.transformer.precision import WEIGHTS
 
-        task = bars.add_task("smaller weights", total=len(WEIGHTS))
-        in_time = (one for one in WEIGHTS if self._in_time(f"scores of weights {one}", task, bars))
-        return {precision: distances(self._loaded.model, fed, precision) for precision in in_time}
+        stock = self._loaded.model
+        ways = {precision: partial(distances, stock, fed, precision) for precision in WEIGHTS}
+        if stock.device.type == "cpu":
+            ways[INT8_CACHE] = partial(distances, stock, fed, "same", int8_cache=True)
+        if voices := english_voices(self._loaded):
+            ways[LONG_WINDOWS] = partial(self._long_windows, voices[0])
+        task = bars.add_task("other scores", total=len(ways))
+        return {way: score() for way, score in ways.items() if self._in_time(f"scores of {way}", task, bars)}
+
+    def _long_windows(self, voice: str) -> dict[str, Distance]:
+        """Compare long coarse windows with stock's after a voice: without one, they only differ late."""
+        import torch
+
+        from bark_accel.bench.check import TEXTS, Request, inputs_of
+        from bark_accel.bench.coarse_windows import long_window_distance, spoken
+        from bark_accel.hf.stage_trace import trace_stages
+        from bark_accel.hf.voices import resolve_voice
+
+        stock, tokens = self._loaded.model, _tokens_of(self._loaded.model, LONG_WINDOWS_S)
+        torch.manual_seed(self._seed)
+        with trace_stages(self._accelerated) as trace:
+            inputs = inputs_of(self._loaded, Request(TEXTS[0], voice, True, self._seed))
+            self._accelerated.generate(**inputs, semantic_max_new_tokens=tokens)
+        preset = resolve_voice(self._loaded.processor, voice)
+        said = spoken(stock, trace.outputs["semantic"], trace.outputs["coarse"], preset)
+        return {"coarse": long_window_distance(stock, said)}
 
     def _sounds(self, compared: list[Compared], bars: Progress) -> dict[str, tuple[SoundDistance, int]]:
         """Compare sounds of the sampled utterances without a voice that stock has said."""

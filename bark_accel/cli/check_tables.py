@@ -51,13 +51,11 @@ def show(checked: Checked, report: str, heard: bool) -> None:
 
 def _distance_table(distances: dict[str, dict[str, Distance]]) -> Table:
     table = Table(title="scores beside stock's, for stock's own tokens", title_justify="left")
-    for name in ("weights", "stage", "relative error", "KL (nats)", "same best token"):
-        table.add_column(name, justify="left" if name in ("weights", "stage") else "right")
-    for precision, stages in distances.items():
+    for name in ("numbers", "stage", "relative error", "KL (nats)", "same best token"):
+        table.add_column(name, justify="left" if name in ("numbers", "stage") else "right")
+    for way, stages in distances.items():
         for stage, d in stages.items():
-            table.add_row(
-                precision, stage, f"{d.relative_error:.1e}", f"{d.kl_nats:.1e}", f"{100 * d.top_1_agreement:.2f} %"
-            )
+            table.add_row(way, stage, f"{d.relative_error:.1e}", f"{d.kl_nats:.1e}", f"{100 * d.top_1_agreement:.2f} %")
     return table
 
 

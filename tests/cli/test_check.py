@@ -58,8 +58,13 @@ def test_the_small_bark(tmp_path, few_texts):
     assert report["model"] == "checkpoint" and report["versions"]["torch"] == torch.__version__
     ways = {(request["voice"] is not None, request["do_sample"]) for request in report["requests"]}
     assert len(ways) == 4 and not any(request["wrong"] for request in report["requests"]) and report["left_out"] == []
-    errors = {weights: far["semantic"]["relative_error"] for weights, far in report["against_stock"].items()}
+    scored = report["against_stock"]
+    cache, long = scored.pop("int8 cache"), scored.pop("long coarse windows")
+    errors = {weights: far["semantic"]["relative_error"] for weights, far in scored.items()}
     assert errors["same"] < 1e-5 < errors["float16"] < errors["bfloat16"] < errors["int8"] < 0.1
+    assert set(cache) == {"semantic", "coarse"} and errors["same"] < cache["coarse"]["relative_error"] < errors["int8"]
+    # The small Bark's positions have room for no more than one of stock's windows after a voice.
+    assert long == {"coarse": {"relative_error": 0, "kl_nats": 0, "top_1_agreement": 1}}
     sounds = report["sound_beside_stock"]
     assert sounds["stock"]["same_fine_codes"] == 1 and sounds["preview"]["same_fine_codes"] is None
     assert sounds["stock"]["mel_cepstral_distortion_db"] == 0 < sounds["preview"]["mel_cepstral_distortion_db"]
@@ -78,7 +83,13 @@ def test_what_there_was_no_time_for_is_named(tmp_path):
         (voice, sampled) for voice in (True, False) for sampled in (True, False)
     }
     named = " ".join(result.output.split())
-    for left_out in ("6 of 10 texts", "scores of weights int8", "sound of low_latency", "30 of 30 texts in other ways"):
+    for left_out in (
+        "6 of 10 texts",
+        "scores of int8",
+        "scores of long coarse windows",
+        "sound of low_latency",
+        "30 of 30 texts in other ways",
+    ):
         assert left_out in report["left_out"] and left_out in named
     assert report["against_stock"] == report["sound_beside_stock"] == {} and "KL (nats)" not in result.output
 
