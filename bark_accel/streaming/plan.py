@@ -105,7 +105,8 @@ def plan_stream(
 ) -> StreamPlan:
     """Plan chunks of at least `first` frames, at most `longest`, so that the least silence follows the first sound.
 
-    Of plans with as little of it, the one with the least to do, so with longer chunks: the fine stage sees more. The
+    That is none where there is such a plan: of several the one with the least to do, so with longer chunks, of which
+    the fine stage sees more. Otherwise the least in the mean over all lengths that the speech may have in the end. The
     first chunk has `first` frames, or fills the window that these need, unless that takes another coarse prompt; with
     `start` "smooth" it is as long as it has to be for no silence at all, the whole utterance if need be.
     """
@@ -116,20 +117,37 @@ def plan_stream(
     else:
         needed = _prompts_before(utterance, first + lookahead)
         firsts = [frames for frames in firsts[:2] if _prompts_before(utterance, frames + lookahead) == needed]
-    for frames in firsts:
-        if plan := work.plan(frames, first, longest, late_s=0.0):
-            return plan
-    plans = (work.plan(frames, first, longest, late_s=math.inf) for frames in firsts)
-    return min((plan for plan in plans if plan is not None), key=lambda plan: plan.silence_s or 0.0)
+    for late_s in (0.0, math.inf):
+        found = [last for frames in firsts if (last := work.last_chunk(frames, first, longest, late_s))]
+        if found:
+            return work.plan(found[0] if late_s == 0 else min(found, key=_mean_silence))
+    raise AssertionError("no chunks end the utterance")
 
 
 class _Chunk(NamedTuple):
-    """A chunk of a plan, and those before it: when it is ready, and how late the latest of them was."""
+    """A chunk of a plan, and those before it.
+
+    When it is ready; how late the latest of them was; the sum, over their frames, of the silence before each.
+    """
 
     ready_s: float
     late_s: float
+    silent_frames_s: float
     frames: int
     before: _Chunk | None
+
+    def is_as_good_as(self, other: _Chunk) -> bool:
+        """Tell whether it is nowhere worse, but for what nobody hears."""
+        return (
+            self.ready_s <= other.ready_s + _TICK_S
+            and self.late_s <= other.late_s + _TICK_S
+            and self.silent_frames_s <= other.silent_frames_s + _TICK_S * other.frames
+        )
+
+
+def _mean_silence(last: _Chunk) -> tuple[int, float]:
+    """A key by which the last chunks of plans are ordered: in ticks, then by what there is to do."""
+    return round(last.silent_frames_s / _TICK_S), last.ready_s
 
 
 class _Work:
@@ -144,11 +162,8 @@ class _Work:
         self._codec_frame_s = _RESERVE * speed.codec_frame_s
         self._drawn_s = [_RESERVE * seconds for seconds in _drawn_s(speed, utterance)]
 
-    def plan(self, first: int, shortest: int, longest: int, late_s: float) -> StreamPlan | None:
-        """The plan with the least silence, and of those the one that is ready first; None if it has over `late_s`."""
-        last = self._last_chunk(first, shortest, longest, late_s)
-        if last is None:
-            return None
+    def plan(self, last: _Chunk) -> StreamPlan:
+        """The plan that ends with a chunk."""
         chunks, chunk = [last], last
         while chunk.before is not None:
             chunk = chunk.before
@@ -156,25 +171,26 @@ class _Work:
         frames, ready = zip(*((chunk.frames, round(chunk.ready_s, 3)) for chunk in reversed(chunks)), strict=True)
         return StreamPlan(frames, self._lookahead, self._history, ready, round(last.late_s, 3))
 
-    def _last_chunk(self, first: int, shortest: int, longest: int, late_s: float) -> _Chunk | None:
-        """Search all sequences of chunks, by the frames that they end at.
+    def last_chunk(self, first: int, shortest: int, longest: int, late_s: float) -> _Chunk | None:
+        """Search all sequences of chunks that are at most `late_s` late, by the frames that they end at.
 
-        Of two that end at the same frame, one is dropped if the other is ready no later and was never later.
+        Of two that end at the same frame, one is dropped if the other is nowhere worse.
         """
         rate, first_s = self._utterance.coarse.rate_hz, self._chunk_s(0, first)
-        found = {min(first, self._frames): [_Chunk(first_s, 0.0, first, None)]}
+        found = {min(first, self._frames): [_Chunk(first_s, 0.0, 0.0, first, None)]}
         while found:
             done = min(found)
             chunks = found.pop(done)
             if done == self._frames:
-                return min(chunks, key=lambda chunk: (round(chunk.late_s, 3), chunk.ready_s))
+                return min(chunks, key=_mean_silence)
             for frames in self.lengths(done, shortest, longest):
                 chunk_s, end = self._chunk_s(done, frames), min(self._frames, done + frames)
                 for before in chunks:
                     ready_s = before.ready_s + chunk_s
                     late = max(before.late_s, ready_s - first_s - done / rate)
                     if late <= late_s + _TICK_S:
-                        _keep(found.setdefault(end, []), _Chunk(ready_s, late, frames, before))
+                        silent = before.silent_frames_s + late * (end - done)
+                        _keep(found.setdefault(end, []), _Chunk(ready_s, late, silent, frames, before))
         return None
 
     def lengths(self, done: int, shortest: int, longest: int) -> list[int]:
@@ -198,8 +214,8 @@ class _Work:
 
 def _keep(chunks: list[_Chunk], new: _Chunk) -> None:
     """Add a chunk unless another is as good, and drop those that it is better than."""
-    if not any(old.ready_s <= new.ready_s + _TICK_S and old.late_s <= new.late_s + _TICK_S for old in chunks):
-        chunks[:] = [old for old in chunks if old.ready_s < new.ready_s or old.late_s < new.late_s]
+    if not any(old.is_as_good_as(new) for old in chunks):
+        chunks[:] = [old for old in chunks if not new.is_as_good_as(old)]
         chunks.append(new)
 
 
