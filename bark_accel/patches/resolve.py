@@ -36,6 +36,7 @@ _CACHES = {None, "dynamic", "static", "offloaded", "offloaded_static", "hybrid",
 
 # More tokens than any model has positions.
 _FOREVER = 2**31
+_DEFAULTS = GenerationConfig()
 # Of numbers beyond these, Transformers' are float32's infinity or 0, logits divided by them too, or no int64.
 _LIMITS = {"temperature": (1e-30, 1e30), "top_k": (0, _FOREVER), "top_p": (0.0, 1.0)}
 
@@ -135,7 +136,7 @@ def _unneeded(config: GenerationConfig, kwargs: dict[str, Any]) -> tuple[str, ..
     names = ["use_cache=False"] if off else []
     for name in ("cache_implementation", "compile_config"):
         value = getattr(config, name, None)
-        if value is not None:
+        if value not in (None, getattr(_DEFAULTS, name, None)):  # Transformers 4.49 has a compile_config in all
             names.append(f"{name}={value if isinstance(value, str) else name_of(value)}")
     return tuple(names)
 

@@ -13,7 +13,7 @@ _LIMITS = {
     "return_dict_in_generate": (("4.",), "it cannot unpack the tokens"),
     "a voice in a pipeline": (("4.",), "its pipeline has a tokenizer alone, and finds no voices of a folder"),
     "criteria of its own kind": (("4.46.", "4.49."), "it refuses a caller's beside its own of the same class"),
-    "two masks": (("4.46.",), "it refuses a list of its own beside Bark's"),
+    "two masks": (("4.46.", "4.49."), "it refuses a list of its own beside Bark's"),
     "text-to-speech pipeline": (("5.17.",), "it passes arguments that Bark does not take"),
 }
 
