@@ -18,6 +18,7 @@ from torch import Tensor
 from bark_accel.report import DraftCounts
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
+from bark_accel.transformer.kv_copy import KVCopy
 
 from .rng import default_generator
 from .sampling import Sampler, TokenRange
@@ -43,7 +44,9 @@ class Verified:
 
 @dataclass
 class Speculation:
-    """A `TokenSource` for one row. The two models share the cache: verification overwrites what a draft wrote.
+    """A `TokenSource` for one row.
+
+    The two models share the cache, and verification overwrites what a draft wrote; or the draft reads an int8 copy.
 
     A token is drawn from verified logits when it is asked for, so that whoever is called in a draw is called as often
     and in the same order as without drafts.
@@ -56,6 +59,7 @@ class Speculation:
     _drafted: int = 0
     _accepted: int = 0
     _generator: torch.Generator | None = None
+    _copy: KVCopy | None = None
 
     @property
     def ahead(self) -> bool:
@@ -91,7 +95,7 @@ class Speculation:
         """Draft, and compute the model's own logits of each draft and of one token more; the cache stays as it is."""
         start = cache.position
         with sampler.rewound():
-            fed = self._draft_tokens(last, cache, sampler, allowed, min(self._length, limit - 1))
+            fed = self._draft_tokens(last, self._draft_cache(cache), sampler, allowed, min(self._length, limit - 1))
         cache.truncate(start)
         needed = [sampler.head_rows(allowed(i)) for i in range(len(fed))]
         first = min(rows.start for rows in needed)
@@ -102,6 +106,15 @@ class Speculation:
         self.draft.counts.drafted_tokens += self._drafted
         parts = [logits[:, i, rows.start - first : rows.stop - first] for i, rows in enumerate(needed)]
         return [Verified(part, drafted) for part, drafted in zip(parts, [*fed[1:], None], strict=True)]
+
+    def _draft_cache(self, cache: KVCache) -> KVCache:
+        """The cache that drafts are made with."""
+        model = self.draft.model
+        if model.cache_dtype == cache.dtype or model.cache_dtype != torch.int8:
+            return cache
+        if self._copy is None:
+            self._copy = KVCopy(model.spec, model.cache_dtype, cache.length.device)
+        return self._copy.of(cache)
 
     def _judge(self, token: Tensor, drafted: Tensor | None, stops: Sequence[int]) -> None:
         """Count a draft that was right; forget what follows a wrong one."""

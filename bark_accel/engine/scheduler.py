@@ -205,7 +205,7 @@ def _rows_that_draft(model: CausalModel) -> int:
 
     Drafts of int8 read a quarter of the bytes of float32, but half of those of float16.
     """
-    return 2 if model.weights.cache_dtype == torch.float32 else 1
+    return 3 if model.weights.cache_dtype == torch.float32 else 1
 
 
 def _is_nearly_over(row: Row) -> bool:

@@ -243,7 +243,9 @@ class CausalPatch(StagePatch[TransformerWeights]):
         with torch.inference_mode(False), torch.no_grad():
             narrow = self.conversions.get(weights, "int8")
         spec = transformer_spec(self.module)
-        return Draft(CausalModel(narrow, spec, self.ops(weights.device)), self.draft_counts)
+        # An int8 cache is for CPUs.
+        cache_dtype = torch.int8 if weights.device.type == "cpu" else None
+        return Draft(CausalModel(narrow, spec, self.ops(weights.device), None, cache_dtype), self.draft_counts)
 
     def speculates(self, weights: TransformerWeights) -> bool:
         """Tell whether drafts are on: if not set, where they were measured to pay and memory is not scarce."""

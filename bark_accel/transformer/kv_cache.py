@@ -34,6 +34,8 @@ class KVCache:
     values: Tensor
     length: Tensor
     position: int = 0
+    unchanged: int = 0
+    """Entries before it are as they were when a `KVCopy` last read them."""
 
     @property
     def tensors(self) -> StepCache:
@@ -87,6 +89,7 @@ class KVCache:
     def truncate(self, position: int) -> None:
         """Forget everything from `position` on."""
         self.position = position
+        self.unchanged = min(self.unchanged, position)
         self.length.fill_(position)
 
     def advance(self, tokens: int) -> None:

@@ -103,9 +103,9 @@ def test_a_row_is_alone_by_turns(monkeypatch):
     before = [replace(each) for each in counts]
     inputs = {**texts(SMALL, [5]), "do_sample": True, "semantic_min_new_tokens": 75, "semantic_max_new_tokens": 75}
     short = {**texts(SMALL, [3]), "do_sample": True, "semantic_max_new_tokens": 4}
-    # Two draft, each by itself; the third that comes has them share their steps.
-    asked = [Asked(inputs), *(Asked(short, seed, arrives=23 * ((seed + 1) // 2)) for seed in range(1, 25))]
-    made = together(source, asked, 3)
+    # Three draft, each by itself; the fourth that comes has them share their steps.
+    asked = [Asked(inputs), *(Asked(short, seed, arrives=23 * ((seed + 2) // 3)) for seed in range(1, 37))]
+    made = together(source, asked, 4)
     assert (1, True) in joined, "nobody joined in the middle of a round"
     assert max(joined)[0] > 1, "no step was shared"
     for was, now in zip(before, counts, strict=True):
@@ -126,8 +126,8 @@ def test_more_rows_than_one_pass_takes(two_threads):
         assert_as_alone(model, one, request)
 
 
-@pytest.mark.parametrize("kind, drafting", [("float32", 2), ("float16", 1), ("int8", 0)])
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("kind, drafting", [("float32", 3), ("float16", 1), ("int8", 0)])
+@pytest.mark.parametrize("count", [2, 3, 4])
 def test_few_rows_draft_and_more_share_their_steps(kind, drafting, count, monkeypatch):
     model, source = source_of(kind)
     take_together, rows = scheduling.take_together, []

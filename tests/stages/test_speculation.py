@@ -36,6 +36,8 @@ class ScriptedDraft:
     Leaves NaN in the cache where a real one leaves its own keys and values.
     """
 
+    cache_dtype = torch.float32
+
     def __init__(self, script, index_of=None):
         self.expected = []
         self.drafted = self.accepted = 0
