@@ -105,8 +105,10 @@ def test_streams_with_a_plan_are_measured_and_reported(small_model, monkeypatch)
     monkeypatch.setattr(utterances, "fake_inputs", lambda model, text: texts(SMALL, [4]))
     monkeypatch.setattr(utterances, "full_preset", lambda: preset(SMALL, 20, 30))
     monkeypatch.setattr(streams, "LONG_TEXT_S", (0.8,))
+    monkeypatch.setattr(streams, "ENDS_EARLY_S", 0.5)
     monkeypatch.setattr(streams, "WordProcessor", lambda model: tiny_processor())
     cases = [utterances.Case(1.2, with_preset, 1, "") for with_preset in (False, True)]
+    cases.append(utterances.Case(0.5, False, 1, ""))
     records = []
     for limit_s in (math.inf, 0.0):
         streams.measure(small_model, cases, rounds=2, limit_s=limit_s, stock_s=0.4, write=records.append)
@@ -118,12 +120,16 @@ def test_streams_with_a_plan_are_measured_and_reported(small_model, monkeypatch)
     ways = [(case, its) for case in record["cases"] for its in case["ways"]]
     assert [(its["mode"], its["way"]) for _, its in ways[:6]] == list(product(streams.MODES, streams.WAYS))
     assert [its["way"] for _, its in ways[6:9]] == [*streams.PRESET_WAYS]
-    assert len(ways) == 15 and len(lines) == 3 + 15 + 3
+    early = ways[21:]
+    assert [its["way"] for _, its in early] == [f"{way}, 1.2 s allowed" for _ in streams.MODES for way in streams.WAYS]
+    for (_, its), (_, longer), (_, own) in zip(early, ways[:6], ways[15:21], strict=True):
+        assert its["plan"] == longer["plan"] != own["plan"]
+    assert len(ways) == 27 and len(lines) == 3 + 27 + 3
     for (case, its), line in zip(ways, lines[3:], strict=False):
-        speech = f"1.2 s{', full preset' * case['preset']}"
+        speech = f"{case['seconds']:g} s{', full preset' * case['preset']}"
         assert line.startswith(f"| {speech} | {its['mode']} | {its['way']} | {its['first_sound_s']['median']:.2f} (")
         assert line.endswith(f" | {its['plan']['silence_s']:.2f} | {', '.join(f'{s:.1f}' for s in its['chunks_s'])} |")
-        assert 0 < sum(its["chunks_s"]) < 1.25
+        assert 0 < sum(its["chunks_s"]) < case["seconds"] + 0.05
         assert 0 < its["first_sound_s"]["median"] <= its["total_s"]["median"]
     assert lines[-1].startswith(f"| long text, first chunk of 0.8 s | {[*streams.MODES][-1]} | plain | ")
     assert f" | {record['long_text'][-1]['first_sound_s']['median']:.2f} (" in lines[-1]

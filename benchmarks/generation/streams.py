@@ -42,6 +42,8 @@ WAYS: dict[str, dict[str, Any]] = {"plain": {"interleave": False}, "interleaved"
 # One coarse prompt before the first sound instead of two.
 PRESET_WAYS = {**WAYS, "interleaved, first chunk of 15 frames": {"interleave": True, "first_chunk_frames": 15}}
 SECONDS = (2.0, 5.0, 10.0, 14.0)
+# Said by the plans of the longest, too: most speech ends sooner than it may.
+ENDS_EARLY_S = 5.0
 # Seconds of the first chunk of a long text.
 LONG_TEXT_S = (3.0, 13.0)
 STOCK_S = 2.0
@@ -70,10 +72,25 @@ def run_round(
                 ways.setdefault((mode, way), []).append(timeline)
                 told = f"first sound {timeline.chunks[0].ready_s:.2f} s, silence {sum(timeline.underruns_s):.2f} s"
                 print(f"{case.seconds:g} s{', preset' * case.preset}, {mode}, {way}: {told}", flush=True)
+    say_with_longer_plans(measured, stock, models, seed)
     for seconds in LONG_TEXT_S:
         for mode, model in models.items():
             first_s = first_of_long_text(model, seconds, seed)
             measured.long_text.setdefault(seconds, {}).setdefault(mode, []).append(first_s)
+
+
+def say_with_longer_plans(measured: Streams, stock: BarkModel, models: dict[str, BarkModel], seed: int) -> None:
+    """Say the case of `ENDS_EARLY_S` as if the longest utterance had been allowed: by the plans of that one."""
+    longest_s = max((seconds for seconds, preset in measured.timelines if not preset), default=0.0)
+    ways = measured.timelines.get((ENDS_EARLY_S, False))
+    if ways is None or longest_s <= ENDS_EARLY_S:
+        return
+    arguments = arguments_of(Case(ENDS_EARLY_S, False, 1, ""), stock)
+    for mode, model in models.items():
+        for way, options in WAYS.items():
+            plan = measured.timelines[longest_s, False][mode, way][-1].plan
+            timeline = run_stream(model, {**options, "plan": plan}, arguments, seed)
+            ways.setdefault((mode, f"{way}, {longest_s:g} s allowed"), []).append(timeline)
 
 
 def first_of_long_text(model: BarkModel, seconds: float, seed: int) -> float:
