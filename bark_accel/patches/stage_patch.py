@@ -243,8 +243,8 @@ class CausalPatch(StagePatch[TransformerWeights]):
         with torch.inference_mode(False), torch.no_grad():
             narrow = self.conversions.get(weights, "int8")
         spec = transformer_spec(self.module)
-        # An int8 cache is for CPUs.
-        cache_dtype = torch.int8 if weights.device.type == "cpu" else None
+        # Compiled steps on a CPU read an int8 cache in less time than the model's own.
+        cache_dtype = torch.int8 if self._runs_compiled_on_cpu(weights.device) else None
         return Draft(CausalModel(narrow, spec, self.ops(weights.device), None, cache_dtype), self.draft_counts)
 
     def speculates(self, weights: TransformerWeights) -> bool:
@@ -254,5 +254,7 @@ class CausalPatch(StagePatch[TransformerWeights]):
             return settings.speculate
         if settings.release_originals:
             return False
-        on_cpu = weights.device.type == "cpu" and runs_natively(settings.backend, weights.device)
-        return on_cpu and settings.precision not in INT8_WEIGHTS
+        return self._runs_compiled_on_cpu(weights.device) and settings.precision not in INT8_WEIGHTS
+
+    def _runs_compiled_on_cpu(self, device: torch.device) -> bool:
+        return device.type == "cpu" and runs_natively(self.settings.backend, device)

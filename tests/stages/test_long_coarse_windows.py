@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from support.bark_models import SMALL, SUNO, build, layout_of, preset, stage_configs, texts
 from support.parity import accelerated_copy, run
+from support.stock_limits import skip_where_stock_fails
 from transformers import GenerationMixin
 from transformers.generation.logits_process import AlternatingCodebooksLogitsProcessor
 
@@ -185,6 +186,7 @@ def test_a_model_that_cannot_run_accelerated_is_refused(model):
 
 
 def test_beams_of_the_other_stage_are_no_matter(model):
+    skip_where_stock_fails("beams")
     fast = accelerate_bark(copy.deepcopy(model), long_coarse_windows=True)
     assert fast.generate(**texts(LAYOUTS[0], [5]), semantic_max_new_tokens=12, semantic_num_beams=2).shape[1] > 0
 
