@@ -39,6 +39,7 @@ from bark_accel.cli.demo import TEXT
 from benchmarks.generation.plots import save_stages, save_timeline
 from benchmarks.generation.timeline import Timeline, run_stream
 
+SMALLEST = {"weights": "w8a8", "kv_cache_dtype": "int8"}
 # As arguments of accelerate_bark.
 MODES: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -48,6 +49,9 @@ MODES: dict[str, dict[str, Any]] = {
     "int8": {"weights": "int8"},
     "w8a8": {"weights": "w8a8"},
     "int8 with int8 cache": {"weights": "int8", "kv_cache_dtype": "int8"},
+    "w8a8 with int8 cache": SMALLEST,
+    "w8a8 with int8 cache fitting windows": {**SMALLEST, "fit_windows": True},
+    "w8a8 with int8 cache fitting and long windows": {**SMALLEST, "fit_windows": True, "long_coarse_windows": True},
     "int8 fitting windows": {"weights": "int8", "fit_windows": True},
     "w8a8 fitting windows": {"weights": "w8a8", "fit_windows": True},
     "float32 long coarse windows": {"long_coarse_windows": True},
