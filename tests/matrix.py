@@ -35,7 +35,10 @@ VERSIONS = ("4.46.3", "4.49.0", "4.52.4", "4.57.6", "5.0.0", "5.17.0", "5.23.0",
 FULL = [f"tests/{name}" for name in ("batches", "patching", "streaming", "stages", "long_text", "suno")]
 FULL += ["tests/bench/test_measure.py", "tests/bench/test_bench_models.py", "tests/cli/test_demo.py"]
 FULL += ["-k", "not (compile_backend or bark_small_shapes or fifty_generations)"]
-QUICK = [f"tests/patching/test_{name}.py" for name in ("bad_input", "fallback", "lifecycle", "submodels", "equality")]
+QUICK = [
+    f"tests/patching/test_{name}.py"
+    for name in ("bad_input", "refused_models", "fallback", "lifecycle", "submodels", "equality")
+]
 QUICK += ["-k", "not (bark_small or longest or rows_that_end or every_length or presets_of_any or sunos_layout)"]
 CODE = ("bark_accel", "csrc", "tests")
 SHOWN = ("transformers", "tokenizers", "huggingface_hub", "torch")
