@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -151,12 +152,25 @@ def run_with_loop(generate: Callable, module: Any, loop: Callable, *args: Any, *
         Called with what would reach `GenerationMixin._sample`, or the loop of another way to generate.
     """
     if _takes_custom_loop() and kwargs.get("tokenizer") is None:  # beside a callable, it loses the tokenizer
-        return generate(module, *args, **{**kwargs, "custom_generate": loop})
+        with _without_static_cache(module):
+            return generate(module, *args, **{**kwargs, "custom_generate": loop})
     # A throw-away object that shares everything with the module but the loops.
     view = copy.copy(module)
     view.__class__ = type(type(module).__name__, (type(module),), dict.fromkeys(_LOOPS, _own_loop))
     vars(view).update(_own_loop=partial(loop, module))
     return generate(view, *args, **kwargs)
+
+
+@contextmanager
+def _without_static_cache(module: Any) -> Iterator[None]:
+    """Keep Transformers' static cache off a module: it makes one before its loop, and trips over one never filled."""
+    kept = vars(module).pop("_cache", None)
+    try:
+        yield
+    finally:
+        vars(module).pop("_cache", None)
+        if kept is not None:
+            module._cache = kept
 
 
 def _own_loop(view: Any, *args: Any, **prepared: Any) -> Any:

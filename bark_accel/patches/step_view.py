@@ -59,6 +59,8 @@ class StepCache:
     """The part of a Transformers `Cache` that token loops use, over a cache of ours."""
 
     is_compileable = False
+    to_legacy_cache = None
+    """With `return_legacy_cache`, Transformers 4 asks for it: Bark returns no cache."""
 
     def __init__(self, own: KVCache):
         self.own = own
