@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoProcessor, BarkConfig, BarkModel, GenerationConfig
 from transformers.models.bark.generation_configuration_bark import (
@@ -70,7 +72,7 @@ def load_bark(name_or_path: str | None = None) -> LoadedBark:
     Raises
     ------
     OSError
-        No such folder or model, or files missing in it.
+        No such folder or model, one of another kind, or files missing in it or cut short.
     """
     if name_or_path is not None:
         _check_name(name_or_path)
@@ -251,7 +253,17 @@ def coarse_per_semantic(model: BarkModel) -> float:
 
 
 def _from_pretrained(name: str, *, local_files_only: bool) -> LoadedBark:
-    model = BarkModel.from_pretrained(name, local_files_only=local_files_only).eval()
+    # Transformers itself would fill a Bark with random numbers.
+    config, _ = BarkConfig.get_config_dict(name, local_files_only=local_files_only)
+    kind = config.get("model_type", BarkConfig.model_type)
+    if kind != BarkConfig.model_type:
+        raise OSError(f"model: expected a checkpoint of Bark, got {name}, of the kind {kind!r}")
+    try:
+        model = BarkModel.from_pretrained(name, local_files_only=local_files_only).eval()
+    except (SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        message = f"model: expected whole files of weights in {name}, got one that cannot be read: {reason}"
+        raise OSError(message) from error
     try:
         processor = AutoProcessor.from_pretrained(name, local_files_only=local_files_only)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:

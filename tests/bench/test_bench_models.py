@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.bark_models import SUNO, build
+from transformers import GPT2Config
 
 from bark_accel import accelerate_bark
 from bark_accel.bench import models
@@ -28,6 +31,25 @@ def test_a_saved_model_loads_back(checkpoint):
     torch.testing.assert_close(
         loaded.model.generate(**inputs, **OPTIONS), expected.generate(**inputs, **OPTIONS), rtol=0, atol=0
     )
+
+
+def test_a_folder_of_another_kind_of_model_is_refused(tmp_path):
+    """Of which Transformers makes a Bark of random numbers, with a warning."""
+    GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=8).save_pretrained(tmp_path)
+    save_file({"wte.weight": torch.zeros(8, 8)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(OSError, match=r"expected a checkpoint of Bark, got .*, of the kind 'gpt2'"):
+        load_bark(str(tmp_path))
+
+
+@pytest.mark.parametrize("left", ["", "version https://git-lfs.github.com/spec/v1\n", "half"])
+def test_weights_that_are_cut_short(checkpoint, tmp_path, left):
+    """A download that was broken off, or what git leaves without its large files."""
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2] if left == "half" else left.encode())
+    with pytest.raises(OSError, match=r"expected whole files of weights in .*, got one that cannot be read"):
+        load_bark(str(folder))
 
 
 def test_an_unknown_shape_is_refused():
