@@ -62,7 +62,7 @@ class Compared:
 
 def requests(loaded: LoadedBark, seed: int) -> list[Request]:
     """Every text in each way; the first ten are all texts, the ways in turns, so that a short run sees all of both."""
-    voices = english_voices(loaded)[:2]
+    voices = request_voices(loaded)
     found = []
     for shift in range(4):
         for number, text in enumerate(TEXTS):
@@ -70,6 +70,11 @@ def requests(loaded: LoadedBark, seed: int) -> list[Request]:
             voice = voices[number // 4 % len(voices)] if voices and way % 2 else None
             found.append(Request(text, voice, way >= 2, seed + number))
     return list(dict.fromkeys(found))
+
+
+def request_voices(loaded: LoadedBark) -> list[str]:
+    """Names of the voices that requests have: two, or as many as there are."""
+    return english_voices(loaded)[:2]
 
 
 def english_voices(loaded: LoadedBark) -> list[str]:

@@ -184,8 +184,11 @@ def waveform_difference(stock: Run, accelerated: Run) -> float:
     return float((expected.float() - got.float()).abs().max()) if expected.numel() else 0.0
 
 
-def machine_facts() -> dict[str, Any]:
-    """Return the facts of the machine that a measurement depends on: CPU, cores, threads, system, any GPU."""
+def machine_facts(device: torch.device | None = None) -> dict[str, Any]:
+    """Return the facts of the machine that a measurement depends on: CPU, cores, threads, system, any GPU.
+
+    Of several GPUs, that of `device`, or else torch's current one.
+    """
     facts: dict[str, Any] = {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -195,7 +198,7 @@ def machine_facts() -> dict[str, Any]:
     if (quota := _cpus.cpu_quota()) is not None:
         facts["cpu quota"] = quota
     if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
+        facts["gpu"] = torch.cuda.get_device_name(device if device is not None and device.type == "cuda" else None)
     elif torch.backends.mps.is_available():
         facts["gpu"] = f"{_cpu_model()} (mps)"
     return facts

@@ -34,13 +34,15 @@ def check(
     budget = Budget(minutes)
     speakers = _speakers(voices)
     loaded = _loaded(choice)
-    checked, report = _measure(loaded, budget, seconds, seed, speakers, voices)
+    facts = _facts(loaded, {"minutes": minutes, "seconds": seconds, "seed": seed, "voices": voices})
+    try:
+        checked, report = _measure(loaded, budget, seconds, seed, speakers, voices)
+    except RuntimeError as error:
+        # A kernel that fails is what a bug report is for.
+        _write(json_path, {"verdict": f"Stopped by {type(error).__name__}: {_first_line(error)}.", **facts})
+        raise
     show(checked, report, heard=speakers is not None)
-    if json_path is not None:
-        settings = {"minutes": minutes, "seconds": seconds, "seed": seed, "voices": voices}
-        record = _record(loaded, checked, report, settings)
-        json_path.write_text(json.dumps(record, indent=1) + "\n")
-        out.print(f"wrote {json_path}", markup=False, soft_wrap=True)
+    _write(json_path, {"verdict": checked.verdict(), **facts, **_found(checked, report)})
     if checked.wrong:
         fail(checked.verdict() + "\n  " + "\n  ".join(checked.wrong), EXIT_FAILED)
     out.print(f"[bold green]{checked.verdict()}[/]", soft_wrap=True)
@@ -69,6 +71,7 @@ def _measure(
 
     if voices and not english_voices(loaded):
         raise UserError("--voices: expected a checkpoint with voices and a tokenizer, got one without")
+    _check_voices(loaded)
     with user_errors(ValueError):
         accelerated = accelerate_bark(shared_copy(loaded.model))
         tokens = min(max_semantic_tokens(loaded.model), semantic_tokens(loaded.model, seconds))
@@ -76,18 +79,45 @@ def _measure(
     return run.measure(), str(acceleration_report(accelerated))
 
 
-def _record(loaded: LoadedBark, checked: Checked, report: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Everything, for a bug report: a model in a folder is named by the folder's own name, without its path."""
+def _check_voices(loaded: LoadedBark) -> None:
+    """Read the voices that requests have, before any work; raise `UserError` where a checkpoint lacks what it names."""
+    from bark_accel.bench.check import request_voices
+    from bark_accel.hf.voices import resolve_voice
+
+    for voice in request_voices(loaded):
+        try:
+            resolve_voice(loaded.processor, voice)
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(f"voice {voice} of {loaded.name}: {' '.join(str(error).split())}") from error
+
+
+def _write(path: Path | None, record: dict[str, Any]) -> None:
+    if path is None:
+        return
+    # JSON has no NaN: such numbers are written as text.
+    plain = json.loads(json.dumps(record), parse_constant=str)
+    path.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    out.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def _facts(loaded: LoadedBark, settings: dict[str, Any]) -> dict[str, Any]:
+    """Facts known before any work: a model in a folder is named by the folder's own name, without its path."""
     name = Path(os.path.abspath(loaded.name)).name if Path(loaded.name).exists() else loaded.name
-    stock, accelerated = checked.memory or (None, None)
     return {
-        "verdict": checked.verdict(),
         "model": name,
+        "text_ids": "made up" if loaded.processor is None else "of its tokenizer",
         "device": str(loaded.model.device),
-        "machine": machine_facts(),
+        "machine": machine_facts(loaded.model.device),
         "versions": versions(),
         "commit": commit(),
         "settings": settings,
+    }
+
+
+def _found(checked: Checked, report: str) -> dict[str, Any]:
+    stock, accelerated = checked.memory or (None, None)
+    return {
+        "semantic_max_new_tokens": checked.most_tokens,
         "report": report.splitlines(),
         "summary": {row.stage: {**asdict(row), "ratio": row.ratio} for row in checked.rows},
         "first_sound_s": checked.first_sound_s,
@@ -99,6 +129,11 @@ def _record(loaded: LoadedBark, checked: Checked, report: str, settings: dict[st
         "requests": [_plain(one) for one in checked.compared],
         "left_out": list(checked.left_out),
     }
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of an error, without the user's own folder."""
+    return str(error).partition("\n")[0].replace(str(Path.home()), "~").rstrip(".")
 
 
 def _plain(one: Compared) -> dict[str, Any]:

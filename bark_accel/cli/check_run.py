@@ -103,7 +103,7 @@ class CheckRun:
             sounds = self._sounds(compared, bars)
             held = self._ranked(bars) if self._voices else None
             compared += self._compare("texts in other ways", again, 1.0, bars, at_least=0)
-        return Checked(compared, far, sounds, sounded, kernels, held, self._left_out)
+        return Checked(compared, far, sounds, sounded, kernels, held, self._left_out, self._tokens)
 
     @property
     def _share(self) -> float:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Checked:
     """Findings: requests with both runs, distances of scores by precision and stage, of sounds by approximation with
     the number of utterances, seconds to the first sound, kernels per token of stock and accelerated by stage (None on a
-    CPU; a text: why they could not be counted), voices from the best to the worst (None: not asked for), and what there
-    was no time for."""
+    CPU; a text: why they could not be counted), voices from the best to the worst (None: not asked for), what there was
+    no time for, and the semantic tokens that an utterance had at most."""
 
     compared: Sequence[Compared]
     distances: dict[str, dict[str, Distance]]
@@ -31,6 +31,7 @@ class Checked:
     kernels: dict[str, dict[str, float]] | str | None
     voices: Sequence[Held] | None
     left_out: Sequence[str]
+    most_tokens: int
 
     @property
     def wrong(self) -> list[str]:
@@ -56,7 +57,8 @@ class Checked:
     def verdict(self) -> str:
         total = self.rows[-1].ratio
         texts = numbered(len({one.request.text for one in self.compared}), "text")
-        said = f"{len(self.compared)} requests of {texts}, greedy and sampled"
+        voices = "with voices and without" if any(one.request.voice for one in self.compared) else "without voices"
+        said = f"{len(self.compared)} requests of {texts}, greedy and sampled, {voices}"
         if self.wrong:
             requests = len({line.partition(": ")[0] for line in self.wrong})
             return f"NOT stock's speech in {requests} of {said}."

@@ -52,7 +52,7 @@ def bench(
 def check(
     model: Model = None,
     device: Device = None,
-    minutes: Annotated[float, typer.Option(min=0, help="Begin nothing more after this long.")] = 4.5,
+    minutes: Annotated[float, typer.Option(min=0, max=24 * 60, help="Begin nothing more after this long.")] = 4.5,
     seconds: Annotated[
         float,
         typer.Option(min=0.02, help="Length of an utterance, at most: shorter where the ten texts would not fit."),

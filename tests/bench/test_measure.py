@@ -55,3 +55,11 @@ def test_differences_are_found():
     assert measure.token_differences(stock, stock) == []
     coarse, fine = measure.token_differences(stock, accelerated)
     assert coarse == "coarse: 1 of 4 tokens differ, first at [0, 2]" and "shape" in fine
+
+
+def test_the_gpu_in_use_is_named(monkeypatch):
+    """Not the first of two, where the second one runs the model."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index if device else 0}")
+    assert measure.machine_facts(torch.device("cuda", 1))["gpu"] == "GPU 1"
+    assert measure.machine_facts()["gpu"] == measure.machine_facts(torch.device("cpu"))["gpu"] == "GPU 0"

@@ -24,6 +24,7 @@ from bark_accel.bench.measure import Run, run_once
 from bark_accel.bench.models import load_bark, shared_copy, unknown_words
 from bark_accel.bench.speaker import encoder_weights
 from bark_accel.cli.app import app
+from bark_accel.cli.check import _write
 from bark_accel.cli.check_run import Budget, _begun_within, fitting_tokens
 from bark_accel.cli.check_tables import _kernels_text
 from bark_accel.stages.fine import FineStage
@@ -77,7 +78,8 @@ def test_the_small_bark(tmp_path, few_texts):
 def test_what_there_was_no_time_for_is_named(tmp_path):
     """Four requests are made in any case, one in each way."""
     result = run(*QUICK, "--json", tmp_path / "report.json")
-    assert result.exit_code == 0 and "Stock's tokens in all of 4 requests of 4 texts" in result.output, result.output
+    said = "Stock's tokens in all of 4 requests of 4 texts, greedy and sampled, with voices and without;"
+    assert result.exit_code == 0 and said in " ".join(result.output.split()), result.output
     report = json.loads((tmp_path / "report.json").read_text())
     assert {(one["voice"] is None, one["do_sample"]) for one in report["requests"]} == {
         (voice, sampled) for voice in (True, False) for sampled in (True, False)
@@ -113,6 +115,7 @@ def test_utterances_are_shortened_where_ten_would_not_fit(tmp_path, few_texts, m
     result = run("--minutes", 10, "--seconds", 2, "--json", tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert result.exit_code == 0 and all(one["audio_s"] <= 17 / 25 for one in report["requests"])
+    assert report["semantic_max_new_tokens"] == 17
     assert max(one["audio_s"] for one in report["requests"]) > 0.5
 
 
@@ -187,7 +190,8 @@ def test_other_tokens_than_stocks(tmp_path, monkeypatch):
     assert "NOT stock's speech in 4 of 4 requests" in result.output and "fine: " in result.output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["verdict"].startswith("NOT") and all(request["wrong"] for request in report["requests"])
-    assert {request["voice"] for request in report["requests"]} == {None}
+    assert {request["voice"] for request in report["requests"]} == {None} and report["text_ids"] == "made up"
+    assert "greedy and sampled, without voices" in report["verdict"]
 
 
 def test_a_codec_that_is_broken(monkeypatch):
@@ -207,6 +211,43 @@ def test_a_codec_that_is_broken(monkeypatch):
     assert "NOT stock's speech in 4 of 4" in result.output and "codec: expected stock's samples" in result.output
 
 
+def test_an_error_of_the_accelerated_model_is_written(tmp_path, monkeypatch):
+    """What a bug report needs, without the user's folder; the traceback goes on its way."""
+    where = Path.home() / "private-name"
+
+    def fail(*arguments):
+        raise RuntimeError(f"CUDA error: no kernel image, in {where}\nCompile with `TORCH_USE_CUDA_DSA`")
+
+    monkeypatch.setattr(FineStage, "_draw", fail)
+    result = run(*QUICK, "--json", tmp_path / "report.json")
+    assert result.exit_code == 1 and isinstance(result.exception, RuntimeError)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["verdict"] == "Stopped by RuntimeError: CUDA error: no kernel image, in ~/private-name."
+    assert report["versions"]["torch"] == torch.__version__ and report["machine"]["cpu"] and report["settings"]
+
+
+def test_numbers_that_json_lacks_are_text(tmp_path):
+    """A matrix beyond float16 has infinite scores there: any reader of JSON takes the file."""
+
+    def refuse(name):
+        raise ValueError(name)
+
+    _write(tmp_path / "report.json", {"kl_nats": float("nan"), "errors": [float("inf"), 0.5]})
+    report = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+    assert report == {"kl_nats": "NaN", "errors": ["Infinity", 0.5]}
+
+
+def test_a_voice_that_the_checkpoint_names_and_lacks(tmp_path, monkeypatch):
+    """As of a model that was downloaded without its voices: said before any work."""
+    folder = tmp_path / "model"
+    shutil.copytree(small_bark_path(), folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    for file in (folder / "speaker_embeddings").glob("rms*"):
+        file.write_bytes(b"junk")
+    monkeypatch.setattr(bark_accel.cli.check, "accelerate_bark", None)
+    result = run(*QUICK, "--model", folder)
+    assert result.exit_code == 2 and "voice rms of " in result.output, result.output
+
+
 def test_utterances_begin_within_their_time(monkeypatch):
     now = iter((0.0, 4.0, 6.0))
     monkeypatch.setattr(bark_accel.cli.check_run.time, "monotonic", lambda: next(now))
@@ -220,6 +261,8 @@ def test_utterances_begin_within_their_time(monkeypatch):
         (("--json", "no/such/folder/report.json"), "--json"),
         (("--model", "no/such/folder/at/all"), "no such folder"),
         (("--seconds", 1000), "seconds: expected at most"),
+        (("--minutes", "inf"), "--minutes"),
+        (("--minutes", "nan"), "--minutes"),
     ],
 )
 def test_bad_input_is_one_message(options, message):
