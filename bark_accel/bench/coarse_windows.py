@@ -24,7 +24,7 @@ Scorer = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Spoken:
-    """What a coarse stage was given and drew.
+    """Input of a coarse stage, and the tokens it drew.
 
     `semantic` [1, T] and `coarse` [1, T'] int64 begin with as many tokens of a voice preset as the histories say.
     """
