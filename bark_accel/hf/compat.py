@@ -67,7 +67,7 @@ def warn_of_untested() -> None:
     newer = [f"{name} {got} (newest tested: {tested[-1]})" for name, got, tested in pairs if _is_newer(got, tested[-1])]
     if newer:
         warn_caller(
-            f"bark_accel was not tested with {' and '.join(newer)}. `bark-accel demo` tells whether its tokens are "
+            f"bark_accel was not tested with {' and '.join(newer)}. `bark-accel check` tells whether its tokens are "
             "stock's there"
         )
 
