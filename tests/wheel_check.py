@@ -21,8 +21,8 @@ from matrix import QUICK, ROOT, counted
 
 # A wheel is stripped, and no sources are beside it: nothing to disassemble by name or to compile.
 OPS = ["tests/ops", "--ignore=tests/ops/test_disassembly.py"]
-SHOWN = "import sys, json, torch, transformers as t; v = sys.version_info; "
-SHOWN += "print(json.dumps([f'{v.major}.{v.minor}', torch.__version__, t.__version__]))"
+SHOWN = "import sys, json, platform, torch, transformers as t; v = sys.version_info; "
+SHOWN += "print(json.dumps([platform.libc_ver()[1], f'{v.major}.{v.minor}', torch.__version__, t.__version__]))"
 
 
 def main() -> int:
@@ -59,7 +59,7 @@ def _count(python: Path, selection: list[str], folder: Path) -> dict[str, Any]:
 
 def render(results: list[dict[str, Any]]) -> str:
     """A markdown table."""
-    lines = ["| Python | torch | Transformers | passed | failed | skipped |", "|" + "---|" * 6]
+    lines = ["| glibc | Python | torch | Transformers | passed | failed | skipped |", "|" + "---|" * 7]
     for result in results:
         cells = [*result["versions"], result["passed"], result["failed"], result["skipped"]]
         lines.append(f"| {' | '.join(map(str, cells))} |")
