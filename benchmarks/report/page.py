@@ -326,7 +326,7 @@ def report(folder: Path) -> str:
     read = {n: json.loads(file.read_text()) for n, file in files.items() if n not in optional or file.exists()}
     zen5 = {
         name: json.loads((folder / f"zen5_{name}.json").read_text())
-        for name in ("generation", "steps", "options", "fine_codes", "voices")
+        for name in ("generation", "generation_avx2", "steps", "options", "fine_codes", "voices")
     }
     planned = _optional(folder, "zen5_streams")
     compiled = _optional(folder, "zen5_backends")
@@ -338,7 +338,7 @@ def report(folder: Path) -> str:
         json.loads((folder / f"zen5_{n}.json").read_text()) for n in ("coarse_windows", "speech_quality")
     )
     text = (Path(__file__).parent / "page.md").read_text()
-    records = [*read["generation"], *zen5["generation"]]
+    records = [*read["generation"], *zen5["generation"], *zen5["generation_avx2"]]
     different = [_case(r) for r in records if r["token_differences"].get("float32")]
     if different:
         raise SystemExit(f"expected float32 runs with stock's tokens, got other ones in: {'; '.join(different)}")
@@ -368,6 +368,8 @@ def report(folder: Path) -> str:
         "isas": isas(sets) if sets else _NOT_MEASURED,
         "zen5_machine": _measured_on(zen5["generation"][0]),
         "zen5_generations": generations(zen5["generation"]),
+        "avx2_machine": _measured_on(zen5["generation_avx2"][0]),
+        "avx2_generations": generations(zen5["generation_avx2"]),
         "zen5_steps_machine": _measured_on(zen5["steps"]),
         "zen5_steps": table(zen5["steps"]),
         "steps_machine": _measured_on(read["steps"]),
