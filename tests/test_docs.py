@@ -135,8 +135,9 @@ def test_the_readme_is_short():
 
 
 def test_the_readme_has_the_measured_figures():
-    """Its table is the one result file that it speaks of, rounded."""
-    (record,) = json.loads((ROOT / "benchmarks/results/zen5_generation.json").read_text())
+    """Its table is the record of the case that it speaks of, rounded."""
+    records = json.loads((ROOT / "benchmarks/results/zen5_generation.json").read_text())
+    (record,) = (r for r in records if (r["shape"], r["seconds"], r["preset"]) == ("bark-small", 5, False))
     rows = [line.split("|")[2:-1] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ")]
     table = [[cell.strip(" *x") for cell in row] for row in rows if len(row) == 6][1:]
     stages = ("semantic", "coarse", "fine", "codec", "total")
