@@ -113,7 +113,8 @@ class StepForward:
     def __call__(self, input_ids: Tensor | None = None, **inputs: Any) -> CausalLMOutputWithPast:
         """Logits [B, 1, V] float32 after the last token. Masks and positions say nothing new about whole prompts."""
         embeds = inputs.get("inputs_embeds", inputs.get("input_embeds"))
-        past = inputs.get(cache_argument())
+        # Without a cache, a loop feeds all tokens each time; Transformers 5.0 passes on the one it got all the same.
+        past = None if inputs.get("use_cache") is False else inputs.get(cache_argument())
         if past is not None and past is self._cache and input_ids is not None:
             logits = self._feed(self._cache, input_ids)
         elif embeds is not None:

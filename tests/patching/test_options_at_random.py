@@ -227,3 +227,21 @@ def test_scores(small_model, data, chosen, stops, do_sample, seed):
             assert (got.get(name) is None) == (expected.get(name) is None)
             if expected.get(name) is not None:
                 torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-4)
+
+
+def test_a_loop_without_a_cache(small_model):
+    """It feeds every token anew, whatever Transformers passes on as the cache."""
+    fast = accelerated_copy(small_model)
+    patch = fast.coarse_acoustics.generate.__self__
+    model = patch.model(patch.weights())
+    ids = torch.randint(0, 90, (2, 20), generator=torch.Generator().manual_seed(0))
+
+    def generated(module: Any) -> torch.Tensor:
+        options = {"pad_token_id": 200, "max_new_tokens": 12, "do_sample": False, "use_cache": False}
+        return super(type(module), module).generate(ids, **options)
+
+    def borrow(rows: int) -> Any:
+        return patch.settings.pool.borrow(model.spec, rows, model.weights.cache_dtype, model.weights.device)
+
+    with step_view(fast.coarse_acoustics, model, borrow) as view:
+        assert torch.equal(generated(view), generated(small_model.coarse_acoustics))
