@@ -13,8 +13,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from support.bark_models import SMALL, build, preset, stage_configs, texts
-from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_run, run
-from test_bad_input import assert_untouched
+from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_run, assert_untouched, run
 from torch._dynamo.utils import counters
 
 from bark_accel import BarkEngine, accelerate_bark, acceleration_report, restore_bark, stream

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 from support.bark_models import SMALL, build, preset, texts
-from support.parity import accelerated_copy, assert_equal_to_stock, run
+from support.parity import accelerated_copy, assert_equal_to_stock, assert_untouched, run
 from support.stock_limits import skip_where_stock_fails
-from test_bad_input import assert_untouched
 
 from bark_accel import (
     AudioStreamer,

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from support.bark_models import SMALL, build, texts
-from support.parity import accelerated_copy, assert_equal_to_stock
+from support.parity import accelerated_copy, assert_equal_to_stock, assert_untouched
 from torch import nn
 from transformers import BarkModel
 
@@ -15,11 +15,6 @@ from bark_accel import FallbackKind, accelerate_bark, acceleration_report, resto
 from bark_accel.hf import compat
 
 INPUTS = texts(SMALL, [4, 9])
-
-
-def assert_untouched(model):
-    for owner in (model, model.semantic, model.coarse_acoustics, model.fine_acoustics):
-        assert not {"generate", "codec_decode"} & set(vars(owner))
 
 
 @pytest.mark.parametrize("function", [accelerate_bark, restore_bark, acceleration_report])

@@ -23,6 +23,12 @@ def accelerated_copy(model: BarkModel, **options: Any) -> BarkModel:
     return accelerate_bark(copy.deepcopy(model), **{"strict": True, **options})
 
 
+def assert_untouched(model: BarkModel) -> None:
+    """Nothing of ours is on the model."""
+    for owner in (model, model.semantic, model.coarse_acoustics, model.fine_acoustics):
+        assert not {"generate", "codec_decode"} & set(vars(owner))
+
+
 def run(model: BarkModel, seed: int, **kwargs: Any) -> Run:
     """(tokens of each stage and the waveform, what generate returned, the generator's end state)."""
     torch.manual_seed(seed)
