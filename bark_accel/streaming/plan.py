@@ -117,11 +117,11 @@ def plan_stream(
     else:
         needed = _prompts_before(utterance, first + lookahead)
         firsts = [frames for frames in firsts[:2] if _prompts_before(utterance, frames + lookahead) == needed]
-    for late_s in (0.0, math.inf):
-        found = [last for frames in firsts if (last := work.last_chunk(frames, first, longest, late_s))]
-        if found:
-            return work.plan(found[0] if late_s == 0 else min(found, key=_mean_silence))
-    raise AssertionError("no chunks end the utterance")
+    for frames in firsts:
+        if last := work.last_chunk(frames, first, longest, late_s=0.0):
+            return work.plan(last)
+    found = (work.last_chunk(frames, first, longest, late_s=math.inf) for frames in firsts)
+    return work.plan(min((last for last in found if last is not None), key=_mean_silence))
 
 
 class _Chunk(NamedTuple):

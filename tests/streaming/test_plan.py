@@ -157,6 +157,20 @@ def test_a_slow_machine_waits_once_or_before():
     assert smooth.silence_s == 0 and smooth.chunk_frames[0] > 300 and smooth.ready_s[0] > soonest.ready_s[0]
 
 
+def test_no_longer_first_chunk_is_tried_than_has_no_silence(monkeypatch):
+    """The listener waits for the search as well; of a whole utterance's lengths, most are longer than it takes."""
+    tried, search = [], planning_module._Work.last_chunk
+
+    def spy(self, first, *arguments, **named):
+        tried.append(first)
+        return search(self, first, *arguments, **named)
+
+    monkeypatch.setattr(planning_module._Work, "last_chunk", spy)
+    speed = StreamSpeed(**{name: 0.6 * value for name, value in asdict(SPEED).items()})
+    plan = plan_stream(speed, Utterance(COARSE, FINE, 1151), **{**SETTINGS, "start": "smooth"})
+    assert plan.silence_s == 0 and tried == [plan.chunk_frames[0]]
+
+
 @pytest.mark.parametrize("first, expected", [(15, 15), (16, 41), (30, 41)])
 def test_a_first_chunk_that_one_coarse_window_holds_is_not_made_longer(first, expected):
     """30 frames a window, lookahead counted, and after a full preset each has a prompt of its own."""
