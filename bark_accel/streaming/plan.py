@@ -19,6 +19,8 @@ _RESERVE = 1.15
 _HISTORY_PART = 4
 # Seconds that nobody hears, and that a machine does not keep.
 _TICK_S = 5e-4
+# Seconds of a part of a stream: sums of longer ones overflow.
+_LONGEST_PART_S = 1e9
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class StreamSpeed:
     Raises
     ------
     ValueError
-        A number is not finite, or below 0.
+        A number is below 0, or above 1e9.
     """
 
     token_s: float
@@ -43,8 +45,8 @@ class StreamSpeed:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 <= value < math.inf):
-                raise ValueError(f"{name}: expected seconds >= 0, got {value!r}")
+            if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 <= value <= _LONGEST_PART_S):
+                raise ValueError(f"{name}: expected seconds >= 0, at most {_LONGEST_PART_S:g}, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
@@ -216,8 +217,19 @@ def test_plans_and_speeds_are_written_and_read():
         StreamPlan((30, 0), 15, 128)
     with pytest.raises(ValueError, match="history_frames: expected a whole number >= 0, got -1"):
         StreamPlan((30,), 15, -1)
-    with pytest.raises(ValueError, match="token_s: expected seconds >= 0, got nan"):
-        StreamSpeed(float("nan"), 0, 0, 0)
+    for value in (math.nan, math.inf, -1.0, 1e300):
+        with pytest.raises(
+            ValueError, match="token_s: expected seconds >= 0, at most 1e\\+09, got " + re.escape(repr(value))
+        ):
+            StreamSpeed(value, 0, 0, 0)
+
+
+@pytest.mark.parametrize("start", ["soonest", "smooth"])
+@pytest.mark.parametrize("seconds", [0.0, 1e-12, 1e9])
+def test_any_speed_has_a_plan(seconds, start):
+    plan = plan_stream(StreamSpeed(*5 * [seconds]), Utterance(COARSE, FINE, 1155), **{**SETTINGS, "start": start})
+    assert sum(plan.chunk_frames) >= 1155 and min(plan.chunk_frames) >= 30
+    assert (plan.silence_s == 0) == (seconds < 1 or start == "smooth")
 
 
 @pytest.mark.parametrize("voice", [None, (9, 15), (20, 30), (60, 91)])
