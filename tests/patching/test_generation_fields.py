@@ -43,7 +43,8 @@ def test_claim(small_model, plain, name, stage):
     try:
         ran = run(small_model, 0, **options)
     except STOCKS_ERRORS as error:
-        if claim == "nobody":
+        # Stock's codec cannot decode the few tokens that some versions have left here; ours can.
+        if claim == "nobody" and "Kernel size" not in str(error):
             with pytest.raises(type(error)):
                 run(fast, 0, **options)
             return
