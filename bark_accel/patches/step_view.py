@@ -113,9 +113,8 @@ class StepForward:
     def __call__(self, input_ids: Tensor | None = None, **inputs: Any) -> CausalLMOutputWithPast:
         """Logits [B, 1, V] float32 after the last token. Masks and positions say nothing new about whole prompts."""
         embeds = inputs.get("inputs_embeds", inputs.get("input_embeds"))
-        # Without a cache, a loop feeds all tokens each time; Transformers 5.0 passes on the one it got all the same.
-        past = None if inputs.get("use_cache") is False else inputs.get(cache_argument())
-        if past is not None and past is self._cache and input_ids is not None:
+        past = inputs.get(cache_argument())
+        if past is not None and past is self._cache and input_ids is not None and not self._repeats(input_ids, inputs):
             logits = self._feed(self._cache, input_ids)
         elif embeds is not None:
             logits = self._prefill(embeds)
@@ -126,6 +125,10 @@ class StepForward:
             raise ValueError("forward: expected input_ids or embeddings, got neither")
         outputs: dict[str, Any] = {cache_argument(): self._cache}
         return CausalLMOutputWithPast(logits=logits[:, None], **outputs)
+
+    def _repeats(self, ids: Tensor, inputs: dict[str, Any]) -> bool:
+        """Tell whether the tokens in the cache are fed again: without a cache, Transformers 5.0 passes it on too."""
+        return inputs.get("use_cache") is False and self._cache is not None and ids.shape[1] > self._cache.own.position
 
     @property
     def _head(self) -> slice:
