@@ -104,9 +104,9 @@ def accelerate_bark(
     long_coarse_windows : bool
         Approximate: a coarse window goes on for as many of stock's as the model's positions have room for (120 to 720
         tokens of suno's models), instead of opening one, with a prompt of up to 887 tokens, every 60 tokens. Semantic
-        tokens are stock's, coarse ones from the first prompt on that stock alone would be fed are not. What only
-        Transformers' own code could do of the coarse stage raises `AccelerationError`. `bark_accel.suno` has
-        `sliding_window_len` instead.
+        tokens are stock's; coarse ones are stock's up to the first prompt that is left out. What only Transformers' own
+        code could do of the coarse stage raises `AccelerationError`. `bark_accel.suno` has `sliding_window_len`
+        instead.
     compile_backend : str, optional
         A backend of `torch.compile` for the dense parts (prompts, windows of the fine stage, the codec's upsampling of
         a whole waveform) instead of our own kernels: `"inductor"`, `"tensorrt"`, `"openvino"`, `"openxla"`, or any name

@@ -17,7 +17,7 @@ _FEW_TOKENS = 64
 class KVCopy:
     """A cache whose entries are those of another one, rounded to its own dtype.
 
-    What is read of it is a third of a float32 cache's or half of a float16 one's bytes.
+    In int8 it is about a quarter of the bytes of a float32 cache, half of a float16 one's.
     """
 
     def __init__(self, spec: TransformerSpec, dtype: torch.dtype, device: torch.device):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
 from support.bark_models import SMALL, texts
 from support.generation_fields import CASES, claims, installed_fields
 from support.parity import accelerated_copy, assert_equal_to_stock, run
+from torch import nn
 
 from bark_accel import FallbackKind, acceleration_report
-from bark_accel.hf.compat import TESTED_VERSIONS
+from bark_accel.hf.compat import TESTED_VERSIONS, run_with_loop
 
 # One of two rows ends before the other.
 BASE = {"do_sample": True, "fine_temperature": 0.7, "semantic_max_new_tokens": 24, "min_eos_p": 0.005}
@@ -95,9 +98,23 @@ def chosen_by(fast: transformers.BarkModel, stage: str) -> str:
 
 
 @pytest.mark.parametrize("stage", ["semantic", "coarse"])
-def test_no_static_cache_is_left_behind(small_model, stage):
-    """Transformers makes one before its loop runs, and in 4.57 trips over it the next time."""
+def test_a_static_cache_may_be_asked_for_again(small_model, stage):
+    """Transformers makes one before its loop runs, and 4.57 and 5.0 trip over it the next time."""
     fast = accelerated_copy(small_model, strict=False)
     for _ in range(2):
         fast.generate(**texts(SMALL, [4]), semantic_max_new_tokens=8, **{f"{stage}_cache_implementation": "static"})
     assert not any("_cache" in vars(part) for part in (fast.semantic, fast.coarse_acoustics))
+
+
+@pytest.mark.parametrize("kept", [{}, {"_cache": "stock's"}])
+def test_no_static_cache_is_left_on_a_module(kept):
+    """As 4.57 and 5.0 leave one; what stock had there before stays."""
+    module = nn.Identity()
+    vars(module).update(kept)
+
+    def generate(module: Any, **arguments: Any) -> None:
+        assert "_cache" not in vars(module) or "custom_generate" not in arguments
+        module._cache = "never filled"
+
+    run_with_loop(generate, module, lambda *given, **prepared: None)
+    assert {name: value for name, value in vars(module).items() if name == "_cache"} == kept
