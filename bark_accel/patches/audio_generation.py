@@ -57,7 +57,7 @@ class AudioGeneration:
         for fallback in self._fallbacks.values():
             if fallback.reason.kind in _NO_TOKENS or not request.voices.shared:
                 raise fallback
-        codec = patches.codec.ready_stage()
+        codec = request.once("codec", patches.codec.ready_stage)
         if request.rows > 1 and not codec.cuts_right_only:
             raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, "rows that end at different times")
         chosen = self._compiled.greedy if streamer.interleave is None else streamer.interleave
@@ -147,7 +147,7 @@ class AudioGeneration:
         spec = patch.spec(request.configs.fine_spec, request.voices)
 
         def fine() -> tuple[FineStage, FineSampling]:
-            stage = patch.ready_stage(patch.prepare(), spec)
+            stage = patch.ready_stage(request.once("fine", patch.prepare), spec)
             temperature = patch.settings.stock_bugs.fine_temperature(request.configs.fine, request.arguments("fine"))
             return stage, FineSampling(temperature, before_pass=self._streamer.check)
 

@@ -34,6 +34,7 @@ from bark_accel.streaming.progress import part_of
 from bark_accel.transformer.weights import TransformerWeights
 from bark_accel.voices.voices import Voices
 
+from .prepared import PREPARED
 from .resolve import resolve_sampling
 from .stage_patch import CausalPatch
 from .stage_progress import PROGRESS, counted, counting
@@ -58,7 +59,7 @@ class CoarsePatch(CausalPatch):
 
         Where `history_prompt` is a list, or "batch_tails" is fixed, rows are filled with 0 after their own end.
         """
-        progress = kwargs.pop(PROGRESS, None)
+        progress, ready = kwargs.pop(PROGRESS, None), kwargs.pop(PREPARED, None)
         semantic, coarse = semantic_generation_config, coarse_generation_config
         if semantic is None or coarse is None:
             return self.stock(semantic_output, semantic, coarse, **kwargs)
@@ -72,7 +73,7 @@ class CoarsePatch(CausalPatch):
         voices = Voices.read(history_prompt, rows, coarse_limits(semantic, coarse, codebook_size), several=True)
         check_coarse_streamer(streamer, voices)
         spec = self.spec(coarse_spec(semantic, coarse, codebook_size), voices)
-        prepared = attempt(lambda: self.prepare(spec, coarse, rows, kwargs))
+        prepared = attempt(lambda: ready or self.prepare(spec, coarse, rows, kwargs))
         padding = semantic_output == semantic.semantic_pad_token
         lengths = row_lengths(spec, semantic_output.masked_fill(padding, spec.semantic_pad_token))
         if isinstance(prepared, Fallback):

@@ -35,6 +35,7 @@ from bark_accel.transformer.packing import packed
 from bark_accel.transformer.weights import TransformerWeights
 from bark_accel.voices.voices import Voices
 
+from .prepared import PREPARED
 from .stage_patch import Settings, StagePatch
 from .stage_progress import PROGRESS, counting_passes
 
@@ -74,7 +75,7 @@ class FinePatch(StagePatch[TransformerWeights]):
         Where `history_prompt` is a list, or "batch_tails" is fixed, rows end where the coarse stage has padded them,
         and their codes are 0 from there on.
         """
-        progress = kwargs.pop(PROGRESS, None)
+        progress, ready = kwargs.pop(PROGRESS, None), kwargs.pop(PREPARED, None)
         semantic, coarse, fine = semantic_generation_config, coarse_generation_config, fine_generation_config
         if semantic is None or coarse is None or fine is None:
             return self.stock(coarse_output, semantic, coarse, fine, **kwargs)
@@ -89,7 +90,7 @@ class FinePatch(StagePatch[TransformerWeights]):
         frames = coarse_output.shape[1] // spec.num_coarse_codebooks
         if progress is not None:
             progress.begin("sound", frames)
-        weights = attempt(self.prepare)
+        weights = attempt(lambda: ready or self.prepare())
         if isinstance(weights, Fallback):
             self.settings.log.note(weights)
             kwargs = {**kwargs, "temperature": temperature}

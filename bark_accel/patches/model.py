@@ -15,8 +15,8 @@ from transformers import BarkModel
 from bark_accel._forked import avoid_lost_threads
 from bark_accel.hf.configs import GenerationConfigs, sample_rate
 from bark_accel.hf.inputs import check_arguments, check_not_meta, check_numbers, check_processors, check_texts
-from bark_accel.hf.offload import device_of
-from bark_accel.hf.points import submodels
+from bark_accel.hf.offload import device_of, is_offloaded
+from bark_accel.hf.points import SUBMODELS, submodels
 from bark_accel.hf.presets import VIEW, traced, traced_presets
 from bark_accel.ops.backend import runs_natively
 from bark_accel.ops.float32_choice import Float32Choice, choice
@@ -30,6 +30,7 @@ from .audio_generation import AudioGeneration
 from .coarse import CoarsePatch, check_coarse_streamer
 from .fine import CodecPatch, check_fine_codebooks
 from .points import StagePatches, not_patched, stage_patch
+from .prepared import handed_codec
 from .request import Request, arguments_by_stage
 from .stage_patch import Settings
 from .stage_progress import PROGRESS
@@ -187,19 +188,19 @@ class ModelPatch(AudioSource):
             patch._check_streamer(kwargs.pop("streamer"), kwargs)
         request = patch._check(input_ids, history_prompt, kwargs, streamed=streamed)
         with suppress(Fallback):
-            for prepare in patch._preparations(request)[:2]:
-                prepare()
+            for stage, prepare in [*patch._preparations(request).items()][:2]:
+                request.once(stage, prepare)
 
-    def _preparations(self, request: Request) -> list[Callable[[], object]]:
-        """List what each stage does before any work; raises `Fallback` where a sub-model is not ours."""
+    def _preparations(self, request: Request) -> dict[str, Callable[[], object]]:
+        """What each stage does before any work; raises `Fallback` where a sub-model is not ours."""
         patches, configs, rows = StagePatches.of(self.module, self.settings), request.configs, request.rows
         spec = patches.coarse.spec(configs.coarse_spec, request.voices)
-        return [
-            lambda: patches.semantic.prepare(configs.semantic, rows, request.arguments("semantic")),
-            lambda: patches.coarse.prepare(spec, configs.coarse, rows, request.arguments("coarse")),
-            patches.fine.prepare,
-            patches.codec.ready_stage,
-        ]
+        return {
+            "semantic": lambda: patches.semantic.prepare(configs.semantic, rows, request.arguments("semantic")),
+            "coarse": lambda: patches.coarse.prepare(spec, configs.coarse, rows, request.arguments("coarse")),
+            "fine": patches.fine.prepare,
+            "codec": patches.codec.ready_stage,
+        }
 
     def _check_streamer(self, streamer: AudioStreamer, kwargs: dict[str, Any]) -> None:
         if streamer.sampling_rate != self.sampling_rate:
@@ -260,7 +261,7 @@ class ModelPatch(AudioSource):
         if fine_output.shape[-1] == 0:
             empty = self._silence(fine_output.shape[0]).to(fine_output.device)
             return empty if output_lengths is None else list(empty)
-        stage = attempt(lambda: self.codec_patch().ready_stage())
+        stage = attempt(lambda: handed_codec(self.module.codec_model) or self.codec_patch().ready_stage())
         if isinstance(stage, Fallback):
             self.settings.log.note(stage)
             return type(self.module).codec_decode(self.module, fine_output, output_lengths)
@@ -281,10 +282,17 @@ class ModelPatch(AudioSource):
 
     def _check_all_stages(self, request: Request) -> None:
         """Raise `AccelerationError` for what a later stage could not do, before any work is done."""
-        for prepare in self._preparations(request):
+        for stage, prepare in self._preparations(request).items():
             prepared = attempt(prepare)
             if isinstance(prepared, Fallback):
                 self.settings.log.note(prepared)
+            else:
+                self._hand_over(request, stage, prepared)
+
+    def _hand_over(self, request: Request, stage: str, prepared: object) -> None:
+        """Have a stage take what the check has prepared of it; weights that accelerate moves are gone until then."""
+        if not is_offloaded(SUBMODELS[stage].owner(self.module) if stage in SUBMODELS else self.module.codec_model):
+            request.prepared[stage] = prepared
 
     def _check_coarse_windows(self, request: Request) -> None:
         """Raise `AccelerationError` where Transformers would have to run the coarse stage."""
@@ -292,7 +300,10 @@ class ModelPatch(AudioSource):
         if not isinstance(patch, CoarsePatch):
             raise AccelerationError(not_patched("coarse").reason)
         spec = patch.spec(configs.coarse_spec, request.voices)
-        patch.prepare(spec, configs.coarse, request.rows, request.arguments("coarse"))
+        prepared = request.once(
+            "coarse", lambda: patch.prepare(spec, configs.coarse, request.rows, request.arguments("coarse"))
+        )
+        self._hand_over(request, "coarse", prepared)
 
     def _check_patched(self) -> None:
         for stage, submodel in submodels(self.module).items():

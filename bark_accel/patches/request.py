@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from torch import Tensor
 from transformers import BarkModel
@@ -12,15 +13,23 @@ from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.points import SUBMODELS
 from bark_accel.voices.voices import Voices
 
+from .prepared import PREPARED, codec_handed
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Request:
-    """Checked arguments of `BarkModel.generate`: `kwargs` are the others, with what is fixed of Transformers' bugs."""
+    """Checked arguments of `BarkModel.generate`: `kwargs` are the others, with what is fixed of Transformers' bugs.
+
+    `prepared` has, by stage, what the check has prepared already.
+    """
 
     input_ids: Tensor
     voices: Voices
     configs: GenerationConfigs
     kwargs: dict[str, Any]
+    prepared: dict[str, Any] = field(default_factory=dict)
 
     @property
     def attention_mask(self) -> Tensor | None:
@@ -34,10 +43,16 @@ class Request:
         """The arguments of one stage."""
         return arguments_by_stage(self.kwargs)[stage]
 
+    def once(self, stage: str, prepare: Callable[[], T]) -> T:
+        """Return what the check has prepared of a stage, else what `prepare` does."""
+        return self.prepared[stage] if stage in self.prepared else prepare()
+
     def run_stock(self, module: BarkModel, *, with_lengths: bool, **others: Any) -> Any:
         """`BarkModel.generate`, or what took its place in the class: by keywords, all that a wrapper may take."""
         named = {"history_prompt": self.voices.argument(), "return_output_lengths": with_lengths or None}
-        return type(module).generate(module, input_ids=self.input_ids, **named, **{**self.kwargs, **others})
+        handed = {f"{stage}_{PREPARED}": ready for stage, ready in self.prepared.items() if stage != "codec"}
+        with codec_handed(module.codec_model, self.prepared.get("codec")):
+            return type(module).generate(module, input_ids=self.input_ids, **named, **self.kwargs | others | handed)
 
 
 def stage_arguments(kwargs: dict[str, Any], stage: str) -> dict[str, Any]:

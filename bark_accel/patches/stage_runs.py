@@ -51,10 +51,13 @@ class CompiledRun:
         self._spec = spec
         self._own_generators = own_generators
         configs, rows = request.configs, request.rows
+        semantic, coarse = request.arguments("semantic"), request.arguments("coarse")
         self._semantic = attempt(
-            lambda: patches.semantic.prepare(configs.semantic, rows, request.arguments("semantic"))
+            lambda: request.once("semantic", lambda: patches.semantic.prepare(configs.semantic, rows, semantic))
         )
-        self._coarse = attempt(lambda: patches.coarse.prepare(spec, configs.coarse, rows, request.arguments("coarse")))
+        self._coarse = attempt(
+            lambda: request.once("coarse", lambda: patches.coarse.prepare(spec, configs.coarse, rows, coarse))
+        )
 
     @property
     def fallbacks(self) -> dict[str, Fallback]:

@@ -111,7 +111,7 @@ def build_model(plan: Plan, job: Job) -> Any:
 def accelerated(model: Any, **options: Any) -> Iterator[Any]:
     """The model accelerated in the block; raises `RuntimeError` at its end if a stage ran Transformers' own code.
 
-    `strict=True` would find it earlier, but reads and resolves every stage twice in each timed call.
+    Not `strict=True`, which few use, and which looks at all stages before the first of them works.
     """
     fast = accelerate_bark(model, **options)
     try:
