@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.gpu import paper
 
 CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
-GEMV = (CUDA / "gemv.cuh").read_text()
+GEMV = (CUDA / "gemv_params.cuh").read_text()
 
 
 def constant(name: str) -> str:

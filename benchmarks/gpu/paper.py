@@ -26,7 +26,7 @@ REACHED = 0.9  # of the bandwidth that a vendor names
 CLOCK_HZ = 1.6e9
 ISSUED = 2.0  # instructions a cycle of a multiprocessor with 8 warps, of 4 at most
 CONTEXT = 600
-# csrc/cuda/gemv.cuh: 8 warps a block, pairs of outputs, loads of 16 bytes that a lane has in flight.
+# csrc/cuda/gemv_params.cuh: 8 warps a block, pairs of outputs, loads of 16 bytes that a lane has in flight.
 WARPS, LANES, OUTPUTS, LOADS = 8, 32, 2, 4
 # csrc/cuda/weight_ring.cuh: batches in a ring, and what else a block has of shared memory (44 KiB of scores).
 RINGS = (22, 14, 10, 6, 4, 2)

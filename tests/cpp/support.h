@@ -12,7 +12,7 @@
 #include <cmath>
 #include <string>
 
-#include "emulator.h"
+#include "emulator/executor.h"
 #include "numbers.cuh"
 
 namespace support {

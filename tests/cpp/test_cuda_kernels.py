@@ -1,4 +1,4 @@
-"""The CUDA kernel bodies on the CPU: `emulator.h` runs them, the programs beside it compare them with float64.
+"""The CUDA kernel bodies on the CPU: `emulator/` runs them, the programs beside it compare them with float64.
 
 No GPU and no CUDA toolkit are needed, only a C++ compiler.
 """
@@ -19,11 +19,11 @@ CPU_SECONDS = 300
 SANITIZE = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 MUTANTS = [
-    ("gemv", "gemv.cuh", "lane * 4 + k % 4;", "lane * 4 + (k + 1) % 4;"),
-    ("gemv", "gemv.cuh", "chunk * kChunk + walk.lane * kLoad;", "chunk * kChunk + (walk.lane ^ 1) * kLoad;"),
+    ("gemv", "gemv_tile.cuh", "lane * 4 + k % 4;", "lane * 4 + (k + 1) % 4;"),
+    ("gemv", "gemv_weights.cuh", "chunk * kChunk + walk.lane * kLoad;", "chunk * kChunk + (walk.lane ^ 1) * kLoad;"),
     ("gemv", "gemv.cuh", "row >= p.rows) return;", "row + 1 >= p.rows) return;"),
-    ("gemv", "gemv.cuh", "if (i < left) some", "if (i + 1 < left) some"),
-    ("gemv", "gemv.cuh", "begin + ((own - begin) & (step - 1))", "begin + own"),
+    ("gemv", "gemv_weights.cuh", "if (i < left) some", "if (i + 1 < left) some"),
+    ("gemv", "gemv_weights.cuh", "begin + ((own - begin) & (step - 1))", "begin + own"),
     ("gemv", "gemv.cuh", "(ctx.block() * groups + group) * kOutputs", "ctx.block() * groups + group"),
     ("attention", "numbers.cuh", "i < left ? to_float(from[i])", "i + 1 < left ? to_float(from[i])"),
     ("attention", "attention.cuh", "at <= s.length + t ? dot", "at < s.length + t ? dot"),
@@ -43,7 +43,7 @@ MUTANTS = [
     ("decode_step", "gemv_input.cuh", "length + row % in.tokens", "length + row / in.tokens"),
     ("decode_step", "gemv_input.cuh", "in.lengths[row / in.tokens]", "in.lengths[0]"),
     ("decode_step", "decode_step.cuh", "normed_product(layer.norm_2,", "normed_product(layer.norm_1,"),
-    ("decode_step", "gemv.cuh", "there && ctx.block() == 0", "there && ctx.block() == 1"),
+    ("decode_step", "gemv_tile.cuh", "there && ctx.block() == 0", "there && ctx.block() == 1"),
     ("decode_step", "decode_step.cuh", "layer_index == 0 ? embedded(qkv, step, s.hidden) : qkv", "qkv"),
     ("gemv", "gemv.cuh", "begin(ctx, p, walk);\n    ctx.wait_for_previous();", "begin(ctx, p, walk);"),
     ("attention", "attention.cuh", "ctx.wait_for_previous();\n    const SharesInput", "const SharesInput"),
