@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention_common.h"
+#include "vec_math.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
 

@@ -4,6 +4,7 @@
 
 #include "attention_common.h"
 #include "quantize.h"
+#include "vec_math.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
 

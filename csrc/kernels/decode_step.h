@@ -6,6 +6,7 @@
 
 #include "attention_decode.h"
 #include "product.h"
+#include "vec_math.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
 

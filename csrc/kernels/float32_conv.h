@@ -8,6 +8,7 @@
 #pragma once
 
 #include "float32_linear.h"
+#include "vec_math.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
 

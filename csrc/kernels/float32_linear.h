@@ -6,6 +6,7 @@
 #pragma once
 
 #include "int16_panels.h"
+#include "vec_math.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
 

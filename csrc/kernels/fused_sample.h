@@ -7,6 +7,7 @@
 #pragma once
 
 #include "mt19937.h"
+#include "vec_math.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
 

@@ -3,7 +3,7 @@
 // How they are cut into tiles does not show in any sum.
 #pragma once
 
-#include "vec.h"
+#include "vec_short.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
 

@@ -5,6 +5,7 @@
 
 #include "attention_common.h"
 #include "int16_panels.h"
+#include "vec_math.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
 

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "neon_panels.h"
-#include "vec.h"
+#include "vec_short.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
 

@@ -6,7 +6,7 @@
 // neither rows nor threads show in it.
 #pragma once
 
-#include "vec.h"
+#include "vec_math.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
 

@@ -2,7 +2,7 @@
 // the scale so, and with it all that is computed from the row.
 #pragma once
 
-#include "vec.h"
+#include "vec_short.h"
 
 namespace bark_accel::BARK_ACCEL_ISA {
 
