@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Generator
 
+from bark_accel.ops.cuda_streams import OwnStream, shared_stream
+
 # Two captures at once would see each other's synchronisations.
 _capture_lock = threading.Lock()
 
@@ -26,9 +28,9 @@ class GraphCapturer:
 
     def __init__(self, device: torch.device):
         self._device = device
-        # A stream of its own, for cuBLAS keeps one workspace a stream: graphs of two capturers may run side by side.
-        self._stream = torch.cuda.Stream(device)
-        self._warm_up_stream = torch.cuda.Stream(device)
+        # For cuBLAS keeps one workspace a stream: graphs of two capturers may run side by side.
+        self._own = OwnStream(device)
+        self._warm_up_stream = shared_stream(device, "warm-up")
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, step: Callable[[], None], generator: Generator | None) -> Callable[[], None]:
@@ -47,7 +49,7 @@ class GraphCapturer:
             # capturing stream where a capture fails to begin or to end.
             with (
                 torch.cuda.stream(current),
-                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._own.stream, capture_error_mode="thread_local"),
             ):
                 step()
         return graph.replay

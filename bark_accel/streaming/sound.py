@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from bark_accel.ops.cuda_streams import shared_stream
 from bark_accel.stages.codec import CodecStage
 
 
@@ -32,11 +33,14 @@ class Arriving(NamedTuple):
 
 
 class SideStream:
-    """Work on a CUDA stream of its own, whose results come to the host without a wait."""
+    """Work on a device's CUDA stream for sound, whose results come to the host without a wait.
+
+    It goes before the tokens, which would else keep the device from it: a chunk's sound is some ms of hundreds.
+    """
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = shared_stream(device, "sound", first=True)
 
     def run(self, work: Callable[[], Tensor], *given: Tensor | None) -> Arriving:
         """Have `work` done behind all that the current stream was given; `given`: tensors of that stream that it reads.

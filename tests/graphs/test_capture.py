@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +14,14 @@ import pytest
 import torch
 
 from bark_accel.decoding import graph_capture as graphs
+from bark_accel.ops import cuda_streams
 
 
 class FakeStream:
     """Notes who waited for whom."""
 
-    def __init__(self, log: list[str], name: str):
-        self._log, self.name = log, name
+    def __init__(self, log: list[str], name: str, number: int = 0):
+        self._log, self.name, self.cuda_stream = log, name, number
 
     def wait_stream(self, other: FakeStream) -> None:
         self._log.append(f"{self.name} waits for {other.name}")
@@ -33,6 +35,12 @@ class FakeCuda:
     asked: list[dict[str, Any]] = field(default_factory=list)
     graph: Any = field(default_factory=lambda: mock.Mock(spec=["register_generator_state", "replay"]))
     fails_to: str = ""
+    given_out: int = 0
+
+    def next_stream(self) -> FakeStream:
+        """One of 32 in turn, as torch has it."""
+        number, self.given_out = self.given_out % 32, self.given_out + 1
+        return FakeStream(self.log, ("capturing", "side")[number] if number < 2 else f"stream {number}", number)
 
     def __post_init__(self) -> None:
         self.current = FakeStream(self.log, "current")
@@ -67,11 +75,12 @@ class FakeCuda:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
-    streams = iter(("capturing", "side"))
     real = inspect.signature(torch.cuda.graph.__init__).parameters
     assert [*inspect.signature(fake.capture).parameters] == [*real][1:5], "expected the installed torch's signature"
     assert hasattr(torch.cuda.CUDAGraph, "replay")
-    monkeypatch.setattr(torch.cuda, "Stream", lambda *device: FakeStream(fake.log, next(streams)))
+    monkeypatch.setattr(cuda_streams, "_shared", {})
+    monkeypatch.setattr(cuda_streams, "_owned", weakref.WeakSet())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority=0: fake.next_stream())
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: fake.current)
@@ -110,3 +119,14 @@ def test_a_capture_that_fails_leaves_the_thread_on_its_stream(cuda: FakeCuda, wh
     with pytest.raises(RuntimeError, match=f"could not {what}"):
         capture(cuda, True)
     assert cuda.current.name == "current" and not graphs._capture_lock.locked()
+
+
+def test_no_two_capturers_have_one_stream(cuda: FakeCuda) -> None:
+    """Their graphs may run at the same time, and cuBLAS has one workspace for each stream."""
+    device = torch.device("cuda", 0)
+    kept = [graphs.GraphCapturer(device) for _ in range(3)]
+    for _ in range(100):  # of batch sizes that come and go
+        graphs.GraphCapturer(device)
+    kept += [graphs.GraphCapturer(device) for _ in range(8)]
+    assert len({capturer._own.stream.cuda_stream for capturer in kept}) == len(kept)
+    assert len({id(capturer._warm_up_stream) for capturer in kept}) == 1

@@ -13,6 +13,7 @@ from support.parity import accelerated_copy
 from torch import Tensor
 
 from bark_accel import AudioStreamer, BarkEngine, stream
+from bark_accel.ops import cuda_streams
 from bark_accel.streaming import pipeline, sound
 from bark_accel.streaming.sound import Arriving, SideStream, make_side_stream
 
@@ -180,7 +181,8 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         said.append(f"pinned {pin_memory}")
         return empty(*size, **options)
 
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(cuda_streams, "_shared", {})
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority=0: said.append(f"priority {priority}") or side)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: place[0])
     monkeypatch.setattr(torch.cuda, "stream", on_stream)
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
@@ -201,4 +203,14 @@ def test_a_side_stream_is_ordered_as_cuda_wants_it(log: list[str]) -> None:
 
     waveform, done = side.run(work, codes, None)
     assert torch.equal(waveform, codes * 2) and done is not None and not done.query()
-    assert log == ["side waits for current", "work on side", "pinned True", "event on side", "kept for side"]
+    expected = [
+        "priority -1",
+        "side waits for current",
+        "work on side",
+        "pinned True",
+        "event on side",
+        "kept for side",
+    ]
+    assert log == expected
+    make_side_stream(torch.device("cuda", 0))
+    assert log == expected, "one stream for all sound, for torch keeps memory for each"
