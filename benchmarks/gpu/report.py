@@ -117,11 +117,11 @@ def summary(row: dict[str, Any]) -> str:
 
 
 def find_gpu() -> dict[str, str]:
-    """Name and driver of the first GPU, as nvidia-smi says; nothing without it."""
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    """Name, driver and compute capability of the first GPU, as nvidia-smi says; nothing without it."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    name, _, driver = said.partition("\n")[0].rpartition(", ")
-    return {"gpu": name, "driver": driver}
+    name, driver, capability = said.partition("\n")[0].rsplit(", ", 2)
+    return {"gpu": name, "driver": driver, "capability": capability}

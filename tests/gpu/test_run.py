@@ -11,6 +11,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -18,7 +19,7 @@ from benchmarks.gpu import limits as gpu_limits
 from benchmarks.gpu import run as gpu
 from benchmarks.gpu import stages as gpu_stages
 from benchmarks.gpu.plan import DRY, ROUNDS, Plan, table_jobs
-from benchmarks.gpu.report import Report
+from benchmarks.gpu.report import Report, find_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_PASSES = "def test_a():\n    pass\n"
@@ -108,6 +109,25 @@ def test_nothing_outlives_the_end(tmp_path: Path, name: str, status: int) -> Non
     assert not runs(str(tmp_path))
 
 
+@pytest.mark.parametrize("capability, asked, built", [("9.0", None, "90"), ("9.0", "80", None), ("12.1", None, None)])
+def test_the_build_is_for_the_gpu_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str, asked: str | None, built: str | None
+) -> None:
+    monkeypatch.delenv("BARK_ACCEL_CUDA_ARCHS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("BARK_ACCEL_CUDA_ARCHS", asked)
+    said = mock.Mock(stdout=f"NVIDIA H200, 580.65.06, {capability}\nNVIDIA T4, 580.65.06, 7.5\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
+    gpu_found, commands = find_gpu(), Commands()
+    assert gpu_found == {"gpu": "NVIDIA H200", "driver": "580.65.06", "capability": capability}
+    assert stages(tmp_path, monkeypatch, commands, gpu_found=gpu_found).build()
+    assert commands.environments[0].get("BARK_ACCEL_CUDA_ARCHS") == built
+    assert (
+        f"CUDA_ARCHS = ({', '.join(f'{chr(34)}{arch}{chr(34)}' for arch in gpu_stages.ARCHS)})"
+        in (ROOT / "setup.py").read_text()
+    )
+
+
 class Commands:
     """Stands in for `gpu_limits.run_command`; a command that holds one of the given words fails."""
 
@@ -122,11 +142,17 @@ class Commands:
         return "exit status 1" if any(word in self.ran[-1] for word in self._failing) else "ok"
 
 
-def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands: Commands, *options: str) -> gpu_stages.Stages:
+def stages(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    commands: Commands,
+    *options: str,
+    gpu_found: dict[str, str] | None = None,
+) -> gpu_stages.Stages:
     monkeypatch.setattr(gpu_limits, "run_command", commands)
     monkeypatch.setattr(gpu_limits, "start_server", lambda: None)
     plan = Plan()
-    return gpu_stages.Stages(gpu.parse(["run", *options]), plan, Report(tmp_path / "r.json", plan, {}), [])
+    return gpu_stages.Stages(gpu.parse(["run", *options]), plan, Report(tmp_path / "r.json", plan, gpu_found or {}), [])
 
 
 def test_a_prebuilt_library_is_used_if_it_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
