@@ -192,7 +192,7 @@ class ModelPatch(AudioSource):
                 request.once(stage, prepare)
 
     def _preparations(self, request: Request) -> dict[str, Callable[[], object]]:
-        """What each stage does before any work; raises `Fallback` where a sub-model is not ours."""
+        """List, by stage, what is done before any work; raises `Fallback` where a sub-model is not ours."""
         patches, configs, rows = StagePatches.of(self.module, self.settings), request.configs, request.rows
         spec = patches.coarse.spec(configs.coarse_spec, request.voices)
         return {

@@ -1,4 +1,4 @@
-"""What a call has prepared of its stages before any work, handed to them so that none is prepared twice."""
+"""Hands what a call has prepared of its stages before any work to them, so that none is prepared twice."""
 
 from __future__ import annotations
 
