@@ -58,9 +58,9 @@ def measure_generations(plan: Plan, rows: Rows, job: Job) -> None:
     for size, runs in stock.items():
 
         def measure_stock(size: int = size, runs: list[Run] = runs) -> dict[str, Any]:
-            return generate(plan, model, size, 1, runs)
+            return generate(plan, model, size, plan.stock_repeats, runs)
 
-        rows.add("generate", {**case_of(job, size), "name": "stock"}, measure_stock, STOCK_S)
+        rows.add("generate", {**case_of(job, size), "name": "stock"}, measure_stock, plan.stock_repeats * STOCK_S)
     for size, runs in stock.items():
         for name, options in OURS.items():
             repeats = plan.repeats if options.get("cuda_graphs", True) else 1

@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None, jobs: list[Job] | None = None) -> in
     """Run a command and return the exit status; `jobs` in place of those of the tables."""
     arguments = parse(argv)
     plan = Plan(arguments.device) if arguments.device.startswith("cuda") else DRY
+    if arguments.samples is not None:
+        plan = replace(plan, repeats=arguments.samples, stock_repeats=arguments.samples)
     gpu = find_gpu() if plan.on_gpu else {}
     path = arguments.directory.resolve() / f"{file_name(arguments, gpu.get('gpu', plan.device))}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +79,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prebuilt", action="store_true", help="use the library that is there; build if none loads")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time (one a core)")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="in a file of their own")
+    parser.add_argument("--samples", type=int, help="of each timed call, stock's too (4, stock's one)")
     parser.add_argument("--kernel-tests", nargs="+", default=KERNEL_TESTS, metavar="TEST", help="those that come first")
     parser.add_argument("--other-tests", nargs="+", default=OTHER_TESTS, metavar="TEST", help="those that come last")
     parser.add_argument("--sanitizer", default="compute-sanitizer")

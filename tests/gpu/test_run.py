@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from unittest import mock
 
 import pytest
 
+from benchmarks.gpu import generate as gpu_generate
 from benchmarks.gpu import limits as gpu_limits
 from benchmarks.gpu import run as gpu
 from benchmarks.gpu import stages as gpu_stages
+from benchmarks.gpu import variants as gpu_variants
 from benchmarks.gpu.plan import DRY, ROUNDS, Plan, table_jobs
 from benchmarks.gpu.report import Report, find_gpu
+from benchmarks.gpu.rows import Rows
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_PASSES = "def test_a():\n    pass\n"
@@ -229,3 +233,24 @@ def test_results_lie_where_out_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu.parse(["run"]).directory == ROOT / "benchmarks" / "results"
     names = {gpu.file_name(gpu.parse([c, *t]), "H100 80GB") for c in gpu.COMMANDS for t in ([], ["--tables", "docs"])}
     assert len(names) == 2 * len(gpu.COMMANDS) and "cuda_h100_80gb" in names
+
+
+def test_samples_are_taken_of_stock_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a compiled static cache, which counts as a failure where nothing was compiled."""
+    plan = replace(DRY, repeats=3, stock_repeats=3)
+    taken: list[int] = []
+
+    def generate(plan: Plan, model: Any, size: int, repeats: int, *_: Any, **__: Any) -> dict[str, Any]:
+        taken.append(repeats)
+        return {}
+
+    monkeypatch.setattr(gpu_generate, "build_model", lambda *_: None)
+    monkeypatch.setattr(gpu_generate, "generate", generate)
+    monkeypatch.setattr(gpu_generate, "ours", lambda *_: {})
+    monkeypatch.setattr(gpu_variants, "generate", generate)
+    job = table_jobs(plan, ("generate",))[0]
+    gpu_generate.measure_generations(plan, Rows(plan, 60, lambda message: None), job)
+    assert taken == [3, 3] and job.limit_s > table_jobs(DRY, ("generate",))[0].limit_s
+    on_gpu = replace(plan, device="cuda:0")
+    assert not gpu_variants.static(plan, None)["not_captured"] and gpu_variants.static(on_gpu, None)["not_captured"]
+    assert taken == [3] * 4
