@@ -26,7 +26,7 @@ from benchmarks.generation import load, load_figures, steps, streams, utterances
 from benchmarks.generation.plots import save_load
 from benchmarks.generation.timeline import Chunk, Timeline
 from benchmarks.ops import anchor
-from benchmarks.report import page, summarise
+from benchmarks.report import generation_tables, part_tables, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
@@ -114,7 +114,7 @@ def test_streams_with_a_plan_are_measured_and_reported(small_model, monkeypatch)
         streams.measure(small_model, cases, rounds=2, limit_s=limit_s, stock_s=0.4, write=records.append)
     assert [record["rounds"] for record in records] == [1, 2, 1]
     record = records[1]
-    head, *lines = page.planned_streams(record).splitlines()
+    head, *lines = generation_tables.planned_streams(record).splitlines()
     told = " for 0.4 s of speech, in turns with all of it. 2 rounds. "
     assert head.startswith("Stock took ") and told in head
     ways = [(case, its) for case in record["cases"] for its in case["ways"]]
@@ -147,7 +147,7 @@ def test_an_anchor_computes_the_same_and_is_reported(small_model):
     rows = anchor.measure(anchor.ctranslate2(), small_model, (30,), tokens=6, rounds=2)
     assert {row["way"] for row in rows} == {anchor.STOCK, *anchor.OURS, *anchor.THEIRS}
     assert all(row["tokens_of_stock"] == 10 for row in rows if "float32" in row["way"])
-    lines = page.anchor({"rows": rows}).splitlines()
+    lines = part_tables.anchor({"rows": rows}).splitlines()
     assert len(lines) == 2 + len(rows) and lines[2].startswith("| stock, float32 | ") and lines[2].endswith(" | all |")
 
 
@@ -181,7 +181,7 @@ def test_a_load_is_measured_and_reported(small_model, tmp_path, monkeypatch):
     assert [point["how"] for point in record["stock"]] == ["alone", "batch"]
     assert all(point["requests"] == 2 and 0.4 < point["spoken_s"] < 1.2 for point in record["stock"])
     rate, alone = closed["speech_a_second"], load_figures.speech_alone(way)
-    assert f"| int8 | 2 | {rate:.2f} | 3 of 3 | {alone:.2f} | {rate / alone:.2f}x |" in page.load(record)
+    assert f"| int8 | 2 | {rate:.2f} | 3 of 3 | {alone:.2f} | {rate / alone:.2f}x |" in generation_tables.load(record)
     (line,) = load_figures.comparisons(record)
     assert line.startswith(f"int8, 2 rows: {rate:.2f} s of speech a second, 3 of 3 as alone; {rate / alone:.2f} x gen")
     for point in record["stock"]:
@@ -242,9 +242,9 @@ def test_steps_inside_a_generation_are_timed_and_change_nothing(small_model):
     assert set(torch.tensor(kind.bytes_read).diff().tolist()) <= {entry, 2 * entry}
     measured_on = {"machine": machine_facts(), "versions": versions(), "commit": None}
     record = {**measured_on, "modes": {"float32": steps.summary(clock)}}
-    assert "| float32 | " in page.generation_steps(record) and "semantic, float32, 1 x 1" in page.generation_steps(
+    assert "| float32 | " in part_tables.generation_steps(
         record
-    )
+    ) and "semantic, float32, 1 x 1" in part_tables.generation_steps(record)
 
 
 def test_a_verification_is_a_share_of_a_step():
