@@ -1,61 +1,13 @@
-// The whole step of csrc/cuda/decode_step.cuh, the kernels in their order, against double precision.
-#include "decode_step.cuh"
-
-#include "model.h"
-#include "persistent_step.cuh"
+// The whole step of csrc/cuda/decode_step.cuh, the kernels in their order, against double precision; the one
+// kernel of csrc/cuda/persistent_step.cuh against them.
+#include "real_step.h"
+#include "spoken.h"
 
 namespace {
 
 using namespace bark_accel;
 using namespace bark_accel::cuda;
 using namespace support;
-
-struct StepExecutor {
-  Run& run;
-  Executor& executor = run.executor;
-  void gemv(const GemvParams& p) {
-    executor.session.released_early = false;
-    launch_gemv(executor, p);
-    // The kernels behind it ask for weights before they wait, which the one ahead of it may still be writing.
-    run.expect(p.waits_first != executor.session.released_early,
-               "the step's first kernel waits, then releases");
-  }
-  void attention(const AttentionSplitParams& p, DType cache) {
-    launch_attention_split(executor, p, DType::kFloat32, cache);
-  }
-};
-
-DecodeStepParams params(const Model& m, Caches& caches, std::vector<DecodeLayer>& layers,
-                        std::vector<CacheView>& views) {
-  DecodeStepParams step{};
-  step.decode = decode_params(m, caches, layers, views);
-  step.capacity = m.capacity;
-  step.vocabulary = m.vocabulary;
-  step.positions_count = m.capacity;
-  step.splits = 5;
-  return step;
-}
-
-// What the kernels, or the one that does their work, make of the model: logits [B, T, head_rows].
-std::vector<float> run_step(Run& run, const Model& m, Caches& caches, const std::vector<int64_t>& ids,
-                            bool as_one = false) {
-  std::vector<DecodeLayer> layers;
-  std::vector<CacheView> views;
-  DecodeStepParams step = params(m, caches, layers, views);
-  std::vector<float> logits(m.batch * m.tokens * m.head_rows, NAN);
-  step.decode.ids = ids.data();
-  step.decode.logits = logits.data();
-  Buffer<float> scratch(decode_scratch(step).floats);
-  step.decode.scratch = scratch.data();
-  StepExecutor executor{run};
-  if (as_one) {
-    run.expect(is_persistent(step), "a model that one kernel can do");
-    launch_persistent(run.executor, step, {});
-  } else {
-    decode_step(executor, step);
-  }
-  return logits;
-}
 
 void check_model(Run& run, const Model& m) {
   Caches caches = random_caches(run, m);
@@ -119,148 +71,13 @@ void as_one_kernel_in_tiles(Run& run) {
   check_as_one_kernel(run, random_model(run, 1, 16, 2112), {{2, 1}, {3, 1}, {1, 4}});
 }
 
-// A model whose every id is drawn from one of two heads in turns, or from one, and what both ways share.
-struct Speech {
-  Model model;
-  int64_t ways, room, limit, stop, lanes;
-  std::vector<int64_t> first_ids;  // of the heads, and one more
-  std::vector<int64_t> start;      // ids [B]
-  int64_t philox[2];
-  bool greedy;
-  int64_t top_k;
-  float temperature;
-};
-
-Speech random_speech(Run& run) {
-  Speech s{random_model(run, run.integer(1, 2), run.pick<int64_t>({16, 32}))};
-  Model& m = s.model;
-  m.cache = m.weights == DType::kInt8 ? DType::kFloat16 : m.weights;
-  m.batch = run.integer(1, 4);
-  m.tokens = 1;
-  m.head_rows = m.vocabulary = 45;  // several blocks of a head
-  m.token_table = Matrix::random(run, m.vocabulary, m.width(), m.tables, false);
-  m.head = Matrix::random(run, m.vocabulary, m.width(), m.weights, false);
-  m.lengths.clear();
-  for (int64_t b = 0; b < m.batch; ++b) m.lengths.push_back(run.integer(0, 3));
-  s.ways = run.integer(1, 2);
-  s.first_ids = s.ways == 1 ? std::vector<int64_t>{0, m.vocabulary}
-                            : std::vector<int64_t>{0, run.integer(1, m.vocabulary - 1), m.vocabulary};
-  s.limit = run.integer(0, 4);
-  s.room = run.integer(1, 4);
-  m.layers.pop_back();
-  s.stop = run.coin() ? -1 : run.integer(0, m.vocabulary - 1);
-  for (int64_t b = 0; b < m.batch; ++b) {
-    s.start.push_back(s.stop >= 0 && run.integer(0, 3) == 0 ? s.stop : run.integer(0, m.vocabulary - 1));
-  }
-  s.lanes = 32 * run.integer(1, 3);
-  s.philox[0] = run.integer(0, 1 << 30);
-  s.philox[1] = 4 * run.integer(0, 9);
-  s.greedy = run.integer(0, 3) == 0;
-  s.top_k = run.pick<int64_t>({0, 3});
-  s.temperature = 2.0f;
-  return s;
-}
-
-// Everything that the tokens of a launch move on, and where they are drawn from.
-struct Spoken {
-  std::vector<int64_t> ids, drawn, count, length;
-  Caches caches;
-  std::vector<DecodeLayer> layers;
-  std::vector<CacheView> views;
-  std::vector<float> logits;
-  std::vector<std::vector<int64_t>> allowed;  // begin, end, eos of each way
-  double temperature;
-
-  Spoken(const Speech& s, const Caches& caches)
-      : ids(s.start),
-        drawn(s.room * s.model.batch, -99),
-        count(s.model.batch, 0),
-        length(s.model.lengths),
-        caches(caches),
-        logits(s.model.batch * s.model.vocabulary, NAN),
-        temperature(s.temperature) {
-    for (int64_t w = 0; w < s.ways; ++w) allowed.push_back({s.first_ids[w], s.first_ids[w + 1], -1});
-  }
-
-  bool operator==(const Spoken& o) const {
-    return ids == o.ids && drawn == o.drawn && count == o.count && length == o.length &&
-           caches.storage == o.caches.storage;
-  }
-
-  DecodeStepParams step(const Speech& s) {
-    layers.clear();
-    views.clear();
-    DecodeStepParams step = params(s.model, caches, layers, views);
-    step.decode.ids = ids.data();
-    step.decode.lengths = length.data();
-    step.decode.logits = logits.data();
-    return step;
-  }
-
-  Draw draw(const Speech& s, int64_t way) {
-    const Model& m = s.model;
-    const int64_t first = s.first_ids[way], rows = s.first_ids[way + 1] - first;
-    Draw d{};
-    d.head = m.head.at();
-    d.head.weight = static_cast<const char*>(d.head.weight) + first * d.head.stride * size_of(m.weights);
-    if (d.head.scales) d.head.scales += first * d.head.scale_stride;
-    d.head_rows = rows;
-    FusedSampleParams& p = d.sample;
-    p.sample.logits = logits.data();
-    p.sample.row_stride = rows;
-    p.sample.dtype = DType::kFloat32;
-    p.sample.first_id = first;
-    p.sample.renormalize = true;
-    const int64_t* a = allowed[way].data();
-    p.rules = {{a, 0, 0},        {a + 1, 0, 0},   {a + 2, 0, 0}, {nullptr, 0, 0}, {&temperature, 0, 1},
-               {&s.top_k, 0, 0}, {nullptr, 0, 1}, rows};
-    if (!s.greedy) {
-      p.philox = {s.philox, count.data(), m.vocabulary, uint32_t(m.batch * m.vocabulary), uint32_t(s.lanes)};
-    }
-    p.rows = m.batch;
-    p.ids = ids.data();
-    p.next = {ids.data(), drawn.data(), count.data(), length.data(), s.room};
-    return d;
-  }
-};
-
-// Steps and draws as kernels of their own, as the host would launch them.
-void speak_one_by_one(Run& run, const Speech& s, Spoken& to) {
-  const auto ended = [&](int64_t id) { return s.stop >= 0 && id == s.stop; };
-  StepExecutor executor{run};
-  for (int64_t i = 0; i < s.limit; ++i) {
-    if (std::all_of(to.ids.begin(), to.ids.end(), ended)) return;
-    const Draw draw = to.draw(s, i % s.ways);
-    DecodeStepParams step = with_head(to.step(s), draw);
-    Buffer<float> scratch(decode_scratch(step).floats);
-    step.decode.scratch = scratch.data();
-    decode_step(executor, step);
-    const std::vector<int64_t> before = to.ids;
-    launch_fused_sample(run.executor, draw.sample);
-    for (size_t b = 0; b < before.size(); ++b) {
-      if (!ended(before[b])) continue;
-      to.ids[b] = before[b];
-      if (i < s.room) to.drawn[i * s.model.batch + b] = before[b];
-    }
-  }
-}
-
-// One launch, its blocks all at once and of any number, draws what kernels one by one draw, and no more.
+// One launch draws what kernels one by one draw, and no more.
 void many_tokens(Run& run) {
   const Speech s = random_speech(run);
   const Caches caches = random_caches(run, s.model);
   Spoken expected(s, caches), got(s, caches);
   speak_one_by_one(run, s, expected);
-  TokenRun tokens{};
-  tokens.ways = int32_t(s.ways);
-  for (int64_t w = 0; w < s.ways; ++w) tokens.draws[w] = got.draw(s, w);
-  tokens.limit = &s.limit;
-  tokens.stop = s.stop;
-  DecodeStepParams step = got.step(s);
-  Buffer<float> scratch(decode_scratch(step).floats);
-  step.decode.scratch = scratch.data();
-  run.expect(is_persistent(step, tokens), "a model whose tokens one kernel can draw");
-  launch_persistent(run.executor, step, tokens);
+  speak_in_one_launch(run, s, got);
   run.expect(got == expected, "tokens of one launch");
 }
 
@@ -272,15 +89,7 @@ void a_row_that_fails(Run& run) {
   for (int64_t& length : s.model.lengths) length = s.model.capacity;  // NaN
   Spoken got(s, random_caches(run, s.model));
   for (int64_t& id : got.ids) id = 0;
-  TokenRun tokens{};
-  tokens.ways = int32_t(s.ways);
-  for (int64_t w = 0; w < s.ways; ++w) tokens.draws[w] = got.draw(s, w);
-  tokens.limit = &s.limit;
-  tokens.stop = s.stop;
-  DecodeStepParams step = got.step(s);
-  Buffer<float> scratch(decode_scratch(step).floats);
-  step.decode.scratch = scratch.data();
-  launch_persistent(run.executor, step, tokens);
+  speak_in_one_launch(run, s, got);
   for (int64_t b = 0; b < s.model.batch; ++b) {
     run.expect(got.ids[b] == -int64_t(SampleStatus::kNotFinite),
                "the status of a row that cannot be sampled");
@@ -308,61 +117,6 @@ template <class F>
 void with_weight_type(DType dtype, F f) {
   dtype == DType::kInt8 ? f(int8_t{}) : with_float_type(dtype, f);
 }
-
-// Counts what would be launched.
-struct CountingExecutor {
-  int64_t launches = 0;
-
-  template <class Kernel>
-  void launch(const typename Kernel::Params& params) {
-    launches += Kernel::grid(params).blocks > 0;
-  }
-  void gemv(const GemvParams& p) { launch_gemv(*this, p); }
-  void attention(const AttentionSplitParams& p, DType cache) {
-    launch_attention_split(*this, p, DType::kFloat32, cache);
-  }
-};
-
-// What is launched of a step of bark-small's or bark's shape; without data.
-class RealStep {
- public:
-  RealStep(int64_t layers, int64_t heads, int64_t width, DType dtype, int64_t batch)
-      : wide_(matrix(width, dtype)), deep_(matrix(4 * width, dtype)), caches_(layers) {
-    const NormView norm{&one_, nullptr, 1e-5f};
-    layers_.assign(layers, {norm, wide_, wide_, norm, wide_, deep_});
-    DecodeParams& p = step.decode;
-    p.batch = batch;
-    p.tokens = 1;
-    p.width = width;
-    p.heads = heads;
-    p.inner = 4 * width;
-    p.layers_count = layers;
-    p.head_rows = 10001;
-    p.layers = layers_.data();
-    p.caches = caches_.data();
-    p.norm_final = norm;
-    p.head = wide_;
-    step.capacity = 1024;
-    step.splits = attention_splits(batch, heads, 1024);
-  }
-  RealStep(const RealStep&) = delete;
-
-  DecodeStepParams step{};
-
- private:
-  static MatrixView matrix(int64_t depth, DType dtype) {
-    return {nullptr, depth, depth, dtype, nullptr, depth / kInt8Group, kInt8Group, nullptr};
-  }
-
-  const float one_ = 1;
-  MatrixView wide_, deep_;
-  std::vector<DecodeLayer> layers_;
-  std::vector<CacheView> caches_;
-};
-
-constexpr struct {
-  int64_t layers, heads, width, most_kernels;
-} kShapes[] = {{12, 12, 768, 61}, {24, 16, 1024, 121}};
 
 // Kernels of a step, which the sampler's is to be added to.
 void launches_of_a_step(Run& run) {
