@@ -14,3 +14,10 @@ def server():
     """The small Bark at a free port."""
     with running(Settings()) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Two replicas of one thread and two rows each; one request may wait."""
+    with running(Settings(replicas=2, max_rows=2, max_queued=1)) as server:
+        yield server
