@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bark_accel.ops import _library
 from bark_accel.ops.int8_entries import to_entries
-from bark_accel.ops.interface import StepCache, StepWeights
 from bark_accel.transformer.precision import quantize
 from bark_accel.transformer.weights import Linear
 
@@ -24,6 +23,20 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     library.set_isa(request.param)
     yield request.param
     library.set_isa(before)
+
+
+@pytest.fixture
+def use_threads() -> Iterator[Callable[[int], None]]:
+    """Has the following steps share exactly so many threads."""
+    before, library = torch.get_num_threads(), _library.load()
+
+    def use(threads: int) -> None:
+        torch.set_num_threads(threads)
+        library.set_step_threads(fixed=threads)
+
+    yield use
+    torch.set_num_threads(before)
+    library.set_step_threads()
 
 
 @pytest.fixture(autouse=True)
@@ -262,20 +275,6 @@ OP_SAMPLES = {
     ],
 }
 """Positional arguments for every registered op; a schema without samples fails test_registry.py."""
-
-
-def call(module: Any, name: str, *arguments: Any) -> Tensor:
-    """An op of a module, by the loose arguments of its schema."""
-    return getattr(module, name)(*bundled(name, arguments))
-
-
-def bundled(name: str, arguments: Sequence[Any]) -> Sequence[Any]:
-    """The arguments of a schema as the function of that name takes them; a copy of what it would change."""
-    if name == "lstm_layer":
-        return (*arguments[:2], *(state.clone() for state in arguments[2:]))
-    if name != "decode_step":
-        return arguments
-    return arguments[0], StepWeights(*arguments[1:8]), StepCache(*arguments[8:])
 
 
 APPROXIMATE = {"decode_step": 2e-2, "int16_linear": 5e-3, "int16_attention": 2e-3}

@@ -1,89 +1,27 @@
-"""decode_step against fp64 and its reference in torch: dtypes, shapes, batches, threads, NaN."""
+"""decode_step against fp64 and its reference in torch: dtypes, shapes, batches, layouts."""
 
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from support.decode_steps import FLOATS, WEIGHTS, reference, results
+from support.op_calls import call
 
-from bark_accel.ops import _library
 from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
-from bark_accel.ops.checks import INT8_GROUP
 
-from .conftest import call, decode_inputs
+from .conftest import decode_inputs
 
-FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-WEIGHTS = [*FLOATS, torch.int8]
 # Absolute, for logits of unit variance. Weights count as they are stored; beside int8, activations are rounded to 16
 # bits. Keys and values are rounded to the caches' dtype, here and there at different sides of a tie.
 WEIGHT_ERROR = dict.fromkeys(FLOATS, 2e-5) | {torch.int8: 1e-3}
 CACHE_ERROR = {torch.float32: 0.0, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-
-
-def product(x: Tensor, linear: list[Tensor | None]) -> Tensor:
-    weight, bias, scales = linear
-    matrix = weight.double()
-    if scales is not None:
-        matrix = matrix * scales.double().repeat_interleave(INT8_GROUP, dim=1)[:, : weight.shape[1]]
-    return x @ matrix.T + (0 if bias is None else bias.double())
-
-
-def layer_norm(x: Tensor, norm: list[Tensor | None], eps: float) -> Tensor:
-    weight, bias = norm
-    normed = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + eps).sqrt() * weight.double()
-    return normed + (0 if bias is None else bias.double())
-
-
-def reference(
-    ids: Tensor,
-    token_table: Tensor,
-    positions: Tensor,
-    weights: list[Tensor | None],
-    eps: list[float],
-    head: Tensor,
-    head_scales: Tensor | None,
-    heads: int,
-    keys: Tensor,
-    values: Tensor,
-    length: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """fp64: logits and both caches as they are afterwards; NaN where a row is idle."""
-    keys, values = keys.clone(), values.clone()
-    logits = torch.full((*ids.shape, len(head)), math.nan, dtype=torch.float64)
-    for b, start in enumerate(length.tolist()):
-        if start >= 0:
-            x = token_table[ids[b]].double() + positions[start : start + ids.shape[1]].double()
-            x = layers(x, weights, eps, heads, keys[:, b], values[:, b], start)
-            logits[b] = product(layer_norm(x, weights[-2:], eps[-1]), [head, None, head_scales])
-    return logits, keys, values
-
-
-def layers(
-    x: Tensor, weights: list[Tensor | None], eps: list[float], heads: int, keys: Tensor, values: Tensor, start: int
-) -> Tensor:
-    """Hidden states [T, C] of one row behind all layers; its caches [layers, H, capacity, D] are written."""
-    tokens = len(x)
-    seen = slice(0, start + tokens)
-    future = torch.ones(tokens, start + tokens, dtype=torch.bool).triu(start + 1)
-    for i in range(len(keys)):
-        layer = weights[16 * i : 16 * i + 16]
-        qkv = product(layer_norm(x, layer[0:2], eps[2 * i]), layer[2:5]).view(tokens, 3, heads, -1)
-        query, key, value = qkv.permute(1, 2, 0, 3)
-        keys[i, :, start : start + tokens], values[i, :, start : start + tokens] = key, value
-        scores = query @ keys[i, :, seen].double().transpose(1, 2) / math.sqrt(query.shape[-1])
-        attended = scores.masked_fill(future, -math.inf).softmax(-1) @ values[i, :, seen].double()
-        x = x + product(attended.transpose(0, 1).flatten(1), layer[5:8])
-        inner = product(layer_norm(x, layer[8:10], eps[2 * i + 1]), layer[10:13])
-        x = x + product(inner * (1 + torch.erf(inner / math.sqrt(2))) / 2, layer[13:16])
-    return x
 
 
 def check(inputs: tuple[Any, ...]) -> None:
@@ -301,140 +239,3 @@ def test_no_rows() -> None:
         for module in (ops, torch_ops):
             assert call(module, "decode_step", *inputs).shape == (batch, tokens, 19)
         assert torch.equal(inputs[8], before)
-
-
-# ---- threads
-
-
-@pytest.fixture
-def use_threads() -> Iterator[Callable[[int], None]]:
-    """Has the following steps share exactly so many threads."""
-    before, library = torch.get_num_threads(), _library.load()
-
-    def use(threads: int) -> None:
-        torch.set_num_threads(threads)
-        library.set_step_threads(fixed=threads)
-
-    yield use
-    torch.set_num_threads(before)
-    library.set_step_threads()
-
-
-def results(inputs: tuple[Any, ...]) -> list[Tensor]:
-    """Logits, keys and values of a step on copies of the caches."""
-    *model, keys, values, length = inputs
-    keys, values = keys.clone(), values.clone()
-    return [call(ops, "decode_step", *model, keys, values, length), keys, values]
-
-
-@pytest.mark.parametrize("dtype", WEIGHTS)
-@pytest.mark.parametrize("rows", [(1, 1), (1, 2), (1, 3), (5, 1), (1, 8), (16, 1)])
-def test_threads_do_not_change_a_bit(
-    isa: str, use_threads: Callable[[int], None], dtype: torch.dtype, rows: tuple[int, int]
-) -> None:
-    for width, heads in ((20, 2), (72, 3)):
-        inputs = decode_inputs(*rows, width, heads, 21, dtype, bias=True)
-        use_threads(1)
-        expected = results(inputs)
-        for threads in range(2, 9):
-            use_threads(threads)
-            for got, want in zip(results(inputs), expected, strict=True):
-                assert torch.equal(got, want), f"{threads} threads differ from one at width {width}"
-
-
-def test_threads_come_and_go(isa: str, use_threads: Callable[[int], None]) -> None:
-    """A larger step after a smaller one, more threads than rows, columns or heads, and fewer again."""
-    jobs = [decode_inputs(b, t, w, h, 9, dtype) for dtype in WEIGHTS for b, t, w, h in ((1, 1, 8, 1), (3, 4, 72, 3))]
-    use_threads(1)
-    expected = [results(job) for job in jobs]
-    for threads in (3, 1, 11, 2, 7, 1, 2):
-        use_threads(threads)
-        for job, want in zip(jobs, expected, strict=True):
-            assert all(map(torch.equal, results(job), want)), f"{threads} threads"
-
-
-@pytest.mark.parametrize(("most", "first"), [(1, 1), (8, 2), (8, 8), (3, 0), (0, 0)])
-def test_the_search_for_a_team_changes_no_bit(use_threads: Callable[[int], None], most: int, first: int) -> None:
-    """While it tries other sizes, within its limits."""
-    inputs = decode_inputs(1, 1, 72, 3, 21, torch.int8)
-    use_threads(1)
-    expected, library = results(inputs), _library.load()
-    torch.set_num_threads(8)
-    library.set_step_threads(fixed=0, start=first, most=most)
-    sizes = []
-    for _ in range(150):
-        assert all(map(torch.equal, results(inputs), expected))
-        sizes.append(library.last_step_threads())
-    assert sizes[0] == (first or most or 8) and max(sizes) <= (most or 8)
-    assert len(set(sizes)) > 1 or most in (1, 3), "expected a search with more than four threads"
-
-
-def test_threads_that_decode_at_once(use_threads: Callable[[int], None]) -> None:
-    """Each with a team of two."""
-    use_threads(2)
-    jobs = [decode_inputs(1 + i % 2, 1 + i % 3, 72, 3, 5 * i, WEIGHTS[i]) for i in range(4)]
-    expected = [results(job) for job in jobs]
-    wrong: list[int] = []
-
-    def work(i: int) -> None:
-        torch.set_num_threads(2)
-        for _ in range(30):
-            if not all(map(torch.equal, results(jobs[i]), expected[i])):
-                wrong.append(i)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-# ---- what is not a number stays so
-
-
-@pytest.mark.parametrize("dtype", WEIGHTS)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", ["token_table", "positions"])
-def test_a_bad_embedding_shows_in_its_row_only(isa: str, dtype: torch.dtype, value: float, name: str) -> None:
-    ids, table, positions, *rest = decode_inputs(3, 2, 72, 3, 4, dtype)
-    ids = torch.tensor([[1, 2], [3, 4], [5, 6]])
-    if name == "token_table":
-        table[6, 70] = value
-        bad = torch.tensor([[False, False], [False, False], [False, True]])
-    else:
-        positions[5, 70] = value
-        bad = torch.tensor([[False, True]] * 3)
-    finite = call(ops, "decode_step", ids, table, positions, *rest).isfinite()
-    assert torch.equal(finite.all(-1), ~bad) and torch.equal(finite.any(-1), ~bad)
-
-
-@pytest.mark.parametrize("index", [0, 2, 5, 8, 10, 13])
-@pytest.mark.parametrize("dtype", WEIGHTS)
-def test_a_nan_weight_reaches_every_row(isa: str, dtype: torch.dtype, index: int) -> None:
-    """In the last column of a weight, or of an int8 weight's scales."""
-    inputs = decode_inputs(3, 1, 72, 3, 4, dtype)
-    layer = inputs[3]
-    weight = layer[index] if layer[index].dim() == 1 else layer[index + 2 if dtype == torch.int8 else index]
-    # Of qkv: a value's row, so that no softmax can give it no weight.
-    weight[(..., -1) if weight.dim() == 1 else (-1, -1)] = math.nan
-    assert call(ops, "decode_step", *inputs).isnan().all()
-
-
-@pytest.mark.parametrize("dtype", WEIGHTS)
-def test_a_nan_in_the_head_shows_in_its_column_only(isa: str, dtype: torch.dtype) -> None:
-    inputs = decode_inputs(3, 1, 72, 3, 4, dtype)
-    head = inputs[6] if dtype == torch.int8 else inputs[5]
-    head[7, -1] = math.nan
-    nan = call(ops, "decode_step", *inputs).isnan()
-    assert nan[..., 7].all() and int(nan.sum()) == 3
-
-
-@pytest.mark.parametrize("cache", ["keys", "values"])
-@pytest.mark.parametrize("dtype", WEIGHTS)
-def test_a_nan_in_a_cache_shows_in_its_row_only(isa: str, dtype: torch.dtype, cache: str) -> None:
-    """One number of one head: NaN among finite activations, where a largest magnitude may lose it."""
-    inputs = decode_inputs(3, 1, 72, 3, 4, dtype)
-    inputs[8 if cache == "keys" else 9][0, 1, 2, 2, 11] = math.nan
-    nan = call(ops, "decode_step", *inputs).isnan().all(-1)
-    assert nan.flatten().tolist() == [False, True, False]

@@ -9,15 +9,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.decode_steps import layer_norm, product, results
+from support.op_calls import call
 from torch import Tensor
 
 from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
 from bark_accel.ops.int8_entries import to_entries, to_vectors
 
-from .conftest import call, decode_inputs
-from .test_decode_step import layer_norm, product, results
-from .test_decode_step import use_threads as use_threads
+from .conftest import decode_inputs
 
 WEIGHTS = [torch.float32, torch.float16, torch.int8]
 

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from support.op_calls import call
 
 from bark_accel.ops import _library
 from bark_accel.ops import native as ops
@@ -14,7 +15,6 @@ from .conftest import (
     APPROXIMATE,
     OP_SAMPLES,
     attention_inputs,
-    call,
     decode_inputs,
     embedding_inputs,
     exponential,

@@ -7,8 +7,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from support.op_calls import call
 
-from .conftest import attention_inputs, call, decode_inputs, embedding_inputs, exponential
+from .conftest import attention_inputs, decode_inputs, embedding_inputs, exponential
 
 SAMPLE = {
     "logits": lambda: torch.randn(2, 8),
