@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.gpu.plan import Job, Plan
 
 OK, CUT_OFF = "ok", "cut off"
-PRELOADED = tuple(f"benchmarks.gpu.{name}" for name in ("generate", "variants", "steps", "profile"))
+PRELOADED = tuple(f"benchmarks.gpu.{name}" for name in ("generate", "variants", "steps", "profile", "serving"))
 # From the polite signal to SIGKILL, and from there until a process counts as one that cannot be killed.
 GRACE_S = 4.0
 # What a process is told to have less than its limit: what does not fit is then named, rather than cut off.

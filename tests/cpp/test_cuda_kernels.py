@@ -13,7 +13,9 @@ import pytest
 
 HERE = Path(__file__).parent
 CUDA = HERE.parent.parent / "csrc" / "cuda"
-PROGRAMS = ("gemv", "attention", "fused_sample", "decode_step", "embedding_sum")
+PROGRAMS = ("gemv", "attention", "fused_sample", "decode_step", "embedding_sum", "cards")
+# Threads that never wait for each other, and the same kernel as another's.
+WITHOUT_SITES = ("embedding_sum", "cards")
 FLAGS = ("-std=c++17", "-fno-strict-aliasing", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas")
 CPU_SECONDS = 300
 SANITIZE = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -98,7 +100,7 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_kernels_equal_float64_and_every_synchronisation_is_needed(name: str, tmp_path: Path) -> None:
     """One test, so that a program is built once wherever tests are shared by processes."""
     program = compile_program(name, tmp_path, "-O1")
-    for arguments in [[]] if name == "embedding_sum" else [[], ["--sites"]]:  # threads that never wait for each other
+    for arguments in [[]] if name in WITHOUT_SITES else [[], ["--sites"]]:
         done = run(program, *arguments)
         assert done.returncode == 0, done.stderr
 

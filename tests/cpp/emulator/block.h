@@ -64,8 +64,13 @@ class Block {
 
   // A thread that can runs, up to where it waits.
   Turn turn() {
+    if (stuck_ && !can_run(*stuck_)) return kNobody;
+    stuck_ = nullptr;
     const int next = pick();
-    if (next < 0) return kNobody;
+    if (next < 0) {
+      if (session_.order != Order::kShuffled) stuck_ = waits_for_others();
+      return kNobody;
+    }
     switch_.resume(threads_[next]);
     return broken_ ? kBroken : kRan;
   }
@@ -77,6 +82,7 @@ class Block {
     for (int i = 0; i < threads(); ++i) start(i);
     draw_order();
     done_ = 0;
+    stuck_ = nullptr;
     waiting_.assign(threads(), 0);
     arrived_.assign(threads() / kWarp, 0);
   }
@@ -175,6 +181,17 @@ class Block {
     return -1;
   }
 
+  // The one thread that waits for other blocks, or null.
+  const Thread* waits_for_others() const {
+    const Thread* found = nullptr;
+    for (const Thread& thread : threads_) {
+      if (thread.state != Thread::kCounter) continue;
+      if (found) return nullptr;
+      found = &thread;
+    }
+    return found;
+  }
+
   static bool can_run(const Thread& fiber) {
     return fiber.state == Thread::kReady ||
            (fiber.state == Thread::kCounter && *fiber.counter >= fiber.count);
@@ -231,6 +248,7 @@ class Block {
   std::vector<int> order_, arrived_, waiting_;
   std::unique_ptr<char[], Free> shared_;
   Switch switch_;
+  const Thread* stuck_ = nullptr;  // nobody can run before it can
   int64_t index_ = 0;
   int done_ = 0;
   bool broken_ = false;

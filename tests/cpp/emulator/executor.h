@@ -36,17 +36,24 @@ struct Executor {
     }
   }
 
-  // All blocks at once, as many as the session says, with a ring of weights as long as it says, or without.
+  // All blocks at once, as many as the session's card has or as it happens; so is the ring of weights.
   template <class Kernel>
   void launch_persistent(typename Kernel::Params params) {
-    params.blocks = 1 + int32_t(session.random() % 5);
+    const Card& card = session.card;
+    int64_t most_bytes = 99 * 1024;
+    if (card.multiprocessors > 0) {
+      most_bytes = card.shared_bytes;
+      params.blocks = card.multiprocessors;
+      if (card.copies) params = Kernel::with_longest_ring(params, most_bytes);
+    } else {
+      params.blocks = 1 + int32_t(session.random() % 5);
+      if (const int32_t depth = int32_t(session.random() % 4) * 2) params = Kernel::with_ring(params, depth);
+    }
     *params.arrived = 0;
-    const int32_t depth = int32_t(session.random() % 4) * 2;
-    if (depth > 0) params = Kernel::with_ring(params, depth);
-    const bark_accel::cuda::Grid grid = checked_grid<Kernel>(params, 99 * 1024);
+    const bark_accel::cuda::Grid grid = checked_grid<Kernel>(params, most_bytes);
     const Block::Body body = [&](Block& block, int thread) {
       const HostContext ctx{&block, thread};
-      if (depth > 0) return Kernel::run(ctx, params);
+      if (params.ring_depth > 0) return Kernel::run(ctx, params);
       Kernel::run(PlainHostContext{ctx}, params);
     };
     std::vector<std::unique_ptr<Block>> waiting;

@@ -21,11 +21,21 @@ struct Site {
 
 enum class Order { kInOrder, kStarveWarps, kStarveLanes, kShuffled };
 
+// Of a device: how many blocks run at once, and what each may have of shared memory, in bytes. Where it has
+// copies for later, weights stream through the longest ring that fits. Without multiprocessors: as it
+// happens.
+struct Card {
+  int32_t multiprocessors = 0;
+  int64_t shared_bytes = 0;
+  bool copies = true;
+};
+
 // What to run and what was seen.
 struct Session {
   std::mt19937 random{0};
   Order order = Order::kInOrder;
   Site broken;  // this call site does nothing
+  Card card;
   std::set<Site> barriers, shuffles;
   bool released_early = false;  // a thread has released the next kernel before it waited for those ahead
   bool failed = false;
