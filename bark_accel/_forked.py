@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import threading
+from pathlib import Path
 
 import torch
 
@@ -27,6 +28,24 @@ def watch() -> None:
 def _note_survivor() -> None:
     global _survivor
     _survivor = threading.get_ident()
+    _looks_forked.cache_clear()
+
+
+def may_have_lost_threads() -> bool:
+    """Tell whether this thread's helpers were lost in a fork, or may have been in one before `watch`."""
+    # Whoever survives a fork is the child's main thread.
+    is_main = threading.current_thread() is threading.main_thread()
+    return threading.get_ident() == _survivor or (is_main and _looks_forked())
+
+
+@functools.cache
+def _looks_forked(processes: Path = Path("/proc")) -> bool:
+    """Tell whether this process has its parent's command line: then it is the same program, forked."""
+    try:
+        own, parents = ((processes / str(pid) / "cmdline").read_bytes() for pid in (os.getpid(), os.getppid()))
+    except OSError:
+        return False
+    return own == parents
 
 
 def avoid_lost_threads() -> None:

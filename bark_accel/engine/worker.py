@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from bark_accel.ops.idle_threads import end_idle_threads
+
 from .errors import EngineBusy, EngineClosed
 from .request import SpeechRequest
 from .row import Row
@@ -43,6 +45,7 @@ class Worker:
             target=self._run, args=(scheduler, place), name="bark_accel.engine", daemon=True
         )
         _live.add(self)
+        end_idle_threads()
         self._thread.start()
 
     @property
@@ -66,6 +69,7 @@ class Worker:
 
     def add(self, row: Row) -> None:
         """Take a row; raises as `check_open` does."""
+        end_idle_threads()  # of the caller, who has prepared the row
         with self._changed:
             self.check_open()
             self._arrived.append(row)

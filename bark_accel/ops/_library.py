@@ -29,6 +29,7 @@ THREADS_VARIABLE = "BARK_ACCEL_STEP_THREADS"
 ALL_THREADS = 1 << 20  # more than any machine has
 LIBRARY = Path(__file__).resolve().parents[1] / "_C.so"
 _PACKAGE = LIBRARY.parent.name
+_SOFT_PAUSE = 1  # omp_pause_soft
 OLDEST_TORCH = (2, 11)  # whose C interface the library calls; csrc/ is compiled against it as well
 _REBUILD = "run `pip install --no-build-isolation .` (or `make setup`) in the repository"
 
@@ -108,6 +109,13 @@ class Library:
     def release_memory(self) -> int:
         """Free the ops' scratch of this thread and its team, and free heap; return the bytes of scratch."""
         return self._function("release_memory", ctypes.c_int64)()
+
+    def end_idle_threads(self) -> None:
+        """End this thread's OpenMP threads, where the runtime is libgomp; its next parallel operation starts others."""
+        # Part of libgomp, which the library is linked with. Other runtimes would pause other threads as well.
+        pause = getattr(self._functions, "omp_pause_resource_all", None) if sys.platform == "linux" else None
+        if pause is not None:
+            pause(_SOFT_PAUSE)
 
     def draw_noise(self, state: int, noise: int, count: int) -> None:
         """Draw exponential noise [count] float32 from the state of a CPU generator, which advances; two addresses."""
@@ -213,6 +221,11 @@ def cuda_archs() -> str | None:
     except ImportError:
         return None
     return None if archs == "none" else archs
+
+
+def is_loaded() -> bool:
+    """Tell whether this process has loaded the compiled library."""
+    return load.cache_info().currsize > 0
 
 
 def release_memory() -> int:

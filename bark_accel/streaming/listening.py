@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bark_accel._forked import avoid_lost_threads
+from bark_accel.ops.idle_threads import end_idle_threads
 
 from .streamer import AudioStreamer, source_of
 
@@ -98,6 +99,7 @@ def _listen(
         if threading.current_thread() is not worker:
             worker.join()
 
+    end_idle_threads()
     worker.start()
     _live.add(leave)
     try:

@@ -1,0 +1,111 @@
+"""The helpers of a thread that does not compute: they end, and come back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from support.bark_models import SMALL, build
+from support.parity import accelerated_copy
+
+from bark_accel import BarkEngine, _forked, stream
+from bark_accel.bench.models import fake_inputs
+from bark_accel.ops import _library
+from bark_accel.ops.idle_threads import end_idle_threads
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not _library.load().has_threads(), reason="only libgomp counts threads"
+)
+LONG = torch.ones(1 << 22)
+
+
+@pytest.fixture(autouse=True)
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # xdist's workers have the command line of nobody; a test runner started by a fork might look forked.
+    monkeypatch.setattr(_forked, "_looks_forked", lambda: False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def helpers() -> set[str]:
+    """Threads of this process that a parallel operation of this thread has started."""
+    end_idle_threads()
+    before = set(os.listdir("/proc/self/task"))
+    assert LONG.sum() == len(LONG)
+    return set(os.listdir("/proc/self/task")) - before
+
+
+def still_there(threads: set[str]) -> set[str]:
+    return threads & set(os.listdir("/proc/self/task"))
+
+
+def test_they_end_and_come_back() -> None:
+    first = helpers()
+    assert len(first) == 2
+    end_idle_threads()
+    assert not still_there(first)
+    assert len(helpers()) == 2
+
+
+def test_other_threads_keep_theirs() -> None:
+    theirs: set[str] = set()
+    started, ended = threading.Event(), threading.Event()
+
+    def compute() -> None:
+        torch.set_num_threads(3)
+        theirs.update(helpers())
+        started.set()
+        ended.wait(60)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    assert started.wait(60)
+    end_idle_threads()
+    assert len(still_there(theirs)) == 2
+    ended.set()
+    thread.join()
+
+
+def test_a_stream_ends_its_listeners_helpers() -> None:
+    model = accelerated_copy(build(SMALL), strict=False)
+    idle = helpers()
+    chunks = stream(model, **fake_inputs(model, "Hello"), semantic_max_new_tokens=8)
+    next(chunks)
+    assert len(idle) == 2 and not still_there(idle)
+    chunks.close()
+
+
+def test_a_request_ends_its_callers_helpers() -> None:
+    model = accelerated_copy(build(SMALL), strict=False)
+    with BarkEngine(model, max_rows=1) as engine:
+        idle = helpers()
+        engine.submit(**fake_inputs(model, "Hello"), semantic_max_new_tokens=8).result()
+        assert len(idle) == 2 and not still_there(idle)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_forked_process_has_none_to_end(knows: bool) -> None:
+    """It would wait for ever for threads that do not exist there."""
+    program = f"""
+import os, torch
+torch.set_num_threads(3)
+from bark_accel import _forked
+from bark_accel.ops import _library
+from bark_accel.ops.idle_threads import end_idle_threads
+_library.load()
+{"_forked.watch()" if knows else ""}
+torch.ones(1 << 22).sum()
+child = os.fork()
+if child == 0:
+    end_idle_threads()
+    os._exit(7)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 7
