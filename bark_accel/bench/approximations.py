@@ -6,7 +6,7 @@ Word errors do not tell a stream without fine codes from stock; these figures do
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -150,8 +150,8 @@ def sound_distances(
     speakers: SpeakerEncoder | None = None,
     ways: Mapping[str, Way] = WAYS,
     wanted: Callable[[str], bool] = lambda way: True,
-) -> dict[str, tuple[SoundDistance, int]]:
-    """Make the fine codes of each utterance by stock, then in each way.
+) -> Iterator[tuple[str, tuple[SoundDistance, int]]]:
+    """Make the fine codes of each utterance by stock, then in each way, and yield each way's distance when it is known.
 
     Parameters
     ----------
@@ -168,26 +168,37 @@ def sound_distances(
     wanted : callable
         Asked with the name of each way but the first two as it is to start; False leaves it out.
 
-    Returns
-    -------
-    dict
-        Means by way, and the number of utterances: those whose coarse codes are stock's. A way without any is left out.
+    Yields
+    ------
+    tuple
+        Name of a way, and with it the mean distance and the number of utterances: those whose coarse codes are
+        stock's. A way without any is left out.
     """
     reference = FineReference(stock, likelihood, speakers)
     said = [(one, reference.fine(stock, one)) for one in utterances]
     said = [(one, codes) for one, codes in said if codes.shape[1] < reference.window]
-    made = {STOCK: [codes for _, codes in said], PREVIEW: [codes[: reference.coarse_codebooks] for _, codes in said]}
+    for name, its in _made(reference, said, ways, wanted):
+        distances = [reference.distance(codes, expected) for codes, (_, expected) in zip(its, said, strict=True)]
+        kept = [one for one in distances if one is not None]
+        if kept:
+            yield name, (_mean(kept), len(kept))
+
+
+def _made(
+    reference: FineReference,
+    said: list[tuple[Utterance, Tensor]],
+    ways: Mapping[str, Way],
+    wanted: Callable[[str], bool],
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """Codes of each utterance by way, from stock's."""
+    utterances = [one for one, _ in said]
+    yield STOCK, [codes for _, codes in said]
+    yield PREVIEW, [codes[: reference.coarse_codebooks] for _, codes in said]
     if wanted(ANOTHER_DRAW):
-        made[ANOTHER_DRAW] = [reference.fine(stock, one, draw=1, temperature=DRAWN) for one, _ in said]
+        yield ANOTHER_DRAW, [reference.fine(reference.model, one, draw=1, temperature=DRAWN) for one in utterances]
     for name, way in ways.items():
         if wanted(name):
-            made[name] = _in_that_way(reference, [one for one, _ in said], way)
-    found = {
-        name: [reference.distance(codes, expected) for codes, (_, expected) in zip(its, said, strict=True)]
-        for name, its in made.items()
-    }
-    kept = {name: [one for one in its if one is not None] for name, its in found.items()}
-    return {name: (_mean(its), len(its)) for name, its in kept.items() if its}
+            yield name, _in_that_way(reference, utterances, way)
 
 
 def _in_that_way(reference: FineReference, said: list[Utterance], way: Way) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -96,9 +96,8 @@ def rank_voices(
     *,
     seconds: float,
     at_least: int,
-    on_said: Callable[[], None] | None = None,
-) -> list[Held]:
-    """Say texts in every voice, until `seconds` have passed and `at_least` are said.
+) -> Iterator[list[Held]]:
+    """Say texts in every voice, until `seconds` have passed and `at_least` are said; rank the voices after each.
 
     Parameters
     ----------
@@ -107,17 +106,15 @@ def rank_voices(
     say : callable
         Samples [S] of a text in the voice of that name.
 
-    Returns
-    -------
+    Yields
+    ------
     list of Held
-        The voices that were heard, the one that holds best first.
+        The voices heard so far, the one that holds best first.
     """
     end = time.monotonic() + seconds
     held: dict[str, Held] = {}
     for number, (text, voice) in enumerate((text, voice) for text in texts for voice in presets.embeddings):
         if number >= at_least and time.monotonic() > end:
-            break
+            return
         held[voice] = presets.add(held.get(voice, Held(voice)), say(text, voice))
-        if on_said is not None:
-            on_said()
-    return sorted(held.values(), key=lambda its: -its.score)
+        yield sorted(held.values(), key=lambda its: -its.score)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bark_accel import accelerate_bark, acceleration_report
 from bark_accel.bench.measure import STAGES, commit, machine_facts, versions
 
+from .check_page import show
 from .check_run import Budget, CheckRun
-from .check_tables import show
 from .checked import Checked
 from .console import EXIT_FAILED, UserError, fail, out, user_errors
 from .demo import load
 from .outputs import check_file
 from .request import ModelChoice
+from .stopping import until_stopped
 
 if TYPE_CHECKING:
+    from bark_accel import AccelerationReport
     from bark_accel.bench.check import Compared
     from bark_accel.bench.models import LoadedBark
     from bark_accel.bench.speaker import SpeakerEncoder
@@ -35,16 +40,22 @@ def check(
     speakers = _speakers(voices)
     loaded = _loaded(choice)
     facts = _facts(loaded, {"minutes": minutes, "seconds": seconds, "seed": seed, "voices": voices})
+    run, report = _prepared(loaded, budget, seconds, seed, speakers, voices)
+    checked, heard = run.checked, speakers is not None
     try:
-        checked, report = _measure(loaded, budget, seconds, seed, speakers, voices)
+        signal = until_stopped(run.measure)
     except RuntimeError as error:
         # A kernel that fails is what a bug report is for.
-        _write(json_path, {"verdict": f"Stopped by {type(error).__name__}: {_first_line(error)}.", **facts})
+        checked.stopped_by = f"{type(error).__name__}: {_first_line(error)}"
+        _write(json_path, {"verdict": checked.verdict(), **facts, **_found(checked)})
+        show(checked, [], heard)
         raise
-    show(checked, report, heard=speakers is not None)
-    _write(json_path, {"verdict": checked.verdict(), **facts, **_found(checked, report)})
-    if checked.wrong:
-        fail(checked.verdict() + "\n  " + "\n  ".join(checked.wrong), EXIT_FAILED)
+    checked.stopped_by = None if signal is None else signal.name
+    said = report()
+    _write(json_path, {"verdict": checked.verdict(), **facts, "report": _without_folders(said), **_found(checked)})
+    show(checked, list(map(str, said.fallbacks)), heard)
+    if checked.wrong or signal is not None:
+        fail("\n  ".join([checked.verdict(), *checked.wrong]), EXIT_FAILED if signal is None else 128 + signal)
     out.print(f"[bold green]{checked.verdict()}[/]", soft_wrap=True)
 
 
@@ -63,9 +74,10 @@ def _loaded(choice: ModelChoice) -> LoadedBark:
     return loaded
 
 
-def _measure(
+def _prepared(
     loaded: LoadedBark, budget: Budget, seconds: float, seed: int, speakers: SpeakerEncoder | None, voices: bool
-) -> tuple[Checked, str]:
+) -> tuple[CheckRun, Callable[[], AccelerationReport]]:
+    """The run, and what makes the report of its accelerated model."""
     from bark_accel.bench.check import english_voices
     from bark_accel.bench.models import max_semantic_tokens, semantic_tokens, shared_copy
 
@@ -76,7 +88,7 @@ def _measure(
         accelerated = accelerate_bark(shared_copy(loaded.model))
         tokens = min(max_semantic_tokens(loaded.model), semantic_tokens(loaded.model, seconds))
     run = CheckRun(loaded, accelerated, tokens=tokens, seed=seed, budget=budget, speakers=speakers, voices=voices)
-    return run.measure(), str(acceleration_report(accelerated))
+    return run, partial(acceleration_report, accelerated)
 
 
 def _check_voices(loaded: LoadedBark) -> None:
@@ -114,11 +126,10 @@ def _facts(loaded: LoadedBark, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _found(checked: Checked, report: str) -> dict[str, Any]:
+def _found(checked: Checked) -> dict[str, Any]:
     stock, accelerated = checked.memory or (None, None)
     return {
         "semantic_max_new_tokens": checked.most_tokens,
-        "report": report.splitlines(),
         "summary": {row.stage: {**asdict(row), "ratio": row.ratio} for row in checked.rows},
         "first_sound_s": checked.first_sound_s,
         "kernels_per_token": checked.kernels,
@@ -127,8 +138,13 @@ def _found(checked: Checked, report: str) -> dict[str, Any]:
         "sound_beside_stock": {name: {"utterances": n, **asdict(d)} for name, (d, n) in checked.sounds.items()},
         "voices": None if checked.voices is None else [asdict(one) for one in checked.voices],
         "requests": [_plain(one) for one in checked.compared],
-        "left_out": list(checked.left_out),
+        "left_out": checked.left_out,
     }
+
+
+def _without_folders(report: AccelerationReport) -> list[str]:
+    """The lines of a report; files of trials by their names alone."""
+    return [re.sub(r"kept in .*/", "kept in ", line) for line in str(report).splitlines()]
 
 
 def _first_line(error: Exception) -> str:

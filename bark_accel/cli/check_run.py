@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BarkModel
 
-    from bark_accel.bench.approximations import SoundDistance, Utterance
-    from bark_accel.bench.check import Compared, Request
+    from bark_accel.bench.approximations import Utterance
+    from bark_accel.bench.check import Request
     from bark_accel.bench.forced import Distance, Fed
     from bark_accel.bench.measure import Run
     from bark_accel.bench.models import LoadedBark
@@ -59,7 +59,7 @@ class Budget:
 
 
 class CheckRun:
-    """One run of `check`.
+    """One run of `check`; `checked` has what was found so far, whenever it is asked.
 
     Parameters
     ----------
@@ -85,25 +85,46 @@ class CheckRun:
         voices: bool,
     ):
         self._loaded, self._accelerated = loaded, accelerated
-        self._tokens, self._seed, self._budget = tokens, seed, budget
+        self._seed, self._budget = seed, budget
         self._speakers, self._voices = speakers, voices
-        self._left_out: list[str] = []
+        self.checked = Checked(tokens)
 
-    def measure(self) -> Checked:
-        from bark_accel.bench.check import TEXTS, first_sound, requests
+    def measure(self) -> None:
+        """Do one part after the other, until all are done or a signal or an error ends it."""
+        from bark_accel.bench.check import TEXTS, requests
 
         wanted = requests(self._loaded, self._seed)
         texts, again = wanted[: max(len(TEXTS), AT_LEAST)], wanted[max(len(TEXTS), AT_LEAST) :]
         with progress_bars() as bars:
             first, fed = self._warm_up(texts, bars)
-            compared = self._compare("texts", texts, self._share, bars, at_least=AT_LEAST)
-            sounded = first_sound(self._accelerated, dict(first), self._seed)
-            kernels = self._kernels(first)
-            far = self._distances(fed, bars)
-            sounds = self._sounds(compared, bars)
-            held = self._ranked(bars) if self._voices else None
-            compared += self._compare("texts in other ways", again, 1.0, bars, at_least=0)
-        return Checked(compared, far, sounds, sounded, kernels, held, self._left_out, self._tokens)
+            parts = {
+                "texts": partial(self._compare, "texts", texts, self._share, bars, at_least=AT_LEAST),
+                "first sound": partial(self._first_sound, first),
+                "kernels": partial(self._kernels, first),
+                "scores": partial(self._distances, fed, bars),
+                "sounds": partial(self._sounds, bars),
+                "voices": partial(self._rank, bars),
+                "texts in other ways": partial(self._compare, "texts in other ways", again, 1.0, bars, at_least=0),
+            }
+            if self._loaded.model.device.type != "cuda":
+                del parts["kernels"]
+            if not self._voices:
+                del parts["voices"]
+            self._do(parts)
+
+    def _do(self, parts: Mapping[str, Callable[[], None]]) -> None:
+        undone = list(parts)
+        try:
+            for part in parts.values():
+                part()
+                del undone[0]
+        except BaseException:
+            self.checked.left_out += undone
+            raise
+
+    @property
+    def _tokens(self) -> int:
+        return self.checked.most_tokens
 
     @property
     def _share(self) -> float:
@@ -132,14 +153,14 @@ class CheckRun:
         fed = recorded(self._loaded.model, speak)
         speak(self._accelerated)
         fitting = fitting_tokens(runs, self._budget.left(self._share) / len(texts))
-        self._tokens = min(self._tokens, max(fitting, _tokens_of(self._loaded.model, SHORTEST_S)))
+        self.checked.most_tokens = min(self._tokens, max(fitting, _tokens_of(self._loaded.model, SHORTEST_S)))
         return {**inputs, "semantic_max_new_tokens": self._tokens}, fed
 
-    def _compare(self, what: str, wanted: list[Request], share: float, bars: Progress, at_least: int) -> list[Compared]:
+    def _compare(self, what: str, wanted: list[Request], share: float, bars: Progress, at_least: int) -> None:
         from bark_accel.bench.check import compare
 
         task = bars.add_task(what, total=len(wanted))
-        compared: list[Compared] = []
+        before = len(self.checked.compared)
         for one in compare(
             self._loaded,
             self._accelerated,
@@ -148,21 +169,26 @@ class CheckRun:
             at_least=min(at_least, len(wanted)),
             tokens=self._tokens,
         ):
-            compared.append(one)
+            self.checked.compared.append(one)
             bars.advance(task)
-        if len(compared) < len(wanted):
-            self._left_out.append(f"{len(wanted) - len(compared)} of {len(wanted)} {what}")
-        return compared
+        left_out = len(wanted) - (len(self.checked.compared) - before)
+        if left_out:
+            self.checked.left_out.append(f"{left_out} of {len(wanted)} {what}")
+
+    def _first_sound(self, inputs: dict[str, Any]) -> None:
+        from bark_accel.bench.check import first_sound
+
+        self.checked.first_sound_s = first_sound(self._accelerated, dict(inputs), self._seed)
 
     def _in_time(self, what: str, task: TaskID, bars: Progress) -> bool:
         """Tell whether there is time for one more; if not, it is named."""
         if self._budget.is_up:
-            self._left_out.append(what)
+            self.checked.left_out.append(what)
             return False
         bars.advance(task)
         return True
 
-    def _distances(self, fed: dict[str, Fed], bars: Progress) -> dict[str, dict[str, Distance]]:
+    def _distances(self, fed: dict[str, Fed], bars: Progress) -> None:
         """Compare scores with stock's, for stock's own tokens, in each way to score otherwise."""
         from bark_accel.bench.check import english_voices
         from bark_accel.bench.forced import distances
@@ -175,7 +201,9 @@ class CheckRun:
         if voices := english_voices(self._loaded):
             ways[LONG_WINDOWS] = partial(self._long_windows, voices[0])
         task = bars.add_task("other scores", total=len(ways))
-        return {way: score() for way, score in ways.items() if self._in_time(f"scores of {way}", task, bars)}
+        for way, score in ways.items():
+            if self._in_time(f"scores of {way}", task, bars):
+                self.checked.distances[way] = score()
 
     def _long_windows(self, voice: str) -> dict[str, Distance]:
         """Compare long coarse windows with stock's after a voice: without one, they only differ late."""
@@ -195,7 +223,7 @@ class CheckRun:
         said = spoken(stock, trace.outputs["semantic"], trace.outputs["coarse"], preset)
         return {"coarse": long_window_distance(stock, said)}
 
-    def _sounds(self, compared: list[Compared], bars: Progress) -> dict[str, tuple[SoundDistance, int]]:
+    def _sounds(self, bars: Progress) -> None:
         """Compare sounds of the sampled utterances without a voice that stock has said."""
         from bark_accel.bench.approximations import ANOTHER_DRAW, WAYS, Utterance, sound_distances
         from bark_accel.bench.check import inputs_of
@@ -206,23 +234,24 @@ class CheckRun:
                 one.request.seed,
                 one.stock.outputs["coarse"],
             )
-            for one in compared
+            for one in self.checked.compared
             if one.request.do_sample and one.request.voice is None
         ]
         task = bars.add_task("approximate sound", total=1 + len(WAYS))
         if self._budget.is_up:
-            self._left_out += [f"sound of {way}" for way in (ANOTHER_DRAW, *WAYS)]
-            return {}
-        return sound_distances(
+            self.checked.left_out += [f"sound of {way}" for way in (ANOTHER_DRAW, *WAYS)]
+            return
+        for way, distance in sound_distances(
             self._loaded.model,
             _begun_within(HEARD_S, said[:HEARD]),
             likelihood=False,
             speakers=self._speakers,
             wanted=lambda way: self._in_time(f"sound of {way}", task, bars),
-        )
+        ):
+            self.checked.sounds[way] = distance
 
-    def _ranked(self, bars: Progress) -> list[Held]:
-        """The checkpoint's voices, the one that holds best first."""
+    def _rank(self, bars: Progress) -> None:
+        """Rank the checkpoint's voices, the one that holds best first."""
         import torch
 
         from bark_accel.bench.check import TEXTS, Request, english_voices, inputs_of
@@ -243,31 +272,25 @@ class CheckRun:
             return self._accelerated.generate(**inputs, semantic_max_new_tokens=tokens)[0].float().cpu()
 
         task = bars.add_task("voices", total=len(TEXTS) * len(voices))
-        held = rank_voices(
-            presets,
-            TEXTS,
-            say,
-            seconds=self._budget.left(),
-            at_least=AT_LEAST,
-            on_said=lambda: bars.advance(task),
-        )
-        self._left_out += [f"voice {name}" for name in voices.keys() - {one.voice for one in held}]
-        return held
+        held: list[Held] = []
+        for held in rank_voices(presets, TEXTS, say, seconds=self._budget.left(), at_least=AT_LEAST):
+            self.checked.voices = held
+            bars.advance(task)
+        self.checked.left_out += [f"voice {name}" for name in voices.keys() - {one.voice for one in held}]
 
-    def _kernels(self, inputs: dict[str, Any]) -> dict[str, dict[str, float]] | str | None:
-        """Kernels per token of each model and stage on a GPU, None on a CPU; a text: why they could not be counted."""
+    def _kernels(self, inputs: dict[str, Any]) -> None:
+        """Count the kernels per token of each model and stage, on a GPU."""
         from bark_accel.bench.launches import kernels_per_token, stage_launches, tokens_of_a_row
 
-        if self._loaded.model.device.type != "cuda":
-            return None
         found = {}
         for name, model in (("stock", self._loaded.model), ("accelerated", self._accelerated)):
             try:
                 counts, run = stage_launches(model, dict(inputs), self._seed, on_gpu=True)
             except RuntimeError as error:  # a driver may keep its counters to the administrator
-                return str(error).partition("\n")[0]
+                self.checked.kernels = str(error).partition("\n")[0]
+                return
             found[name] = kernels_per_token(counts, tokens_of_a_row(run))
-        return found
+        self.checked.kernels = found
 
 
 def fitting_tokens(runs: Sequence[Run], seconds: float) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bark_accel.bench.measure import Comparison, summarise
@@ -17,21 +16,39 @@ if TYPE_CHECKING:
     from bark_accel.bench.voices import Held
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checked:
-    """Findings: requests with both runs, distances of scores by precision and stage, of sounds by approximation with
-    the number of utterances, seconds to the first sound, kernels per token of stock and accelerated by stage (None on a
-    CPU; a text: why they could not be counted), voices from the best to the worst (None: not asked for), what there was
-    no time for, and the semantic tokens that an utterance had at most."""
+    """Findings so far.
 
-    compared: Sequence[Compared]
-    distances: dict[str, dict[str, Distance]]
-    sounds: dict[str, tuple[SoundDistance, int]]
-    first_sound_s: float
-    kernels: dict[str, dict[str, float]] | str | None
-    voices: Sequence[Held] | None
-    left_out: Sequence[str]
+    Attributes
+    ----------
+    most_tokens : int
+        Semantic tokens that an utterance has at most.
+    compared : list of Compared
+        Requests with both runs.
+    distances : dict
+        Of scores, by way to compute them and by stage.
+    sounds : dict
+        Distance by approximation, with the number of utterances.
+    kernels : dict, str or None
+        Per token of stock and accelerated by stage; None on a CPU, a text: why they could not be counted.
+    voices : list of Held or None
+        From the best to the worst; None: not asked for.
+    left_out : list of str
+        What was not done, for lack of time or because the run was stopped.
+    stopped_by : str or None
+        A signal or an error that ended the run early.
+    """
+
     most_tokens: int
+    compared: list[Compared] = field(default_factory=list)
+    distances: dict[str, dict[str, Distance]] = field(default_factory=dict)
+    sounds: dict[str, tuple[SoundDistance, int]] = field(default_factory=dict)
+    first_sound_s: float | None = None
+    kernels: dict[str, dict[str, float]] | str | None = None
+    voices: list[Held] | None = None
+    left_out: list[str] = field(default_factory=list)
+    stopped_by: str | None = None
 
     @property
     def wrong(self) -> list[str]:
@@ -43,18 +60,24 @@ class Checked:
 
     @property
     def rows(self) -> list[Comparison]:
-        return summarise([(c.stock, c.accelerated) for c in self.compared])
+        return summarise([(c.stock, c.accelerated) for c in self.compared]) if self.compared else []
 
     @property
     def memory(self) -> tuple[int, int] | None:
         """The most bytes that any request took, of stock and accelerated; None where the system does not tell."""
         pairs = [(c.stock_bytes, c.accelerated_bytes) for c in self.compared]
         told = [(stock, fast) for stock, fast in pairs if stock is not None and fast is not None]
-        if len(told) < len(pairs):
+        if not told or len(told) < len(pairs):
             return None
         return max(stock for stock, _ in told), max(fast for _, fast in told)
 
     def verdict(self) -> str:
+        if self.stopped_by is None:
+            return self._judged()
+        until_then = self._judged() if self.compared else "Nothing was compared."
+        return f"INCOMPLETE, stopped by {self.stopped_by}. Until then: {until_then}"
+
+    def _judged(self) -> str:
         total = self.rows[-1].ratio
         texts = numbered(len({one.request.text for one in self.compared}), "text")
         voices = "with voices and without" if any(one.request.voice for one in self.compared) else "without voices"

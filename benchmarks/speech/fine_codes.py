@@ -31,8 +31,9 @@ def measure(count: int) -> dict[str, dict[str, Any]]:
     loaded = load_bark()
     said = [text for kind in KINDS for text in texts(kind, "test", count // len(KINDS), SEED)]
     model = loaded.model.float()
-    found = sound_distances(model, (say(model, loaded.inputs(text), SEED) for text in said), ways=MORE_WAYS)
-    return {name: {"utterances": utterances, **asdict(its)} for name, (its, utterances) in found.items()}
+    spoken = (say(model, loaded.inputs(text), SEED) for text in said)
+    found = sound_distances(model, spoken, ways=MORE_WAYS)
+    return {name: {"utterances": utterances, **asdict(its)} for name, (its, utterances) in found}
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import command
 from support.bark_models import SUNO, build
-from typer.testing import CliRunner
 
 import bark_accel.bench.check
 import bark_accel.bench.speaker
@@ -23,10 +23,9 @@ from bark_accel.bench.launches import counted, kernels_per_token, stage_launches
 from bark_accel.bench.measure import Run, run_once
 from bark_accel.bench.models import load_bark, shared_copy, unknown_words
 from bark_accel.bench.speaker import encoder_weights
-from bark_accel.cli.app import app
-from bark_accel.cli.check import _write
+from bark_accel.cli.check import _without_folders, _write
+from bark_accel.cli.check_page import _kernels_text
 from bark_accel.cli.check_run import Budget, _begun_within, fitting_tokens
-from bark_accel.cli.check_tables import _kernels_text
 from bark_accel.stages.fine import FineStage
 
 installed = pytest.mark.skipif(encoder_weights() is None, reason="the weights of Resemblyzer are not installed")
@@ -41,7 +40,7 @@ def few_texts(monkeypatch):
 
 
 def run(*arguments: object):
-    return CliRunner().invoke(app, ["check", *(str(a) for a in arguments)])
+    return command.run("check", *arguments)
 
 
 def test_the_small_bark(tmp_path, few_texts):
@@ -50,9 +49,15 @@ def test_the_small_bark(tmp_path, few_texts):
     shutil.copytree(small_bark_path(), folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     result = run(*WHOLE, "--model", folder, "--json", tmp_path / "report.json")
     assert result.exit_code == 0, result.output
-    for said in ("Stock's tokens in all of 16 requests of 4 texts", "first sound", "KL (nats)", "mel cepstrum"):
+    for said in ("Stock's tokens in all of 16 requests of 4 texts", "first sound", "KL, nats", "mel, dB"):
         assert said in result.output
     assert "no time was left" not in result.output
+    _, page = result.output.split(" s of audio, median of 16 runs")
+    ways = ("default", "float16", "bfloat16", "int8 ", "w8a8", "int8 cache", "long windows", "preview", "another draw")
+    for way in (*ways, "fitting windows", "low_latency"):
+        assert sum(line.strip().startswith(way) for line in page.splitlines()) == (2 if way == "int8 " else 1), page
+    tables, _ = page.split("first sound of a stream")
+    assert len(page.splitlines()) < 40 and max(map(len, tables.splitlines())) <= 80
     text = (tmp_path / "report.json").read_text()
     assert str(tmp_path) not in text and str(Path.home()) + "/" not in text
     report = json.loads(text)
@@ -93,7 +98,7 @@ def test_what_there_was_no_time_for_is_named(tmp_path):
         "30 of 30 texts in other ways",
     ):
         assert left_out in report["left_out"] and left_out in named
-    assert report["against_stock"] == report["sound_beside_stock"] == {} and "KL (nats)" not in result.output
+    assert report["against_stock"] == report["sound_beside_stock"] == {} and "KL, nats" not in result.output
 
 
 def test_a_budget():
@@ -123,7 +128,7 @@ def test_utterances_are_shortened_where_ten_would_not_fit(tmp_path, few_texts, m
 def test_voices_are_ranked(tmp_path, few_texts):
     """Both voices of the small Bark, each by what it says; the speaker of a sound is compared in every way."""
     result = run(*WHOLE, "--voices", "--json", tmp_path / "report.json")
-    assert result.exit_code == 0 and "to its preset" in result.output and "same speaker" in result.output, result.output
+    assert result.exit_code == 0 and "to its preset" in result.output and " speaker" in result.output, result.output
     report = json.loads((tmp_path / "report.json").read_text())
     means = [sum(its["to_preset"]) / len(its["to_preset"]) for its in report["voices"]]
     assert {its["voice"] for its in report["voices"]} == {"slt", "rms"} and means == sorted(means, reverse=True)
@@ -142,7 +147,7 @@ def test_a_checkpoint_without_voices(tmp_path):
 def test_without_resemblyzer_speakers_are_not_compared(monkeypatch):
     monkeypatch.setattr(bark_accel.bench.speaker, "find_spec", lambda name: None)
     result = run(*QUICK)
-    assert result.exit_code == 0 and "same speaker" not in result.output
+    assert result.exit_code == 0 and " speaker " not in result.output
     assert "speakers were not compared: that needs `pip install --no-deps resemblyzer`" in result.output
 
 
@@ -222,8 +227,14 @@ def test_an_error_of_the_accelerated_model_is_written(tmp_path, monkeypatch):
     result = run(*QUICK, "--json", tmp_path / "report.json")
     assert result.exit_code == 1 and isinstance(result.exception, RuntimeError)
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["verdict"] == "Stopped by RuntimeError: CUDA error: no kernel image, in ~/private-name."
+    stopped_by = "RuntimeError: CUDA error: no kernel image, in ~/private-name"
+    assert report["verdict"] == f"INCOMPLETE, stopped by {stopped_by}. Until then: Nothing was compared."
     assert report["versions"]["torch"] == torch.__version__ and report["machine"]["cpu"] and report["settings"]
+
+
+def test_the_file_of_a_trial_is_named_without_its_folder():
+    line = "float32 blocks: products torch (trial, kept in /home/a person/.cache/bark_accel/float32-1.json)"
+    assert _without_folders(line) == ["float32 blocks: products torch (trial, kept in float32-1.json)"]
 
 
 def test_numbers_that_json_lacks_are_text(tmp_path):

@@ -54,7 +54,7 @@ def test_ways_of_the_small_bark():
         asked.append(way)
         return way != "unwanted"
 
-    found = sound_distances(model, utterances, ways={**ways, "unwanted": Way({})}, wanted=wanted)
+    found = dict(sound_distances(model, utterances, ways={**ways, "unwanted": Way({})}, wanted=wanted))
     assert asked == [ANOTHER_DRAW, *ways, "unwanted"] and "unwanted" not in found
     assert {count for _, count in found.values()} == {2}
     for name in (STOCK, "exact", "stream"):
@@ -71,6 +71,6 @@ def test_an_utterance_as_long_as_a_window_is_left_out():
     limits = [{"semantic_max_new_tokens": tokens, "semantic_min_new_tokens": tokens} for tokens in (20, 80)]
     model = loaded.model.float()
     utterances = [say(model, {**inputs, **limit}, seed=0) for limit in limits]
-    found = sound_distances(model, utterances, likelihood=False, ways={})
+    found = dict(sound_distances(model, utterances, likelihood=False, ways={}))
     assert found[STOCK][0].nats_a_fine_code is None
     assert {count for _, count in found.values()} == {1}
