@@ -92,7 +92,6 @@ class Engine:
         self._source: Source | None = make_source()
         slots = Slots(self._source.models, self.max_rows, self._source.capturer)
         self.cache_bytes = slots.nbytes
-        """Bytes of the key-value caches."""
         scheduler = Scheduler(self._source.models, slots)
         self._worker = Worker(scheduler, self.max_rows, self.max_queued, on_current_stream())
         # Who drops an engine may hold its requests.

@@ -38,7 +38,8 @@ def generate_with_preset(model: BarkModel, **generate_kwargs: Any) -> tuple[Tens
     audio : Tensor
         [1, S], as `model.generate` returns it.
     preset : dict, optional
-        Arrays of int64 for `save_voice_preset` or as `history_prompt`; None with a streamer of policy "preview".
+        Arrays of int64, `semantic_prompt` [T], `coarse_prompt` [2, F] and `fine_prompt` [8, F], for
+        `save_voice_preset` or as `history_prompt`; None with a streamer of policy "preview".
 
     Raises
     ------

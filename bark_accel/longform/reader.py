@@ -150,7 +150,7 @@ class LongForm:
             yield from _Run(self, session).spoken()
 
     def waveform(self) -> Tensor:
-        """All audio with its pauses, [S] float32 on the CPU."""
+        """Generate all, or read what is there: the audio with its pauses, [S] float32 on the CPU."""
         return torch.cat([chunk.audio_and_pause for chunk in self])
 
 

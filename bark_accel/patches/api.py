@@ -222,6 +222,16 @@ def restore_bark(model: BarkModel) -> BarkModel:
 
     A model that is not accelerated is returned as it is.
 
+    Parameters
+    ----------
+    model : BarkModel
+        Accelerated or not.
+
+    Returns
+    -------
+    BarkModel
+        The same object.
+
     Raises
     ------
     TypeError

@@ -50,15 +50,25 @@ class BarkEngine(Engine):
         Accelerated, or it will be, with the default arguments. As long as the engine lives, its weights stay where and
         what they are; it may generate beside it.
     max_rows : int
-        Requests that share a step. Each has a key-value cache (72 MiB with bark-small in float32, 192 MiB with bark):
-        `engine.cache_bytes` in all.
+        Requests that share a step, at least 1. Each has a key-value cache: 72 MiB with bark-small in float32, 192 MiB
+        with bark.
     max_queued : int
-        Requests that may wait for a row.
+        Requests that may wait for a row, at least 0.
+
+    Attributes
+    ----------
+    max_rows, max_queued : int
+        As given.
+    cache_bytes : int
+        Of the key-value caches of all rows.
+    requests : int
+        Those that are not done.
 
     Raises
     ------
     TypeError, ValueError
-        As `accelerate_bark`, and for a model that cannot run accelerated as it is.
+        As `accelerate_bark`, for a number that is none or too small, and for a model that cannot run accelerated as it
+        is.
     """
 
     def __init__(self, model: BarkModel, *, max_rows: int = 8, max_queued: int = 64):

@@ -24,6 +24,16 @@ from .stock_bugs import STOCK_BUGS
 def acceleration_report(model: BarkModel) -> AccelerationReport:
     """Say what runs accelerated on this model, what fell back so far, and why.
 
+    Parameters
+    ----------
+    model : BarkModel
+        Accelerated.
+
+    Returns
+    -------
+    AccelerationReport
+        As of now; `print` shows it as a table.
+
     Raises
     ------
     TypeError

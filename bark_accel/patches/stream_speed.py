@@ -26,6 +26,11 @@ def stream_speed(model: BarkModel, *, rows: int = 1) -> StreamSpeed:
     rows : int
         Of the batch.
 
+    Returns
+    -------
+    StreamSpeed
+        For `AudioStreamer(speed=)`; the model keeps it for later streams of as many rows.
+
     Raises
     ------
     TypeError

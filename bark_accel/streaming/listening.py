@@ -26,8 +26,8 @@ def stream(model: BarkModel, **generate_kwargs: Any) -> Iterator[Tensor]:
     """Generate in a thread of its own, on the caller's CUDA stream, and yield the audio as it comes.
 
     The arguments are checked here, unless `model.generate` is wrapped; the generation starts with the first chunk asked
-    for. Closing the iterator (or leaving the loop, once the iterator is freed) cancels it; the thread is joined in any
-    case.
+    for, and what it raises is raised with the next one. Closing the iterator (or leaving the loop, once the iterator is
+    freed) cancels it; the thread is joined in any case.
 
     Parameters
     ----------
@@ -40,11 +40,16 @@ def stream(model: BarkModel, **generate_kwargs: Any) -> Iterator[Tensor]:
     Yields
     ------
     Tensor
-        As `AudioStreamer` does.
+        The next samples of each row, [B, S] float32 on the CPU, at `model.generation_config.sample_rate` Hz; rows that
+        have ended are silent. Joined along S they are what `generate` returns.
 
     Raises
     ------
-    Whatever `generate` raises: for bad arguments at once, for the rest with the next chunk.
+    TypeError, ValueError
+        At once: the model is not accelerated, a `streamer` is no `AudioStreamer` or was used, or as `generate` raises
+        for bad arguments.
+    TimeoutError
+        With a chunk: it did not come within the `timeout` of the streamer.
     """
     for name in inspect.signature(AudioStreamer).parameters.keys() & generate_kwargs:
         raise TypeError(f"{name}: expected in streamer=AudioStreamer(model, {name}=...), got it as generate's argument")

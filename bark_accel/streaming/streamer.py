@@ -57,9 +57,9 @@ class AudioStreamer:
         utterance has ended. `"low_latency"`: the fine stage runs on the frames there are, `lookahead_frames` beyond
         each chunk; the codes differ from those of the whole utterance. `"preview"`: the coarse codebooks only.
     first_chunk_frames, max_chunk_frames : int
-        Length of the first chunk and bound of the later ones (75 frames a second). Low-latency chunks double in
-        length on an accelerator and go to the bound at once on a CPU, unless they are planned; a preview's all have the
-        first one's length. Unused by `"exact"`.
+        Length of the first chunk and bound of the later ones (75 frames a second with suno's models). Low-latency
+        chunks double in length on an accelerator and go to the bound at once on a CPU, unless they are planned; a
+        preview's all have the first one's length. Unused by `"exact"`.
     lookahead_frames : int
         Frames that the fine stage sees beyond a low-latency chunk.
     timeout : float, optional
@@ -85,13 +85,19 @@ class AudioStreamer:
 
     Attributes
     ----------
+    sampling_rate : int
+        Samples per second.
+    row_lengths_samples : list of int, optional
+        Samples of each row; None until that is settled (at the latest when the generation has ended).
+    presets : list of dict, optional
+        The voice preset that each row makes (int64 arrays); None until the generation has ended, and for a preview.
     plan : StreamPlan, optional
         What was given or planned; None before the generation has started, and for a stream without a plan.
 
     Raises
     ------
     TypeError, ValueError
-        Name the argument, what was expected and what came.
+        Name the argument, what was expected and what came; the model is not accelerated.
     """
 
     def __init__(
@@ -140,9 +146,7 @@ class AudioStreamer:
         self.speed = speed
         self.plan = plan
         self.row_lengths_samples: list[int] | None = None
-        """Samples of each row; None until that is settled (at the latest when the generation has ended)."""
         self.presets: list[VoicePreset] | None = None
-        """The voice preset that each row makes (int64 arrays); None until the generation has ended, and for preview."""
         self._changed = threading.Condition()
         self._queue: deque[Tensor] = deque()
         self._reserved = self._used = self._ended = self._cancelled = False
