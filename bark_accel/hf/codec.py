@@ -14,13 +14,14 @@ from bark_accel.report import Fallback, FallbackKind
 from bark_accel.stages.codec_weights import CodecWeights, Conv, ConvTranspose, Lstm, ResidualBlock, Upsampling
 
 from .module_checks import ReplacedPart, check_modules, check_tensors, exact, naming_parts
+from .parts import parameters_of
 
 
 @naming_parts
 def codec_weights(module: Any) -> CodecWeights:
     """Read EnCodec's decoder, weight_norm folded (a copy of its weights, in float32)."""
     _check_codec_classes(module)
-    check_tensors("codec", (*module.decoder.parameters(), *(layer.codebook.embed for layer in module.quantizer.layers)))
+    check_tensors("codec", codec_tensors(module))
     config = module.config
     if config.norm_type != "weight_norm" or not config.use_causal_conv:
         detail = f"expected causal convolutions with weight_norm, got norm_type={config.norm_type!r}"
@@ -35,6 +36,11 @@ def codec_weights(module: Any) -> CodecWeights:
         upsampling=_upsampling(layers[2:-2]),
         conv_out=_conv(conv_out),
     )
+
+
+def codec_tensors(module: Any) -> list[Tensor]:
+    """List the tensors that the weights are read from."""
+    return [*parameters_of(module.decoder), *(layer.codebook.embed for layer in module.quantizer.layers)]
 
 
 def _lstm(module: nn.LSTM) -> Lstm:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 from bark_accel.report import Fallback, FallbackKind
 
 from .offload import only_moves_weights
+from .parts import parts_of
 from .points import SUBMODELS
 
 _PATCHED_METHODS = {point.method for point in SUBMODELS.values()}
+# What every module has of its own: no method of a class.
+_STATE = frozenset(vars(nn.Module()))
 # What optimum 1 puts in the place of an attention layer: the same weights and names, torch's attention.
 BETTER_TRANSFORMER = "optimum.bettertransformer.models.decoder_models.BarkAttentionLayerBetterTransformer"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,19 +32,35 @@ def check_modules(stage: str, module: nn.Module) -> None:
     """Refuse modules that would not compute what their class of Transformers or torch does."""
     if nn.modules.module._has_any_global_hook():
         raise Fallback(stage, FallbackKind.HOOKED_MODULE, "hooks for all modules of the process")
-    for kind in {type(part) for part in module.modules()}:
+    parts = parts_of(module)
+    for kind in {type(part) for part in parts}:
         _check_class(stage, kind)
-    for name, part in module.named_modules():
-        where = f"{name or 'the model'} ({type(part).__name__})"
-        if part.training:
-            raise Fallback(stage, FallbackKind.TRAINING, where)
-        moved = only_moves_weights(part)
-        if (hasattr(part, "_hf_hook") and not moved) or part._forward_hooks or part._forward_pre_hooks:
-            raise Fallback(stage, FallbackKind.HOOKED_MODULE, where)
-        own = vars(part).keys() - _PATCHED_METHODS - ({"forward"} if moved else set())
-        overridden = sorted(k for k in own if callable(getattr(type(part), k, None)) and not _is_class_own(part, k))
-        if overridden:
-            raise Fallback(stage, FallbackKind.HOOKED_MODULE, f"{where}: {overridden[0]} was set on the instance")
+    # Names that are no method of a class: few parts have others.
+    plain: dict[type, set[str]] = defaultdict(lambda: set(_STATE))
+    for part in parts:
+        kind, own = type(part), vars(part)
+        new = own.keys() - plain[kind]
+        set_on_it = [name for name in new if callable(getattr(kind, name, None))]
+        if set_on_it or part.training or own["_forward_hooks"] or own["_forward_pre_hooks"] or "_hf_hook" in own:
+            _check_part(stage, module, part, set_on_it)
+        if new:
+            plain[kind].update(new.difference(set_on_it))
+
+
+def _check_part(stage: str, module: nn.Module, part: nn.Module, set_on_it: Sequence[str]) -> None:
+    """Refuse a part that is in training, has hooks, or methods of its own among what was set on it."""
+    own = vars(part)
+    name = next(name for name, found in module.named_modules() if found is part)
+    where = f"{name or 'the model'} ({type(part).__name__})"
+    if part.training:
+        raise Fallback(stage, FallbackKind.TRAINING, where)
+    moved = only_moves_weights(part)
+    if ("_hf_hook" in own and not moved) or own["_forward_hooks"] or own["_forward_pre_hooks"]:
+        raise Fallback(stage, FallbackKind.HOOKED_MODULE, where)
+    allowed = {*_PATCHED_METHODS, *(["forward"] if moved else [])}
+    overridden = sorted(name for name in set_on_it if name not in allowed and not _is_class_own(part, name))
+    if overridden:
+        raise Fallback(stage, FallbackKind.HOOKED_MODULE, f"{where}: {overridden[0]} was set on the instance")
 
 
 def _is_class_own(part: nn.Module, name: str) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .parts import parameters_of, parts_of
+
 
 def only_moves_weights(part: Any) -> bool:
     """Tell whether accelerate has hooked a module, and its hooks do nothing but move weights and inputs."""
@@ -20,7 +22,7 @@ def only_moves_weights(part: Any) -> bool:
 
 def is_offloaded(module: Any) -> bool:
     """Tell whether accelerate moves weights of a sub-model."""
-    return any(only_moves_weights(part) for part in module.modules())
+    return any(only_moves_weights(part) for part in parts_of(module))
 
 
 def takes_turns(module: Any) -> bool:
@@ -30,15 +32,19 @@ def takes_turns(module: Any) -> bool:
 
 def device_of(module: Any) -> torch.device:
     """The device on which a module computes, wherever its weights are now."""
-    hooks = [hook for part in module.modules() if only_moves_weights(part) for hook in hooks_of(part)]
+    hooks = [hook for part in parts_of(module) if only_moves_weights(part) for hook in hooks_of(part)]
     named = (hook.execution_device for hook in hooks if hook.execution_device is not None)
     return torch.device(next(named, next(module.parameters()).device))
 
 
 def has_weights(module: Any) -> bool:
     """Tell whether no part lacks its weights, other than those that accelerate keeps elsewhere."""
-    own = (p for part in module.modules() if not keeps_elsewhere(part) for p in part.parameters(recurse=False))
-    return not any(parameter.is_meta for parameter in own)
+    meta = any(parameter.is_meta for parameter in parameters_of(module))
+    return not meta or all(keeps_elsewhere(part) for part in parts_of(module) if _is_meta(part))
+
+
+def _is_meta(part: Any) -> bool:
+    return any(parameter.is_meta for parameter in part.parameters(recurse=False))
 
 
 def keeps_elsewhere(part: Any) -> bool:

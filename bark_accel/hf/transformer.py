@@ -20,6 +20,7 @@ from .module_checks import (
     exact,
     naming_parts,
 )
+from .parts import parameters_of
 from .points import SUBMODELS
 
 
@@ -38,7 +39,7 @@ def transformer_spec(module: Any) -> TransformerSpec:
 def transformer_weights(stage: str, module: Any) -> TransformerWeights:
     """Read one of the three transformers. Only LayerNorms of 16-bit models are copied (to float32)."""
     exact(stage, module, SUBMODELS[stage].kind)
-    check_tensors(stage, module.parameters())
+    check_tensors(stage, parameters_of(module))
     if len(module.layers) != module.config.num_layers:
         detail = f"expected {module.config.num_layers} layers (num_layers), got {len(module.layers)}"
         raise Fallback(stage, FallbackKind.REPLACED_MODULE, detail)

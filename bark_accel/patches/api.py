@@ -260,9 +260,10 @@ def free_memory(model: BarkModel) -> int:
     """Give up what an accelerated model keeps between calls and makes again when it needs it.
 
     The key/value cache (of the largest batch so far), captured CUDA graphs, copies of the weights in other precisions
-    (drafts, and those of `weights=`; not what `release_originals` left), and the CPU ops' scratch memory. The next call
-    is slower by the time that the copies and graphs take; its result is the same. Generations that are running keep
-    what they have. On a GPU the memory goes back to torch's allocator: `torch.cuda.empty_cache()` gives it to others.
+    (drafts, and those of `weights=`; not what `release_originals` left), the codec's folded weights, and the CPU ops'
+    scratch memory. The next call is slower by the time that the copies and graphs take; its result is the same.
+    Generations that are running keep what they have. On a GPU the memory goes back to torch's allocator:
+    `torch.cuda.empty_cache()` gives it to others.
 
     Parameters
     ----------
@@ -283,7 +284,8 @@ def free_memory(model: BarkModel) -> int:
     """
     avoid_lost_threads()
     patch = accelerated_patch(model, "free_memory")
-    freed = patch.settings.pool.clear() + sum(stage.free_memory() for stage in stage_patches(model))
+    stages = [*stage_patches(model), patch.codec_patch()]
+    freed = patch.settings.pool.clear() + sum(stage.free_memory() for stage in stages)
     return freed + (release_memory() if runs_natively(patch.settings.backend, device_of(model)) else 0)
 
 

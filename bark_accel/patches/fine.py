@@ -16,7 +16,6 @@ from transformers.models.bark.generation_configuration_bark import (
 from transformers.models.bark.modeling_bark import BarkFineModel
 
 from bark_accel.decoding.cuda_graphs import graphs_are_on
-from bark_accel.hf.codec import codec_weights
 from bark_accel.hf.configs import fine_limits
 from bark_accel.hf.offload import device_of, is_offloaded
 from bark_accel.hf.specs import fine_spec
@@ -185,14 +184,24 @@ class CodecPatch(StagePatch[CodecWeights]):
         return "float32"
 
     def _read_weights(self) -> CodecWeights:
-        return codec_weights(self.module)
+        return self.settings.codec.weights(self.module)
+
+    def copied_bytes(self) -> int:
+        kept = self.settings.codec.held()
+        self.weights()
+        if not kept:
+            self.settings.codec.clear()  # a question is no reason to keep them
+        return self._bytes_beside_the_module(kept)
+
+    def free_memory(self) -> int:
+        return self._bytes_beside_the_module(self.settings.codec.clear())
 
     def ready_stage(self) -> CodecStage:
         """A stage with the codec's weights as they are now; raises `Fallback` where they cannot be used."""
         weights = self.ready_weights()
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.module.parameters()):
             raise Fallback(self.stage, FallbackKind.GRADIENTS, "codec_decode outside torch.no_grad()")
-        return CodecStage(weights, self._ops(weights.codebooks[0].device), self.settings.compiler)
+        return self.settings.codec.stage(weights, self._ops(weights.codebooks[0].device), self.settings.compiler)
 
     def _ops(self, device: torch.device) -> CodecOps:
         return TORCH_CODEC if self.settings.compiler is not None else get_codec_ops(self.settings.backend, device)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from bark_accel.hf.offload import keeps_elsewhere, takes_turns
+from bark_accel.hf.parts import parts_of
 
 
 def summon(module: Any) -> None:
@@ -25,7 +26,7 @@ def summon(module: Any) -> None:
 @contextmanager
 def weights_present(module: Any) -> Iterator[None]:
     """Have the weights of a sub-model where its parts compute, be they kept on the CPU or the disk otherwise."""
-    kept = [part for part in module.modules() if keeps_elsewhere(part)]
+    kept: list[Any] = [part for part in parts_of(module) if keeps_elsewhere(part)]
     brought = []
     try:
         for part in kept:

@@ -35,6 +35,7 @@ from bark_accel.transformer.precision import INT8_WEIGHTS, ConvertedWeights, con
 from bark_accel.transformer.weights import TransformerWeights, map_tensors, tensors_of
 from bark_accel.voices.voices import Voices
 
+from .kept_codec import KeptCodec
 from .offload import summon, weights_present
 from .step_view import step_view
 from .stock_bugs import StockBugs
@@ -58,6 +59,7 @@ class Settings:
     kv_cache_dtype: str = "auto"
     pool: KVCachePool = field(default_factory=KVCachePool)
     stream_speeds: dict[tuple[int, int], StreamSpeed] = field(default_factory=dict)
+    codec: KeptCodec = field(default_factory=KeptCodec)
 
 
 W = TypeVar("W", TransformerWeights, CodecWeights)
@@ -78,8 +80,8 @@ class StagePatch(Generic[W]):
     def weights(self) -> W:
         """The module's weights as they are now; raises `Fallback` where they cannot be used.
 
-        They are read at every call: views cost a millisecond, the codec's folded copies a few, and nothing can be
-        out of date, whatever was loaded, moved, cast, replaced or written to in between.
+        They are read at every call: views cost a millisecond, and nothing can be out of date, whatever was loaded,
+        moved, cast, replaced or written to in between. Only the codec's folded copies are kept (`KeptCodec`).
         """
         avoid_lost_threads()
         if self.released is not None:
@@ -112,7 +114,8 @@ class StagePatch(Generic[W]):
         device = next(iter(tensors_of(weights))).device
         if self.settings.backend == "native" and not is_served(device):
             raise Fallback(self.stage, FallbackKind.DEVICE, f"backend='native' has no ops for {device}")
-        check_not_meta(self.module)
+        if device.type == "meta":
+            check_not_meta(self.module)
         if torch.is_autocast_enabled(device.type):
             raise Fallback(self.stage, FallbackKind.AUTOCAST, f"for {device.type}")
         return weights

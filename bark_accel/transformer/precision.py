@@ -8,7 +8,7 @@ What is gathered or tiny (embedding tables, LayerNorms, biases) stays the model'
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,13 +19,13 @@ from bark_accel.ops import checks as op_checks
 from bark_accel.ops.checks import INT8_GROUP
 from bark_accel.ops.reference import expanded
 
+from .fingerprint import Fingerprint
 from .weights import Layer, Linear, TransformerWeights, map_tensors
 
 WEIGHTS = ("same", "float16", "bfloat16", "int8", "w8a8")
 INT8_WEIGHTS = ("int8", "w8a8")
 # Rows that `quantize` converts to float32 at once; bounds its peak memory.
 _ROWS = 64
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def convert(weights: TransformerWeights, precision: str) -> TransformerWeights:
@@ -103,11 +103,10 @@ _CHANGES: dict[str, Callable[[Linear], Linear]] = {
 class ConvertedWeights:
     """Keeps copies in other precisions until the weights they were made from change.
 
-    A change is seen when a matrix was replaced, moved, cast or written to through torch, or when one of 64 numbers
-    sampled from it differs (`.data` writes are invisible to torch). A copied or unpickled store starts empty.
+    Their `Fingerprint` tells. A copied or unpickled store starts empty.
     """
 
-    _kept: dict[str, tuple[object, tuple[Linear, ...]]] = field(default_factory=dict)
+    _kept: dict[str, tuple[Fingerprint, tuple[Linear, ...]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __getstate__(self) -> dict:
@@ -126,9 +125,10 @@ class ConvertedWeights:
         if precision == "same":
             return weights
         with self._lock:
-            now = _fingerprints([matrix.weight for matrix in _matrices(weights)])
+            matrices = [matrix.weight for matrix in _matrices(weights)]
             before, kept = self._kept.get(precision, (None, ()))
-            if before != now:
+            if before is None or not before.fits(matrices):
+                now = Fingerprint(matrices)
                 converted = convert(weights, precision)
                 if converted.layers[0].qkv.weight is not weights.layers[0].qkv.weight:
                     converted = finish(converted)
@@ -149,21 +149,3 @@ class ConvertedWeights:
         with self._lock:
             self._kept.clear()
         return kept
-
-
-def _fingerprints(tensors: Sequence[Tensor]) -> list[tuple]:
-    """One for each, with a single wait for the device they are on."""
-    sums = [_sampled_bits(t) for t in tensors]
-    totals = torch.stack([one.to(sums[0].device) for one in sums]).tolist()
-    return [_fingerprint(t, total) for t, total in zip(tensors, totals, strict=True)]
-
-
-def _sampled_bits(tensor: Tensor) -> Tensor:
-    """Sum of the bits of about 64 numbers, as whole numbers: not every device has float64, and NaN equals itself."""
-    flat = tensor.detach().flatten()
-    return flat[:: max(1, flat.numel() // 64)].view(_BITS[tensor.element_size()]).sum(dtype=torch.int64)
-
-
-def _fingerprint(tensor: Tensor, total: int) -> tuple:
-    version = 0 if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), version, tensor.dtype, tensor.shape, tensor.device, total

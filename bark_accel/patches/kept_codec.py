@@ -1,0 +1,66 @@
+"""The codec as it was last read: its weights are folded anew only after a change."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from bark_accel.hf.codec import codec_tensors, codec_weights
+from bark_accel.hf.offload import is_offloaded
+from bark_accel.hf.parts import ModuleState
+from bark_accel.ops.interface import CodecOps
+from bark_accel.stages.codec import CodecStage
+from bark_accel.stages.codec_weights import CodecWeights
+from bark_accel.transformer.dynamo import Compiler
+from bark_accel.transformer.fingerprint import Fingerprint
+
+
+class KeptCodec:
+    """Keeps a codec's folded weights, and the stage on them, until the module that they were read from changes.
+
+    Its `ModuleState` and the `Fingerprint` of its tensors tell. A copied or unpickled one starts empty.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._read: tuple[ModuleState, Fingerprint, CodecWeights] | None = None
+        self._made: tuple[CodecOps, CodecWeights, CodecStage] | None = None
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def weights(self, module: Any) -> CodecWeights:
+        """The weights as `codec_weights` reads them; raises `Fallback` as it does."""
+        if is_offloaded(module):
+            return codec_weights(module)  # kept, copies would fill what offloading frees
+        with self._lock:
+            if self._read is not None:
+                state, fingerprint, weights = self._read
+                if state.is_of(module) and fingerprint.fits(codec_tensors(module)):
+                    return weights
+            self._read, weights = None, codec_weights(module)
+            if not weights.conv_in.weight.is_meta:
+                self._read = ModuleState(module), Fingerprint(codec_tensors(module)), weights
+            return weights
+
+    def stage(self, weights: CodecWeights, ops: CodecOps, compiler: Compiler | None) -> CodecStage:
+        """The stage on weights."""
+        with self._lock:
+            if self._made is None or self._made[0] is not ops or self._made[1] is not weights:
+                self._made = ops, weights, CodecStage(weights, ops, compiler)
+            return self._made[2]
+
+    def held(self) -> tuple[CodecWeights, ...]:
+        """The weights that are kept now."""
+        with self._lock:
+            return () if self._read is None else (self._read[2],)
+
+    def clear(self) -> tuple[CodecWeights, ...]:
+        """Give them up; they are returned once more."""
+        held = self.held()
+        with self._lock:
+            self._read = self._made = None
+        return held

@@ -1,0 +1,212 @@
+"""The codec's weights are folded once, and anew after every change of the codec."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support.bark_models import SMALL, build, texts
+from support.parity import accelerated_copy
+from torch import nn
+from torch.nn.utils import parametrize
+
+from bark_accel import accelerate_bark, acceleration_report, free_memory
+from bark_accel.hf.codec import codec_weights
+from bark_accel.patches import kept_codec
+from bark_accel.report import Fallback
+from bark_accel.stages.codec import CodecStage
+
+INPUTS = {**texts(SMALL, [9]), "semantic_max_new_tokens": 8}
+
+
+@pytest.fixture
+def folds(monkeypatch) -> list[Any]:
+    """The codecs whose weights were folded so far."""
+    found = []
+
+    def counted(module: Any) -> Any:
+        found.append(module)
+        return codec_weights(module)
+
+    monkeypatch.setattr(kept_codec, "codec_weights", counted)
+    return found
+
+
+@torch.no_grad()
+def stage_of(fast: Any) -> CodecStage:
+    return fast.generate.__self__.codec_patch().ready_stage()
+
+
+@torch.no_grad()
+def sound(stage: CodecStage) -> torch.Tensor:
+    return stage.run(torch.arange(24).view(1, 2, 12) % 7)
+
+
+def test_folded_once(small_model, folds):
+    fast = accelerated_copy(small_model)
+    first = fast.generate(**INPUTS, do_sample=False)
+    before = len(folds)
+    assert torch.equal(fast.generate(**INPUTS, do_sample=False), first)
+    assert stage_of(fast) is stage_of(fast) and len(folds) == before > 0
+
+
+def last_conv(codec: Any) -> Any:
+    return codec.decoder.layers[-1].conv
+
+
+def written(codec: Any) -> None:
+    with torch.no_grad():
+        last_conv(codec).bias += 1
+
+
+def written_past_torch(codec: Any) -> None:
+    last_conv(codec).bias.data += 1
+
+
+def loaded(codec: Any) -> None:
+    codec.load_state_dict({name: tensor * 1.5 for name, tensor in codec.state_dict().items()})
+
+
+def assigned(codec: Any) -> None:
+    codec.load_state_dict({name: tensor * 1.5 for name, tensor in codec.state_dict().items()}, assign=True)
+
+
+def another_parameter(codec: Any) -> None:
+    last_conv(codec).bias = nn.Parameter(last_conv(codec).bias + 1)
+
+
+def no_bias(codec: Any) -> None:
+    last_conv(codec).bias = None
+
+
+def another_layer(codec: Any) -> None:
+    with torch.no_grad():
+        codec.decoder.layers[-1] = other = copy.deepcopy(codec.decoder.layers[-1])
+        other.conv.bias += 1
+
+
+def another_table(codec: Any) -> None:
+    codebook = codec.quantizer.layers[0].codebook
+    codebook.embed = codebook.embed + 1
+
+
+def narrower(codec: Any) -> None:
+    codec.bfloat16().float()
+
+
+def one_more_parametrization(codec: Any) -> None:
+    parametrize.register_parametrization(last_conv(codec), "weight", nn.Tanh())
+
+
+def another_padding(codec: Any) -> None:
+    codec.decoder.layers[-1].pad_mode = "constant"
+
+
+CHANGES: list[Callable[[Any], None]] = [written, written_past_torch, loaded, assigned, another_parameter, no_bias]
+CHANGES += [another_layer, another_table, narrower, one_more_parametrization, another_padding]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_are_heard(small_model, change):
+    fast = accelerated_copy(small_model)
+    before = sound(stage_of(fast))
+    change(fast.codec_model)
+    got = sound(stage_of(fast))
+    assert not torch.equal(got, before)
+    ops = fast.generate.__self__.codec_patch()._ops(torch.device("cpu"))
+    with torch.no_grad():
+        assert torch.equal(got, sound(CodecStage(codec_weights(fast.codec_model), ops)))
+
+
+def hooked(codec: Any) -> None:
+    last_conv(codec).register_forward_hook(lambda *args: None)
+
+
+def hooked_before(codec: Any) -> None:
+    last_conv(codec).register_forward_pre_hook(lambda *args: None)
+
+
+def forward_set(codec: Any) -> None:
+    last_conv(codec).forward = lambda x: x
+
+
+def replaced(codec: Any) -> None:
+    codec.decoder.layers[-1] = nn.Identity()
+
+
+def another_config(codec: Any) -> None:
+    codec.config.norm_type = "time_group_norm"
+
+
+def in_training(codec: Any) -> None:
+    last_conv(codec).train()
+
+
+def mixed(codec: Any) -> None:
+    last_conv(codec).half()
+
+
+@pytest.mark.parametrize("change", [hooked, hooked_before, forward_set, replaced, another_config, in_training, mixed])
+def test_what_cannot_be_read_is_refused(small_model, change):
+    fast = accelerated_copy(small_model)
+    stage_of(fast)
+    change(fast.codec_model)
+    with pytest.raises(Fallback):
+        stage_of(fast)
+
+
+def test_a_replaced_method_of_a_class_is_refused(small_model, monkeypatch):
+    fast = accelerated_copy(small_model)
+    stage_of(fast)
+    monkeypatch.setattr(nn.ELU, "forward", lambda self, x: x)
+    with pytest.raises(Fallback):
+        stage_of(fast)
+
+
+def test_a_hook_of_all_modules_is_refused(small_model):
+    fast = accelerated_copy(small_model)
+    stage_of(fast)
+    hook = nn.modules.module.register_module_forward_hook(lambda *args: None)
+    try:
+        with pytest.raises(Fallback):
+            stage_of(fast)
+    finally:
+        hook.remove()
+
+
+def test_a_weight_without_its_parametrization_is_read():
+    fast = accelerate_bark(build(SMALL))  # a deep copy would share the class that is changed
+    before = sound(stage_of(fast))
+    parametrize.remove_parametrizations(last_conv(fast.codec_model), "weight")
+    with torch.no_grad():
+        last_conv(fast.codec_model).weight *= 2
+    assert not torch.equal(sound(stage_of(fast)), before)
+
+
+def test_another_codec_of_the_same_tensors_is_read(small_model, folds):
+    fast = accelerated_copy(small_model)
+    stage_of(fast)
+    tensors = {id(t): t for t in (*fast.codec_model.parameters(), *fast.codec_model.buffers())}
+    fast.codec_model = copy.deepcopy(fast.codec_model, tensors)
+    stage_of(fast)
+    assert folds[-1] is fast.codec_model
+
+
+def test_a_copy_of_the_model_reads_its_own(small_model, folds):
+    fast = accelerated_copy(small_model)
+    first = stage_of(fast)
+    other = copy.deepcopy(fast)
+    assert stage_of(other) is not first and folds[-1] is other.codec_model
+
+
+def test_freed_with_the_rest(small_model, folds):
+    fast = accelerated_copy(small_model, speculate=False)
+    stage_of(fast)
+    copied = acceleration_report(fast).stages[3].copied_bytes
+    assert free_memory(fast) >= copied > 0
+    before = len(folds)
+    stage_of(fast)
+    assert len(folds) == before + 1
