@@ -23,6 +23,7 @@ from bark_accel.bench.baselines import BASELINES
 from bark_accel.bench.measure import machine_facts, run_once, versions
 from benchmarks.__main__ import COMMANDS, file_of, is_suite, listing, main, purpose
 from benchmarks.generation import load, load_figures, steps, streams, utterances
+from benchmarks.generation.mode_names import some_of
 from benchmarks.generation.plots import save_load
 from benchmarks.generation.timeline import Chunk, Timeline
 from benchmarks.ops import anchor
@@ -98,6 +99,14 @@ def test_baselines_are_stock_s_with_other_weights(small_model, name):
     assert weight.dtype == (torch.bfloat16 if name == "stock bfloat16" else torch.qint8)
     audio = model.generate(**texts(SMALL, [4]), semantic_max_new_tokens=8)
     assert audio.shape == small_model.generate(**texts(SMALL, [4]), semantic_max_new_tokens=8).shape
+
+
+def test_names_with_commas_are_separated_by_semicolons():
+    parse = some_of(utterances.MODES)
+    assert parse("float32, no drafts; int8;") == ["float32, no drafts", "int8"]
+    for wrong in ("float32,int8", "float32; int9", " ; "):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"expected some of float32; .* \(separated by ;\), got"):
+            parse(wrong)
 
 
 def test_streams_with_a_plan_are_measured_and_reported(small_model, monkeypatch):

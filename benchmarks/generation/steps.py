@@ -29,6 +29,7 @@ from bark_accel.cli.demo import TEXT
 from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
 from bark_accel.transformer.weights import tensors_of
+from benchmarks.generation.mode_names import some_of
 from benchmarks.ops.interleaved import PROBE_BYTES, ReadProbe
 
 MODES: dict[str, dict[str, Any]] = {
@@ -142,7 +143,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--modes", default="; ".join(MODES), help=f"of {'; '.join(MODES)} (separated by ;)")
+    parser.add_argument(
+        "--modes", default=list(MODES), help=f"of {'; '.join(MODES)} (separated by ;)", type=some_of(MODES)
+    )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -150,9 +153,8 @@ def main() -> None:
     stock = random_bark("bark-small")
     arguments = {k: v.repeat(given.batch, 1) for k, v in fake_inputs(stock, TEXT).items()}
     arguments["semantic_max_new_tokens"] = semantic_tokens(stock, given.seconds)
-    modes = [mode.strip() for mode in given.modes.split(";")]
-    models = {mode: accelerate_bark(shared_copy(stock), strict=True, **MODES[mode]) for mode in modes}
-    clocks = {mode: StepClock(stages_of(stock)) for mode in modes}
+    models = {mode: accelerate_bark(shared_copy(stock), strict=True, **MODES[mode]) for mode in given.modes}
+    clocks = {mode: StepClock(stages_of(stock)) for mode in given.modes}
     for model in models.values():
         warm_up(model, arguments)
     for seed in range(given.repeats):

@@ -36,6 +36,7 @@ from bark_accel.bench.measure import (
 )
 from bark_accel.bench.models import fake_inputs, quiet_transformers, random_bark, semantic_tokens, shared_copy
 from bark_accel.cli.demo import TEXT
+from benchmarks.generation.mode_names import some_of
 from benchmarks.generation.plots import save_stages, save_timeline
 from benchmarks.generation.timeline import Timeline, run_stream
 
@@ -249,10 +250,16 @@ def main() -> None:
     parser.add_argument("--preset", action="store_true", help="with a full-size voice preset")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--shape", default="bark-small")
+    every_mode = [*BASELINES, *MODES]
     parser.add_argument(
-        "--modes", default=",".join(PRECISIONS), help=f"of {', '.join([*BASELINES, *MODES])}", type=_names
+        "--modes",
+        default=list(PRECISIONS),
+        help=f"of {'; '.join(every_mode)} (separated by ;)",
+        type=some_of(every_mode),
     )
-    parser.add_argument("--streams", default="", help=f"of {'; '.join(STREAMS)} (separated by ;)", type=_streams)
+    parser.add_argument(
+        "--streams", default=[], help=f"of {'; '.join(STREAMS)} (separated by ;)", type=some_of(STREAMS)
+    )
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plots", type=Path, help="folder for stage_times.png and streaming.png")
@@ -275,11 +282,3 @@ def save_plots(folder: Path, records: list[dict[str, Any]]) -> None:
     """The stages of the 5 s utterance without a preset, and all streams."""
     save_stages(folder / "stage_times.png", next(r for r in records if (r["seconds"], r["preset"]) == (5, False)))
     save_timeline(folder / "streaming.png", [r for r in records if r["streams"]])
-
-
-def _names(text: str) -> list[str]:
-    return [name.replace("_", " ") for name in text.split(",")]
-
-
-def _streams(text: str) -> list[str]:
-    return [name.strip() for name in text.split(";") if name.strip()]
