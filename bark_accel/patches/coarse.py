@@ -34,7 +34,7 @@ from bark_accel.streaming.progress import part_of
 from bark_accel.transformer.weights import TransformerWeights
 from bark_accel.voices.voices import Voices
 
-from .prepared import PREPARED
+from .prepared import PREPARED, prepared
 from .resolve import resolve_sampling
 from .stage_patch import CausalPatch
 from .stage_progress import PROGRESS, counted, counting
@@ -59,7 +59,7 @@ class CoarsePatch(CausalPatch):
 
         Where `history_prompt` is a list, or "batch_tails" is fixed, rows are filled with 0 after their own end.
         """
-        progress, ready = kwargs.pop(PROGRESS, None), kwargs.pop(PREPARED, None)
+        progress, handed = kwargs.pop(PROGRESS, None), kwargs.pop(PREPARED, None)
         semantic, coarse = semantic_generation_config, coarse_generation_config
         if semantic is None or coarse is None:
             return self.stock(semantic_output, semantic, coarse, **kwargs)
@@ -73,20 +73,20 @@ class CoarsePatch(CausalPatch):
         voices = Voices.read(history_prompt, rows, coarse_limits(semantic, coarse, codebook_size), several=True)
         check_coarse_streamer(streamer, voices)
         spec = self.spec(coarse_spec(semantic, coarse, codebook_size), voices)
-        prepared = attempt(lambda: ready or self.prepare(spec, coarse, rows, kwargs))
+        ready = attempt(lambda: prepared(handed, self.prepare, spec, coarse, rows, kwargs))
         padding = semantic_output == semantic.semantic_pad_token
         lengths = row_lengths(spec, semantic_output.masked_fill(padding, spec.semantic_pad_token))
-        if isinstance(prepared, Fallback):
+        if isinstance(ready, Fallback):
             kwargs = counted(progress, self.stage, coarse, self.for_stock(spec, coarse, kwargs))
             configs = (semantic, coarse, codebook_size)
             most = sum(int(lengths[part].max()) for part, _ in voices.alike())
-            with part_of(progress, self.stage, most), self.looped(prepared) as module:
+            with part_of(progress, self.stage, most), self.looped(ready) as module:
                 tokens, lengths = self._stock_rows(module, semantic_output, configs, voices, kwargs)
             if spec.rows_end:
                 ended = torch.arange(tokens.shape[1], dtype=torch.int64, device=tokens.device) >= lengths[:, None]
                 tokens = tokens.masked_fill(ended, ENDED)
             return (tokens, lengths) if return_output_lengths else tokens
-        weights, sampling = prepared
+        weights, sampling = ready
         semantic_output.masked_fill_(padding, coarse.coarse_semantic_pad_token)
         with self.started(weights, spec, sampling, rows, voices) as run:
             run.push(semantic_output.to(weights.device, torch.int64), final=True)

@@ -34,7 +34,7 @@ from bark_accel.transformer.packing import packed
 from bark_accel.transformer.weights import TransformerWeights
 from bark_accel.voices.voices import Voices
 
-from .prepared import PREPARED
+from .prepared import PREPARED, prepared
 from .stage_patch import Settings, StagePatch
 from .stage_progress import PROGRESS, counting_passes
 
@@ -74,7 +74,7 @@ class FinePatch(StagePatch[TransformerWeights]):
         Where `history_prompt` is a list, or "batch_tails" is fixed, rows end where the coarse stage has padded them,
         and their codes are 0 from there on.
         """
-        progress, ready = kwargs.pop(PROGRESS, None), kwargs.pop(PREPARED, None)
+        progress, handed = kwargs.pop(PROGRESS, None), kwargs.pop(PREPARED, None)
         semantic, coarse, fine = semantic_generation_config, coarse_generation_config, fine_generation_config
         if semantic is None or coarse is None or fine is None:
             return self.stock(coarse_output, semantic, coarse, fine, **kwargs)
@@ -89,7 +89,7 @@ class FinePatch(StagePatch[TransformerWeights]):
         frames = coarse_output.shape[1] // spec.num_coarse_codebooks
         if progress is not None:
             progress.begin("sound", frames)
-        weights = attempt(lambda: ready or self.prepare())
+        weights = attempt(lambda: prepared(handed, self.prepare))
         if isinstance(weights, Fallback):
             self.settings.log.note(weights)
             kwargs = {**kwargs, "temperature": temperature}
@@ -187,11 +187,11 @@ class CodecPatch(StagePatch[CodecWeights]):
         return self.settings.codec.weights(self.module)
 
     def copied_bytes(self) -> int:
-        kept = self.settings.codec.held()
+        before = self.settings.codec.held()
         self.weights()
-        if not kept:
+        if not before:
             self.settings.codec.clear()  # a question is no reason to keep them
-        return self._bytes_beside_the_module(kept)
+        return self._bytes_beside_the_module(self.settings.codec.held())
 
     def free_memory(self) -> int:
         return self._bytes_beside_the_module(self.settings.codec.clear())

@@ -30,7 +30,7 @@ from .audio_generation import AudioGeneration
 from .coarse import CoarsePatch, check_coarse_streamer
 from .fine import CodecPatch, check_fine_codebooks
 from .points import StagePatches, not_patched, stage_patch
-from .prepared import handed_codec
+from .prepared import Prepared, handed_codec
 from .request import Request, arguments_by_stage
 from .stage_patch import Settings
 from .stage_progress import PROGRESS
@@ -191,15 +191,15 @@ class ModelPatch(AudioSource):
             for stage, prepare in [*patch._preparations(request).items()][:2]:
                 request.once(stage, prepare)
 
-    def _preparations(self, request: Request) -> dict[str, Callable[[], object]]:
+    def _preparations(self, request: Request) -> dict[str, partial[Any]]:
         """List, by stage, what is done before any work; raises `Fallback` where a sub-model is not ours."""
         patches, configs, rows = StagePatches.of(self.module, self.settings), request.configs, request.rows
         spec = patches.coarse.spec(configs.coarse_spec, request.voices)
         return {
-            "semantic": lambda: patches.semantic.prepare(configs.semantic, rows, request.arguments("semantic")),
-            "coarse": lambda: patches.coarse.prepare(spec, configs.coarse, rows, request.arguments("coarse")),
-            "fine": patches.fine.prepare,
-            "codec": patches.codec.ready_stage,
+            "semantic": partial(patches.semantic.prepare, configs.semantic, rows, request.arguments("semantic")),
+            "coarse": partial(patches.coarse.prepare, spec, configs.coarse, rows, request.arguments("coarse")),
+            "fine": partial(patches.fine.prepare),
+            "codec": partial(patches.codec.ready_stage),
         }
 
     def _check_streamer(self, streamer: AudioStreamer, kwargs: dict[str, Any]) -> None:
@@ -287,9 +287,9 @@ class ModelPatch(AudioSource):
             if isinstance(prepared, Fallback):
                 self.settings.log.note(prepared)
             else:
-                self._hand_over(request, stage, prepared)
+                self._hand_over(request, stage, Prepared(prepared, prepare.args))
 
-    def _hand_over(self, request: Request, stage: str, prepared: object) -> None:
+    def _hand_over(self, request: Request, stage: str, prepared: Prepared[Any]) -> None:
         """Have a stage take what the check has prepared of it; weights that accelerate moves are gone until then."""
         if not is_offloaded(SUBMODELS[stage].owner(self.module) if stage in SUBMODELS else self.module.codec_model):
             request.prepared[stage] = prepared
@@ -300,10 +300,9 @@ class ModelPatch(AudioSource):
         if not isinstance(patch, CoarsePatch):
             raise AccelerationError(not_patched("coarse").reason)
         spec = patch.spec(configs.coarse_spec, request.voices)
-        prepared = request.once(
-            "coarse", lambda: patch.prepare(spec, configs.coarse, request.rows, request.arguments("coarse"))
-        )
-        self._hand_over(request, "coarse", prepared)
+        arguments = spec, configs.coarse, request.rows, request.arguments("coarse")
+        prepared = request.once("coarse", lambda: patch.prepare(*arguments))
+        self._hand_over(request, "coarse", Prepared(prepared, arguments))
 
     def _check_patched(self) -> None:
         for stage, submodel in submodels(self.module).items():

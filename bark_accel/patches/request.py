@@ -13,7 +13,7 @@ from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.points import SUBMODELS
 from bark_accel.voices.voices import Voices
 
-from .prepared import PREPARED, codec_handed
+from .prepared import PREPARED, Prepared, codec_handed
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Request:
     voices: Voices
     configs: GenerationConfigs
     kwargs: dict[str, Any]
-    prepared: dict[str, Any] = field(default_factory=dict)
+    prepared: dict[str, Prepared[Any]] = field(default_factory=dict)
 
     @property
     def attention_mask(self) -> Tensor | None:
@@ -45,13 +45,14 @@ class Request:
 
     def once(self, stage: str, prepare: Callable[[], T]) -> T:
         """Return what the check has prepared of a stage, else what `prepare` does."""
-        return self.prepared[stage] if stage in self.prepared else prepare()
+        return self.prepared[stage].result if stage in self.prepared else prepare()
 
     def run_stock(self, module: BarkModel, *, with_lengths: bool, **others: Any) -> Any:
         """`BarkModel.generate`, or what took its place in the class: by keywords, all that a wrapper may take."""
         named = {"history_prompt": self.voices.argument(), "return_output_lengths": with_lengths or None}
         handed = {f"{stage}_{PREPARED}": ready for stage, ready in self.prepared.items() if stage != "codec"}
-        with codec_handed(module.codec_model, self.prepared.get("codec")):
+        codec = self.prepared.get("codec")
+        with codec_handed(module.codec_model, None if codec is None else codec.result):
             return type(module).generate(module, input_ids=self.input_ids, **named, **self.kwargs | others | handed)
 
 

@@ -34,12 +34,12 @@ from bark_accel.streaming.progress import part_of
 from bark_accel.transformer.weights import TransformerWeights
 from bark_accel.voices.voices import Voices
 
-from .prepared import PREPARED
+from .prepared import PREPARED, Prepared, prepared
 from .resolve import resolve_sampling
 from .stage_patch import CausalPatch
 from .stage_progress import PROGRESS, counted, counting, longest
 
-Prepared = tuple[TransformerWeights, SemanticSpec, SamplingConfig]
+Ready = tuple[TransformerWeights, SemanticSpec, SamplingConfig]
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class SemanticPatch(CausalPatch):
         **kwargs: Any,
     ) -> Tensor:
         """See `BarkSemanticModel.generate`."""
-        config, ready = semantic_generation_config, kwargs.pop(PREPARED, None)
+        config, handed = semantic_generation_config, kwargs.pop(PREPARED, None)
         if config is None:
             return self.stock(input_ids, config, history_prompt, attention_mask, **kwargs)
-        tokens = self._generate(input_ids, config, history_prompt, attention_mask, ready, kwargs)
+        tokens = self._generate(input_ids, config, history_prompt, attention_mask, handed, kwargs)
         self.settings.stock_bugs.check_ended(config, tokens, kwargs)
         return tokens
 
@@ -82,7 +82,7 @@ class SemanticPatch(CausalPatch):
         config: BarkSemanticGenerationConfig,
         history_prompt: object,
         attention_mask: Tensor | None,
-        ready: Prepared | None,
+        handed: Prepared[Ready] | None,
         kwargs: dict[str, Any],
     ) -> Tensor:
         progress = kwargs.pop(PROGRESS, None)
@@ -94,16 +94,16 @@ class SemanticPatch(CausalPatch):
             )  # it raises: Bark passes its own
         batch_size = input_ids.shape[0]
         voices = Voices.read(history_prompt, batch_size, semantic_limits(config))
-        prepared = attempt(lambda: ready or self.prepare(config, batch_size, kwargs))
-        runs = len([*voices.alike()]) if isinstance(prepared, Fallback) else 1
+        ready = attempt(lambda: prepared(handed, self.prepare, config, batch_size, kwargs))
+        runs = len([*voices.alike()]) if isinstance(ready, Fallback) else 1
         with part_of(progress, self.stage, runs * longest(config, kwargs)):
-            if isinstance(prepared, Fallback):
+            if isinstance(ready, Fallback):
                 kwargs = counted(progress, self.stage, config, kwargs)
-                with self.looped(prepared) as module:
+                with self.looped(ready) as module:
                     return self._stock_rows(module, input_ids, config, voices, attention_mask, kwargs)
             listener = counting(progress, self.stage, _token_listener(kwargs.get("streamer")))
             prompt = SemanticPrompt(input_ids, attention_mask, voices)
-            return self._run(*prepared, prompt, kwargs.get("streamer"), listener)
+            return self._run(*ready, prompt, kwargs.get("streamer"), listener)
 
     def _stock_rows(
         self,
@@ -121,7 +121,7 @@ class SemanticPatch(CausalPatch):
             rows.append(self.stock(input_ids[part], config, voice.argument(), mask, module=module, **kwargs))
         return join_rows(rows, config.semantic_pad_token)
 
-    def prepare(self, config: BarkSemanticGenerationConfig, rows: int, kwargs: dict[str, Any]) -> Prepared:
+    def prepare(self, config: BarkSemanticGenerationConfig, rows: int, kwargs: dict[str, Any]) -> Ready:
         """Prepare a generation of `rows`; raises `Fallback` where Transformers has to run it."""
         weights, spec = self.ready_weights(), semantic_spec(config)
         pad = spec.pad_token

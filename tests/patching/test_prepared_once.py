@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from functools import partial, wraps
 from typing import Any
 
 import pytest
 import torch
 from support.bark_models import SMALL, texts
 from support.parity import accelerated_copy, assert_equal_to_stock
+from transformers import BarkModel
 
 from bark_accel import AudioStreamer
 from bark_accel.hf.presets import generate_with_presets
-from bark_accel.patches import coarse, fine, semantic, stage_patch
+from bark_accel.patches import coarse, semantic, stage_patch
+from bark_accel.patches.kept_codec import KeptCodec
 
 INPUTS = texts(SMALL, [4, 9])
 SHORT = {"semantic_max_new_tokens": 12, "do_sample": True}
@@ -36,7 +39,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(module, name, counted)
 
     count(stage_patch, "transformer_weights", "weights")
-    count(fine, "codec_weights", "weights", "codec")
+    count(KeptCodec, "weights", "weights", "codec")
     for module in (semantic, coarse):
         count(module, "resolve_sampling", "options")
     return counts
@@ -81,6 +84,25 @@ def test_weights_written_between_calls_are_read(small_model):
             for part in (model.semantic, model.coarse_acoustics, model.fine_acoustics, model.codec_model):
                 for parameter in part.parameters():
                     parameter.mul_(1.5)
+    assert_equal_to_stock(stock, fast, **INPUTS, **SHORT)
+
+
+def test_what_a_wrapper_changes_is_heard(small_model, monkeypatch):
+    """In the class, behind the check: what was prepared is for other arguments."""
+    real = BarkModel.generate
+
+    @wraps(real)
+    def hot(self: Any, **kwargs: Any) -> Any:
+        return real(self, **kwargs | {"semantic_max_new_tokens": 6, "coarse_temperature": 9.0})
+
+    monkeypatch.setattr(BarkModel, "generate", hot)
+    assert_equal_to_stock(small_model, accelerated_copy(small_model, strict=True), **INPUTS, **SHORT)
+
+
+def test_what_a_stages_wrapper_changes_is_heard(small_model):
+    stock, fast = copy.deepcopy(small_model), accelerated_copy(small_model, strict=True)
+    for model in (stock, fast):
+        model.coarse_acoustics.generate = partial(model.coarse_acoustics.generate, temperature=9.0)
     assert_equal_to_stock(stock, fast, **INPUTS, **SHORT)
 
 
