@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bark_accel.report import Fallback, FallbackKind
 
 from .offload import only_moves_weights
-from .parts import parts_of
+from .parts import kinds_of, parts_of
 from .points import SUBMODELS
 
 _PATCHED_METHODS = {point.method for point in SUBMODELS.values()}
@@ -33,7 +33,7 @@ def check_modules(stage: str, module: nn.Module) -> None:
     if nn.modules.module._has_any_global_hook():
         raise Fallback(stage, FallbackKind.HOOKED_MODULE, "hooks for all modules of the process")
     parts = parts_of(module)
-    for kind in {type(part) for part in parts}:
+    for kind in kinds_of(parts):
         _check_class(stage, kind)
     # Names that are no method of a class: few parts have others.
     plain: dict[type, set[str]] = defaultdict(lambda: set(_STATE))
@@ -71,8 +71,11 @@ def _is_class_own(part: nn.Module, name: str) -> bool:
 
 def _check_class(stage: str, kind: Any) -> None:
     """Refuse a class whose methods somebody replaced or overrode."""
+    if issubclass(kind, torch.jit.ScriptModule):
+        raise Fallback(stage, FallbackKind.REPLACED_MODULE, f"a {kind.__name__}, compiled by torch.jit")
     libraries = ("torch", "transformers", *(["optimum"] if class_name(kind) == BETTER_TRANSFORMER else []))
-    for name, method in (*vars(kind).items(), ("forward", kind.forward)):
+    for name, found in (*vars(kind).items(), ("forward", kind.forward)):
+        method = found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
         home = getattr(method, "__module__", None) if inspect.isfunction(method) else None
         if home is not None and home.partition(".")[0] not in libraries:
             detail = f"{kind.__name__}.{name} comes from {home}"

@@ -10,6 +10,7 @@ import torch
 from support.bark_models import SMALL, build, stage_configs, texts
 from support.parity import accelerated_copy, assert_equal_to_stock, run
 from support.stock_limits import skip_where_stock_fails
+from transformers.models.encodec import modeling_encodec as encodec
 
 from bark_accel import AccelerationError, FallbackKind, acceleration_report
 from bark_accel.hf.stage_trace import trace_stages
@@ -150,6 +151,17 @@ def embedding_with_max_norm(model):
     model.coarse_acoustics.position_embeds_layer.max_norm = 0.05
 
 
+def traced_activation(model):
+    """A part of torch.jit has neither the dicts of a module nor a class whose methods can be looked at."""
+    model.coarse_acoustics.layers[0].mlp.gelu = torch.jit.trace(torch.nn.ReLU().eval(), torch.randn(1, 3, 4))
+
+
+def traced_dropout(model):
+    model.coarse_acoustics.layers[0].mlp.dropout = torch.jit.trace(
+        torch.nn.Threshold(0.0, 3.0).eval(), torch.randn(1, 3, 4)
+    )
+
+
 def norm_without_weight(model):
     width = model.config.semantic_config.hidden_size
     model.semantic.layers[0].layernorm_1 = torch.nn.LayerNorm(width, elementwise_affine=False).eval()
@@ -189,6 +201,8 @@ MODULE_CASES = [
     (another_layer, "fine", FallbackKind.REPLACED_MODULE),
     (embedding_with_max_norm, "coarse", FallbackKind.REPLACED_MODULE),
     (norm_without_weight, "semantic", FallbackKind.REPLACED_MODULE),
+    (traced_activation, "coarse", FallbackKind.REPLACED_MODULE),
+    (traced_dropout, "coarse", FallbackKind.REPLACED_MODULE),
     (other_elu, "codec", FallbackKind.CODEC_ARCHITECTURE),
     (other_conv, "codec", FallbackKind.REPLACED_MODULE),
     (other_quantizer, "codec", FallbackKind.HOOKED_MODULE),
@@ -228,6 +242,21 @@ def test_a_patched_class(small_model, monkeypatch):
     assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT)
     kinds = {(r.stage, r.kind) for r in acceleration_report(fast).fallbacks}
     assert kinds == {(stage, FallbackKind.REPLACED_MODULE) for stage in ("semantic", "coarse", "fine")}
+
+
+@pytest.mark.parametrize(
+    "kind, name", [(torch.nn.Conv1d, "_conv_forward"), (encodec.EncodecConv1d, "_pad1d")], ids=lambda case: str(case)
+)
+def test_a_patched_class_of_the_codec(small_model, monkeypatch, kind, name):
+    """Below a parametrization, and a static method."""
+    fast, real = accelerated_copy(small_model, strict=False), getattr(kind, name)
+
+    def halved(*args, **kwargs):
+        return real(*args, **kwargs) / 2
+
+    monkeypatch.setattr(kind, name, staticmethod(halved) if name == "_pad1d" else halved)
+    assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT)
+    assert [(r.stage, r.kind) for r in acceleration_report(fast).fallbacks] == [("codec", FallbackKind.REPLACED_MODULE)]
 
 
 @pytest.mark.parametrize("options", [{"coarse_pad_token_id": 5}, {"coarse_num_beams": 2, "coarse_use_cache": False}])
