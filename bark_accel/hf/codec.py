@@ -14,23 +14,17 @@ from bark_accel.report import Fallback, FallbackKind
 from bark_accel.stages.codec_weights import CodecWeights, Conv, ConvTranspose, Lstm, ResidualBlock, Upsampling
 
 from .module_checks import ReplacedPart, check_modules, check_tensors, exact, naming_parts
-from .parts import parameters_of
+from .parts import float_tensors_of, parameters_of
 
 
 @naming_parts
 def codec_weights(module: Any) -> CodecWeights:
     """Read EnCodec's decoder, weight_norm folded (a copy of its weights, in float32)."""
-    _check_codec_classes(module)
-    check_tensors("codec", codec_tensors(module))
-    config = module.config
-    if config.norm_type != "weight_norm" or not config.use_causal_conv:
-        detail = f"expected causal convolutions with weight_norm, got norm_type={config.norm_type!r}"
-        raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, detail)
+    check_codec(module)
     layers = list(module.decoder.layers)
     conv_in, lstm, conv_out = layers[0], layers[1], layers[-1]
-    check_modules("codec", module)
     return CodecWeights(
-        codebooks=tuple(layer.codebook.embed.detach() for layer in module.quantizer.layers),
+        codebooks=tuple(table.detach() for table in _codebooks(module)),
         conv_in=_conv(conv_in),
         lstm=_lstm(lstm.lstm),
         upsampling=_upsampling(layers[2:-2]),
@@ -38,9 +32,25 @@ def codec_weights(module: Any) -> CodecWeights:
     )
 
 
+@naming_parts
+def check_codec(module: Any) -> None:
+    """Refuse a codec that would not compute what Transformers' EnCodec does."""
+    _check_codec_classes(module)
+    check_tensors("codec", [*parameters_of(module.decoder), *_codebooks(module)])
+    config = module.config
+    if config.norm_type != "weight_norm" or not config.use_causal_conv:
+        detail = f"expected causal convolutions with weight_norm, got norm_type={config.norm_type!r}"
+        raise Fallback("codec", FallbackKind.CODEC_ARCHITECTURE, detail)
+    check_modules("codec", module)
+
+
 def codec_tensors(module: Any) -> list[Tensor]:
-    """List the tensors that the weights are read from."""
-    return [*parameters_of(module.decoder), *(layer.codebook.embed for layer in module.quantizer.layers)]
+    """List all tensors that the weights may be read from."""
+    return [*float_tensors_of(module.decoder), *_codebooks(module)]
+
+
+def _codebooks(module: Any) -> list[Tensor]:
+    return [layer.codebook.embed for layer in module.quantizer.layers]
 
 
 def _lstm(module: nn.LSTM) -> Lstm:

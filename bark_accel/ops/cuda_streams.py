@@ -22,12 +22,18 @@ def shared_stream(device: torch.device, what: str, *, first: bool = False) -> to
         return _shared[what, device]
 
 
+def finish_stream(device: torch.device) -> None:
+    """Wait for the current stream of a CUDA device: what it was given is there for all streams from then on."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 class OwnStream:
-    """A stream that no other owner has while this one lives, as long as there are as many."""
+    """A stream that no other owner has while this one lives, and none shared so far, as long as there are as many."""
 
     def __init__(self, device: torch.device):
         with _lock:
-            taken = {own.stream.cuda_stream for own in _owned}
+            taken = {stream.cuda_stream for stream in (*_shared.values(), *(own.stream for own in _owned))}
             streams = (torch.cuda.Stream(device) for _ in range(_TORCHS_STREAMS))
             free = (stream for stream in streams if stream.cuda_stream not in taken)
             self.stream: torch.cuda.Stream = next(free, None) or torch.cuda.Stream(device)

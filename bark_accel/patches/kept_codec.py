@@ -5,9 +5,13 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from bark_accel.hf.codec import codec_tensors, codec_weights
+import torch
+from torch.nn.utils import parametrize
+
+from bark_accel.hf.codec import check_codec, codec_tensors, codec_weights
 from bark_accel.hf.offload import is_offloaded
 from bark_accel.hf.parts import ModuleState
+from bark_accel.ops.cuda_streams import finish_stream
 from bark_accel.ops.interface import CodecOps
 from bark_accel.stages.codec import CodecStage
 from bark_accel.stages.codec_weights import CodecWeights
@@ -18,7 +22,7 @@ from bark_accel.transformer.fingerprint import Fingerprint
 class KeptCodec:
     """Keeps a codec's folded weights, and the stage on them, until the module that they were read from changes.
 
-    Its `ModuleState` and the `Fingerprint` of its tensors tell. A copied or unpickled one starts empty.
+    Its `ModuleState` and the `Fingerprint` of its tensors, summed, tell. A copied or unpickled one starts empty.
     """
 
     def __init__(self) -> None:
@@ -35,15 +39,23 @@ class KeptCodec:
     def weights(self, module: Any) -> CodecWeights:
         """The weights as `codec_weights` reads them; raises `Fallback` as it does."""
         if is_offloaded(module):
-            return codec_weights(module)  # kept, copies would fill what offloading frees
+            self.clear()  # kept, copies would fill what offloading frees
+            return codec_weights(module)
         with self._lock:
             if self._read is not None:
                 state, fingerprint, weights = self._read
                 if state.is_of(module) and fingerprint.fits(codec_tensors(module)):
                     return weights
-            self._read, weights = None, codec_weights(module)
-            if not weights.conv_in.weight.is_meta:
-                self._read = ModuleState(module), Fingerprint(codec_tensors(module)), weights
+            self._read = None
+            check_codec(module)
+            tensors = codec_tensors(module)
+            if not _can_be_kept(tensors[0].device):
+                return codec_weights(module)
+            # Before they are read: what another thread writes meanwhile is seen by the next call.
+            state, fingerprint = ModuleState(module), Fingerprint(tensors, summed=True)
+            weights = codec_weights(module)
+            finish_stream(tensors[0].device)
+            self._read = state, fingerprint, weights
             return weights
 
     def stage(self, weights: CodecWeights, ops: CodecOps, compiler: Compiler | None) -> CodecStage:
@@ -64,3 +76,8 @@ class KeptCodec:
         with self._lock:
             self._read = self._made = None
         return held
+
+
+def _can_be_kept(device: torch.device) -> bool:
+    """Tell whether weights that are folded now are those of later, not rounded by autocast or a `cached` block's."""
+    return device.type != "meta" and not parametrize._cache_enabled and not torch.is_autocast_enabled(device.type)

@@ -13,18 +13,29 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Fingerprint:
-    """Of tensors on one device.
+    """Of tensors.
 
     A change is seen when a tensor was replaced, moved, cast or written to through torch, or when one of 64 numbers
     sampled from it differs (`.data` writes are invisible to torch).
+
+    Parameters
+    ----------
+    summed : bool
+        All numbers count, by the sum of their bits: it tells any change of one of them, and takes as long as reading.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]):
-        self._facts, self._bits = facts_of(tensors), _sampled_bits(tensors)
+    def __init__(self, tensors: Sequence[Tensor], *, summed: bool = False):
+        self._summed = summed
+        self._facts, self._bits = facts_of(tensors), self._bits_of(tensors)
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
-        """Tell whether these are the tensors it was made of, and unchanged; waits once for the device they are on."""
-        return facts_of(tensors) == self._facts and torch.equal(_sampled_bits(tensors), self._bits)
+        """Tell whether these are the tensors it was made of, and unchanged; waits once for the first one's device."""
+        return facts_of(tensors) == self._facts and torch.equal(self._bits_of(tensors), self._bits)
+
+    def _bits_of(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Some 64 numbers of each, as whole numbers, and the sums of all."""
+        found = [*map(_sampled_bits, tensors), *(_summed_bits(tensor) for tensor in tensors if self._summed)]
+        return torch.cat([bits.to(tensors[0].device) for bits in found])
 
 
 def facts_of(tensors: Sequence[Tensor]) -> list[tuple[object, ...]]:
@@ -35,7 +46,13 @@ def facts_of(tensors: Sequence[Tensor]) -> list[tuple[object, ...]]:
     ]
 
 
-def _sampled_bits(tensors: Sequence[Tensor]) -> Tensor:
-    """Some 64 numbers of each, as whole numbers: NaN equals itself."""
-    flat = [tensor.detach().flatten() for tensor in tensors]
-    return torch.cat([some[:: max(1, some.numel() // _SAMPLES)].view(_BITS[some.element_size()]) for some in flat])
+def _sampled_bits(tensor: Tensor) -> Tensor:
+    """Some 64 of a tensor's numbers, as whole numbers: NaN equals itself."""
+    flat = tensor.detach().flatten()
+    return flat[:: max(1, flat.numel() // _SAMPLES)].view(_BITS[flat.element_size()])
+
+
+def _summed_bits(tensor: Tensor) -> Tensor:
+    """The sum [1] of a tensor's numbers as whole ones of as many bits; it may wrap around."""
+    bits = tensor.detach().view(_BITS[tensor.element_size()])
+    return bits.sum(dtype=bits.dtype).view(1)

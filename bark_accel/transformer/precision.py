@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bark_accel.ops import checks as op_checks
 from bark_accel.ops.checks import INT8_GROUP
+from bark_accel.ops.cuda_streams import finish_stream
 from bark_accel.ops.reference import expanded
 
 from .fingerprint import Fingerprint
@@ -132,6 +133,7 @@ class ConvertedWeights:
                 converted = convert(weights, precision)
                 if converted.layers[0].qkv.weight is not weights.layers[0].qkv.weight:
                     converted = finish(converted)
+                finish_stream(converted.device)
                 kept = tuple(replace(matrix, bias=None) for matrix in _matrices(converted))
                 self._kept[precision] = (now, kept)
         # Whatever is no matrix is the caller's: of a 16-bit model it is read anew at every call.

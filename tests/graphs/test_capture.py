@@ -125,8 +125,17 @@ def test_no_two_capturers_have_one_stream(cuda: FakeCuda) -> None:
     """Their graphs may run at the same time, and cuBLAS has one workspace for each stream."""
     device = torch.device("cuda", 0)
     kept = [graphs.GraphCapturer(device) for _ in range(3)]
-    for _ in range(100):  # of batch sizes that come and go
-        graphs.GraphCapturer(device)
+    passing = {graphs.GraphCapturer(device)._own.stream.cuda_stream for _ in range(100)}  # batch sizes come and go
     kept += [graphs.GraphCapturer(device) for _ in range(8)]
+    assert kept[0]._warm_up_stream.cuda_stream not in passing
     assert len({capturer._own.stream.cuda_stream for capturer in kept}) == len(kept)
     assert len({id(capturer._warm_up_stream) for capturer in kept}) == 1
+
+
+def test_a_stream_is_waited_for_where_a_device_has_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = mock.Mock(spec=["synchronize"])
+    monkeypatch.setattr(torch.cuda, "current_stream", {torch.device("cuda", 1): stream}.__getitem__)
+    cuda_streams.finish_stream(torch.device("cpu"))
+    assert not stream.synchronize.called
+    cuda_streams.finish_stream(torch.device("cuda", 1))
+    stream.synchronize.assert_called_once_with()

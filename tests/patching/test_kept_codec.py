@@ -11,7 +11,7 @@ import torch
 from support.bark_models import SMALL, build, texts
 from support.parity import accelerated_copy
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 
 from bark_accel import accelerate_bark, acceleration_report, free_memory
 from bark_accel.hf.codec import codec_weights
@@ -105,8 +105,19 @@ def another_padding(codec: Any) -> None:
     codec.decoder.layers[-1].pad_mode = "constant"
 
 
+def one_number(codec: Any) -> None:
+    """In a large tensor, past torch, and where no number is sampled."""
+    weight = codec.decoder.layers[0].conv.parametrizations.weight.original1
+    weight.detach().numpy().reshape(-1)[weight.numel() // 64 + 1] += 10
+
+
+def another_dict(codec: Any) -> None:
+    layer = codec.decoder.layers[-1]
+    layer.__dict__ = {**vars(layer), "pad_mode": "constant"}
+
+
 CHANGES: list[Callable[[Any], None]] = [written, written_past_torch, loaded, assigned, another_parameter, no_bias]
-CHANGES += [another_layer, another_table, narrower, one_more_parametrization, another_padding]
+CHANGES += [another_layer, another_table, narrower, one_more_parametrization, another_padding, one_number, another_dict]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -184,6 +195,52 @@ def test_a_weight_without_its_parametrization_is_read():
     with torch.no_grad():
         last_conv(fast.codec_model).weight *= 2
     assert not torch.equal(sound(stage_of(fast)), before)
+
+
+def test_a_tensor_that_is_no_parameter_is_read():
+    fast = accelerate_bark(build(SMALL))
+    conv = last_conv(fast.codec_model)
+    parametrize.remove_parametrizations(conv, "weight")
+    weight = conv.weight.detach().clone()
+    del conv.weight
+    conv.weight = weight
+    conv.noted = torch.ones(2, dtype=torch.float64)
+    before = sound(stage_of(fast))
+    weight *= 2
+    assert not torch.equal(sound(stage_of(fast)), before)
+
+
+@pytest.mark.parametrize("block", [parametrize.cached, lambda: torch.autocast("cpu", dtype=torch.bfloat16)])
+def test_what_is_read_in_a_block_of_other_weights_is_not_kept(block, folds):
+    """A cache hides what is written meanwhile; autocast rounds a parametrization's products."""
+    fast = accelerate_bark(build(SMALL))
+    conv = fast.codec_model.decoder.layers[0].conv
+    parametrize.remove_parametrizations(conv, "weight")
+    fast.codec_model.decoder.layers[0].conv = parametrizations.orthogonal(conv, orthogonal_map="cayley").eval()
+    with block(), torch.no_grad():
+        _, original = conv.weight, conv.parametrizations.weight.original
+        original.copy_(torch.rand_like(original))
+        fast.codec_decode(torch.zeros(1, 8, 12, dtype=torch.int64))
+    fresh = CodecStage(codec_weights(fast.codec_model), fast.generate.__self__.codec_patch()._ops(torch.device("cpu")))
+    with torch.no_grad():
+        assert torch.equal(sound(stage_of(fast)), sound(fresh))
+
+
+def test_nothing_is_kept_of_what_is_offloaded(small_model, monkeypatch):
+    fast = accelerated_copy(small_model)
+    stage_of(fast)
+    kept = fast.generate.__self__.settings.codec
+    monkeypatch.setattr(kept_codec, "is_offloaded", lambda module: True)
+    stage_of(fast)
+    assert not kept.held()
+
+
+def test_all_streams_may_read_what_one_has_folded(small_model, monkeypatch):
+    done: list[torch.device] = []
+    monkeypatch.setattr(kept_codec, "finish_stream", done.append)
+    fast = accelerated_copy(small_model)
+    stage_of(fast), stage_of(fast)
+    assert done == [torch.device("cpu")]
 
 
 def test_another_codec_of_the_same_tensors_is_read(small_model, folds):
