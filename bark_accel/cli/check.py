@@ -21,7 +21,7 @@ from .console import EXIT_FAILED, UserError, fail, out, user_errors
 from .demo import load
 from .outputs import check_file
 from .request import ModelChoice
-from .stopping import until_stopped
+from .stopping import Stopping
 
 if TYPE_CHECKING:
     from bark_accel import AccelerationReport
@@ -42,21 +42,30 @@ def check(
     facts = _facts(loaded, {"minutes": minutes, "seconds": seconds, "seed": seed, "voices": voices})
     run, report = _prepared(loaded, budget, seconds, seed, speakers, voices)
     checked, heard = run.checked, speakers is not None
-    try:
-        signal = until_stopped(run.measure)
-    except RuntimeError as error:
-        # A kernel that fails is what a bug report is for.
-        checked.stopped_by = f"{type(error).__name__}: {_first_line(error)}"
-        _write(json_path, {"verdict": checked.verdict(), **facts, **_found(checked)})
-        show(checked, [], heard)
-        raise
-    checked.stopped_by = None if signal is None else signal.name
-    said = report()
-    _write(json_path, {"verdict": checked.verdict(), **facts, "report": _without_folders(said), **_found(checked)})
-    show(checked, list(map(str, said.fallbacks)), heard)
+    with Stopping() as stopping:
+        try:
+            signal = stopping.until_stopped(run.measure)
+        except Exception as error:
+            # A kernel that fails is what a bug report is for.
+            checked.stopped_by = f"{type(error).__name__}: {_first_line(error)}"
+            _tell(checked, json_path, facts, None, heard)
+            raise
+        checked.stopped_by = None if signal is None else signal.name
+        _tell(checked, json_path, facts, report(), heard)
     if checked.wrong or signal is not None:
         fail("\n  ".join([checked.verdict(), *checked.wrong]), EXIT_FAILED if signal is None else 128 + signal)
     out.print(f"[bold green]{checked.verdict()}[/]", soft_wrap=True)
+
+
+def _tell(
+    checked: Checked, json_path: Path | None, facts: dict[str, Any], report: AccelerationReport | None, heard: bool
+) -> None:
+    """Write and show what was found; the report is left out where the accelerated model failed."""
+    told = {} if report is None else {"report": _without_folders(report)}
+    try:
+        _write(json_path, {"verdict": checked.verdict(), **facts, **told, **_found(checked)})
+    finally:
+        show(checked, [] if report is None else list(map(str, report.fallbacks)), heard)
 
 
 def _speakers(needed: bool) -> SpeakerEncoder | None:

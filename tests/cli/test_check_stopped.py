@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 
@@ -14,10 +15,19 @@ import bark_accel.bench.voices
 import bark_accel.cli.check_run
 from bark_accel.bench.check import TEXTS
 from bark_accel.bench.speaker import encoder_weights
-from bark_accel.cli.stopping import SIGNALS, until_stopped
+from bark_accel.cli import check as check_module
+from bark_accel.cli.stopping import SIGNALS, Stopping
 
 installed = pytest.mark.skipif(encoder_weights() is None, reason="the weights of Resemblyzer are not installed")
 LATER = ["first sound", "scores", "sounds", "texts in other ways"]
+
+
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """A shell that starts the tests in the background has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -96,9 +106,81 @@ def test_wrong_tokens_are_told_all_the_same(check, stop, monkeypatch):
     assert code == 130 and "Until then: NOT stock's speech in 1 of 1 requests" in said and "codec: planted" in said
 
 
+def test_signals_while_findings_are_told(check, stop, monkeypatch):
+    """An impatient user's, and the second that `timeout` sends."""
+    write = check_module._write
+
+    def slowly(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        write(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(check_module, "_write", slowly)
+    stop(bark_accel.bench.check, "run_once", 5)
+    code, said, report = check()
+    assert code == 130 and len(report["requests"]) == 2 and "stopped by SIGINT. Until then: Stock's tokens" in said
+
+
+def test_an_error_of_another_kind_loses_nothing(check, monkeypatch):
+    def full(*arguments):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(bark_accel.bench.check, "TEXTS", TEXTS[:4])
+    monkeypatch.setattr(bark_accel.bench.check, "first_sound", full)
+    code, said, report = check()
+    assert code == 2 and len(report["requests"]) == 4 and "median of 4 runs" in said
+    assert report["verdict"].startswith("INCOMPLETE, stopped by OSError: no space left on device. Until then: Stock's")
+
+
+def test_a_file_that_cannot_be_written_is_shown_all_the_same(monkeypatch, tmp_path):
+    def full(*arguments):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(bark_accel.bench.check, "TEXTS", TEXTS[:4])
+    monkeypatch.setattr(check_module, "_write", full)
+    done = run("check", "--minutes", "0.01", "--seconds", "0.2")
+    assert done.exit_code == 2 and "median of 4 runs" in done.output and "no space left" in done.output
+
+
+def test_two_signals_at_once_are_one():
+    """The second comes while the first unwinds."""
+    said: list[str] = []
+
+    def work():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            said.append("unwound")
+
+    with Stopping() as stopping:
+        assert stopping.until_stopped(work) is signal.SIGTERM and said == ["unwound"]
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_one_more_signal_ends_work_that_the_first_did_not(monkeypatch):
+    monkeypatch.setattr("bark_accel.cli.stopping.SAME_WISH_S", 0.0)
+
+    def work():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+
+    with Stopping() as stopping:
+        assert stopping.until_stopped(work) is signal.SIGTERM
+
+
+def test_what_is_ignored_stays_so():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Stopping() as stopping:
+        assert stopping.until_stopped(lambda: signal.raise_signal(signal.SIGINT)) is None
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
 def test_work_that_ends_by_itself():
     """No signal: None, and its own errors pass."""
     done: list[int] = []
-    assert until_stopped(lambda: done.append(1)) is None and done == [1]
-    with pytest.raises(ZeroDivisionError):
-        until_stopped(lambda: 1 / 0)
+    with Stopping() as stopping:
+        assert stopping.until_stopped(lambda: done.append(1)) is None and done == [1]
+        with pytest.raises(ZeroDivisionError):
+            stopping.until_stopped(lambda: 1 / 0)
