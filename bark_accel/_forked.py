@@ -15,27 +15,35 @@ import torch
 
 logger = logging.getLogger("bark_accel")
 
+_watched = False
+# The thread that a fork has left in this process: of any, and of one after `watch`.
+_alone: int | None = None
 _survivor: int | None = None
 
 
-@functools.cache
 def watch() -> None:
-    """Notice forks from now on. Called when a model is accelerated: OpenMP's threads may start from then on."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_note_survivor)
+    """Expect helpers from now on. Called when a model is accelerated: OpenMP's threads may start from then on."""
+    global _watched
+    _watched = True
 
 
 def _note_survivor() -> None:
-    global _survivor
-    _survivor = threading.get_ident()
+    global _alone, _survivor
+    _alone = threading.get_ident()
+    if _watched:
+        _survivor = _alone
     _looks_forked.cache_clear()
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_survivor)
+
+
 def may_have_lost_threads() -> bool:
-    """Tell whether this thread's helpers were lost in a fork, or may have been in one before `watch`."""
+    """Tell whether this thread's helpers may have been lost in a fork, also in one before this module was there."""
     # Whoever survives a fork is the child's main thread.
     is_main = threading.current_thread() is threading.main_thread()
-    return threading.get_ident() == _survivor or (is_main and _looks_forked())
+    return threading.get_ident() == _alone or (is_main and _looks_forked())
 
 
 @functools.cache

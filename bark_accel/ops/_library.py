@@ -112,8 +112,10 @@ class Library:
 
     def end_idle_threads(self) -> None:
         """End this thread's OpenMP threads, where the runtime is libgomp; its next parallel operation starts others."""
-        # Part of libgomp, which the library is linked with. Other runtimes would pause other threads as well.
-        pause = getattr(self._functions, "omp_pause_resource_all", None) if sys.platform == "linux" else None
+        # Part of libgomp, which the library is linked with. LLVM's and Intel's runtimes, which may stand in its place
+        # (conda) and have `kmp_` functions as well, would pause other threads, too.
+        is_gomp = sys.platform == "linux" and not hasattr(self._functions, "kmp_set_blocktime")
+        pause = getattr(self._functions, "omp_pause_resource_all", None) if is_gomp else None
         if pause is not None:
             pause(_SOFT_PAUSE)
 

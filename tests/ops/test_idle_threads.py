@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,22 +91,60 @@ def test_a_request_ends_its_callers_helpers() -> None:
         assert len(idle) == 2 and not still_there(idle)
 
 
-@pytest.mark.parametrize("knows", [True, False])
-def test_a_forked_process_has_none_to_end(knows: bool) -> None:
+IMPORTS = """
+from bark_accel.ops import _library
+from bark_accel.ops.idle_threads import end_idle_threads
+"""
+
+
+@pytest.mark.parametrize("before, after", [(IMPORTS, ""), ("", IMPORTS)], ids=["forked later", "forked before"])
+def test_a_forked_process_has_none_to_end(before: str, after: str) -> None:
     """It would wait for ever for threads that do not exist there."""
     program = f"""
 import os, torch
 torch.set_num_threads(3)
-from bark_accel import _forked
-from bark_accel.ops import _library
-from bark_accel.ops.idle_threads import end_idle_threads
-_library.load()
-{"_forked.watch()" if knows else ""}
+{before}
 torch.ones(1 << 22).sum()
 child = os.fork()
 if child == 0:
+    {after.strip().replace(chr(10), "; ")}
+    _library.load()
     end_idle_threads()
     os._exit(7)
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 7
+
+
+def test_a_daemon_has_none_to_end() -> None:
+    """The process that forked it is gone, and nobody has accelerated a model before."""
+    program = f"""
+import os, torch
+torch.set_num_threads(3)
+{IMPORTS}
+_library.load()
+torch.ones(1 << 22).sum()
+heard, said = os.pipe()
+parent = os.fork()
+if parent == 0:
+    if os.fork() == 0:
+        os.read(heard, 1)
+        end_idle_threads()
+        print("ended", flush=True)
+    os._exit(0)
+os.waitpid(parent, 0)
+os.write(said, b" ")
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True)
+    assert done.stdout == "ended\n"
+
+
+def test_only_libgomp_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLVM's OpenMP, under libgomp's name, would pause the threads of all."""
+    asked: list[int] = []
+    gomp = SimpleNamespace(omp_pause_resource_all=asked.append)
+    monkeypatch.setattr(_library.load(), "_functions", gomp)
+    end_idle_threads()
+    gomp.kmp_set_blocktime = None
+    end_idle_threads()
+    assert asked == [1]
