@@ -117,11 +117,14 @@ def summary(row: dict[str, Any]) -> str:
 
 
 def find_gpu() -> dict[str, str]:
-    """Name, driver and compute capability of the first GPU, as nvidia-smi says; nothing without it."""
+    """Name and driver of the first GPU, compute capability of all, as nvidia-smi says; nothing without it or one."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    name, driver, capability = said.partition("\n")[0].rsplit(", ", 2)
-    return {"gpu": name, "driver": driver, "capability": capability}
+    found = [line.rsplit(", ", 2) for line in said.splitlines() if line.count(", ") >= 2]
+    if not found:
+        return {}
+    name, driver, _ = found[0]
+    return {"gpu": name, "driver": driver, "capability": ", ".join(sorted({capability for *_, capability in found}))}

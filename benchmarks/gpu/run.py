@@ -79,11 +79,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prebuilt", action="store_true", help="use the library that is there; build if none loads")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time (one a core)")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="in a file of their own")
-    parser.add_argument("--samples", type=int, help="of each timed call, stock's too (4, stock's one)")
+    parser.add_argument("--samples", type=_positive, help="of each timed call, stock's too (4, stock's one)")
     parser.add_argument("--kernel-tests", nargs="+", default=KERNEL_TESTS, metavar="TEST", help="those that come first")
     parser.add_argument("--other-tests", nargs="+", default=OTHER_TESTS, metavar="TEST", help="those that come last")
     parser.add_argument("--sanitizer", default="compute-sanitizer")
     return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
 
 
 def file_name(arguments: argparse.Namespace, device: str) -> str:

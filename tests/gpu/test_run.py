@@ -120,7 +120,7 @@ def test_the_build_is_for_the_gpu_that_is_there(
     monkeypatch.delenv("BARK_ACCEL_CUDA_ARCHS", raising=False)
     if asked is not None:
         monkeypatch.setenv("BARK_ACCEL_CUDA_ARCHS", asked)
-    said = mock.Mock(stdout=f"NVIDIA H200, 580.65.06, {capability}\nNVIDIA T4, 580.65.06, 7.5\n")
+    said = mock.Mock(stdout=f"NVIDIA H200, 580.65.06, {capability}\nNVIDIA H200, 580.65.06, {capability}\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
     gpu_found, commands = find_gpu(), Commands()
     assert gpu_found == {"gpu": "NVIDIA H200", "driver": "580.65.06", "capability": capability}
@@ -130,6 +130,25 @@ def test_the_build_is_for_the_gpu_that_is_there(
         f"CUDA_ARCHS = ({', '.join(f'{chr(34)}{arch}{chr(34)}' for arch in gpu_stages.ARCHS)})"
         in (ROOT / "setup.py").read_text()
     )
+
+
+def test_the_build_is_for_all_where_gpus_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--device cuda:1` may be the other."""
+    monkeypatch.delenv("BARK_ACCEL_CUDA_ARCHS", raising=False)
+    said = mock.Mock(stdout="NVIDIA H200, 580.65.06, 9.0\nNVIDIA T4, 580.65.06, 7.5\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
+    gpu_found, commands = find_gpu(), Commands()
+    assert gpu_found["gpu"] == "NVIDIA H200" and gpu_found["capability"] == "7.5, 9.0"
+    assert stages(tmp_path, monkeypatch, commands, gpu_found=gpu_found).build()
+    assert "BARK_ACCEL_CUDA_ARCHS" not in commands.environments[0]
+    said.stdout = "No devices were found\n"
+    assert find_gpu() == {}
+
+
+def test_at_least_one_sample_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.parse(["run", "--samples", "0"])
+    assert "argument --samples: expected at least 1, got 0" in capsys.readouterr().err
 
 
 class Commands:
