@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils import parametrize
@@ -19,6 +19,17 @@ from bark_accel.transformer.dynamo import Compiler
 from bark_accel.transformer.fingerprint import Fingerprint
 
 
+class _Read(NamedTuple):
+    """Weights, and what they were read from."""
+
+    state: ModuleState
+    fingerprint: Fingerprint
+    weights: CodecWeights
+
+    def fits(self, module: Any) -> bool:
+        return self.state.is_of(module) and self.fingerprint.fits(codec_tensors(module))
+
+
 class KeptCodec:
     """Keeps a codec's folded weights, and the stage on them, until the module that they were read from changes.
 
@@ -27,7 +38,7 @@ class KeptCodec:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._read: tuple[ModuleState, Fingerprint, CodecWeights] | None = None
+        self._read: _Read | None = None
         self._made: tuple[CodecOps, CodecWeights, CodecStage] | None = None
 
     def __getstate__(self) -> dict:
@@ -41,11 +52,13 @@ class KeptCodec:
         if is_offloaded(module):
             self.clear()  # kept, copies would fill what offloading frees
             return codec_weights(module)
+        # Without the lock, for it may wait for a device: others would have to wait as well.
+        before = self._read
+        if before is not None and before.fits(module):
+            return before.weights
         with self._lock:
-            if self._read is not None:
-                state, fingerprint, weights = self._read
-                if state.is_of(module) and fingerprint.fits(codec_tensors(module)):
-                    return weights
+            if self._read is not None and self._read is not before and self._read.fits(module):
+                return self._read.weights
             self._read = None
             check_codec(module)
             tensors = codec_tensors(module)
@@ -55,7 +68,7 @@ class KeptCodec:
             state, fingerprint = ModuleState(module), Fingerprint(tensors, summed=True)
             weights = codec_weights(module)
             finish_stream(tensors[0].device)
-            self._read = state, fingerprint, weights
+            self._read = _Read(state, fingerprint, weights)
             return weights
 
     def stage(self, weights: CodecWeights, ops: CodecOps, compiler: Compiler | None) -> CodecStage:
@@ -68,7 +81,7 @@ class KeptCodec:
     def held(self) -> tuple[CodecWeights, ...]:
         """The weights that are kept now."""
         with self._lock:
-            return () if self._read is None else (self._read[2],)
+            return () if self._read is None else (self._read.weights,)
 
     def clear(self) -> tuple[CodecWeights, ...]:
         """Give them up; they are returned once more."""

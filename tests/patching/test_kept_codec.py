@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from bark_accel.hf.codec import codec_weights
 from bark_accel.patches import kept_codec
 from bark_accel.report import Fallback
 from bark_accel.stages.codec import CodecStage
+from bark_accel.stages.codec_weights import CodecWeights
 
 INPUTS = {**texts(SMALL, [9]), "semantic_max_new_tokens": 8}
 
@@ -233,6 +236,27 @@ def test_nothing_is_kept_of_what_is_offloaded(small_model, monkeypatch):
     monkeypatch.setattr(kept_codec, "is_offloaded", lambda module: True)
     stage_of(fast)
     assert not kept.held()
+
+
+def test_threads_that_fold_at_once(small_model, folds):
+    """One folds, the other takes what it finds then; while a thread compares, which may wait, none has to."""
+    fast = accelerated_copy(small_model)
+    kept = fast.generate.__self__.settings.codec
+    found: list[CodecStage] = []
+    read: list[CodecWeights] = []
+    with kept._lock:
+        threads = [threading.Thread(target=lambda: found.append(stage_of(fast))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join()
+    with kept._lock:
+        third = threading.Thread(target=lambda: read.append(kept.weights(fast.codec_model)), daemon=True)
+        third.start()
+        third.join(60)
+        assert read and read[0] is found[0]._weights and found[0] is found[1]
+    assert len(folds) == 1
 
 
 def test_all_streams_may_read_what_one_has_folded(small_model, monkeypatch):
