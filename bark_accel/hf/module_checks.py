@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -76,10 +77,19 @@ def _check_class(stage: str, kind: Any) -> None:
     libraries = ("torch", "transformers", *(["optimum"] if class_name(kind) == BETTER_TRANSFORMER else []))
     for name, found in (*vars(kind).items(), ("forward", kind.forward)):
         method = found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
-        home = getattr(method, "__module__", None) if inspect.isfunction(method) else None
-        if home is not None and home.partition(".")[0] not in libraries:
-            detail = f"{kind.__name__}.{name} comes from {home}"
-            raise Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
+        homes = _homes(method) if inspect.isfunction(method) else []
+        for home in homes:
+            if home.partition(".")[0] not in libraries:
+                detail = f"{kind.__name__}.{name} comes from {home}"
+                raise Fallback(stage, FallbackKind.REPLACED_MODULE, detail)
+
+
+def _homes(function: Any) -> list[str]:
+    """Name the modules that a function says it is of and was made in: `functools.wraps` has it say another's."""
+    said, made_in = function.__module__, function.__globals__.get("__name__")
+    # The standard library's own decorators change nothing.
+    is_own = made_in is not None and made_in.partition(".")[0] in sys.stdlib_module_names
+    return [home for home in (said, None if is_own else made_in) if home is not None]
 
 
 def check_tensors(stage: str, tensors: Iterable[Tensor]) -> None:

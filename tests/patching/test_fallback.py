@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 
 import pytest
@@ -232,13 +233,15 @@ def test_changed_modules(small_model, change, stage, kind):
         assert not torch.equal(plain, run(fast, 0, **INPUTS, **SHORT)[1]), "the change was expected to show"
 
 
-def test_a_patched_class(small_model, monkeypatch):
+@pytest.mark.parametrize("named", [lambda forward: lambda halved: halved, functools.wraps], ids=["as it is", "wraps"])
+def test_a_patched_class(small_model, monkeypatch, named):
     """As kernel packages do: a method of a Transformers class replaced for the whole process."""
     from transformers.models.bark import modeling_bark
 
     forward = modeling_bark.BarkMLP.forward
     fast = accelerated_copy(small_model, strict=False)
-    monkeypatch.setattr(modeling_bark.BarkMLP, "forward", lambda self, hidden: 0.5 * forward(self, hidden))
+    halved = named(forward)(lambda self, hidden: 0.5 * forward(self, hidden))
+    monkeypatch.setattr(modeling_bark.BarkMLP, "forward", halved)
     assert_equal_to_stock(small_model, fast, **INPUTS, **SHORT)
     kinds = {(r.stage, r.kind) for r in acceleration_report(fast).fallbacks}
     assert kinds == {(stage, FallbackKind.REPLACED_MODULE) for stage in ("semantic", "coarse", "fine")}
