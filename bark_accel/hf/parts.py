@@ -43,7 +43,7 @@ def float_tensors_of(module: nn.Module) -> list[Tensor]:
 
 
 class ModuleState:
-    """What a module and all in it were at one time: all that is set on them, their hooks, their classes' methods.
+    """State of a module and of all in it at one time: what is set on them, their hooks, their classes' methods.
 
     Tensors are none of it, nor kept by it.
     """

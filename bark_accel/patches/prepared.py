@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Prepared(Generic[T]):
-    """What a stage's `prepare` returned for arguments."""
+    """Result of a stage's `prepare`, with the arguments that it was made for."""
 
     result: T
     arguments: tuple[Any, ...]

@@ -13,7 +13,7 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Fingerprint:
-    """Of tensors.
+    """Facts and numbers of tensors by which a change of them is noticed.
 
     A change is seen when a tensor was replaced, moved, cast or written to through torch, or when one of 64 numbers
     sampled from it differs (`.data` writes are invisible to torch).
