@@ -36,6 +36,7 @@ def report(folder: Path) -> str:
         name: json.loads((folder / f"zen5_{name}.json").read_text())
         for name in ("generation", "generation_avx2", "steps", "options", "fine_codes", "voices")
     }
+    zen3 = json.loads((folder / "zen3_generation.json").read_text())
     planned = _optional(folder, "zen5_streams")
     compiled = _optional(folder, "zen5_backends")
     anchored = _optional(folder, "zen5_anchor")
@@ -46,7 +47,7 @@ def report(folder: Path) -> str:
         json.loads((folder / f"zen5_{n}.json").read_text()) for n in ("coarse_windows", "speech_quality")
     )
     text = (Path(__file__).parent / "page.md").read_text()
-    records = [*read["generation"], *zen5["generation"], *zen5["generation_avx2"]]
+    records = [*read["generation"], *zen5["generation"], *zen5["generation_avx2"], *zen3]
     different = [case(r) for r in records if r["token_differences"].get("float32")]
     if different:
         raise SystemExit(f"expected float32 runs with stock's tokens, got other ones in: {'; '.join(different)}")
@@ -78,6 +79,8 @@ def report(folder: Path) -> str:
         "zen5_generations": generations(zen5["generation"]),
         "avx2_machine": measured_on(zen5["generation_avx2"][0]),
         "avx2_generations": generations(zen5["generation_avx2"]),
+        "zen3_machine": measured_on(zen3[0]),
+        "zen3_generations": generations(zen3),
         "zen5_steps_machine": measured_on(zen5["steps"]),
         "zen5_steps": table(zen5["steps"]),
         "steps_machine": measured_on(read["steps"]),
