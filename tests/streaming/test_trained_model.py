@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from support.parity import accelerated_copy, assert_equal_to_stock
+from support.parity import SOUND_TOLERANCE, accelerated_copy, assert_equal_to_stock
 from transformers import AutoProcessor
 
 from bark_accel import AudioStreamer, FallbackKind, acceleration_report, small_bark_path, stream
@@ -52,7 +52,7 @@ def test_tokens_are_stocks_and_seams_are_none(pair, rows, voice, policy):
     )
     assert streamer.row_lengths_samples == lengths and audio.shape == expected.shape
     if policy == "exact":
-        torch.testing.assert_close(audio, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(audio, expected, rtol=0, atol=SOUND_TOLERANCE)
     offset, size = stock.generation_config.semantic_config["semantic_vocab_size"], stock.generation_config.codebook_size
     for row, made in enumerate(streamer.presets):
         semantic = made["semantic_prompt"]
@@ -60,14 +60,14 @@ def test_tokens_are_stocks_and_seams_are_none(pair, rows, voice, policy):
         coarse = (tokens["coarse"][row].reshape(-1, 2).T - offset).remainder(size)
         np.testing.assert_array_equal(made["coarse_prompt"], coarse[:, : made["coarse_prompt"].shape[1]])
         at_once = stock.codec_decode(torch.from_numpy(made["fine_prompt"])[None]).detach()
-        torch.testing.assert_close(audio[row : row + 1, : lengths[row]], at_once, rtol=0, atol=1e-6)
+        torch.testing.assert_close(audio[row : row + 1, : lengths[row]], at_once, rtol=0, atol=SOUND_TOLERANCE)
 
 
 @pytest.mark.parametrize("voice", [None, VOICE], ids=["no preset", "preset"])
 def test_low_latency_with_one_chunk_equals_stock(pair, voice):
     inputs = inputs_of(2, voice)
     audio, _ = streamed(pair[1], inputs, first_chunk_frames=400)
-    torch.testing.assert_close(audio, said(pair[0], inputs)[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(audio, said(pair[0], inputs)[0], rtol=0, atol=SOUND_TOLERANCE)
 
 
 def test_a_preview_is_the_coarse_codebooks_decoded(pair):
@@ -77,7 +77,7 @@ def test_a_preview_is_the_coarse_codebooks_decoded(pair):
     offset, size = stock.generation_config.semantic_config["semantic_vocab_size"], stock.generation_config.codebook_size
     codes = (tokens.reshape(1, -1, 2).transpose(1, 2) - offset).remainder(size)
     audio, _ = streamed(fast, inputs, policy="preview", first_chunk_frames=4)
-    torch.testing.assert_close(audio, stock.codec_decode(codes).detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(audio, stock.codec_decode(codes).detach(), rtol=0, atol=SOUND_TOLERANCE)
 
 
 @pytest.mark.parametrize("interleave", [False, True])
