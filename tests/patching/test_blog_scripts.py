@@ -29,6 +29,15 @@ def test_torch_dtype():
     assert torch.isfinite(audio).all() and acceleration_report(fast).fallbacks == ()
 
 
+_ATTENTION = """
+from transformers.models.bark.modeling_bark import BarkSelfAttention
+
+class {name}(BarkSelfAttention):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+"""
+
+
 @pytest.fixture
 def better_transformer(monkeypatch) -> Any:
     """`to_bettertransformer`: optimum's own where it is installed beside an old Transformers, else one of its shape."""
@@ -40,14 +49,11 @@ def better_transformer(monkeypatch) -> Any:
         else:
             return BarkModel.to_bettertransformer
     place, _, name = BETTER_TRANSFORMER.rpartition(".")
-    kind = type(name, (hf.BarkSelfAttention,), {"__module__": place})
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return super(kind, self).forward(*args, **kwargs)
-
-    forward.__module__ = place
-    kind.forward = forward
-    monkeypatch.setitem(sys.modules, place, types.ModuleType(place))
+    module = types.ModuleType(place)
+    # Made in that module, as optimum's is.
+    exec(_ATTENTION.format(name=name), vars(module))
+    kind = vars(module)[name]
+    monkeypatch.setitem(sys.modules, place, module)
 
     def convert(model: Any) -> Any:
         for block in (block for part in submodels(model) for block in part.layers):

@@ -96,8 +96,10 @@ def test_how_slowly_somebody_reads_is_not_how_long_others_wait(server):
 
     begun = time.monotonic()
     asyncio.run(read_slowly())
-    assert len(plan.chunks) > 1 and time.monotonic() - begun > 2
-    assert 0 < learned[0] < 1
+    seconds = time.monotonic() - begun
+    assert len(plan.chunks) > 1
+    # Reading takes seven eighths of it on a slow CPU.
+    assert 0 < learned[0] < seconds / 2
 
 
 def took(speaker, learned: list):
