@@ -313,6 +313,12 @@ class Sampler:
         """Tell whether draws need nothing but scores and rules, and at most one token ends a row."""
         return not self.sees_tokens and len(self.config.stop_tokens) <= 1
 
+    @property
+    def shares_draws(self) -> bool:
+        """Tell whether nothing but scores, rules and its own generator decides: then one op can draw for several."""
+        is_drawn = self.config.do_sample and self.generator is not None
+        return is_drawn and self.draws_all_ids and not self.sees_tokens
+
     def _drawn(self, logits: Tensor, allowed: TokenRange, generator: torch.Generator | None) -> Tensor:
         rules = self.rules(allowed, logits.device).arguments
         if not self.config.do_sample:

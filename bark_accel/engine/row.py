@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from bark_accel.decoding.shared_draws import Draw
 from bark_accel.stages.coarse import CoarseStage, CoarseState
 from bark_accel.stages.semantic import SemanticStage, SemanticState
 from bark_accel.streaming.pipeline import ChunkDecoder
@@ -77,6 +78,14 @@ class Row:
             return self._plan.coarse.draw(self._coarse, logits)
         assert self._semantic is not None
         return self._plan.semantic.draw(self._semantic, logits)
+
+    @property
+    def next_draw(self) -> Draw:
+        """The sampler and the ids of the next `draw`, which other rows may share."""
+        if self._coarse is not None:
+            return Draw(self._coarse.sampler, self._plan.coarse.allowed(self._coarse))
+        assert self._semantic is not None
+        return Draw(self._semantic.sampler, self._plan.semantic.allowed(self._semantic))
 
     def note(self, drawn: Tensor, token: Tensor) -> None:
         """Go on to the next step, or the next stage, by what was drawn; `token` is on the host where it `is_read`."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from bark_accel.decoding.shared_draws import Scores, SharedDraws
 from bark_accel.transformer.causal import CausalModel
 
 from .row import Row
@@ -37,6 +38,7 @@ class Scheduler:
 
     def __init__(self, models: Sequence[CausalModel], slots: Slots):
         self._models = models
+        self._draws = {id(model): SharedDraws(model.spec.output_vocab_size, model.ops) for model in models}
         self._slots = slots
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
@@ -134,14 +136,16 @@ class Scheduler:
         if not rows:
             return
         with self._guarding(*rows):
-            self._take_tokens(rows, take_together(steps))
+            self._take_tokens(rows, [step.feed.rows for step in steps], take_together(steps), self._draws[id(model)])
 
-    def _take_tokens(self, rows: Sequence[Row], scores: Sequence[Tensor]) -> None:
+    def _take_tokens(self, rows: Sequence[Row], ids: Sequence[slice], scores: Scores, draws: SharedDraws) -> None:
         """Draw a token for each row of one stage, and read them back from the device all at once, if at all."""
         going, drawn = [], []
-        for row, logits in zip(rows, scores, strict=True):
+        for place, (row, token) in enumerate(
+            zip(rows, draws.draw([row.next_draw for row in rows], scores), strict=True)
+        ):
             with self._guarding(row):
-                drawn.append(row.draw(logits))
+                drawn.append(row.draw(scores.of(place, ids[place])) if token is None else token)
                 going.append(row)
         if not going:
             return

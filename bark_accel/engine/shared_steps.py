@@ -39,13 +39,14 @@ class SharedSteps:
         self._masks: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         self._replays: dict[tuple[int, int, int], tuple[Callable[[], None], Tensor]] = {}
 
-    def scores(self, slots: Sequence[int], ids: Tensor, rows: slice) -> list[Tensor]:
-        """Feed ids [len(slots), 1]; for each slot scores [1, rows] float32 of what follows, up to the next step."""
+    def scores(self, slots: Sequence[int], ids: Tensor, rows: slice) -> Tensor:
+        """Feed ids [N, 1] of N slots; scores [N, rows] float32 of what follows, valid up to the next step."""
         places, busy = self._places(tuple(slots))
         self._ids.index_copy_(0, places, ids.to(self._ids.device))
         self._lengths.copy_(torch.where(busy, self._cache.length, -1))
         logits = self._run(self._count(max(slots) + 1), rows)
-        return [logits[slot : slot + 1] for slot in slots]
+        are_first = list(slots) == list(range(len(slots)))
+        return logits[: len(slots)] if are_first else logits.index_select(0, places)
 
     def _places(self, slots: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Indices of slots, and which of all are among them, on the device."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bark_accel.decoding.graph_capture import Capturer
+from bark_accel.decoding.shared_draws import Scores
 from bark_accel.decoding.token_source import TokenSource
 from bark_accel.transformer.causal import CausalModel, Feed
 from bark_accel.transformer.kv_cache import KVCache
@@ -94,19 +95,19 @@ class Step:
         return self.model.logits(self.feed, self.cache)
 
 
-def take_together(steps: Sequence[Step]) -> list[Tensor]:
+def take_together(steps: Sequence[Step]) -> Scores:
     """Feed one token of each of several slots to their model at once.
 
-    What a slot gets is, to the bit on a CPU, what it gets alone: scores [1, rows] float32 of what follows, which stand
-    there up to the model's next step.
+    What a slot gets is, to the bit on a CPU, what it gets alone: scores of what follows, which stand there up to the
+    model's next step.
     """
     model, slots = steps[0].model, steps[0].slot.slots
     first, stop = min(s.feed.rows.start for s in steps), max(s.feed.rows.stop for s in steps)
     ids = torch.cat([step.feed.tokens for step in steps])
-    scores = slots.steps_of(model).scores([step.slot.index for step in steps], ids, slice(first, stop))
+    logits = slots.steps_of(model).scores([step.slot.index for step in steps], ids, slice(first, stop))
     for step in steps:
         step.cache.advance(1)
-    return [row[:, s.feed.rows.start - first : s.feed.rows.stop - first] for row, s in zip(scores, steps, strict=True)]
+    return Scores(logits, first)
 
 
 def _kind(model: CausalModel) -> object:

@@ -1,8 +1,9 @@
 """Draws from a generator as ``torch.multinomial`` does, without the noise that cannot matter.
 
 On a CPU the generator's state goes into the compiled op and comes back advanced: the op draws the generator's words and
-takes the logarithm, which makes noise of them, only where it can decide. Threads of ours may share a generator; draws
-of torch's own that another thread makes of it meanwhile may be given out twice.
+takes the logarithm, which makes noise of them, only where it can decide. Rows with a generator each are divided among
+threads. Threads of ours may share a generator; draws of torch's own that another thread makes of it meanwhile may be
+given out twice.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import functools
 import os
 import threading
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +22,7 @@ from torch import Tensor
 from . import _library
 from ._compiled import kernel, op
 from .checks import require
-from .sample_checks import check_source
+from .sample_checks import check_generators, check_source
 
 STATE_BYTES = 5056  # of a CPU generator
 # Sizes around a SIMD width, a generator block (312 entries) and torch's grain of parallelism (32768).
@@ -94,11 +97,63 @@ def draw(logits: Tensor, generator: torch.Generator | None, vocab_size: int, fir
 
 
 def _draw_words(logits: Tensor, generator: torch.Generator, *options: Any) -> Tensor:
-    if generator.device.type != "cpu":
-        raise ValueError(f"fused_multinomial: expected a generator on the cpu, got {generator.device}")
-    with _locks[id(generator) // 64 % len(_locks)]:
+    _require_cpu(generator)
+    with _holding([generator]):
         state = generator.get_state()
         try:
             return op("fused_multinomial.state")(logits, state, *options)
         finally:
             generator.set_state(state)
+
+
+def draw_each(
+    logits: Tensor, generators: Sequence[torch.Generator], vocab_size: int, first_id: int, *rules: Any
+) -> Tensor:
+    """Pick a token per row, each from its own generator; see :func:`bark_accel.ops.native.fused_multinomial`."""
+    check_generators("fused_multinomial", logits, generators, vocab_size, first_id)
+    if type(logits) is Tensor and logits.device.type == "cpu" and is_lazy():
+        return _draw_words_each(logits, generators, vocab_size, first_id, *rules)
+    with noise_of_each(generators, vocab_size, logits.device) as noise:
+        return op("fused_sample")(logits, noise, first_id, *rules)
+
+
+@contextmanager
+def noise_of_each(generators: Sequence[torch.Generator], vocab_size: int, device: torch.device) -> Iterator[Tensor]:
+    """Exponential noise [N, vocab_size] float32, a row of each generator, as it draws it for a row alone.
+
+    If a `ValueError` comes of it, which it does on a CPU alone, the generators stand where they stood.
+    """
+    states = [generator.get_state() for generator in generators] if device.type == "cpu" else []
+    noise = torch.empty(len(generators), vocab_size, dtype=torch.float32, device=device)
+    try:
+        for row, generator in zip(noise, generators, strict=True):
+            row.exponential_(1, generator=generator)
+        yield noise
+    except ValueError:
+        for generator, state in zip(generators, states, strict=False):
+            generator.set_state(state)
+        raise
+
+
+def _draw_words_each(logits: Tensor, generators: Sequence[torch.Generator], *options: Any) -> Tensor:
+    with _holding(generators):
+        states = [generator.get_state() for generator in generators]
+        tokens = op("fused_multinomial.states")(logits, states, *options)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+    return tokens
+
+
+def _require_cpu(generator: torch.Generator) -> None:
+    if generator.device.type != "cpu":
+        raise ValueError(f"fused_multinomial: expected a generator on the cpu, got {generator.device}")
+
+
+@contextmanager
+def _holding(generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Keep other threads of ours from drawing."""
+    with ExitStack() as held:
+        # In one order, so that no two threads wait for each other.
+        for index in sorted({id(generator) // 64 % len(_locks) for generator in generators}):
+            held.enter_context(_locks[index])
+        yield

@@ -91,7 +91,7 @@ def _fake_fused_sample(
 
 def fused_multinomial(
     logits: Tensor,
-    generator: torch.Generator | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
     vocab_size: int,
     first_id: int,
     allowed: Tensor,
@@ -105,16 +105,16 @@ def fused_multinomial(
 
     Token and generator state equal those of the noise ``torch.empty(N, vocab_size).exponential_(1)``. On a torch
     whose noise is known (a test at first use decides; ``multinomial.is_lazy()`` tells) it is not computed in
-    full: the generator advances past all entries, and the logarithm is taken only where it can decide. Rows with a
-    generator of their own are calls of their own (schemas have no lists of generators; a call of its own costs a row
-    some 5 us).
+    full: the generator advances past all entries, and the logarithm is taken only where it can decide.
 
     Parameters
     ----------
     logits : Tensor [N, L], float32, float16 or bfloat16
         Scores of the ids ``first_id .. first_id + L - 1``; unit stride in L, any row stride.
-    generator : torch.Generator of the logits' device, or None
-        None: torch's default one. It is advanced by N * vocab_size entries, in rows that are refused as well.
+    generator : torch.Generator of the logits' device, a sequence of N that differ, or None
+        None: torch's default one. It is advanced by N * vocab_size entries, in rows that are refused as well. Of
+        several, each draws for one row what it would draw for that row alone, and none is advanced if a row is
+        refused.
     vocab_size : int
         Entries per row, at least ``first_id + L``.
     first_id, allowed, min_eos_p, temperature, top_k, top_p, renormalize
@@ -128,15 +128,20 @@ def fused_multinomial(
     Raises
     ------
     ValueError
-        As :func:`fused_sample` does, on a ``vocab_size`` that is too small, and on a generator of another device.
+        As :func:`fused_sample` does, on a ``vocab_size`` that is too small, and on a generator of another device or
+        for another number of rows.
     """
+    rules = (allowed, min_eos_p, temperature, top_k, top_p, renormalize)
+    if isinstance(generator, Sequence):  # schemas have no lists of generators
+        return multinomial.draw_each(logits, generator, vocab_size, first_id, *rules)
     # Tensors without data, and classes that look at every op, have to see this one.
     draw = multinomial.draw if type(logits) is Tensor else op("fused_multinomial")
-    return draw(logits, generator, vocab_size, first_id, allowed, min_eos_p, temperature, top_k, top_p, renormalize)
+    return draw(logits, generator, vocab_size, first_id, *rules)
 
 
 @fake("fused_multinomial")
 @fake("fused_multinomial.state")
+@fake("fused_multinomial.states")
 def _fake_fused_multinomial(logits: Tensor, *rules: Any, **more: Any) -> Tensor:
     tensors = [t for t in (*rules, *more.values()) if isinstance(t, Tensor)]
     require_one_device("fused_multinomial", logits, *tensors)

@@ -36,12 +36,14 @@ from .checks import (
     check_embedding_inputs,
 )
 from .interface import StepCache, StepWeights
+from .multinomial import noise_of_each
 from .reference_attention import Places, attend_behind_mask, attend_to_int8
 from .reference_attention import static_cache_attention as static_cache_attention
 from .sample_checks import (
     ALL_MASKED,
     BAD_NOISE,
     NOT_FINITE,
+    check_generators,
     check_noise,
     check_sample_inputs,
     check_source,
@@ -71,7 +73,7 @@ def fused_sample(
 
 def fused_multinomial(
     logits: Tensor,
-    generator: torch.Generator | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
     vocab_size: int,
     first_id: int,
     allowed: Tensor,
@@ -85,6 +87,10 @@ def fused_multinomial(
     op = "fused_multinomial"
     rules = (min_eos_p, temperature, top_k, top_p)
     check_sample_inputs(op, logits, first_id, allowed, *rules)
+    if isinstance(generator, Sequence):
+        check_generators(op, logits, generator, vocab_size, first_id)
+        with noise_of_each(generator, vocab_size, logits.device) as noise:
+            return _checked(op, sample(logits, noise, first_id, allowed, *rules, renormalize))
     check_source(op, logits, generator, vocab_size, first_id)
     noise = torch.empty(len(logits), vocab_size, dtype=torch.float32, device=logits.device)
     noise.exponential_(generator=generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -104,6 +105,18 @@ def check_source(op: str, logits: Tensor, generator: torch.Generator | None, voc
         op,
         f"expected a generator on the {device.type}, got {generator.device if generator else None}",
     )
+
+
+def check_generators(
+    op: str, logits: Tensor, generators: Sequence[torch.Generator], vocab_size: int, first_id: int
+) -> None:
+    """Check generators of which each row has its own."""
+    require(logits.dim() == 2, op, f"expected logits of shape [N, L], got {list(logits.shape)}")
+    rows, distinct = len(logits), len(set(map(id, generators)))
+    wanted = f"expected one generator for all rows, or {rows} that differ, one for each"
+    require(len(generators) == distinct == rows, op, f"{wanted}, got {len(generators)}, {distinct} of them different")
+    others = [generator for generator in generators if generator.device.type != logits.device.type]
+    check_source(op, logits, others[0] if others else None, vocab_size, first_id)
 
 
 def raise_bad_rows(op: str, ids: Tensor) -> None:

@@ -14,6 +14,7 @@ SCHEMAS = (
     f"fused_sample(Tensor logits, Tensor? noise, int first_id, {_RULES}) -> Tensor",
     f"fused_multinomial(Tensor logits, Generator? generator, int vocab_size, int first_id, {_RULES}) -> Tensor",
     f"fused_multinomial.state(Tensor logits, Tensor(a!) state, int vocab_size, int first_id, {_RULES}) -> Tensor",
+    f"fused_multinomial.states(Tensor logits, Tensor(a!)[] states, int vocab_size, int first_id, {_RULES}) -> Tensor",
     "draw_next(Tensor logits, Tensor? philox, int vocab_size, Tensor(a!) ids, Tensor(b!) drawn, Tensor(c!) count, "
     f"Tensor(d!) length, int first_id, {_RULES}) -> Tensor",
     "codebook_embedding_sum(Tensor codes, Tensor[] tables, Tensor positions) -> Tensor",

@@ -173,7 +173,11 @@ class CoarseStage:
     def draw(self, state: CoarseState, logits: Tensor) -> Tensor:
         """Draw the next token [B] int64 of every row from the logits of what was fed."""
         with drawing("coarse", self._model.weights.cache_dtype):
-            return state.sampler.draw(state.rows.expand(logits), self._allowed[len(state.window) % 2])
+            return state.sampler.draw(state.rows.expand(logits), self.allowed(state))
+
+    def allowed(self, state: CoarseState) -> TokenRange:
+        """Ids that `draw` draws from."""
+        return self._allowed[len(state.window) % 2]
 
     def note(self, state: CoarseState, tokens: Tensor) -> Tensor:
         """Add what was drawn to the window, `ENDED` in rows that have, padded in those that criteria have ended."""

@@ -118,8 +118,11 @@ class SemanticStage:
     def draw(self, state: SemanticState, logits: Tensor) -> Tensor:
         """Draw the next token [B] int64 of every row, on the model's device, from the logits of what was fed."""
         with drawing("semantic", self._model.weights.cache_dtype):
-            allowed = self._allowed_after(state, len(state.tokens))
-            return state.sampler.draw(state.rows.expand(logits), allowed)
+            return state.sampler.draw(state.rows.expand(logits), self.allowed(state))
+
+    def allowed(self, state: SemanticState) -> TokenRange:
+        """Ids that `draw` draws from."""
+        return self._allowed_after(state, len(state.tokens))
 
     def note(self, state: SemanticState, drawn: Tensor, tokens: Tensor) -> Tensor:
         """Go on by what was drawn, and is on the host now (`tokens`); the latter, padded in rows that had ended."""

@@ -18,6 +18,7 @@ constexpr int64_t kStateBytes = 5056;  // with the caches
 
 class Words {
  public:
+  Words() = default;
   // The next 2 * entries words; the state is left as exponential_ on `entries` values leaves it.
   Words(GeneratorState& state, int64_t entries);
   const uint32_t* first() const { return words_.get() + used_; }

@@ -74,6 +74,23 @@ def test_multinomial_equals_torch_in_value_and_state(native: Any, device: torch.
         assert torch.equal(default_generator(device).get_state(), state)
 
 
+def test_a_generator_for_each_row_draws_as_for_that_row_alone(native: Any, device: torch.device) -> None:
+    logits, generators = torch.randn(5, 10048, device=device), [torch.Generator(device) for _ in range(5)]
+    rules = SampleRules.of([RULES[0]], device).arguments
+    for seed, generator in enumerate(generators):
+        generator.manual_seed(seed)
+    for _ in range(3):
+        got, states = [], [generator.get_state() for generator in generators]
+        for row, generator in zip(logits, generators, strict=True):
+            got.append(native.fused_multinomial(row[None, :10001], generator, 10048, *rules))
+        after = [generator.get_state() for generator in generators]
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        together = native.fused_multinomial(logits[:, :10001], generators, 10048, *rules)
+        assert torch.equal(together, torch.cat(got))
+        assert all(torch.equal(one.get_state(), state) for one, state in zip(generators, after, strict=True))
+
+
 @pytest.mark.needs_gpu
 def test_the_samplers_noise_is_torchs(native: Any, device: torch.device) -> None:
     """Else graphs hold one token and torch's draws: slower, with the same tokens."""

@@ -195,6 +195,65 @@ def test_threads_share_a_generator(lazy: bool) -> None:
     assert torch.equal(ours.get_state(), theirs.get_state())
 
 
+DRAWS = {"native": ops.fused_multinomial, "torch": torch_ops.fused_multinomial}
+
+
+def of_each(count: int) -> list[torch.Generator]:
+    """Generators at and around the ends of their blocks."""
+    return [prepared(seed, (0, 1, 311, 623, 624, 625)[seed % 6], randn=seed % 2 == 1) for seed in range(count)]
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+@pytest.mark.parametrize("count", [1, 2, 9, 33])
+def test_rows_with_a_generator_each(draw: Callable[..., Tensor], count: int, isa: str, lazy: bool) -> None:
+    """Each row, of its own rules, and each generator are as if drawn for alone."""
+    logits = torch.randn(count, 1072) * 3
+    ranges = [[i % 7, 1000 + i, 1071 if i % 2 else -1] for i in range(count)]
+    temperature, top_k = torch.linspace(0.5, 1.5, count, dtype=torch.float64), torch.arange(count) * 5
+    theirs, ours = of_each(count), of_each(count)
+    for _ in range(2):
+        expected = [
+            int(draw(row[None], one, 1100, 0, torch.tensor([ids]), None, heat[None], most[None]))
+            for row, one, ids, heat, most in zip(logits, theirs, ranges, temperature, top_k, strict=True)
+        ]
+        got = draw(logits, ours, 1100, 0, torch.tensor(ranges), None, temperature, top_k)
+        assert got.tolist() == expected
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.get_state(), other.get_state())
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_a_refused_row_leaves_the_generators_of_all(draw: Callable[..., Tensor], lazy: bool) -> None:
+    logits, generators = torch.randn(3, 64), of_each(3)
+    before = [one.get_state() for one in generators]
+    logits[1, 5] = torch.nan
+    with pytest.raises(ValueError, match=r"without NaN .* got one in row 1"):
+        draw(logits, generators, 64, *rules(0, 0, 64))
+    for one, state in zip(generators, before, strict=True):
+        assert torch.equal(one.get_state(), state)
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_generators_that_are_no_good(draw: Callable[..., Tensor], lazy: bool) -> None:
+    logits, (one, two) = torch.randn(2, 64), of_each(2)
+    for wrong in ([one], [one, one], [one, two, prepared(3)], []):
+        with pytest.raises(ValueError, match="one generator for all rows, or 2 that differ, one for each, got"):
+            draw(logits, wrong, 64, *rules(0, 0, 64))
+    with pytest.raises(ValueError, match="expected vocab_size >= 64"):
+        draw(logits, [one, two], 63, *rules(0, 0, 64))
+    assert draw(logits[:0], [], 64, *rules(0, 0, 64)).shape == (0,)
+
+
+def test_threads_share_some_of_their_generators(lazy: bool) -> None:
+    logits, draws, generators = torch.zeros(2, 10048), 20, of_each(3)
+    pairs = [[generators[i % 3], generators[(i + 1) % 3]] for i in range(3 * draws)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda pair: ops.fused_multinomial(logits, pair, 10048, *rules(0, 0, 10048)), pairs))
+    for one, other in zip(generators, of_each(3), strict=True):
+        ops.fused_multinomial(torch.zeros(2 * draws, 10048), other, 10048, *rules(0, 0, 10048))
+        assert torch.equal(one.get_state(), other.get_state())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a generator of another device")
 @pytest.mark.parametrize("draw", [ops.fused_multinomial, torch_ops.fused_multinomial], ids=["native", "torch"])
 def test_refuses_a_generator_of_another_device(draw: Callable[..., Tensor]) -> None:

@@ -1,0 +1,88 @@
+"""Draws of several generations at once, each from its own generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bark_accel.ops.backend import Ops
+
+from .sampling import Sampler, SampleRules, TokenRange
+
+# Sets of draws whose rules are kept.
+_KEPT = 64
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Whose token is drawn, and of which ids."""
+
+    sampler: Sampler
+    allowed: TokenRange
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of what several generations are to draw: logits [N, L] float32 of the ids from `first_id` on."""
+
+    logits: Tensor
+    first_id: int
+
+    def of(self, row: int, ids: slice) -> Tensor:
+        """Scores [1, ids] of one of them."""
+        return self.logits[row : row + 1, ids.start - self.first_id : ids.stop - self.first_id]
+
+
+class SharedDraws:
+    """Draws by one op for generations that have nothing but scores, rules and a generator each.
+
+    On a CPU the op divides the rows among threads; on a GPU it is one kernel beside the noise.
+    """
+
+    def __init__(self, vocab_size: int, ops: Ops):
+        self._vocab_size, self._ops = vocab_size, ops
+        self._rules: dict[tuple[Draw, ...], SampleRules] = {}
+
+    def draw(self, draws: Sequence[Draw], scores: Scores) -> list[Tensor | None]:
+        """Return for each of N draws the token [1] int64 that its sampler would draw alone, or None.
+
+        None stands for a sampler that has to draw by itself, and for all of them if some row cannot be drawn from:
+        no generator has moved then, and the row that draws by itself says what is wrong.
+        """
+        tokens: list[Tensor | None] = [None] * len(draws)
+        places = _that_join(draws)
+        if len(places) < 2:
+            return tokens
+        joined = tuple(draws[place] for place in places)
+        logits = scores.logits if len(places) == len(draws) else scores.logits[places]
+        try:
+            drawn = self._drawn(joined, logits, scores.first_id)
+        except ValueError:
+            return tokens
+        for place, token in zip(places, drawn.split(1), strict=True):
+            tokens[place] = token
+        return tokens
+
+    def _drawn(self, draws: tuple[Draw, ...], logits: Tensor, first_id: int) -> Tensor:
+        """Token ids [N] int64 from logits [N, L] of the ids from `first_id` on."""
+        rules = self._rules_of(draws, logits.device)
+        logits = logits[:, rules.first_id - first_id :]
+        generators = [draw.sampler.generator for draw in draws]
+        return self._ops.fused_multinomial(logits, generators, self._vocab_size, *rules.arguments)
+
+    def _rules_of(self, draws: tuple[Draw, ...], device: torch.device) -> SampleRules:
+        if draws not in self._rules:
+            if len(self._rules) == _KEPT:
+                self._rules.clear()
+            self._rules[draws] = SampleRules.of([(draw.sampler.config, draw.allowed) for draw in draws], device)
+        return self._rules[draws]
+
+
+def _that_join(draws: Sequence[Draw]) -> list[int]:
+    """Places of the draws that one op can make: those that differ in nothing but what it takes for each row."""
+    places = [place for place, draw in enumerate(draws) if draw.sampler.shares_draws]
+    ways = [draws[place].sampler.config.renormalize for place in places]
+    return [place for place, way in zip(places, ways, strict=True) if way == ways[0]]
