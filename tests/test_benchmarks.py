@@ -190,7 +190,9 @@ def test_a_load_is_measured_and_reported(small_model, tmp_path, monkeypatch):
     assert [point["how"] for point in record["stock"]] == ["alone", "batch"]
     assert all(point["requests"] == 2 and 0.4 < point["spoken_s"] < 1.2 for point in record["stock"])
     rate, alone = closed["speech_a_second"], load_figures.speech_alone(way)
-    assert f"| int8 | 2 | {rate:.2f} | 3 of 3 | {alone:.2f} | {rate / alone:.2f}x |" in generation_tables.load(record)
+    text = generation_tables.load(record, "here.png")
+    assert f"| int8 | 2 | {rate:.2f} | 3 of 3 | {alone:.2f} | {rate / alone:.2f}x |" in text
+    assert text.endswith("(here.png)")
     (line,) = load_figures.comparisons(record)
     assert line.startswith(f"int8, 2 rows: {rate:.2f} s of speech a second, 3 of 3 as alone; {rate / alone:.2f} x gen")
     for point in record["stock"]:

@@ -1,6 +1,6 @@
 """An engine under load: throughput and latency against offered load, beside `generate` alone and stock's batches.
 
-python -m benchmarks load --json benchmarks/results/zen5_load.json --plots docs      # some 20 minutes on two cores
+python -m benchmarks load --json load.json --plot load.png                           # some 20 minutes on two cores
 python -m benchmarks load --rows 1 8 --requests 4 --seconds 1 2 --weights int8 --loads 1     # some three minutes
 python -m benchmarks load --seconds 2 10 --rows 1 2 4 8 16 --loads 0.5 0.8 1 1.2 --stock 4   # more than an hour
 python -m benchmarks load --seconds 2 10 --rows 8 --open-rows --once --stock 2 --weights w8a8-fit   # some seven minutes
@@ -301,7 +301,7 @@ def main() -> None:
     parser.add_argument("--shape", default="bark-small")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no point is begun later")
     parser.add_argument("--json", type=Path, help="may have points already")
-    parser.add_argument("--plots", type=Path, help="folder for load.png")
+    parser.add_argument("--plot", type=Path, help="a picture (.png) of the points")
     options = parser.parse_args()
     if not 0 <= options.stock <= options.requests:
         parser.error(f"--stock: expected 0 to --requests ({options.requests}), got {options.stock}")
@@ -330,10 +330,10 @@ def main() -> None:
     print(*comparisons(points.record), sep="\n")
     if points.left:
         print("not measured, for lack of time:", "; ".join(points.left))
-    if options.plots and any(its["closed"] for its in points.record["ways"]):
+    if options.plot and any(its["closed"] for its in points.record["ways"]):
         from benchmarks.generation.plots import save_load
 
-        save_load(options.plots / "load.png", points.record)
+        save_load(options.plot, points.record)
 
 
 if __name__ == "__main__":

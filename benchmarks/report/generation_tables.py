@@ -68,8 +68,8 @@ def planned_streams(record: dict[str, Any]) -> str:
     return "\n".join(lines).replace("of stock's 2 s", f"of stock's {stock['seconds']:g} s")
 
 
-def load(record: dict[str, Any]) -> str:
-    """Write the tables and the picture of `python -m benchmarks load`."""
+def load(record: dict[str, Any], picture: str) -> str:
+    """Write the tables of `python -m benchmarks load`, and show its picture."""
     stock, (low, high) = {point["how"]: point for point in record["stock"]}, record["seconds"]
     lines = [f"{record['requests']} requests of {low:g} to {high:g} s. {measured_on(record)}"]
     if "batch" in stock:
@@ -100,7 +100,7 @@ def load(record: dict[str, Any]) -> str:
             cells = f"{row['load']:g} | {row['speech_a_second']:.2f} | {first} | {gap} | {row['underruns']}"
             lines.append(f"| {its['way']} | {row['rows']} | {cells} | {row['silence_s_a_request']:.1f} s |")
     if any(its["open"] for its in record["ways"]):
-        lines += ["", "![throughput by rows, first sound by load](load.png)"]
+        lines += ["", f"![throughput by rows, first sound by load]({picture})"]
     return "\n".join(lines)
 
 

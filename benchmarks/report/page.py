@@ -24,13 +24,17 @@ def _optional(folder: Path, name: str) -> Any:
     return json.loads(file.read_text()) if file.exists() else None
 
 
+def _load(folder: Path, name: str) -> str:
+    record = _optional(folder, name)
+    return load(record, f"{name}.png") if record else _NOT_MEASURED
+
+
 def report(folder: Path) -> str:
     """The whole page."""
     names = ("steps", "generation", "memory", "quality", "speech_quality", "streaming_layout")
     files = {name: folder / f"cpu_{name}.json" for name in names}
     # Memory is measured on Linux only, speech where pocketsphinx is installed.
     optional = ("memory", "speech_quality", "streaming_layout")
-    load_file = folder / "zen5_load.json"
     read = {n: json.loads(file.read_text()) for n, file in files.items() if n not in optional or file.exists()}
     zen5 = {
         name: json.loads((folder / f"zen5_{name}.json").read_text())
@@ -53,7 +57,7 @@ def report(folder: Path) -> str:
         raise SystemExit(f"expected float32 runs with stock's tokens, got other ones in: {'; '.join(different)}")
     ties = [tie for record in read["generation"] for tie in record.get("ties", [])]
     parts = {
-        "load": load(json.loads(load_file.read_text())) if load_file.exists() else _NOT_MEASURED,
+        **{name: _load(folder, name) for name in ("zen5_load", "zen3_load")},
         "options_machine": measured_on(zen5["options"]),
         "options": options(zen5["options"]),
         "fine_codes_machine": measured_on(zen5["fine_codes"]),
