@@ -10,9 +10,9 @@ from torch import Tensor
 
 from bark_accel.ops.backend import Ops
 
-from .sampling import Sampler, SampleRules, TokenRange
+from .sampling import Sampler, SampleRules, SamplingConfig, TokenRange
 
-# Sets of draws whose rules are kept.
+# Sets of rows whose rules are kept.
 _KEPT = 64
 
 
@@ -44,45 +44,45 @@ class SharedDraws:
 
     def __init__(self, vocab_size: int, ops: Ops):
         self._vocab_size, self._ops = vocab_size, ops
-        self._rules: dict[tuple[Draw, ...], SampleRules] = {}
+        self._rules: dict[tuple[tuple[SamplingConfig, TokenRange], ...], SampleRules] = {}
 
     def draw(self, draws: Sequence[Draw], scores: Scores) -> list[Tensor | None]:
         """Return for each of N draws the token [1] int64 that its sampler would draw alone, or None.
 
-        None stands for a sampler that has to draw by itself, and for all of them if some row cannot be drawn from:
-        no generator has moved then, and the row that draws by itself says what is wrong.
+        None stands for a sampler that has to draw by itself, and for all that would share an op that fails: no
+        generator has moved then, and the row that is the cause says so when it draws by itself.
         """
         tokens: list[Tensor | None] = [None] * len(draws)
-        places = _that_join(draws)
-        if len(places) < 2:
-            return tokens
-        joined = tuple(draws[place] for place in places)
-        logits = scores.logits if len(places) == len(draws) else scores.logits[places]
-        try:
-            drawn = self._drawn(joined, logits, scores.first_id)
-        except ValueError:
-            return tokens
-        for place, token in zip(places, drawn.split(1), strict=True):
-            tokens[place] = token
+        for places in _groups(draws):
+            parts = [scores.logits[place : place + 1] for place in places]
+            logits = scores.logits if len(places) == len(draws) else torch.cat(parts)
+            try:
+                drawn = self._drawn([draws[place] for place in places], logits, scores.first_id)
+            except Exception:  # ends one row alone, when that draws
+                continue
+            for place, token in zip(places, drawn.split(1), strict=True):
+                tokens[place] = token
         return tokens
 
-    def _drawn(self, draws: tuple[Draw, ...], logits: Tensor, first_id: int) -> Tensor:
+    def _drawn(self, draws: Sequence[Draw], logits: Tensor, first_id: int) -> Tensor:
         """Token ids [N] int64 from logits [N, L] of the ids from `first_id` on."""
-        rules = self._rules_of(draws, logits.device)
+        rules = self._rules_of(tuple((draw.sampler.config, draw.allowed) for draw in draws), logits.device)
         logits = logits[:, rules.first_id - first_id :]
         generators = [draw.sampler.generator for draw in draws]
         return self._ops.fused_multinomial(logits, generators, self._vocab_size, *rules.arguments)
 
-    def _rules_of(self, draws: tuple[Draw, ...], device: torch.device) -> SampleRules:
-        if draws not in self._rules:
+    def _rules_of(self, rows: tuple[tuple[SamplingConfig, TokenRange], ...], device: torch.device) -> SampleRules:
+        if rows not in self._rules:
             if len(self._rules) == _KEPT:
                 self._rules.clear()
-            self._rules[draws] = SampleRules.of([(draw.sampler.config, draw.allowed) for draw in draws], device)
-        return self._rules[draws]
+            self._rules[rows] = SampleRules.of(rows, device)
+        return self._rules[rows]
 
 
-def _that_join(draws: Sequence[Draw]) -> list[int]:
-    """Places of the draws that one op can make: those that differ in nothing but what it takes for each row."""
-    places = [place for place, draw in enumerate(draws) if draw.sampler.shares_draws]
-    ways = [draws[place].sampler.config.renormalize for place in places]
-    return [place for place, way in zip(places, ways, strict=True) if way == ways[0]]
+def _groups(draws: Sequence[Draw]) -> list[list[int]]:
+    """Places of draws that one op can make: they differ in nothing but what it takes for each row."""
+    groups: dict[bool, list[int]] = {}
+    for place, draw in enumerate(draws):
+        if draw.sampler.shares_draws:
+            groups.setdefault(draw.sampler.config.renormalize, []).append(place)
+    return [places for places in groups.values() if len(places) > 1]

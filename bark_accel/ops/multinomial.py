@@ -12,8 +12,8 @@ import functools
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -97,8 +97,9 @@ def draw(logits: Tensor, generator: torch.Generator | None, vocab_size: int, fir
 
 
 def _draw_words(logits: Tensor, generator: torch.Generator, *options: Any) -> Tensor:
-    _require_cpu(generator)
-    with _holding([generator]):
+    if generator.device.type != "cpu":
+        raise ValueError(f"fused_multinomial: expected a generator on the cpu, got {generator.device}")
+    with _lock_of(generator):
         state = generator.get_state()
         try:
             return op("fused_multinomial.state")(logits, state, *options)
@@ -111,49 +112,50 @@ def draw_each(
 ) -> Tensor:
     """Pick a token per row, each from its own generator; see :func:`bark_accel.ops.native.fused_multinomial`."""
     check_generators("fused_multinomial", logits, generators, vocab_size, first_id)
-    if type(logits) is Tensor and logits.device.type == "cpu" and is_lazy():
-        return _draw_words_each(logits, generators, vocab_size, first_id, *rules)
-    with noise_of_each(generators, vocab_size, logits.device) as noise:
-        return op("fused_sample")(logits, noise, first_id, *rules)
+
+    def draw() -> Tensor:
+        if type(logits) is Tensor and logits.device.type == "cpu" and is_lazy():
+            return _draw_words_each(logits, generators, vocab_size, first_id, *rules)
+        with noise_of_each(generators, vocab_size, logits.device) as noise:
+            return op("fused_sample")(logits, noise, first_id, *rules)
+
+    # In one order, so that no two threads wait for each other.
+    return _holding(sorted({_lock_of(generator) for generator in generators}, key=id), draw)
 
 
 @contextmanager
 def noise_of_each(generators: Sequence[torch.Generator], vocab_size: int, device: torch.device) -> Iterator[Tensor]:
     """Exponential noise [N, vocab_size] float32, a row of each generator, as it draws it for a row alone.
 
-    If a `ValueError` comes of it, which it does on a CPU alone, the generators stand where they stood.
+    If the block raises, the generators stand where they stood.
     """
-    states = [generator.get_state() for generator in generators] if device.type == "cpu" else []
+    states = [generator.get_state() for generator in generators]
     noise = torch.empty(len(generators), vocab_size, dtype=torch.float32, device=device)
     try:
         for row, generator in zip(noise, generators, strict=True):
             row.exponential_(1, generator=generator)
         yield noise
-    except ValueError:
-        for generator, state in zip(generators, states, strict=False):
+    except BaseException:
+        for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
         raise
 
 
 def _draw_words_each(logits: Tensor, generators: Sequence[torch.Generator], *options: Any) -> Tensor:
-    with _holding(generators):
-        states = [generator.get_state() for generator in generators]
-        tokens = op("fused_multinomial.states")(logits, states, *options)
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+    states = [generator.get_state() for generator in generators]
+    tokens = op("fused_multinomial.states")(logits, states, *options)
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
     return tokens
 
 
-def _require_cpu(generator: torch.Generator) -> None:
-    if generator.device.type != "cpu":
-        raise ValueError(f"fused_multinomial: expected a generator on the cpu, got {generator.device}")
+def _lock_of(generator: torch.Generator) -> threading.Lock:
+    return _locks[id(generator) // 64 % len(_locks)]
 
 
-@contextmanager
-def _holding(generators: Sequence[torch.Generator]) -> Iterator[None]:
-    """Keep other threads of ours from drawing."""
-    with ExitStack() as held:
-        # In one order, so that no two threads wait for each other.
-        for index in sorted({id(generator) // 64 % len(_locks) for generator in generators}):
-            held.enter_context(_locks[index])
-        yield
+def _holding(locks: Sequence[threading.Lock], draw: Callable[[], Tensor]) -> Tensor:
+    """Draw while no other thread of ours does; `with` alone keeps no lock if a signal comes in between."""
+    if not locks:
+        return draw()
+    with locks[0]:
+        return _holding(locks[1:], draw)

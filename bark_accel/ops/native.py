@@ -114,7 +114,7 @@ def fused_multinomial(
     generator : torch.Generator of the logits' device, a sequence of N that differ, or None
         None: torch's default one. It is advanced by N * vocab_size entries, in rows that are refused as well. Of
         several, each draws for one row what it would draw for that row alone, and none is advanced if a row is
-        refused.
+        refused; not for tensors without data.
     vocab_size : int
         Entries per row, at least ``first_id + L``.
     first_id, allowed, min_eos_p, temperature, top_k, top_p, renormalize

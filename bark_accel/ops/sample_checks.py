@@ -112,6 +112,8 @@ def check_generators(
 ) -> None:
     """Check generators of which each row has its own."""
     require(logits.dim() == 2, op, f"expected logits of shape [N, L], got {list(logits.shape)}")
+    strangers = [type(each).__name__ for each in generators if not isinstance(each, torch.Generator)]
+    require(not strangers, op, f"expected a torch.Generator for each row, got {', '.join(strangers)}")
     rows, distinct = len(logits), len(set(map(id, generators)))
     wanted = f"expected one generator for all rows, or {rows} that differ, one for each"
     require(len(generators) == distinct == rows, op, f"{wanted}, got {len(generators)}, {distinct} of them different")

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "../sample_inputs.h"
 #include "generator_state.h"
 #include "isa.h"
@@ -94,7 +96,12 @@ Tensor multinomial_of_each(const Tensor& logits, std::vector<Tensor>& states, in
   BARK_CHECK(int64_t(states.size()) == rows, op, "expected states of ", rows, " generators, got ",
              states.size());
   std::vector<GeneratorState*> checked;
-  for (Tensor& state : states) checked.push_back(&checked_state(op, state));
+  for (Tensor& state : states) {
+    GeneratorState* one = &checked_state(op, state);
+    BARK_CHECK(std::find(checked.begin(), checked.end(), one) == checked.end(), op,
+               "expected states that differ, got one twice");
+    checked.push_back(one);
+  }
   return sample_rows(op, p, rules, logits, checked, vocab_size);
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from support.bark_models import SMALL, texts
@@ -10,12 +13,16 @@ from support.engine_requests import Asked, assert_as_alone, together
 from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
 from bark_accel.decoding.shared_draws import Draw, Scores, SharedDraws
 from bark_accel.engine import scheduler as scheduling
+from bark_accel.engine.engine import make_row
+from bark_accel.engine.scheduler import Scheduler
+from bark_accel.engine.slots import Slots
+from bark_accel.ops import multinomial
 from bark_accel.ops.backend import get_ops
 from bark_accel.patches.engine import ModelSource
 
 SAMPLED = {**texts(SMALL, [6]), "do_sample": True, "semantic_min_new_tokens": 30, "semantic_max_new_tokens": 30}
-# What the op for several rows does not have, or not beside others.
-OTHERS = [{"do_sample": False}, {"repetition_penalty": 1.3}, {"min_p": 0.1}, {"renormalize_logits": False}]
+# What the op for several rows does not have.
+OTHERS = [{"do_sample": False}, {"repetition_penalty": 1.3}, {"min_p": 0.1}]
 
 
 @pytest.fixture
@@ -47,7 +54,52 @@ def test_others_among_them_are_drawn_for_alone(fast, drawn, other):
     assert max(drawn) == 4 and drawn.count(4) > 100
 
 
-def test_a_row_that_cannot_be_drawn_from_ends_alone(fast, monkeypatch):
+def test_rows_that_renormalise_and_rows_that_do_not(fast, drawn):
+    """Two groups, whoever comes first."""
+    asked = [Asked({**SAMPLED, "renormalize_logits": seed in (0, 3)}, seed) for seed in range(6)]
+    for one, request in zip(asked, together(ModelSource(fast), asked, 6), strict=True):
+        assert_as_alone(fast, one, request)
+    assert drawn.count(6) > 100
+
+
+@pytest.mark.parametrize("fault", [MemoryError, RuntimeError])
+def test_whatever_fails_in_the_shared_draw_ends_nobody(fast, monkeypatch, fault):
+    drawn, calls = SharedDraws._drawn, []
+
+    def failing(self, *given):
+        calls.append(None)
+        if len(calls) % 7 == 0:
+            raise fault
+        return drawn(self, *given)
+
+    monkeypatch.setattr(SharedDraws, "_drawn", failing)
+    asked = [Asked(SAMPLED, seed) for seed in range(4)]
+    for one, request in zip(asked, together(ModelSource(fast), asked, 4), strict=True):
+        assert_as_alone(fast, one, request)
+    assert len(calls) > 50
+
+
+def test_rules_outlive_no_request(fast):
+    """They are kept by what is asked for, which others may ask for as well."""
+    source = ModelSource(fast)
+    scheduler = Scheduler(source.models, Slots(source.models, 3))
+    rows = [make_row(source, SAMPLED, seed=seed) for seed in range(3)]
+    for row in rows:
+        scheduler.add(row)
+    with torch.no_grad():
+        scheduler.turn()
+        generators = [weakref.ref(row.next_draw.sampler) for row in rows]
+        while scheduler.busy:
+            scheduler.turn()
+    del rows, row
+    gc.collect()
+    assert [each() for each in generators] == [None] * 3
+    assert any(draws._rules for draws in scheduler._draws.values())
+
+
+@pytest.mark.parametrize("noise", ["where it decides", "in full"])
+def test_a_row_that_cannot_be_drawn_from_ends_alone(fast, monkeypatch, noise):
+    monkeypatch.setattr(multinomial, "_wanted", noise == "where it decides")
     take_together, steps_taken = scheduling.take_together, []
 
     def spoil(steps):

@@ -89,6 +89,11 @@ def test_a_generator_for_each_row_draws_as_for_that_row_alone(native: Any, devic
         together = native.fused_multinomial(logits[:, :10001], generators, 10048, *rules)
         assert torch.equal(together, torch.cat(got))
         assert all(torch.equal(one.get_state(), state) for one, state in zip(generators, after, strict=True))
+    logits[2, 7] = torch.nan
+    for draw in (native.fused_multinomial, torch_ops.fused_multinomial):
+        with pytest.raises(ValueError, match="got one in row 2"):
+            draw(logits[:, :10001], generators, 10048, *rules)
+        assert all(torch.equal(one.get_state(), state) for one, state in zip(generators, after, strict=True))
 
 
 @pytest.mark.needs_gpu

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +28,7 @@ from bark_accel.decoding.sampling import Sampler, SamplingConfig, TokenRange
 from bark_accel.ops import multinomial
 from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
+from bark_accel.ops._compiled import op
 
 from .conftest import rules
 
@@ -239,9 +243,45 @@ def test_generators_that_are_no_good(draw: Callable[..., Tensor], lazy: bool) ->
     for wrong in ([one], [one, one], [one, two, prepared(3)], []):
         with pytest.raises(ValueError, match="one generator for all rows, or 2 that differ, one for each, got"):
             draw(logits, wrong, 64, *rules(0, 0, 64))
+    for wrong in ([one, None], "ab"):
+        with pytest.raises(ValueError, match=r"expected a torch\.Generator for each row, got (NoneType|str, str)"):
+            draw(logits, wrong, 64, *rules(0, 0, 64))
     with pytest.raises(ValueError, match="expected vocab_size >= 64"):
         draw(logits, [one, two], 63, *rules(0, 0, 64))
     assert draw(logits[:0], [], 64, *rules(0, 0, 64)).shape == (0,)
+
+
+def test_one_state_for_two_rows_is_refused() -> None:
+    state = prepared(0).get_state()
+    with pytest.raises(ValueError, match="fused_multinomial: expected states that differ, got one twice"):
+        op("fused_multinomial.states")(torch.randn(2, 64), [state, state], 64, *rules(0, 0, 64))
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+def test_an_interrupted_draw_keeps_no_lock(several: bool) -> None:
+    logits, generators = torch.zeros(2, 2000), of_each(2)
+    chance, before = random.Random(0), signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(600):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 5e-4))
+                while True:
+                    given = generators if several else generators[0]
+                    ops.fused_multinomial(logits, given, 2000, *rules(0, 0, 2000))
+            assert not any(lock.locked() for lock in multinomial._locks)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("error", [ValueError, MemoryError])
+def test_the_noise_of_each_is_given_back_if_what_follows_fails(error: type) -> None:
+    generators = of_each(3)
+    with pytest.raises(error), multinomial.noise_of_each(generators, 100, torch.device("cpu")):
+        raise error
+    for one, other in zip(generators, of_each(3), strict=True):
+        assert torch.equal(one.get_state(), other.get_state())
 
 
 def test_threads_share_some_of_their_generators(lazy: bool) -> None:
