@@ -84,6 +84,7 @@ class Worker:
         self.leave(drain=drain)
         if self._process != os.getpid() or threading.current_thread() is self._thread:
             return
+        end_idle_threads()
         try:
             self._thread.join()
         except BaseException:

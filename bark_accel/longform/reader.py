@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bark_accel._caller import warn_caller
+from bark_accel.ops.idle_threads import end_idle_threads
 from bark_accel.voices.preset import VoicePreset
 
 from .chunk_store import ChunkStore
@@ -210,6 +211,7 @@ class _Run:
     def _result(self, index: int) -> Utterance:
         """Wait for a chunk, and keep others that are ready meanwhile."""
         while index not in self._ready:
+            end_idle_threads()
             self._take(index if self._going[index].asked_for_last else self._ended.get())
         ready = self._ready.pop(index)
         if isinstance(ready, Exception):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from bark_accel._arguments import whole_number
+from bark_accel.ops.idle_threads import end_idle_threads
 from bark_accel.voices.preset import VoicePreset
 
 from .owner import owner_of
@@ -168,6 +169,7 @@ class AudioStreamer:
 
     def __next__(self) -> Tensor:
         """The next chunk; raises what the generation raised, or `TimeoutError`."""
+        end_idle_threads()
         with self._changed:
             if not self._changed.wait_for(self._something_to_take, self.timeout):
                 raise self._timed_out()
@@ -181,6 +183,7 @@ class AudioStreamer:
 
     async def __anext__(self) -> Tensor:
         """Return the next chunk as `__next__` does, without blocking the event loop."""
+        end_idle_threads()
         waiter = (asyncio.get_running_loop(), asyncio.Event())
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
         while True:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
 from support.bark_models import SMALL, build
+from support.engine_requests import wait_for
 from support.parity import accelerated_copy
 
-from bark_accel import BarkEngine, _forked, stream
+from bark_accel import AudioStreamer, BarkEngine, SpeechRequest, _forked, stream
 from bark_accel.bench.models import fake_inputs
 from bark_accel.ops import _library
 from bark_accel.ops.idle_threads import end_idle_threads
@@ -89,6 +91,58 @@ def test_a_request_ends_its_callers_helpers() -> None:
         idle = helpers()
         engine.submit(**fake_inputs(model, "Hello"), semantic_max_new_tokens=8).result()
         assert len(idle) == 2 and not still_there(idle)
+
+
+def helpers_that_stay() -> set[str]:
+    """Threads as in `helpers`, of a thread that has none."""
+    before = set(os.listdir("/proc/self/task"))
+    assert LONG.sum() == len(LONG)
+    return set(os.listdir("/proc/self/task")) - before
+
+
+@pytest.mark.parametrize("wait", [SpeechRequest.result, lambda request: asyncio.run(awaited(request)), list])
+def test_who_waits_for_a_request_has_none(wait: Callable) -> None:
+    """Nor does the copy of its audio make any, beside other requests."""
+    model = accelerated_copy(build(SMALL), strict=False)
+    length = {"semantic_min_new_tokens": 80, "semantic_max_new_tokens": 80}
+    with BarkEngine(model, max_rows=1) as engine:
+        engine.submit(**fake_inputs(model, "Hello"), semantic_max_new_tokens=8).result()  # its threads are there
+        request, other = (engine.submit(**fake_inputs(model, "Hello"), **length) for _ in range(2))
+        idle = helpers_that_stay()
+        audio = wait(request)
+        assert len(idle) == 2 and not still_there(idle)
+        other.result()
+        threads = set(os.listdir("/proc/self/task"))
+        assert len(other.result()) > 32768, "torch copies what is shorter without helpers"
+        assert set(os.listdir("/proc/self/task")) <= threads
+        assert audio is not None
+
+
+async def awaited(request: SpeechRequest) -> torch.Tensor:
+    return await request
+
+
+def test_a_stream_ends_those_of_a_listener_between_two_chunks() -> None:
+    model = accelerated_copy(build(SMALL), strict=False)
+    streamer = AudioStreamer(model, policy="low_latency", first_chunk_frames=2, max_chunk_frames=2)
+    chunks = stream(model, **fake_inputs(model, "Hello"), semantic_max_new_tokens=30, streamer=streamer)
+    next(chunks)
+    idle = helpers_that_stay()
+    next(chunks)
+    assert len(idle) == 2 and not still_there(idle)
+    chunks.close()
+
+
+def test_closing_an_engine_ends_them() -> None:
+    model = accelerated_copy(build(SMALL), strict=False)
+    end_idle_threads()
+    before = set(os.listdir("/proc/self/task"))
+    engine = BarkEngine(model, max_rows=1)
+    request = engine.submit(**fake_inputs(model, "Hello"), semantic_max_new_tokens=40)
+    assert len(helpers_that_stay()) >= 2
+    engine.close(drain=True)
+    assert request.done()
+    wait_for(lambda: set(os.listdir("/proc/self/task")) <= before)  # a thread that ends is seen for a moment
 
 
 IMPORTS = """
