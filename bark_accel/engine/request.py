@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bark_accel.ops.idle_threads import end_idle_threads
+from bark_accel.ops.idle_threads import end_idle_threads, joined
 from bark_accel.streaming.streamer import AudioStreamer
 
 from .errors import DeadlineExceeded, RequestCancelled, RequestEnded, without_frames
@@ -109,7 +109,7 @@ class SpeechRequest:
         self._check_process()
         end_idle_threads()
         try:
-            return _copied(self._future.result(timeout))
+            return joined(self._future.result(timeout))  # a copy, as others may ask for it
         except futures.TimeoutError:
             if self._future.done():
                 raise
@@ -120,7 +120,7 @@ class SpeechRequest:
         end_idle_threads()
         # Shielded: a task that gives up waiting leaves the request to others who wait.
         audio = yield from asyncio.shield(asyncio.wrap_future(self._future)).__await__()
-        return _copied(audio)
+        return joined(audio)
 
     def __iter__(self) -> Iterator[Tensor]:
         """Raises what ended the request early, but for `cancel`."""
@@ -226,11 +226,6 @@ class SpeechRequest:
     def _note_end(self) -> None:
         if self._begun_at is not None:
             self.seconds_taken = time.monotonic() - self._begun_at
-
-
-def _copied(audio: Tensor) -> Tensor:
-    """Copy a waveform, which others may ask for, without starting threads beside those of the engine."""
-    return torch.from_numpy(audio.numpy().copy())
 
 
 def _settle(future: futures.Future[Tensor], audio: Tensor | None, error: BaseException | None) -> bool:

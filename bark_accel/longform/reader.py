@@ -96,7 +96,8 @@ class SpokenChunk:
     @property
     def audio_and_pause(self) -> Tensor:
         """[S + pause_samples]."""
-        return torch.nn.functional.pad(self.audio, (0, self.pause_samples))
+        # torch would start threads, which slow the engine that goes on meanwhile.
+        return torch.from_numpy(np.pad(self.audio.numpy(), (0, self.pause_samples)))
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def load(record: dict[str, Any], picture: str) -> str:
     alone = "`generate`, one after the other | | of stock, one after the other | of stock's batch"
     lines += ["", f"| all at once | rows | s of speech a second | as alone | {alone} |", "|---" * 8 + "|"]
     for its in record["ways"]:
-        for row in its["closed"]:
+        for row in sorted(its["closed"], key=lambda row: row["rows"]):
             both = row["speech_a_second"], speech_alone(its)
             of_stock = " | ".join(
                 f"{both[0] / stock[how]['speech_a_second']:.1f}x" if how in stock else "" for how in ("alone", "batch")

@@ -18,8 +18,9 @@ from support.parity import accelerated_copy
 
 from bark_accel import AudioStreamer, BarkEngine, SpeechRequest, _forked, stream
 from bark_accel.bench.models import fake_inputs
+from bark_accel.longform.reader import SpokenChunk
 from bark_accel.ops import _library
-from bark_accel.ops.idle_threads import end_idle_threads
+from bark_accel.ops.idle_threads import end_idle_threads, joined
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or not _library.load().has_threads(), reason="only libgomp counts threads"
@@ -143,6 +144,17 @@ def test_closing_an_engine_ends_them() -> None:
     engine.close(drain=True)
     assert request.done()
     wait_for(lambda: set(os.listdir("/proc/self/task")) <= before)  # a thread that ends is seen for a moment
+
+
+def test_joining_waveforms_makes_none() -> None:
+    end_idle_threads()
+    first, second = torch.randn(200_000), torch.randn(100_000)
+    before = set(os.listdir("/proc/self/task"))
+    one, two, spoken = joined(first), joined(first, second), SpokenChunk(0, "", first, 50_000, True, None, False)
+    waveform = spoken.audio_and_pause
+    assert set(os.listdir("/proc/self/task")) <= before
+    assert one.equal(first) and one.data_ptr() != first.data_ptr() and two.equal(torch.cat([first, second]))
+    assert waveform.equal(torch.cat([first, torch.zeros(50_000)]))
 
 
 IMPORTS = """
