@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from bark_accel.ops.backend import Ops
 
 from .sampling import Sampler, SampleRules, SamplingConfig, TokenRange
+
+logger = logging.getLogger("bark_accel")
 
 # Sets of rows whose rules are kept.
 _KEPT = 64
@@ -58,7 +61,10 @@ class SharedDraws:
             logits = scores.logits if len(places) == len(draws) else torch.cat(parts)
             try:
                 drawn = self._drawn([draws[place] for place in places], logits, scores.first_id)
-            except Exception:  # ends one row alone, when that draws
+            except ValueError:
+                continue
+            except Exception:
+                logger.warning("bark_accel: a shared draw failed; its rows draw one by one", exc_info=True)
                 continue
             for place, token in zip(places, drawn.split(1), strict=True):
                 tokens[place] = token

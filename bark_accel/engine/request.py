@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bark_accel.ops.idle_threads import end_idle_threads, joined
+from bark_accel.ops.idle_threads import copied, end_idle_threads
 from bark_accel.streaming.streamer import AudioStreamer
 
 from .errors import DeadlineExceeded, RequestCancelled, RequestEnded, without_frames
@@ -109,7 +109,7 @@ class SpeechRequest:
         self._check_process()
         end_idle_threads()
         try:
-            return joined(self._future.result(timeout))  # a copy, as others may ask for it
+            return copied(self._future.result(timeout))  # others may ask for it
         except futures.TimeoutError:
             if self._future.done():
                 raise
@@ -120,7 +120,7 @@ class SpeechRequest:
         end_idle_threads()
         # Shielded: a task that gives up waiting leaves the request to others who wait.
         audio = yield from asyncio.shield(asyncio.wrap_future(self._future)).__await__()
-        return joined(audio)
+        return copied(audio)
 
     def __iter__(self) -> Iterator[Tensor]:
         """Raises what ended the request early, but for `cancel`."""

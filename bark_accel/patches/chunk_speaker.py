@@ -19,7 +19,7 @@ from bark_accel.hf.offload import device_of
 from bark_accel.hf.presets import check_generate, generate_with_presets
 from bark_accel.longform.reader import Saying
 from bark_accel.longform.utterance import Utterance
-from bark_accel.ops.idle_threads import joined
+from bark_accel.ops.idle_threads import copied
 from bark_accel.streaming.listening import check_arguments, stream
 from bark_accel.streaming.plan import StreamSpeed
 from bark_accel.streaming.streamer import AudioStreamer
@@ -185,7 +185,7 @@ class _Alone:
         inputs = speaker.inputs(self._text, self._voice)
         with seeded(self._seed, device_of(speaker.model)):
             for piece in stream(speaker.model, **inputs, streamer=streamer):
-                pieces.append(joined(piece[0]))
+                pieces.append(copied(piece[0]))
                 yield piece[0]
         audio = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.float32, device="cpu")
         self._streamed = speaker.utterance(audio, streamer.presets[0] if streamer.presets else None)

@@ -79,7 +79,7 @@ def test_whatever_fails_in_the_shared_draw_ends_nobody(fast, monkeypatch, fault)
     assert len(calls) > 50
 
 
-def test_rules_outlive_no_request(fast):
+def test_kept_rules_keep_no_request(fast):
     """They are kept by what is asked for, which others may ask for as well."""
     source = ModelSource(fast)
     scheduler = Scheduler(source.models, Slots(source.models, 3))
@@ -88,12 +88,12 @@ def test_rules_outlive_no_request(fast):
         scheduler.add(row)
     with torch.no_grad():
         scheduler.turn()
-        generators = [weakref.ref(row.next_draw.sampler) for row in rows]
+        samplers = [weakref.ref(row.next_draw.sampler) for row in rows]
         while scheduler.busy:
             scheduler.turn()
     del rows, row
     gc.collect()
-    assert [each() for each in generators] == [None] * 3
+    assert [each() for each in samplers] == [None] * 3
     assert any(draws._rules for draws in scheduler._draws.values())
 
 

@@ -44,7 +44,7 @@ def _cloned(value: Any) -> Any:
 
 
 SOUND_TOLERANCE = 2e-6
-"""Of waveforms of stock and ours: where torch has AVX2 alone, stock's is up to 1e-6 from float64, ours half of that."""
+"""Of waveforms of stock and ours, float32 both: their roundings differ with the instruction set that torch takes."""
 
 TIES: list[str] = []
 """Differences of this test's tokens that ties explain; conftest.py reports and clears them."""
