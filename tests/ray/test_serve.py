@@ -26,8 +26,9 @@ from bark_accel.server.settings import Settings
 
 TEXT = "Hello, my dog is cute."
 AT_ONCE = {"upscale_delay_s": 0.0, "metrics_interval_s": 0.2, "look_back_period_s": 0.5, "downscale_delay_s": 600.0}
+# No more than two requests are under way at once before the load, which asks for six.
 ARGS = SpeechArgs(
-    num_cpus=0.5, max_replicas=2, target_ongoing_requests=1, autoscaling=AT_ONCE, max_rows=2, max_queued=64
+    num_cpus=0.5, max_replicas=2, target_ongoing_requests=3, autoscaling=AT_ONCE, max_rows=2, max_queued=64
 )
 
 
