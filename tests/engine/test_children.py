@@ -9,6 +9,7 @@ import signal
 import pytest
 import torch
 from support.engine_requests import LONG, SHORT
+from support.waiting import LIMIT_S
 
 
 def collect(request) -> list:
@@ -33,11 +34,11 @@ IN_A_CHILD = {
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("act", IN_A_CHILD)
-def test_a_child_says_that_the_thread_is_its_parents(engine, act):
-    with engine.submit(**{**LONG, "semantic_max_new_tokens": 85}, policy="exact") as request:
+def test_a_child_says_that_the_thread_is_its_parents(engine, act, hold):
+    with hold(), engine.submit(**{**LONG, "semantic_max_new_tokens": 85}, policy="exact") as request:
         child = os.fork()
         if child == 0:
-            signal.alarm(30)
+            signal.alarm(round(LIMIT_S))
             try:
                 IN_A_CHILD[act](engine, request)
             except RuntimeError as error:

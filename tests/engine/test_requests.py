@@ -10,6 +10,7 @@ import torch
 from support.bark_models import SMALL, build, preset
 from support.engine_requests import INPUTS, LONG, SHORT, Asked, assert_as_alone, finished, is_well
 from support.parity import accelerated_copy
+from support.waiting import LIMIT_S
 
 from bark_accel import (
     BarkEngine,
@@ -21,7 +22,7 @@ from bark_accel import (
 def test_a_request_from_start_to_end(fast, engine):
     with engine.submit(**LONG, seed=3, policy="preview", first_chunk_frames=10) as request:
         chunks = list(request)
-        assert request.result(60).equal(torch.cat(chunks)) and len(chunks) > 5
+        assert request.result(LIMIT_S).equal(torch.cat(chunks)) and len(chunks) > 5
         assert all(chunk.dtype == torch.float32 and chunk.ndim == 1 for chunk in chunks)
         assert (request.status, request.done(), request.seed) == ("done", True, 3)
         assert request.seconds_ready == len(request.result()) / request.sampling_rate
@@ -62,7 +63,7 @@ def test_many_requests_through_few_rows(fast, engine):
     for i, (one, request) in enumerate(zip(asked, requests, strict=True)):
         if i < 12:
             assert_as_alone(fast, one, finished(request))
-        assert torch.equal(request.result(60), requests[i % 12].result())
+        assert torch.equal(request.result(LIMIT_S), requests[i % 12].result())
 
 
 def test_submitted_from_many_threads(fast, engine):
@@ -77,7 +78,7 @@ def test_submitted_from_many_threads(fast, engine):
         assert_as_alone(fast, Asked(SHORT, seed=seed), requests[seed])
 
 
-def test_asyncio(fast, engine):
+def test_asyncio(fast, engine, hold):
     async def listen(seed: int) -> torch.Tensor:
         request = engine.submit(**LONG, seed=seed, policy="low_latency", first_chunk_frames=10)
         chunks = [chunk async for chunk in request]
@@ -85,8 +86,8 @@ def test_asyncio(fast, engine):
         return chunks
 
     async def impatient() -> None:
-        request = engine.submit(**LONG)
-        with pytest.raises(asyncio.TimeoutError):
+        with hold(), pytest.raises(asyncio.TimeoutError):
+            request = engine.submit(**LONG)
             await asyncio.wait_for(request, 0.001)
         assert len(await request) > 0, "who gives up waiting cancels nothing"
 
@@ -126,4 +127,4 @@ def test_the_model_generates_beside_it_and_its_memory_can_be_freed():
 def test_one_voice_in_a_list(fast, engine):
     voice = preset(SMALL, 20, 30)
     one, listed = (engine.submit(**SHORT, history_prompt=h, seed=1) for h in (voice, [voice]))
-    assert torch.equal(one.result(60), listed.result(60))
+    assert torch.equal(one.result(LIMIT_S), listed.result(LIMIT_S))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import pairwise
 
 import pytest
@@ -15,12 +14,32 @@ from bark_accel import (
     AudioStreamer,
     SpeechRequest,
 )
+from bark_accel.engine import request as requesting
 from bark_accel.engine import scheduler as scheduling
 from bark_accel.engine.engine import make_row
 from bark_accel.engine.scheduler import Scheduler
 from bark_accel.engine.slots import Slots, Step
 from bark_accel.patches.engine import ModelSource
 from bark_accel.stages import fine
+
+
+class Clock:
+    """A clock that goes on by itself in nothing."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Of schedulers and requests: who comes first depends on no time that this machine needs."""
+    clock = Clock()
+    for module in (scheduling, requesting):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 @torch.no_grad()
@@ -95,7 +114,7 @@ def test_when_requests_in_line_are_due(fast):
     line = [make_row(source, SHORT, seed=0, policy="preview").request]
     for seed in range(1, 2000):
         line.append(SpeechRequest(AudioStreamer(fast), seed, None, whole=False, after=line[-1]))
-    assert line[-1].due - line[0].due == pytest.approx(1999 * 30, abs=1), "each long after the one before"
+    assert line[-1].due - line[0].due == pytest.approx(1999 * 30), "each long after the one before"
     second = torch.zeros(1, line[0].sampling_rate)
     for request in line[:2]:
         request.deliver(second)
@@ -107,13 +126,13 @@ def test_when_requests_in_line_are_due(fast):
     assert line[2].due - line[0].due == pytest.approx(3)
 
 
-def test_when_a_request_behind_another_processs_is_due(fast):
+def test_when_a_request_behind_another_processs_is_due(fast, clock):
     source = ModelSource(fast)
-    later, now = make_row(source, SHORT, seed=1, policy="preview").request, time.monotonic()
+    later = make_row(source, SHORT, seed=1, policy="preview").request
     later.is_heard_in(4.0)
-    assert later.due - now == pytest.approx(4, abs=0.5)
+    assert later.due == clock.now + 4
     later.deliver(torch.zeros(1, later.sampling_rate))
-    assert later.due - now == pytest.approx(5, abs=0.5), "what is there is heard then, not now"
+    assert later.due == clock.now + 5, "what is there is heard then, not now"
 
 
 @torch.no_grad()
@@ -142,7 +161,7 @@ def test_prompts_have_a_share_of_each_turn(fast, dry, monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("left_s, share", [(10.0, 60), (0.5, 6)])
-def test_newcomers_do_not_silence_who_plays(fast, left_s, share, monkeypatch):
+def test_newcomers_do_not_silence_who_plays(fast, left_s, share, monkeypatch, clock):
     """Their prompts have a small share of each turn beside a stream that is nearly over, which gets a token in each."""
     monkeypatch.setattr(scheduling, "_PROMPT_TOKENS", 60)
     monkeypatch.setattr(scheduling, "_PROMPT_TOKENS_BESIDE", 60)
@@ -166,7 +185,7 @@ def test_newcomers_do_not_silence_who_plays(fast, left_s, share, monkeypatch):
     waiting = True
     while waiting:
         fed.append(fed[-1] if fed else 0)
-        playing.request.waits_from, step = time.monotonic() + left_s, playing.step
+        playing.request.waits_from, step = clock.now + left_s, playing.step
         scheduler.turn()
         assert playing.step is not step
         waiting = any(row.request.status == "semantic" and not row.step.feed.is_step for row in rows)
@@ -224,21 +243,11 @@ def test_no_more_gather_than_there_are_slots(monkeypatch):
     assert all(abs(place - seed) <= 6 for place, seed in enumerate(ends)), "nobody is left behind"
 
 
-class Clock:
-    """A clock that goes on by itself in nothing."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("left_s", [10.0, 0.5])
-def test_fine_passes_of_newcomers_do_not_silence_who_plays(fast, left_s, monkeypatch):
+def test_fine_passes_of_newcomers_do_not_silence_who_plays(fast, left_s, monkeypatch, clock):
     """Beside a stream that is nearly over, as much time passes without one as each has taken."""
-    source, clock, forward = ModelSource(fast), Clock(), fine.bidirectional_forward
+    source, forward = ModelSource(fast), fine.bidirectional_forward
     scheduler = Scheduler(source.models, Slots(source.models, 4))
     playing = make_row(source, LONG, seed=9, policy="preview", first_chunk_frames=10, max_chunk_frames=10)
     scheduler.add(playing)
@@ -251,7 +260,6 @@ def test_fine_passes_of_newcomers_do_not_silence_who_plays(fast, left_s, monkeyp
         clock.now += 1.0
         return forward(*args)
 
-    monkeypatch.setattr(scheduling, "time", clock)
     monkeypatch.setattr(fine, "bidirectional_forward", takes_a_second)
     rows = [make_row(source, SHORT, seed=seed, policy="low_latency") for seed in range(3)]
     for row in rows:
@@ -275,7 +283,7 @@ def test_fine_passes_of_newcomers_do_not_silence_who_plays(fast, left_s, monkeyp
 
 
 @torch.no_grad()
-def test_who_hears_something_comes_before_who_has_just_come(fast):
+def test_who_hears_something_comes_before_who_has_just_come(fast, clock):
     """Whoever waited for a row does not come first at once, but later nobody comes before him."""
     source = ModelSource(fast)
     playing, newcomer, whole = (
@@ -285,10 +293,9 @@ def test_who_hears_something_comes_before_who_has_just_come(fast):
     for request in (newcomer, whole):
         request.waits_from -= 60
         request.begin()
-    now = time.monotonic()
     playing.deliver(torch.zeros(1, playing.sampling_rate))
     assert playing.plays and not newcomer.plays and playing.due < newcomer.due < whole.due
     playing.deliver(torch.zeros(1, 2 * playing.sampling_rate))
-    assert newcomer.due < now + 2.5 < playing.due
+    assert newcomer.due < clock.now + 2.5 < playing.due
     playing.finish(None)
     assert not playing.plays

@@ -39,11 +39,12 @@ def asked(count: int) -> list[Asked]:
 
 
 @pytest.mark.parametrize("weights", ["same", "float16", "int8"])
-def test_everybody_has_what_he_has_alone(capturer, weights):
+def test_everybody_has_what_he_has_alone(capturer, weights, hold):
     model = accelerated_copy(build(SMALL), weights=weights)
     wanted = asked(11)
     with BarkEngine(model, max_rows=5, max_queued=20) as engine:
-        requests = [engine.submit(**one.inputs, seed=one.seed, policy=one.policy) for one in wanted]
+        with hold():
+            requests = [engine.submit(**one.inputs, seed=one.seed, policy=one.policy) for one in wanted]
         for one, request in zip(wanted, requests, strict=True):
             assert_as_alone(model, one, finished(request))
     # 1, 2, 4 and all 5 slots, of two stages: with the end of speech or without, one codebook, the other, or both.

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.bark_models import SMALL, build
-from support.engine_requests import wait_for
 from support.parity import accelerated_copy
+from support.waiting import LIMIT_S, until
 
 from bark_accel import AudioStreamer, BarkEngine, SpeechRequest, _forked, stream
 from bark_accel.bench.models import fake_inputs
@@ -50,11 +50,17 @@ def still_there(threads: set[str]) -> set[str]:
     return threads & set(os.listdir("/proc/self/task"))
 
 
+def end(threads: set[str]) -> bool:
+    """Wait until they are gone: a thread that ends is seen for a moment."""
+    until(lambda: not still_there(threads))
+    return True
+
+
 def test_they_end_and_come_back() -> None:
     first = helpers()
     assert len(first) == 2
     end_idle_threads()
-    assert not still_there(first)
+    assert end(first)
     assert len(helpers()) == 2
 
 
@@ -66,11 +72,11 @@ def test_other_threads_keep_theirs() -> None:
         torch.set_num_threads(3)
         theirs.update(helpers())
         started.set()
-        ended.wait(60)
+        ended.wait(LIMIT_S)
 
     thread = threading.Thread(target=compute)
     thread.start()
-    assert started.wait(60)
+    assert started.wait(LIMIT_S)
     end_idle_threads()
     assert len(still_there(theirs)) == 2
     ended.set()
@@ -82,7 +88,7 @@ def test_a_stream_ends_its_listeners_helpers() -> None:
     idle = helpers()
     chunks = stream(model, **fake_inputs(model, "Hello"), semantic_max_new_tokens=8)
     next(chunks)
-    assert len(idle) == 2 and not still_there(idle)
+    assert len(idle) == 2 and end(idle)
     chunks.close()
 
 
@@ -91,7 +97,7 @@ def test_a_request_ends_its_callers_helpers() -> None:
     with BarkEngine(model, max_rows=1) as engine:
         idle = helpers()
         engine.submit(**fake_inputs(model, "Hello"), semantic_max_new_tokens=8).result()
-        assert len(idle) == 2 and not still_there(idle)
+        assert len(idle) == 2 and end(idle)
 
 
 def helpers_that_stay() -> set[str]:
@@ -111,7 +117,7 @@ def test_who_waits_for_a_request_has_none(wait: Callable) -> None:
         request, other = (engine.submit(**fake_inputs(model, "Hello"), **length) for _ in range(2))
         idle = helpers_that_stay()
         audio = wait(request)
-        assert len(idle) == 2 and not still_there(idle)
+        assert len(idle) == 2 and end(idle)
         other.result()
         threads = set(os.listdir("/proc/self/task"))
         assert len(other.result()) > 32768, "torch copies what is shorter without helpers"
@@ -123,15 +129,17 @@ async def awaited(request: SpeechRequest) -> torch.Tensor:
     return await request
 
 
-def test_a_stream_ends_those_of_a_listener_between_two_chunks() -> None:
+def test_a_stream_ends_those_of_a_listener_between_two_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = accelerated_copy(build(SMALL), strict=False)
     streamer = AudioStreamer(model, policy="low_latency", first_chunk_frames=2, max_chunk_frames=2)
+    go, deliver = threading.Event(), streamer.deliver
+    monkeypatch.setattr(streamer, "deliver", lambda chunk: deliver(chunk) or go.wait(LIMIT_S))
     chunks = stream(model, **fake_inputs(model, "Hello"), semantic_max_new_tokens=30, streamer=streamer)
     next(chunks)
     idle = helpers_that_stay()
+    go.set()
     next(chunks)
-    assert len(idle) == 2
-    wait_for(lambda: not still_there(idle))
+    assert len(idle) == 2 and end(idle)
     chunks.close()
 
 
@@ -144,7 +152,7 @@ def test_closing_an_engine_ends_them() -> None:
     assert len(helpers_that_stay()) >= 2
     engine.close(drain=True)
     assert request.done()
-    wait_for(lambda: set(os.listdir("/proc/self/task")) <= before)  # a thread that ends is seen for a moment
+    until(lambda: set(os.listdir("/proc/self/task")) <= before)
 
 
 def test_copies_of_waveforms_make_none() -> None:
@@ -181,7 +189,7 @@ if child == 0:
     os._exit(7)
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 7
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=LIMIT_S).returncode == 7
 
 
 def test_a_daemon_has_none_to_end() -> None:
@@ -203,7 +211,7 @@ if parent == 0:
 os.waitpid(parent, 0)
 os.write(said, b" ")
 """
-    done = subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], check=True, timeout=LIMIT_S, capture_output=True, text=True)
     assert done.stdout == "ended\n"
 
 

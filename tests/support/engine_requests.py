@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +12,7 @@ from bark_accel.engine.engine import make_row
 from bark_accel.engine.scheduler import Scheduler
 from bark_accel.engine.slots import Slots
 from support.bark_models import SMALL, texts
+from support.waiting import LIMIT_S
 
 INPUTS = texts(SMALL, [6])
 SHORT = {**INPUTS, "semantic_max_new_tokens": 12}
@@ -71,15 +70,8 @@ def assert_as_alone(model, asked: Asked, request) -> None:
         assert (request.preset[part] == expected).all()
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def finished(request: SpeechRequest) -> SpeechRequest:
-    request.result(60)
+    request.result(LIMIT_S)
     return request
 
 
