@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 from support.generations import Generation, boom, on_call
+from support.waiting import LIMIT_S
 
 from bark_accel import AudioStreamer
 
@@ -18,7 +19,7 @@ class TestAsync:
     def test_equals_the_other_iterator(self, fast, monkeypatch):
         ticked = threading.Event()
         # In its coarse stage the generation waits until the event loop has had others' turns.
-        on_call(monkeypatch, "coarse", lambda: ticked.wait(60) or boom())
+        on_call(monkeypatch, "coarse", lambda: ticked.wait(LIMIT_S) or boom())
 
         async def listen():
             streamer = AudioStreamer(fast, first_chunk_frames=8)

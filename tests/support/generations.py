@@ -10,6 +10,7 @@ from bark_accel.stages.fine import FineStage
 from bark_accel.stages.semantic import SemanticStage
 
 from .bark_models import SMALL, texts
+from .waiting import LIMIT_S
 
 INPUTS = texts(SMALL, [6])
 OPTIONS = {"semantic_max_new_tokens": 60, "fine_temperature": None}
@@ -35,7 +36,7 @@ class Generation(threading.Thread):
         self.audio = self._run()
 
     def ends(self):
-        self.join(1.0)
+        self.join(LIMIT_S)
         return not self.is_alive()
 
 
