@@ -17,6 +17,7 @@ import pytest
 import torch
 from support.bark_models import SMALL, preset, texts
 from support.tiny_text import tiny_processor
+from support.waiting import LIMIT_S
 
 from bark_accel import accelerate_bark
 from bark_accel.bench.baselines import BASELINES
@@ -38,7 +39,7 @@ def start(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[s
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     command = [sys.executable, *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=folder, timeout=120, env=environment
+        command, capture_output=True, text=True, check=False, cwd=folder, timeout=LIMIT_S, env=environment
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from support.stock_limits import skip_where_stock_fails
+from support.waiting import LIMIT_S
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -96,7 +97,7 @@ def test_example_gradio_app(tmp_path):
             asked = client.Client(url, verbose=False, download_files=str(tmp_path)).submit(
                 "one two three four five", "slt", 0, api_name="/speak"
             )
-            playlist = Path(asked.result(timeout=120)).read_text()
+            playlist = Path(asked.result(timeout=LIMIT_S)).read_text()
         finally:
             app.terminate()
     lengths_s = [float(length) for length in re.findall(r"#EXTINF:([\d.]+)", playlist)]

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 from support.command import run
+from support.waiting import LIMIT_S
 
 import bark_accel.bench.approximations
 import bark_accel.bench.check
@@ -142,8 +143,9 @@ def test_a_file_that_cannot_be_written_is_shown_all_the_same(monkeypatch, tmp_pa
     assert done.exit_code == 2 and "median of 4 runs" in done.output and "no space left" in done.output
 
 
-def test_two_signals_at_once_are_one():
+def test_two_signals_at_once_are_one(monkeypatch):
     """The second comes while the first unwinds."""
+    monkeypatch.setattr("bark_accel.cli.stopping.SAME_WISH_S", LIMIT_S)
     said: list[str] = []
 
     def work():

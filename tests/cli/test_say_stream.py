@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from support.command import run
+from support.waiting import LIMIT_S
 
 from bark_accel.cli import playback
 
@@ -74,7 +75,7 @@ def test_say_ends_with_its_player(checkpoint):
         assert len(process.stdout.read(100)) == 100
         process.stdout.close()
         errors = process.stderr.read().decode()
-        assert process.wait(60) == 0, errors
+        assert process.wait(LIMIT_S) == 0, errors
     assert "closed the pipe" in errors and "Traceback" not in errors
 
 

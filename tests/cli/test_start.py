@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from support.command import run
+from support.waiting import LIMIT_S
 
 import bark_accel
 from bark_accel.cli import say
@@ -23,7 +24,7 @@ def start(*arguments: str, without: tuple[str, ...] = (), **options):
     code = f"import sys; sys.modules.update(dict.fromkeys({without!r})); sys.argv[0] = 'bark-accel'"
     code += "; from bark_accel.__main__ import main; main()"
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S, **options)
 
 
 @pytest.mark.parametrize("command", [(), ("say",), ("read",), ("demo",), ("bench",), ("info",)])
@@ -49,7 +50,7 @@ def test_the_library_needs_no_extra():
         f"import sys; sys.modules.update(dict.fromkeys({EXTRA!r})); import bark_accel as b; from bark_accel import *; "
     )
     code += "from transformers import BarkModel; b.accelerate_bark(BarkModel.from_pretrained(small_bark_path()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
 
 
@@ -98,7 +99,7 @@ def test_the_sound_is_written_though_nobody_reads_the_words(tmp_path, stream):
     with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, text=True) as process:
         os.close(writing)
         os.close(reading)
-        assert process.stderr.read() == "" and process.wait(120) == 0
+        assert process.stderr.read() == "" and process.wait(LIMIT_S) == 0
     assert soundfile.info(tmp_path / "a.wav").frames > 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.command import run
+from support.waiting import LIMIT_S
 
 from bark_accel.cli.console import UserError
 from bark_accel.cli.text_input import check_text, read_text
@@ -57,7 +58,7 @@ def test_what_is_no_file_is_explained(tmp_path):
 def test_standard_input_is_read(tmp_path, name, text, code, words):
     """Once: a pipe has nothing for a second look."""
     command = [sys.executable, "-m", "bark_accel", "read", name, "-o", str(tmp_path / "a.wav"), "--max-seconds", "0.2"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode == code and words in done.stdout + done.stderr, done.stderr
 
 

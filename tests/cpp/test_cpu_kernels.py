@@ -79,7 +79,7 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if not k.endswith("SAN_OPTIONS")}
     environment["TSAN_OPTIONS"] = "halt_on_error=1"
     return subprocess.run(
-        [program, *arguments], capture_output=True, text=True, timeout=500, check=False, env=environment
+        [program, *arguments], capture_output=True, text=True, timeout=3000, check=False, env=environment
     )
 
 

@@ -48,5 +48,5 @@ def run_kernels(compiler: list[str], emulator: list[str], isa: str, setup: dict,
     defines = (*tables, f"-DBARK_KERNELS=&{isa}_kernels()", f"-I{ROOT / 'csrc/cuda'}", "-Wno-unknown-pragmas")
     compile_("-O0", *defines, "-c", HERE / "cpu_kernels.cpp", "-o", checks)
     compile_(ROOT / "csrc/cpu/barrier.cpp", kernels, checks, "-pthread", "-static", "-o", program)
-    done = subprocess.run([*emulator, program, "--brief"], capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run([*emulator, program, "--brief"], capture_output=True, text=True, timeout=3000, check=False)
     assert done.returncode == 0 and " 0 failures" in done.stdout + done.stderr, done.stderr[-5000:]

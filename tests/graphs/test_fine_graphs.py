@@ -18,6 +18,7 @@ from support.call_capturer import CallCapturer
 from support.capture_rules import capture_rules
 from support.launches import Launches
 from support.parity import accelerated_copy, assert_equal_to_stock, run
+from support.waiting import LIMIT_S
 from torch import nn
 
 from bark_accel import AudioStreamer, acceleration_report, free_memory, stream
@@ -363,7 +364,7 @@ def test_two_threads_have_graphs_of_their_own(small_model: Any, windows: CallCap
     started = threading.Barrier(2)
 
     def work(i: int) -> None:
-        started.wait(10)
+        started.wait(LIMIT_S)
         results[i] = [stage.run(tokens, [None], FineSampling(None)) for _ in range(3)]
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]

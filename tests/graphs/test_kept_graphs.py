@@ -14,6 +14,7 @@ import torch
 from support.bark_models import SMALL, texts
 from support.call_capturer import CallCapturer
 from support.parity import accelerated_copy, assert_equal_to_stock, run
+from support.waiting import LIMIT_S
 from torch import nn
 
 from bark_accel import acceleration_report
@@ -163,7 +164,7 @@ def test_two_threads_capture_and_replay_their_own(capturer: CallCapturer, small_
     started = threading.Barrier(2)
 
     def work(i: int) -> None:
-        started.wait(10)
+        started.wait(LIMIT_S)
         for _ in range(3):
             outputs[i] = fast.generate(**{k: v.clone() for k, v in inputs[i].items()}, **options)
 

@@ -10,6 +10,7 @@ from support.bark_models import SMALL, texts
 from support.long_text import LONG, SAMPLED, assert_same, begun_of, one_by_one
 from support.parity import accelerated_copy
 from support.tiny_text import CHUNKS, TEXT
+from support.waiting import LIMIT_S
 
 from bark_accel import SpeechRequest, long_form
 from bark_accel.engine import scheduler
@@ -64,7 +65,7 @@ def test_who_listens_slowly_has_no_more_than_two_batches_ahead(fast, processor, 
         next(chunks)
         assert len(requests) == min(index + 4, len(CHUNKS))
         for request in requests:
-            request.result(60)
+            request.result(LIMIT_S)
     chunks.close()
 
 

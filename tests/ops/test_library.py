@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.waiting import LIMIT_S
 
 import bark_accel
 from bark_accel.ops import _library
@@ -175,7 +176,7 @@ for thread in threads:
     thread.join()
 assert registered and len(registered) == len(set(registered)), registered
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
 
 

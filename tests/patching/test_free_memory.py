@@ -12,6 +12,7 @@ import torch
 from support.bark_models import SMALL, build, texts
 from support.call_capturer import CallCapturer
 from support.parity import accelerated_copy, run
+from support.waiting import LIMIT_S
 
 from bark_accel import acceleration_report, free_memory
 from bark_accel.decoding import cuda_graphs as graphs
@@ -124,7 +125,7 @@ before = resident_kib()
 _library.release_memory()
 assert before - resident_kib() > 100_000, (before, resident_kib())
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=LIMIT_S)
 
 
 def test_what_is_no_accelerated_model_is_refused(small_model):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.bark_models import SMALL, build, texts
 from support.parity import accelerated_copy
+from support.waiting import LIMIT_S
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -254,7 +255,7 @@ def test_threads_that_fold_at_once(small_model, folds):
     with kept._lock:
         third = threading.Thread(target=lambda: read.append(kept.weights(fast.codec_model)), daemon=True)
         third.start()
-        third.join(60)
+        third.join(LIMIT_S)
         assert read and read[0] is found[0]._weights and found[0] is found[1]
     assert len(folds) == 1
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.bark_models import SMALL, build, preset, stage_configs, texts
 from support.parity import accelerated_copy, assert_equal_to_stock, assert_same_tokens
+from support.waiting import LIMIT_S
 
 from bark_accel import AudioStreamer, accelerate_bark, acceleration_report, stream
 from bark_accel.decoding.speculation import Draft
@@ -259,7 +260,7 @@ def test_cancel_within_a_round(small_model, monkeypatch, stage):
     generation = threading.Thread(target=lambda: fast.generate(**options, streamer=streamer))
     generation.start()
     assert list(streamer) == []
-    generation.join(60)
+    generation.join(LIMIT_S)
     assert not generation.is_alive() and len(ahead) == 1 and ahead[0] > 0
     monkeypatch.undo()
     assert_equal_to_stock(small_model, fast, **options)

@@ -5,6 +5,7 @@ import pickle
 import threading
 
 import torch
+from support.waiting import LIMIT_S
 
 from bark_accel.transformer.kv_cache import KVCachePool
 from bark_accel.transformer.spec import TransformerSpec
@@ -44,7 +45,7 @@ def test_two_borrowers_never_share():
     def work():
         with borrow(pool, 1) as cache:
             pointers.append(cache.keys.data_ptr())
-            barrier.wait(5)
+            barrier.wait(LIMIT_S)
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:

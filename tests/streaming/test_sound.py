@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.bark_models import SMALL, texts
 from support.parity import accelerated_copy
+from support.waiting import LIMIT_S
 from torch import Tensor
 
 from bark_accel import AudioStreamer, BarkEngine, stream
@@ -115,7 +116,7 @@ def test_an_engines_requests_lose_nothing(small_model: Any, side: LateSide) -> N
     with BarkEngine(fast) as engine:
         requests = [engine.submit(**texts(SMALL, [6]), do_sample=False, semantic_max_new_tokens=40) for _ in range(2)]
         for request in requests:
-            torch.testing.assert_close(request.result(60), expected[0], rtol=0, atol=1e-6)
+            torch.testing.assert_close(request.result(LIMIT_S), expected[0], rtol=0, atol=1e-6)
     assert side.ran >= 2
 
 
