@@ -30,7 +30,7 @@ GPU := $(GPU_PYTHON) -m benchmarks gpu
 GPU_OPTIONS = --seconds $(GPU_SECONDS) --directory $(GPU_DIRECTORY) $(if $(GPU_PREBUILT),--prebuilt) \
 	$(if $(GPU_TABLES),--tables $(GPU_TABLES))
 
-.PHONY: help picture setup demo small-bark wheel cuda-wheel test matrix sanitize other-cpus clang bench lint cuda-check
+.PHONY: help picture setup demo small-bark wheel cuda-wheel test matrix sanitize other-cpus mutants clang bench lint cuda-check
 .PHONY: gpu gpu-build gpu-test gpu-bench gpu-sanitize clean
 
 help:
@@ -42,6 +42,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make matrix  run the parity suite with every supported Transformers (MATRIX='--only 4.46.3' for one)"
 	@echo "make sanitize  the CPU kernels of every instruction set under ASan, UBSan and TSan"
+	@echo "make mutants  the CUDA kernels broken in every known way, each noticed by the emulator's tests"
 	@echo "make clang  all of the library by clang++, with the tests of the ops (clang, libomp-dev), as on macOS"
 	@echo "make other-cpus  the kernels of aarch64, AVX2 and x86-64 without AVX, emulated (cross compiler, qemu-user)"
 	@echo "make bench  compare ops, steps, stages, whole generations, streams, memory and speech with stock (an hour and a half)"
@@ -96,6 +97,9 @@ test: setup $(TEST_DATA_STAMP)
 
 sanitize: setup
 	BARK_ACCEL_SANITIZE=all $(BIN)/python -m pytest tests/cpp/test_cpu_kernels.py
+
+mutants: setup
+	BARK_ACCEL_MUTANTS=all $(BIN)/python -m pytest -n $(TEST_JOBS) tests/cpp/test_cuda_kernels.py -k mutants
 
 clang: setup
 	BARK_ACCEL_CLANG=all $(BIN)/python -m pytest tests/cpp/test_clang.py
