@@ -7,8 +7,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 import transformers
-from support import parity
 from support.bark_models import SMALL, SUNO, build, speaking
+from support.met_ties import pytest_terminal_summary, report_ties  # noqa: F401
 
 if find_spec("hypothesis") is not None:  # a machine with a GPU may lack it: tests/gpu does without
     import hypothesis
@@ -35,30 +35,6 @@ def quiet_and_fresh():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="transformers")
         yield
-
-
-@pytest.fixture(autouse=True)
-def report_ties(request):
-    """Tokens that differ from stock's because of a tie: a warning, a line of the summary, a property in junit's XML."""
-    parity.TIES.clear()
-    yield
-    for tie in parity.TIES:
-        request.node.user_properties.append(("tie", tie))
-        warnings.warn(f"a tie was decided the other way than by stock: {tie}", stacklevel=1)
-
-
-def pytest_terminal_summary(terminalreporter):
-    reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    ties = [
-        f"{report.nodeid}: {value}"
-        for report in reports
-        if getattr(report, "when", None) == "teardown"
-        for name, value in report.user_properties
-        if name == "tie"
-    ]
-    if ties:
-        terminalreporter.section("tokens that differ from stock's where rounding decides (bark_accel.bench.ties)")
-        terminalreporter.write_line("\n".join([f"{len(ties)} in all", *ties]))
 
 
 @pytest.fixture(scope="session")

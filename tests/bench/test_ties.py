@@ -11,7 +11,7 @@ from pathlib import Path
 import matrix
 import pytest
 import torch
-from support import parity
+from support import met_ties, parity
 from support.bark_models import SMALL, build, texts
 from support.parity import TOKEN_STAGES, accelerated_copy, assert_equal_to_stock, run
 
@@ -207,12 +207,15 @@ def test_runs_of_the_benchmarks_are_judged_alike(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "two"])
-def test_ties_are_counted_and_reported(tmp_path, workers):
+def test_ties_are_counted_and_reported(request, tmp_path, workers):
+    ours = request.config.pluginmanager.get_plugin(str(TESTS / "conftest.py"))
+    assert "report_ties" in request.fixturenames and ours.pytest_terminal_summary is met_ties.pytest_terminal_summary
     file, report = tmp_path / "test_two.py", tmp_path / "report.xml"
     file.write_text(
-        "from support import parity\ndef test_one():\n    parity.TIES += ['a tie', 'another']\ndef test_no(): pass\n"
+        "from support.met_ties import TIES\n"
+        "def test_one():\n    TIES.extend(['a tie', 'another'])\ndef test_no(): pass\n"
     )
-    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    command = [sys.executable, "-m", "pytest", "-p", "support.met_ties", f"--junitxml={report}"]
     environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
     done = subprocess.run(
         [*command, *workers, str(file)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False

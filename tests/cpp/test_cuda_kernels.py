@@ -1,7 +1,7 @@
 """The CUDA kernel bodies on the CPU: `emulator/` runs them, the programs beside it compare them with float64.
 
-No GPU and no CUDA toolkit are needed, only a C++ compiler. `make mutants` (BARK_ACCEL_MUTANTS=all) breaks the kernels in
-every way of `MUTANTS`, the normal tests each file in one.
+No GPU and no CUDA toolkit are needed, only a C++ compiler. `make mutants` (BARK_ACCEL_MUTANTS=all) breaks the kernels
+in every way of `MUTANTS`, the normal tests each file in one.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from bark_accel.bench.ties import explaining_ties
 from bark_accel.hf.stage_trace import trace_stages
 from bark_accel.stages.spec import TOKEN_STAGES
 
+from .met_ties import TIES
+
 Run = tuple[dict[str, torch.Tensor], Any, torch.Tensor]
 """See `run`."""
 
@@ -45,9 +47,6 @@ def _cloned(value: Any) -> Any:
 
 SOUND_TOLERANCE = 2e-6
 """Of waveforms of stock and ours, float32 both: their roundings differ with the instruction set that torch takes."""
-
-TIES: list[str] = []
-"""Differences of this test's tokens that ties explain; conftest.py reports and clears them."""
 
 
 def assert_equal_to_stock(
