@@ -47,7 +47,7 @@ class SharedDraws:
 
     def __init__(self, vocab_size: int, ops: Ops):
         self._vocab_size, self._ops = vocab_size, ops
-        self._rules: dict[tuple[tuple[SamplingConfig, TokenRange], ...], SampleRules] = {}
+        self._rules: dict[tuple[int, ...], tuple[SampleRules, list[tuple[SamplingConfig, TokenRange]]]] = {}
 
     def draw(self, draws: Sequence[Draw], scores: Scores) -> list[Tensor | None]:
         """Return for each of N draws the token [1] int64 that its sampler would draw alone, or None.
@@ -72,17 +72,19 @@ class SharedDraws:
 
     def _drawn(self, draws: Sequence[Draw], logits: Tensor, first_id: int) -> Tensor:
         """Token ids [N] int64 from logits [N, L] of the ids from `first_id` on."""
-        rules = self._rules_of(tuple((draw.sampler.config, draw.allowed) for draw in draws), logits.device)
+        rules = self._rules_of([(draw.sampler.config, draw.allowed) for draw in draws], logits.device)
         logits = logits[:, rules.first_id - first_id :]
         generators = [draw.sampler.generator for draw in draws]
         return self._ops.fused_multinomial(logits, generators, self._vocab_size, *rules.arguments)
 
-    def _rules_of(self, rows: tuple[tuple[SamplingConfig, TokenRange], ...], device: torch.device) -> SampleRules:
-        if rows not in self._rules:
+    def _rules_of(self, rows: list[tuple[SamplingConfig, TokenRange]], device: torch.device) -> SampleRules:
+        """Rules by the identity of what they are made of, which is kept with them: to hash options takes as long."""
+        key = tuple(id(part) for row in rows for part in row)
+        if key not in self._rules:
             if len(self._rules) == _KEPT:
                 self._rules.clear()
-            self._rules[rows] = SampleRules.of(rows, device)
-        return self._rules[rows]
+            self._rules[key] = SampleRules.of(rows, device), rows
+        return self._rules[key][0]
 
 
 def _groups(draws: Sequence[Draw]) -> list[list[int]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -141,11 +140,13 @@ class Scheduler:
     def _take_tokens(self, rows: Sequence[Row], ids: Sequence[slice], scores: Scores, draws: SharedDraws) -> None:
         """Draw a token for each row of one stage, and read them back from the device all at once, if at all."""
         going, drawn = [], []
-        for place, (row, token) in enumerate(
-            zip(rows, draws.draw([row.next_draw for row in rows], scores), strict=True)
-        ):
-            with self._guarding(row):
-                drawn.append(row.draw(scores.of(place, ids[place])) if token is None else token)
+        shared = draws.draw([row.next_draw for row in rows], scores)
+        for place, (row, token) in enumerate(zip(rows, shared, strict=True)):
+            if token is None:
+                with self._guarding(row):
+                    token = row.draw(scores.of(place, ids[place]))
+            if token is not None:
+                drawn.append(token)
                 going.append(row)
         if not going:
             return
@@ -185,18 +186,35 @@ class Scheduler:
                 row.finish()
                 self._rows.remove(row)
 
-    @contextmanager
-    def _guarding(self, *rows: Row) -> Iterator[None]:
+    def _guarding(self, *rows: Row) -> _Guard:
         """Let an error end these rows alone."""
-        try:
-            yield
-        except Exception as error:
-            for row in rows:
-                row.request.end(error)
-                row.leave()
-                for line in (self._rows, self._waiting):
-                    if row in line:
-                        line.remove(row)
+        return _Guard(self._end, rows)
+
+    def _end(self, rows: Sequence[Row], error: Exception) -> None:
+        for row in rows:
+            row.request.end(error)
+            row.leave()
+            for line in (self._rows, self._waiting):
+                if row in line:
+                    line.remove(row)
+
+
+class _Guard:
+    """A context that hands an `Exception` to who ends its rows; it is entered some times a token."""
+
+    __slots__ = ("_end", "_rows")
+
+    def __init__(self, end: Callable[[Sequence[Row], Exception], None], rows: Sequence[Row]):
+        self._end, self._rows = end, rows
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if isinstance(error, Exception):
+            self._end(self._rows, error)
+            return True
+        return False
 
 
 def read_back(drawn: Sequence[Tensor]) -> Sequence[Tensor]:

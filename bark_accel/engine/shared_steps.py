@@ -40,11 +40,15 @@ class SharedSteps:
         self._replays: dict[tuple[int, int, int], tuple[Callable[[], None], Tensor]] = {}
 
     def scores(self, slots: Sequence[int], ids: Tensor, rows: slice) -> Tensor:
-        """Feed ids [N, 1] of N slots; scores [N, rows] float32 of what follows, valid up to the next step."""
+        """Feed ids [N, 1] of N slots; scores [N, rows] float32 of what follows, valid up to the next step.
+
+        Counts the new entries on the device; the caller does on the host.
+        """
         places, busy = self._places(tuple(slots))
         self._ids.index_copy_(0, places, ids.to(self._ids.device))
         self._lengths.copy_(torch.where(busy, self._cache.length, -1))
         logits = self._run(self._count(max(slots) + 1), rows)
+        self._cache.length.add_(busy)
         are_first = list(slots) == list(range(len(slots)))
         return logits[: len(slots)] if are_first else logits.index_select(0, places)
 

@@ -106,7 +106,7 @@ def take_together(steps: Sequence[Step]) -> Scores:
     ids = torch.cat([step.feed.tokens for step in steps])
     logits = slots.steps_of(model).scores([step.slot.index for step in steps], ids, slice(first, stop))
     for step in steps:
-        step.cache.advance(1)
+        step.cache.position += 1
     return Scores(logits, first)
 
 

@@ -163,7 +163,7 @@ class CoarseStage:
     def feed(self, state: CoarseState) -> Feed:
         """Say what the model is to be fed, as a part of a step; `draw` and `note` are the others. May open a window."""
         opens = len(state.window) == state.window_tokens
-        fed = self._open_window(state) if opens else state.window[-1][:, None]
+        fed = self._open_window(state) if opens else state.window[-1].unsqueeze(1)
         active = self._active_rows(state)
         if active is not None and state.token_source is None and state.sampler.processing is None:
             state.rows.keep(active)
@@ -199,8 +199,11 @@ class CoarseStage:
 
     def _active_rows(self, state: CoarseState) -> list[bool] | None:
         """Which rows go on; None where all do, or rows do not end."""
-        active = [state.generated_tokens < length for length in state.row_lengths]
-        return None if not self._spec.rows_end or all(active) else active
+        if not self._spec.rows_end:
+            return None
+        generated = state.generated_tokens
+        active = [generated < length for length in state.row_lengths]
+        return None if all(active) else active
 
     def _semantic_start(self, state: CoarseState) -> int:
         return self._spec.semantic_start(state.semantic_history, state.generated_tokens)

@@ -113,7 +113,7 @@ class SemanticStage:
         if state.sampler.processing is None:
             state.rows.keep(state.unfinished)
         last = state.tokens[-1].to(self._model.weights.device) if state.last is None else state.last
-        return Feed(state.rows.select(last)[:, None], rows)
+        return Feed(state.rows.select(last).unsqueeze(1), rows)
 
     def draw(self, state: SemanticState, logits: Tensor) -> Tensor:
         """Draw the next token [B] int64 of every row, on the model's device, from the logits of what was fed."""
