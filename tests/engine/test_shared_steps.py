@@ -96,10 +96,10 @@ def test_idle_slots_are_masked_and_nothing_is_looked_at(device, monkeypatch):
         return
     written = (cache.keys != 0.5).any(4).any(2).any(0)  # [slots, positions]
     assert written.nonzero().tolist() == [[0, 3], [2, 2]]
-    alone = KVCache(cache.keys[:, 2:3], cache.values[:, 2:3], cache.length[2:3])
+    assert cache.length.tolist() == [4, 5, 3, 7, 0, 1], "of the busy slots alone"
+    alone = KVCache(cache.keys[:, 2:3], cache.values[:, 2:3], torch.tensor([2]))
     expected = model.step_logits(torch.ones(1, 1, dtype=torch.int64), alone, ROWS)[:, 0]
     torch.testing.assert_close(two, expected[0])
-    assert cache.length.tolist() == [3, 5, 2, 7, 0, 1], "who feeds counts"
     for slot in range(6):
         shared.scores([slot], torch.ones(1, 1, dtype=torch.int64), ROWS)
     assert {slots for slots, *_ in shared._replays} == {1, 2, 4, 6}, "powers of two, or all"
@@ -116,6 +116,7 @@ def test_masks_of_many_sets_of_slots(monkeypatch):
     cache.length.zero_()
     first = shared.scores([4], torch.ones(1, 1, dtype=torch.int64), ROWS)[0].clone()
     for slots in ([0, 1], [2, 5], [3], [1, 4], [0, 4, 5]):
+        cache.length.zero_()
         for scores in shared.scores(slots, torch.ones(len(slots), 1, dtype=torch.int64), ROWS):
             assert torch.equal(scores, first)
         assert len(shared._masks) <= 3
