@@ -99,7 +99,7 @@ class WyomingSession(Session):
         super().__init__(state)
         self._reader, self._writer = EventReader(reader), writer
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue(_AHEAD)
-        self._speaking = self._started = False
+        self._speaking = self._started = self._left = False
 
     async def sentence(self, text: str) -> None:
         """Take a sentence, of which the protocol does not tell."""
@@ -134,7 +134,7 @@ class WyomingSession(Session):
             await self._events.put(error)
         else:
             if self._speaking:
-                self._state.metrics.left.inc()
+                self._count_leaving()
             scope.cancel()
 
     async def _next(self) -> Event:
@@ -158,7 +158,7 @@ class WyomingSession(Session):
             while (event := await self._next_request()) is not None:
                 await self._answer_event(event)
         except ConnectionError:
-            self._state.metrics.left.inc()
+            self._count_leaving()
         except Exception as error:
             refusal = as_api_error(error)
             self._count(refusal.status)
@@ -228,6 +228,12 @@ class WyomingSession(Session):
 
     async def _send(self, event: Eventable) -> None:
         await async_write_event(event.event(), self._writer)
+
+    def _count_leaving(self) -> None:
+        """Count a client that left before the end: once, though both what reads and what sends may meet it."""
+        if not self._left:
+            self._left = True
+            self._state.metrics.left.inc()
 
     def _count(self, status: int) -> None:
         self._state.metrics.requests.labels(status=status).inc()
