@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
+from support.deadlines import Deadlines
 from support.servers import running
 
 from bark_accel.server.settings import Settings
@@ -14,6 +15,12 @@ def server():
     """The small Bark at a free port."""
     with running(Settings()) as server:
         yield server
+
+
+@pytest.fixture
+def deadlines(monkeypatch):
+    """Those of requests, which pass when the test says so."""
+    return Deadlines(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-import httpx
 import pytest
 from support.servers import running
+from support.waiting import LIMIT_S
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -21,7 +21,7 @@ FOREIGN = ({"origin": "https://evil.example"}, {"origin": "null"}, {"sec-fetch-s
 @pytest.fixture(scope="module")
 def client():
     settings = Settings(cors_origins=("https://good.example",))
-    with running(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with running(settings) as server, server.client() as client:
         yield client
 
 
@@ -58,7 +58,10 @@ def test_behind_a_proxy_that_does_not_hand_the_name_on(client, origin):
     if allowed:
         client.delete("/v1/audio/voices/mine")
     url = str(client.base_url).replace("http", "ws", 1).rstrip("/") + "/v1/audio/speech/stream"
-    with nullcontext() if allowed else pytest.raises(InvalidStatus, match="403"), connect(url, origin=origin):
+    with (
+        nullcontext() if allowed else pytest.raises(InvalidStatus, match="403"),
+        connect(url, origin=origin, open_timeout=LIMIT_S),
+    ):
         pass
 
 

@@ -9,11 +9,12 @@ from functools import partial
 
 import httpx
 import pytest
-from support.servers import running, until
+from support.servers import SPEECH, running
+from support.waiting import LIMIT_S, until
 
 from bark_accel import acceleration_report, small_bark_path
 from bark_accel.approximations import Approximations
-from bark_accel.server import speech
+from bark_accel.server import run, speech
 from bark_accel.server.settings import ModelSpec, Settings
 from bark_accel.server.speaker import Speaker
 
@@ -21,14 +22,13 @@ SMALL = str(small_bark_path())
 BODY = {"model": "small-bark", "voice": "alloy", "input": "Hello.", "response_format": "pcm", "seed": 5}
 INT8 = {**BODY, "model": "int8"}
 MODELS = (ModelSpec("small-bark"), ModelSpec("int8", SMALL, Approximations("int8")))
-SPEECH = "/v1/audio/speech"
 
 
 @contextmanager
 def served(**settings):
     """A server of two models, the first loaded, and a client."""
     given = Settings(models=MODELS, **settings)
-    with running(given) as server, httpx.Client(base_url=server.url, timeout=20) as client:
+    with running(given) as server, server.client() as client:
         yield server, client
 
 
@@ -40,7 +40,7 @@ class Gate:
 
     def __call__(self, *args):
         self.reached.set()
-        assert self.opened.wait(60)
+        assert self.opened.wait(LIMIT_S)
         return self._function(*args)
 
 
@@ -54,27 +54,24 @@ def gate_of_loads(monkeypatch):
     gate.opened.set()
 
 
-def idle(server) -> bool:
-    return not any(speaker.users for speaker in server.state.models.loaded())
-
-
 def test_a_load_holds_up_nobody_else(gate_of_loads):
     with served() as (_, client), ThreadPoolExecutor(2) as pool:
         try:
             waiting = [pool.submit(client.post, SPEECH, json=INT8) for _ in range(2)]
-            assert gate_of_loads.reached.wait(20)
+            assert gate_of_loads.reached.wait(LIMIT_S)
             assert client.post(SPEECH, json=BODY).status_code == 200
         finally:
             gate_of_loads.opened.set()
         assert [answer.result().status_code for answer in waiting] == [200, 200]
 
 
-def test_a_load_counts_towards_the_deadline(gate_of_loads):
-    with served(deadline_s=2.0) as (server, client):
+def test_a_load_counts_towards_the_deadline(gate_of_loads, monkeypatch):
+    monkeypatch.setattr(run, "_LEAST_S", LIMIT_S)
+    with served(deadline_s=0.02) as (server, client):
         try:
             answer = client.post(SPEECH, json=INT8)
             assert answer.status_code == 504 and answer.json()["error"]["code"] == "deadline_exceeded"
-            assert idle(server)
+            assert gate_of_loads.reached.wait(LIMIT_S) and server.idle
         finally:
             gate_of_loads.opened.set()
         # It goes on for those who come later.
@@ -87,7 +84,7 @@ def test_a_request_that_is_planned_keeps_its_model(monkeypatch):
         monkeypatch.setattr(speech, "make_plan", gate)
         planned = pool.submit(client.post, SPEECH, json=BODY)
         try:
-            assert gate.reached.wait(20)
+            assert gate.reached.wait(LIMIT_S)
             refused = client.post(SPEECH, json=INT8)
         finally:
             gate.opened.set()
@@ -95,7 +92,7 @@ def test_a_request_that_is_planned_keeps_its_model(monkeypatch):
         assert planned.result().status_code == 200
         for wrong in ({"input": "zebra"}, {"voice": "nobody"}):
             assert client.post(SPEECH, json={**BODY, **wrong}).status_code == 400
-        until(lambda: idle(server))
+        until(lambda: server.idle)
 
 
 def test_copies_of_weights_count():
@@ -114,7 +111,7 @@ def test_no_sound_is_no_answer(server, monkeypatch):
     (speaker,) = server.state.models.loaded()
     submit = speaker.submit
     monkeypatch.setattr(speaker, "submit", partial(submit, min_eos_p=1e-30))
-    answer = httpx.post(server.url + SPEECH, json=BODY)
+    answer = server.post(SPEECH, json=BODY)
     assert answer.status_code == 500 and answer.json()["error"]["code"] == "no_sound"
 
     said = []
@@ -125,5 +122,5 @@ def test_no_sound_is_no_answer(server, monkeypatch):
 
     monkeypatch.setattr(speaker, "submit", once)
     with pytest.raises(httpx.RemoteProtocolError):
-        httpx.post(server.url + SPEECH, json={**BODY, "input": "Hello, my dog is cute. " * 8}, timeout=20)
-    until(lambda: idle(server))
+        server.post(SPEECH, json={**BODY, "input": "Hello, my dog is cute. " * 8})
+    until(lambda: server.idle)

@@ -7,9 +7,9 @@ import shutil
 import wave
 
 import av
-import httpx
 import pytest
-from support.servers import until
+from support.servers import SPEECH
+from support.waiting import until
 
 from bark_accel import small_bark_path
 
@@ -105,7 +105,7 @@ def test_speech_is_heard_and_saved(page, server):
     length = float(page["heard"].text.split()[2])
     until(lambda: page.number("heard") == length > 1)
     asked = {"input": "Hello, my dog is cute.", "voice": Select(page["voice"]).first_selected_option.text, "seed": 7}
-    expected = httpx.post(f"{server.url}/v1/audio/speech", json={**asked, "response_format": "pcm"}).content
+    expected = server.post(SPEECH, json={**asked, "response_format": "pcm"}).content
     assert page.saved("pcm") == expected
     with wave.open(io.BytesIO(page.saved("wav"))) as sound:
         assert (sound.getframerate(), sound.getnchannels()) == (24_000, 1)
@@ -117,8 +117,8 @@ def test_speech_is_heard_and_saved(page, server):
 def test_chunks_are_heard_before_the_end_and_stop_ends_it(page, server):
     page.speak(LONG)
     until(lambda: page.number("heard") > 0)
-    assert page.state == "speaking" and server.engine.requests
-    assert page.driver.execute_script(DRAWN)
+    until(lambda: page.state == "speaking" and server.engine.requests)
+    until(lambda: page.driver.execute_script(DRAWN))
     page["stop"].click()
     until(lambda: page.state == "stopped")
     until(lambda: not server.engine.requests)

@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 from support.command import run
-from support.servers import until
+from support.servers import SPEECH
+from support.waiting import LIMIT_S, until
 
 from bark_accel.cli import serve
 from bark_accel.server import cpus
@@ -22,22 +23,22 @@ from bark_accel.server.cpus import disjoint_cpus
 from bark_accel.server.settings import Settings
 
 BODY = {"model": "tts-1", "voice": "alloy", "input": "Hello, my dog is cute. " * 8, "response_format": "pcm", "seed": 5}
-SPEECH = "/v1/audio/speech"
 
 
 @contextmanager
 def command(*options: str):
-    """The command in a process group of its own; its process, address and process group's members."""
+    """The command in a process group of its own; its process, and a client."""
     arguments = [sys.executable, "-m", "bark_accel", "serve", "--port", "0", *options]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
     lines: list[str] = []
     reader = threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, "")))
     reader.start()
     try:
-        until(lambda: any("Uvicorn running" in line for line in lines), 60)
+        until(lambda: any("Uvicorn running" in line for line in lines))
         (url,) = re.findall(r"http://127.0.0.1:\d+", "".join(lines))
-        until(lambda: httpx.get(f"{url}/ready").status_code == 200, 60, every_s=0.3)
-        yield process, url
+        with httpx.Client(base_url=url, timeout=LIMIT_S) as client:
+            until(lambda: client.get("/ready").status_code == 200, every_s=0.05)
+            yield process, client
     finally:
         if members(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
@@ -61,17 +62,18 @@ def members(group: int) -> list[int]:
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 def test_sigterm_to_all_lets_requests_end():
     """As systemd sends it, and Ctrl-C in a terminal: to every process of the group."""
-    with command("--replicas", "2", "--threads-per-replica", "1") as (process, url):
+    options = ("--replicas", "2", "--threads-per-replica", "1", "--drain", round(LIMIT_S))
+    with command(*map(str, options)) as (process, client):
         assert len(members(process.pid)) == 4
-        whole = httpx.post(url + SPEECH, json=BODY, timeout=60).content
-        with httpx.stream("POST", url + SPEECH, json=BODY, timeout=60) as answer:
+        whole = client.post(SPEECH, json=BODY).content
+        with client.stream("POST", SPEECH, json=BODY) as answer:
             pieces = answer.iter_bytes()
             first = next(pieces)
             os.killpg(process.pid, signal.SIGTERM)
             assert first + b"".join(pieces) == whole
         # uvicorn ends, and then raises the signal again.
-        assert process.wait(20) == -signal.SIGTERM
-        until(lambda: not members(process.pid), 5)
+        assert process.wait(LIMIT_S) == -signal.SIGTERM
+        until(lambda: not members(process.pid))
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
@@ -79,7 +81,7 @@ def test_nothing_outlives_a_front_that_is_killed():
     with command("--replicas", "2") as (process, _):
         process.kill()
         process.wait()
-        until(lambda: not members(process.pid), 10)
+        until(lambda: not members(process.pid))
 
 
 @pytest.mark.parametrize(

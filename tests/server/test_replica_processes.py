@@ -12,17 +12,25 @@ import httpx
 import pytest
 import torch
 from support.bark_models import SUNO, build
-from support.replicas import BODY, LONG, SPEECH, client_of, metric, only, parent, pids, runs
-from support.servers import running, until
+from support.replicas import client_of, metric, only, parent, pids, runs, stopped
+from support.servers import BODY, LONG, SPEECH, listener, running
+from support.waiting import LIMIT_S, until
 
 from bark_accel import small_bark_path
 from bark_accel.approximations import Approximations
 from bark_accel.server.replicas import engine as replicated
+from bark_accel.server.replicas.messages import Ended
 from bark_accel.server.settings import ModelSpec, Settings
 from bark_accel.server.speaker import Speaker
 
 if len(os.sched_getaffinity(0)) < 2:
     pytest.skip("needs two CPUs", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Whatever dies is started anew without a pause."""
+    monkeypatch.setattr(replicated, "_YOUNG_S", 0.0)
 
 
 @pytest.fixture
@@ -41,18 +49,19 @@ def test_each_is_pinned_to_its_own_cores(pool, client):
 
 
 @pytest.mark.parametrize("stream_format", ["audio", "sse"])
-def test_a_replica_that_is_killed(pool, client, stream_format):
+def test_a_replica_that_is_killed(pool, client, stream_format, monkeypatch):
     """Its stream breaks off; the other one's goes on, and another process takes its place."""
+    take = pool.engine._take
     body = {**BODY, "input": "Hello, my dog is cute. " * 10}
     whole = client.post(SPEECH, json=body).content
     before = pids(pool)
     deaths = sum(replica.deaths for replica in pool.engine.replicas)
+    # Its first chunk is under way up to its death.
+    ended = lambda one, said: isinstance(said, Ended) and one.link.pid == before[0]  # noqa: E731
+    monkeypatch.setattr(pool.engine, "_take", lambda one, said: ended(one, said) or take(one, said))
     with only(pool, 0):
         long = client.build_request("POST", SPEECH, json={**LONG, "stream_format": stream_format})
         dying = client.send(long, stream=True)
-        os.kill(before[0], signal.SIGSTOP)
-        # As long as its text is, one of its chunks is always there.
-        until(lambda: pool.engine.replicas[0].requests)
     with only(pool, 1):
         living = client.send(client.build_request("POST", SPEECH, json=body), stream=True)
         os.kill(before[0], signal.SIGKILL)
@@ -80,7 +89,7 @@ def test_killed_before_the_first_sound(pool, client):
         answer = asking.submit(client.post, SPEECH, json=BODY)
         until(lambda: pool.engine.replicas[0].requests)
         os.kill(pids(pool)[0], signal.SIGKILL)
-        refused = answer.result(20)
+        refused = answer.result(LIMIT_S)
     assert refused.status_code == 500 and refused.json()["error"]["code"] == "replica_died"
 
 
@@ -101,12 +110,14 @@ def test_health_and_readiness_while_none_is_there(pool, client, monkeypatch):
         answer = asking.submit(client.post, SPEECH, json=BODY)
         until(lambda: pool.engine.requests)
         gate.append("open")
-        assert answer.result(30).content == expected
+        assert answer.result(LIMIT_S).content == expected
     assert client.get("/ready").status_code == 200
 
 
-def test_a_keeper_that_is_killed(pool, client):
+def test_a_keeper_that_is_killed(pool, client, monkeypatch):
     """Replicas speak without it; once one dies, all have another keeper."""
+    fork, gate = pool.engine._fork, []
+    monkeypatch.setattr(pool.engine, "_fork", lambda index: (until(lambda: gate), fork(index))[1])
     keeper, deaths = pool.engine._keeper._process, [replica.deaths for replica in pool.engine.replicas]
     os.kill(keeper.pid, signal.SIGKILL)
     keeper.wait()
@@ -114,6 +125,7 @@ def test_a_keeper_that_is_killed(pool, client):
     os.kill(pids(pool)[1], signal.SIGKILL)
     until(lambda: client.get("/health").json()["status"] == "degraded")
     assert client.post(SPEECH, json=BODY).status_code == 200
+    gate.append("open")
     until(lambda: client.get("/health").json()["status"] == "ok")
     heir = pool.engine._keeper._process.pid
     assert heir != keeper.pid
@@ -129,14 +141,13 @@ def test_a_replica_that_hangs(pool, client, monkeypatch):
     """It does not let a request go, so it is ended."""
     monkeypatch.setattr(replicated, "_HANGS_S", 0.3)
     before = pids(pool)
-    with only(pool, 0):
-        os.kill(before[0], signal.SIGSTOP)
-        with pytest.raises(httpx.ReadTimeout):
-            client.post(SPEECH, json=BODY, timeout=0.5)
+    with only(pool, 0), stopped(before[:1]):
+        with listener(pool, BODY):
+            until(lambda: pool.engine.replicas[0].requests)
+        until(lambda: not runs(before[0]))
     assert client.post(SPEECH, json=BODY).status_code == 200
-    until(lambda: not runs(before[0]) and before[0] not in pids(pool))
     until(lambda: client.get("/health").json()["status"] == "ok")
-    assert pids(pool)[1] == before[1]
+    assert pids(pool)[0] != before[0] and pids(pool)[1] == before[1]
 
 
 def test_weights_are_shared(tmp_path, monkeypatch):
@@ -149,7 +160,7 @@ def test_weights_are_shared(tmp_path, monkeypatch):
     try:
         engine = speaker._engine
         sound = [speaker.submit("one two", None, seed=1, policy="exact", semantic_max_new_tokens=30) for _ in range(2)]
-        assert torch.equal(sound[0].result(60), sound[1].result(60))
+        assert torch.equal(sound[0].result(LIMIT_S), sound[1].result(LIMIT_S))
         assert engine.weight_bytes > 200e6 and speaker.nbytes == engine.weight_bytes + engine.cache_bytes
         for replica in engine.replicas:
             lines = Path(f"/proc/{replica.link.pid}/smaps_rollup").read_text().splitlines()
@@ -169,7 +180,7 @@ def test_nothing_is_left_of_a_model_that_is_unloaded():
         max_memory_bytes=1,
         replicas=2,
     )
-    with running(settings) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+    with running(settings) as server, server.client() as client:
         first = [*pids(server), server.engine._keeper._process.pid]
         assert all(map(runs, first))
         assert client.post(SPEECH, json={**BODY, "model": "int8"}).status_code == 200
@@ -181,7 +192,7 @@ def test_nothing_is_left_of_a_model_that_is_unloaded():
 
 def test_a_model_that_cannot_be_loaded(tmp_path):
     settings = Settings(models=(ModelSpec("gone", str(tmp_path)),), replicas=2)
-    with running(settings, ready=False) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+    with running(settings, ready=False) as server, server.client() as client:
         until(lambda: server.state.failure)
         assert client.get("/ready").status_code == 503 and str(tmp_path) in client.get("/ready").text
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from functools import partial
 
-import httpx
 import numpy as np
 import pytest
-from support.servers import running, until
+from support.servers import LONG, leaving, listener, narrow_connection, running
+from support.waiting import LIMIT_S, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -22,7 +22,7 @@ TOKENS = ["Hel", "lo, my ", "dog is cute", ". Good", " morning, my cat", " is bi
 
 
 def opened(server, **options):
-    return connect(server.url.replace("http", "ws") + PATH, **options)
+    return connect(server.url.replace("http", "ws") + PATH, open_timeout=LIMIT_S, ping_interval=None, **options)
 
 
 def send(socket, *messages) -> None:
@@ -35,7 +35,7 @@ def received(socket) -> tuple[list[dict], bytes]:
     messages, sound = [], b""
     try:
         while True:
-            part = socket.recv(timeout=30)
+            part = socket.recv(timeout=LIMIT_S)
             if isinstance(part, bytes):
                 sound += part
             else:
@@ -62,7 +62,7 @@ def test_sentences_are_said_one_by_one_and_again(server):
 def test_sound_comes_before_the_text_ends(server):
     with opened(server) as socket:
         send(socket, START, *TOKENS)
-        while not isinstance(socket.recv(timeout=30), bytes):
+        while not isinstance(socket.recv(timeout=LIMIT_S), bytes):
             pass
         send(socket, " Yes", {"type": "flush"}, "No", {"type": "end"})
         said = [m["text"] for m in received(socket)[0] if m["type"] == "speech.sentence"]
@@ -92,34 +92,48 @@ def test_errors_come_before_the_close(server, messages, code):
 
 
 def test_a_client_that_leaves_frees_its_row(server):
-    with opened(server) as socket:
-        send(socket, START, "Hello, my dog is cute. " * 50)
-        while not isinstance(socket.recv(timeout=30), bytes):
+    with leaving(server, most_s=100), opened(server) as socket:
+        send(socket, START, "Hello, my dog is cute. " * 120)
+        while not isinstance(socket.recv(timeout=LIMIT_S), bytes):
             pass
-    until(lambda: not server.engine.requests and not any(s.users for s in server.state.models.loaded()), 2)
 
 
-def test_a_sentence_has_a_deadline():
-    with running(Settings(deadline_s=1.5)) as server:
-        # The second is longer than it may take.
-        with opened(server) as socket:
-            send(socket, START, "Hello. ", "Hello, my dog is cute, " * 100, {"type": "end"})
-            messages, sound = received(socket)
-        assert messages[-1]["error"]["code"] == "deadline_exceeded" and socket.close_code == 1011 and sound
-        # So has a client that says nothing, before and after its start.
-        for sent in ([], [START]):
-            with opened(server) as socket:
-                send(socket, *sent)
-                assert received(socket)[0][-1]["error"]["code"] == "deadline_exceeded"
-        until(lambda: not server.engine.requests and not any(s.users for s in server.state.models.loaded()))
+def test_a_sentence_has_a_deadline(server, deadlines):
+    """The second one, which is long."""
+    with opened(server) as socket:
+        send(socket, START, "Hello. ", "Hello, my dog is cute, " * 100, {"type": "end"})
+        while "my dog" not in str(socket.recv(timeout=LIMIT_S)):
+            pass
+        assert isinstance(socket.recv(timeout=LIMIT_S), bytes)
+        with deadlines.passed():
+            messages, _ = received(socket)
+    assert messages[-1]["error"]["code"] == "deadline_exceeded" and socket.close_code == 1011
+    assert deadlines.given_s == {server.state.settings.deadline_s}
+    until(lambda: server.idle)
+
+
+@pytest.mark.parametrize("sent", [[], [START]], ids=["before its start", "after it"])
+def test_a_client_that_says_nothing_has_a_deadline(server, deadlines, sent):
+    with opened(server) as socket:
+        send(socket, *sent)
+        for _ in sent:
+            assert json.loads(socket.recv(timeout=LIMIT_S))["type"] == "speech.started"
+        until(lambda: deadlines.running == 1)
+        with deadlines.passed():
+            assert received(socket)[0][-1]["error"]["code"] == "deadline_exceeded"
+    until(lambda: server.idle)
 
 
 def test_who_reads_nothing_is_let_go():
-    with running(Settings(deadline_s=3.0)) as server, opened(server, max_queue=1) as socket:
+    with (
+        running(Settings(deadline_s=3.0)) as server,
+        narrow_connection(server.address) as narrow,
+        opened(server, max_queue=1, sock=narrow, close_timeout=1) as socket,
+    ):
         send(socket, {**START, "response_format": "wav", "speed": 0.25}, "Hello, my dog is cute. " * 150)
         until(lambda: server.state.sessions)
-        until(lambda: not server.state.sessions, 40)
-        assert not any(s.users for s in server.state.models.loaded())
+        until(lambda: not server.state.sessions)
+        assert not server.users
 
 
 def test_no_sound_is_told(server, monkeypatch):
@@ -141,9 +155,10 @@ def test_binary_messages_are_no_text(server, sent):
 
 
 def test_the_end_of_the_server_lets_sentences_finish():
-    with running(Settings()) as server, opened(server) as socket, opened(server) as waiting:
+    settings = Settings(drain_s=LIMIT_S)
+    with running(settings) as server, opened(server) as socket, opened(server) as waiting:
         send(socket, START, *TOKENS, " Yes")
-        while not isinstance(socket.recv(timeout=30), bytes):
+        while not isinstance(socket.recv(timeout=LIMIT_S), bytes):
             pass
         server.stop()
         messages, _ = received(socket)
@@ -154,14 +169,8 @@ def test_the_end_of_the_server_lets_sentences_finish():
 
 def test_a_full_line_says_so():
     with running(Settings(max_rows=1, max_queued=0)) as server:
-        long = {"input": "Hello, my dog is cute. " * 60, "response_format": "wav", "speed": 0.25}
-        with (
-            httpx.stream("POST", f"{server.url}/v1/audio/speech", json=long) as first,
-            opened(server) as socket,
-        ):
-            # Kept: a generator that is thrown away closes the connection.
-            pieces = first.iter_raw()
-            next(pieces)
+        with listener(server, {**LONG, "response_format": "wav", "speed": 0.25}) as first, opened(server) as socket:
+            assert first.recv(1)
             send(socket, START, "Hello.", {"type": "end"})
             answers, _ = received(socket)
         assert answers[-1]["error"]["type"] == "rate_limit_exceeded" and socket.close_code == 1013

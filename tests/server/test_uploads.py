@@ -8,7 +8,6 @@ import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import numpy as np
 import pytest
 import schemathesis
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from support.bark_models import SUNO, build
 from support.servers import running
+from support.waiting import LIMIT_S
 
 from bark_accel import small_bark_path
 from bark_accel.server import catalogue_routes
@@ -31,7 +31,7 @@ BODY = {"model": "tts-1", "input": "Good morning", "response_format": "pcm", "se
 
 @pytest.fixture(scope="module")
 def client(server):
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+    with server.client() as client:
         yield client
 
 
@@ -59,7 +59,7 @@ def test_a_voice_is_listed_for_models_of_its_kind(tmp_path):
     """The small Bark's codes and offsets are not suno's."""
     build(SUNO, width=32, layers=1, heads=2).save_pretrained(tmp_path)
     models = (ModelSpec("small-bark"), ModelSpec("other", str(tmp_path)))
-    with running(Settings(models=models)) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+    with running(Settings(models=models)) as server, server.client() as client:
         wide = codes(semantic_prompt=np.arange(9_000, 9_020), fine_prompt=np.zeros((8, 40), int))
         assert upload(client, packed(**wide), "wide", model="other").status_code == 201
         assert upload(client, VOICE, "narrow").status_code == 201
@@ -151,7 +151,8 @@ def test_damaged_files(client, place, put):
 
 def test_only_one_of_two_at_once_gets_a_name(client, monkeypatch):
     both = threading.Barrier(2)
-    monkeypatch.setattr(catalogue_routes, "read_voice", lambda content: both.wait(20) is None or read_voice(content))
+    together = lambda content: both.wait(LIMIT_S) is None or read_voice(content)  # noqa: E731
+    monkeypatch.setattr(catalogue_routes, "read_voice", together)
     with ThreadPoolExecutor(2) as pool:
         statuses = [answer.status_code for answer in pool.map(lambda _: upload(client, VOICE, "wanted"), range(2))]
     client.delete("/v1/audio/voices/wanted")
@@ -169,7 +170,7 @@ def test_a_voice_that_is_deleted_while_it_is_read(tmp_path, monkeypatch):
 
 def test_voices_of_a_folder_stay(tmp_path):
     for expected in (201, 409):
-        with running(Settings(voices_dir=tmp_path)) as server, httpx.Client(base_url=server.url) as client:
+        with running(Settings(voices_dir=tmp_path)) as server, server.client() as client:
             assert upload(client, VOICE).status_code == expected
 
 
@@ -189,4 +190,4 @@ schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
 @schema.parametrize()
 @settings(max_examples=12, suppress_health_check=[*HealthCheck])
 def test_no_request_makes_it_fail(server, case):
-    case.call_and_validate(base_url=server.url, checks=[not_a_server_error], timeout=30)
+    case.call_and_validate(base_url=server.url, checks=[not_a_server_error], timeout=LIMIT_S)

@@ -9,10 +9,10 @@ import socket
 from contextlib import asynccontextmanager
 from functools import wraps
 
-import httpx
 import numpy as np
 import pytest
-from support.servers import running, until
+from support.servers import SPEECH, is_held_back, leaving, narrow_connection, running
+from support.waiting import LIMIT_S, until
 
 pytest.importorskip("wyoming", reason="the extra `serve` is not installed")
 
@@ -55,7 +55,7 @@ def seeds(monkeypatch):
 
 @asynccontextmanager
 async def connected(server):
-    async with AsyncTcpClient("127.0.0.1", server.wyoming_port, read_timeout=30) as client:
+    async with AsyncTcpClient("127.0.0.1", server.wyoming_port, read_timeout=LIMIT_S) as client:
         yield client
 
 
@@ -94,11 +94,7 @@ def sound(events: list[Event]) -> bytes:
 
 def asked_over_http(server) -> bytes:
     given = {"model": "tts-1", "voice": "slt", "input": TEXT, "response_format": "pcm", "seed": 5}
-    return httpx.post(f"{server.url}/v1/audio/speech", json=given, timeout=30).content
-
-
-def idle(server) -> bool:
-    return not server.engine.requests and not any(s.users for s in server.state.models.loaded())
+    return server.post(SPEECH, json=given).content
 
 
 @in_a_loop
@@ -116,14 +112,15 @@ async def test_an_uploaded_voice_is_described_and_speaks(server):
     from bark_accel import small_bark_path
 
     file = {"file": ("v.npz", (small_bark_path() / "speaker_embeddings" / "rms.npz").read_bytes())}
-    assert httpx.post(f"{server.url}/v1/audio/voices", data={"name": "mine"}, files=file).status_code == 201
+    assert server.post("/v1/audio/voices", data={"name": "mine"}, files=file).status_code == 201
     async with connected(server) as client:
         await send(client, Describe())
         (program,) = Info.from_event(await client.read_event()).tts
         assert "mine" in [voice.name for voice in program.voices]
         await send(client, Synthesize("Yes", voice=SynthesizeVoice(name="mine")))
         assert types(await heard(client)) == ["audio-start", "audio-chunk", "audio-stop"]
-    httpx.delete(f"{server.url}/v1/audio/voices/mine")
+    with server.client() as client:
+        client.delete("/v1/audio/voices/mine")
 
 
 @in_a_loop
@@ -156,7 +153,7 @@ async def test_replicas_say_the_same(server, seeds):
     said = [await asked(server, streamed) for streamed in (False, True)] * 2
     with running(Settings(replicas=2, max_rows=1), wyoming=True) as pool:
         assert await asyncio.gather(*(asked(pool, streamed) for streamed in (False, True) * 2)) == said
-        until(lambda: idle(pool))
+        until(lambda: pool.idle)
 
 
 @in_a_loop
@@ -227,14 +224,14 @@ def event(data: object = None, kind: str = "synthesize", **more: object) -> byte
     ],
 )
 def test_bad_input_is_told_and_ends_the_connection(server, sent, code):
-    with socket.create_connection(("127.0.0.1", server.wyoming_port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", server.wyoming_port), timeout=LIMIT_S) as client:
         client.sendall(sent)
         answer = b"".join(iter(lambda: client.recv(1 << 16), b""))
     head, _, data = answer.partition(b"\n")
     assert json.loads(head)["type"] == "error" and "traceback" not in answer.decode().lower()
     told = json.loads(data)
     assert told["text"] and told.get("code") == code
-    until(lambda: idle(server))
+    until(lambda: server.idle)
 
 
 @in_a_loop
@@ -247,34 +244,27 @@ async def test_what_is_unknown_is_passed_over(server):
 @pytest.mark.parametrize("streamed", [False, True])
 @in_a_loop
 async def test_a_client_that_leaves_frees_its_row(server, streamed):
-    left = server.state.metrics.left._value.get()
-    async with connected(server) as client:
-        asked = [SynthesizeStart(), SynthesizeChunk(LONG)] if streamed else [Synthesize(LONG)]
-        await send(client, *asked)
-        await heard(client, AudioChunk)
-        assert server.engine.requests
-    await asyncio.to_thread(until, lambda: idle(server), 2)
-    assert server.state.metrics.left._value.get() == left + 1
+    with leaving(server, most_s=100):
+        async with connected(server) as client:
+            asked = [SynthesizeStart(), SynthesizeChunk(LONG)] if streamed else [Synthesize(LONG)]
+            await send(client, *asked)
+            await heard(client, AudioChunk)
+            until(lambda: server.engine.requests)
 
 
 def test_a_client_that_leaves_before_the_first_sound(server):
-    with socket.create_connection(("127.0.0.1", server.wyoming_port)) as client:
+    with leaving(server, most_s=100), narrow_connection(("127.0.0.1", server.wyoming_port)) as client:
         client.sendall(event({"text": LONG}))
-        until(lambda: not idle(server))
-    until(lambda: idle(server), 2)
+        until(lambda: not server.idle)
 
 
 def test_a_slow_reader_holds_back_what_follows(server):
-    made = server.state.metrics.sound._value.get
-    with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(("127.0.0.1", server.wyoming_port))
-        before = made()
+    """Of 150 sentences, which are some 250 s."""
+    with leaving(server, most_s=200), narrow_connection(("127.0.0.1", server.wyoming_port)) as client:
         client.sendall(event({"text": LONG}))
-        until(lambda: server.engine.requests)
-        until(lambda: made() > before and not server.engine.requests)
-        assert made() - before < 100, "150 sentences are some 250 s"
-    until(lambda: idle(server), 2)
+        assert client.recv(1)
+        until(lambda: is_held_back(server))
+        assert server.users == 1
 
 
 @in_a_loop
@@ -286,30 +276,35 @@ async def test_limits_are_those_of_http():
             await send(second, Synthesize(TEXT))
             (refused,) = await heard(second)
             assert Error.from_event(refused).code == "busy" and await second.read_event() is None
-            answer = httpx.post(f"{server.url}/v1/audio/speech", json={"model": "tts-1", "input": TEXT})
-            assert answer.status_code == 429
-        figures = httpx.get(f"{server.url}/metrics").text
+            assert server.post(SPEECH, json={"model": "tts-1", "input": TEXT}).status_code == 429
+        figures = server.get("/metrics").text
         assert 'bark_accel_requests_total{status="429"} 2.0' in figures
 
 
 @in_a_loop
-async def test_a_deadline():
-    with running(Settings(deadline_s=1.5), wyoming=True) as server:
-        async with connected(server) as client:
-            await send(client, Synthesize(LONG))
-            events = await heard(client)
-            assert types(events) == ["audio-start", "audio-chunk", "error"], "and nothing that passes for the whole"
-            assert Error.from_event(events[-1]).code == "deadline_exceeded" and await client.read_event() is None
-        async with connected(server) as client:
-            await send(client, SynthesizeStart(), SynthesizeChunk("Hello"))
+async def test_a_deadline(server, deadlines):
+    async with connected(server) as client:
+        await send(client, Synthesize(LONG))
+        events = await heard(client, AudioChunk)
+        with deadlines.passed():
+            events += await heard(client)
+        assert types(events) == ["audio-start", "audio-chunk", "error"], "and nothing that passes for the whole"
+        assert Error.from_event(events[-1]).code == "deadline_exceeded" and await client.read_event() is None
+    async with connected(server) as client:
+        await send(client, SynthesizeStart(), SynthesizeChunk("Hello"))
+        until(lambda: [session._speaking for session in server.state.sessions] == [True])
+        with deadlines.passed():
             assert Error.from_event((await heard(client))[-1]).code == "deadline_exceeded"
-        async with connected(server) as client:
+    async with connected(server) as client:
+        until(lambda: deadlines.running == 1)
+        with deadlines.passed():
             assert await client.read_event() is None, "who says nothing is let go"
+    assert deadlines.given_s == {server.state.settings.deadline_s}
 
 
 @in_a_loop
 async def test_the_end_of_the_server_lets_it_finish():
-    with running(Settings(), wyoming=True) as server:
+    with running(Settings(drain_s=LIMIT_S), wyoming=True) as server:
         async with connected(server) as client, connected(server) as waiting:
             await send(waiting, Ping())
             await heard(waiting, Pong)

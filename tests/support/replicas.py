@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import os
+import signal
+from collections.abc import Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import httpx
-
-from .servers import until
-
-BODY = {"model": "tts-1", "voice": "alloy", "input": "Hello, my dog is cute.", "response_format": "pcm", "seed": 5}
-LONG = {**BODY, "input": "Hello, my dog is cute. Good morning, my cat is big. " * 60}
-SPEECH = "/v1/audio/speech"
-
-
-def users(server) -> int:
-    return sum(speaker.users for speaker in server.state.models.loaded())
+from .waiting import until
 
 
 def pids(server) -> list[int]:
@@ -30,17 +23,21 @@ def runs(pid: int) -> bool:
         return False
 
 
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def parent(pid: int) -> int | None:
+    """The process that has started it; None where it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
 
 
 @contextmanager
 def client_of(pool):
     """A client, once all replicas are ready; at its end nothing is left to do."""
     until(lambda: all(replica.ready for replica in pool.engine.replicas))
-    with httpx.Client(base_url=pool.url, timeout=60) as client:
+    with pool.client() as client:
         yield client
-    until(lambda: not users(pool) and not pool.engine.requests)
+    until(lambda: pool.idle)
 
 
 @contextmanager
@@ -56,6 +53,19 @@ def only(server, index: int):
         for replica, link in zip(others, links, strict=True):
             # Another process says itself when it is ready.
             replica.ready = replica.ready or (link is not None and replica.link is link)
+
+
+@contextmanager
+def stopped(processes: Iterable[int]):
+    """Let processes do nothing until the block is left."""
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in processes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def metric(figures: str, name: str) -> list[float]:
