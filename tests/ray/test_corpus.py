@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from support.command import run
+from support.waiting import until
 
 from bark_accel import batch_inputs
 
@@ -21,8 +23,11 @@ pa = pytest.importorskip("pyarrow", reason="Ray's data library is not installed"
 pq = pytest.importorskip("pyarrow.parquet", reason="Ray's data library is not installed")
 ray_data = pytest.importorskip("ray.data", reason="Ray's data library is not installed")
 
+from ray import cloudpickle  # noqa: E402
+
 from bark_accel.ray import Synthesizer, synthesize_corpus  # noqa: E402
 from bark_accel.ray.corpus import _check_room  # noqa: E402
+from bark_accel.ray.parts import PartFolder  # noqa: E402
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TEXTS = pa.table(
@@ -48,23 +53,39 @@ def read(folder: Path):
     return rows, reports
 
 
-def kill_one_that_works(folder: Path) -> int:
-    """Kill the process that has just made a part, as it makes its next; the number of parts that were there."""
-    while not (made := list((folder / "parts").glob("part-*.parquet"))):
-        time.sleep(0.01)
-    os.kill(json.loads(pq.read_table(made[0])["report"][0].as_py())["pid"], signal.SIGKILL)
-    return len(made)
+class HeldFolder(PartFolder):
+    """Whoever has written a part goes on once the file `hold` beside the folder is gone."""
+
+    def write(self, part: int, table: pa.Table) -> None:
+        super().write(part, table)
+        while (self.folder.parent / "hold").exists():
+            time.sleep(0.01)
+
+
+def kill_one_that_works(folder: Path, killed: list[int]) -> None:
+    """Kill a process that has made a part and not told of it; adds the number of parts that were there."""
+    try:
+        until(lambda: [*(folder / "parts").glob("part-*.parquet")], every_s=0.01)
+        made = [*(folder / "parts").glob("part-*.parquet")]
+        os.kill(json.loads(pq.read_table(made[0])["report"][0].as_py())["pid"], signal.SIGKILL)
+        killed.append(len(made))
+    finally:
+        (folder.parent / "hold").unlink()
 
 
 @pytest.fixture(scope="module")
 def spoken(cluster, tmp_path_factory):
     """The corpus as two actors said it, one of which was killed in the middle."""
-    folder = tmp_path_factory.mktemp("corpus") / "two"
-    killed = []
-    killer = threading.Thread(target=lambda: killed.append(kill_one_that_works(folder)), daemon=True)
+    folder, killed = tmp_path_factory.mktemp("corpus") / "two", []
+    (folder.parent / "hold").touch()
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no process of the cluster can import this
+    killer = threading.Thread(target=kill_one_that_works, args=(folder, killed), daemon=True)
     killer.start()
-    summary = synthesize_corpus(TEXTS, folder, num_actors=2, rows_per_part=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bark_accel.ray.corpus.PartFolder", HeldFolder)
+        summary = synthesize_corpus(TEXTS, folder, num_actors=2, rows_per_part=2)
     killer.join()
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     return folder, summary, killed[0]
 
 
@@ -81,7 +102,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(spoken, alone):
     rows, reports = read(folder)
     assert [row["id"] for row in rows] == TEXTS["id"].to_pylist()
     assert (summary.rows, summary.said_now, summary.failed) == (14, 14, 2)
-    assert made_before < 7 and len({report["pid"] for report in reports}) > 1
+    assert made_before <= 2 and len({report["pid"] for report in reports}) > 1
     seeds = pa.array([row["seed"] for row in rows], pa.int64())
     expected = alone(TEXTS.append_column("seed", seeds)).drop_columns("report").to_pylist()
     assert [{name: row[name] for name in expected[0]} for row in rows] == expected
