@@ -33,7 +33,7 @@ def hang(plan: Any, rows: Any, job: Job) -> None:
 
 
 def planted_jobs() -> list[Job]:
-    planted = {"decode_step": ("planted_run:crash", 60.0), "first_sound": ("planted_run:hang", 3.0)}
+    planted = {"decode_step": ("planted_run:crash", 60.0), "first_sound": ("planted_run:hang", 6.0)}
     jobs = []
     for job in table_jobs(DRY):
         measure, limit_s = planted.get(job.table, (job.measure, job.limit_s))

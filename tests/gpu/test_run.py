@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from support.waiting import LIMIT_S, until
 
 from benchmarks.gpu import generate as gpu_generate
 from benchmarks.gpu import limits as gpu_limits
@@ -40,7 +40,7 @@ def test_a_crash_and_a_hang_cost_their_tables_only(tmp_path: Path) -> None:
     (tmp_path / "test_kernel.py").write_text(ONE_FAILS)
     (tmp_path / "test_other.py").write_text(ONE_PASSES)
     command = [sys.executable, str(Path(__file__).with_name("planted_run.py")), "run", "--device", "cpu", "--prebuilt"]
-    command += ["--seconds", "200", "--tests-seconds", "20", "--kernel-tests", str(tmp_path / "test_kernel.py")]
+    command += ["--seconds", "2000", "--tests-seconds", "200", "--kernel-tests", str(tmp_path / "test_kernel.py")]
     environment = {**os.environ, "OUT": str(tmp_path / "out"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, "--other-tests", str(tmp_path / "test_other.py")],
@@ -48,7 +48,7 @@ def test_a_crash_and_a_hang_cost_their_tables_only(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=2100,
     )
     assert done.returncode == 1, done.stdout + done.stderr
     content = json.loads((tmp_path / "out" / "dry_cpu.json").read_text())
@@ -80,11 +80,10 @@ def test_a_crash_and_a_hang_cost_their_tables_only(tmp_path: Path) -> None:
     assert not runs(str(tmp_path))
 
 
-def test_a_command_ends_in_time_with_all_that_it_started(tmp_path: Path) -> None:
-    deaf = "import os, signal, time; signal.signal(15, signal.SIG_IGN); os.fork(); print('x'); time.sleep(600)"
-    began = time.monotonic()
+def test_a_command_ends_in_time_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deaf = "import os, signal, time; signal.signal(15, signal.SIG_IGN); os.fork(); print('x'); time.sleep(6000)"
+    monkeypatch.setattr(gpu_limits, "GRACE_S", 0.5)
     assert gpu_limits.run_command([sys.executable, "-c", deaf, str(tmp_path)], 1).startswith("cut off after")
-    assert time.monotonic() - began < 30
     assert not runs(str(tmp_path))
     assert gpu_limits.run_command([sys.executable, "-c", "raise SystemExit(3)"], 60) == "exit status 3"
     assert gpu_limits.run_command(["/no/such/program"], 60).startswith("FileNotFoundError")
@@ -97,17 +96,17 @@ def test_nothing_outlives_the_end(tmp_path: Path, name: str, status: int) -> Non
     script = (
         "import sys\n"
         "from benchmarks.gpu import limits, run, stages\n"
-        "wait = [sys.executable, '-c', 'import time; time.sleep(600)', sys.argv[-1]]\n"
-        "stages.Stages.build = lambda self: limits.run_command(wait, 600) == 'ok'\n"
+        "wait = [sys.executable, '-c', 'import time; time.sleep(6000)', sys.argv[-1]]\n"
+        "stages.Stages.build = lambda self: limits.run_command(wait, 6000) == 'ok'\n"
         "sys.exit(run.main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", script, "build", "--device", "cpu"]
-    command += ["--seconds", "3" if name == "SIGALRM" else "300", "--directory", str(tmp_path)]
+    command += ["--seconds", "3" if name == "SIGALRM" else "3000", "--directory", str(tmp_path)]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
         if name == "SIGTERM":
-            time.sleep(2)
+            until(lambda: runs(f"time.sleep(6000) {tmp_path}"), every_s=0.05)
             process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == status
+        assert process.wait(LIMIT_S) == status
     content = json.loads((tmp_path / "dry_cpu_build.json").read_text())
     assert [part["what"] for part in content["failed"]] == ["run"]
     assert not runs(str(tmp_path))
