@@ -80,6 +80,7 @@ class KVCache:
         part = slice(row, row + 1)
         cache = KVCache(self.keys[:, part], self.values[:, part], self.length[part])
         cache.truncate(0)
+        _forget(cache.keys, cache.values)
         return cache
 
     @property
@@ -151,10 +152,7 @@ class KVCachePool:
             idle = made.keys, made.values, made.length
         keys, values, length = idle
         length.zero_()
-        if not op_checks.on_host(length):
-            # Attention over the whole cache multiplies what is not valid yet by zero: NaN would stay.
-            keys.zero_()
-            values.zero_()
+        _forget(keys, values)
         try:
             yield KVCache(keys[:, :batch_size], values[:, :batch_size], length[:batch_size])
         finally:
@@ -165,6 +163,13 @@ class KVCachePool:
 
 def _shape(spec: TransformerSpec, rows: int, dtype: torch.dtype) -> tuple[int, ...]:
     return spec.num_layers, rows, spec.num_heads, spec.block_size, entry_size(spec.head_size, dtype)
+
+
+def _forget(keys: Tensor, values: Tensor) -> None:
+    """Clear what attention on a device looks at beyond the length, and multiplies by zero: NaN would stay."""
+    if not op_checks.on_host(keys):
+        keys.zero_()
+        values.zero_()
 
 
 def _fits(held: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:

@@ -4,10 +4,11 @@ import copy
 import pickle
 import threading
 
+import pytest
 import torch
 from support.waiting import LIMIT_S
 
-from bark_accel.transformer.kv_cache import KVCachePool
+from bark_accel.transformer.kv_cache import KVCache, KVCachePool
 from bark_accel.transformer.spec import TransformerSpec
 
 SPEC = TransformerSpec(num_layers=2, num_heads=3, width=24, block_size=16, output_vocab_size=9)
@@ -84,3 +85,23 @@ def test_advance_and_truncate_keep_host_and_device_together():
         assert cache.position == 5 and cache.length.tolist() == [5]
         cache.truncate(2)
         assert cache.position == 2 and cache.length.tolist() == [2]
+
+
+@pytest.mark.parametrize("lend", ["a batch", "a row"])
+def test_what_a_device_is_lent_has_no_nan_of_others(monkeypatch, lend):
+    """Attention over a whole cache multiplies what lies behind the length by zero."""
+    monkeypatch.setattr("bark_accel.ops.checks.on_host", lambda tensor: False)
+    pool = KVCachePool()
+    with borrow(pool, 3) as cache:
+        cache.keys.fill_(torch.nan)
+        cache.values.fill_(torch.nan)
+    if lend == "a batch":
+        with borrow(pool, 2) as lent:
+            pass
+    else:
+        whole = KVCache.empty(SPEC, 3, torch.float32, CPU)
+        whole.keys.fill_(torch.nan)
+        whole.values.fill_(torch.nan)
+        lent = whole.row(1)
+        assert whole.keys[:, [0, 2]].isnan().all() and whole.values[:, [0, 2]].isnan().all(), "of nobody else"
+    assert not lent.keys.any() and not lent.values.any()
