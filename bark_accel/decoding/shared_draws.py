@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,11 @@ from bark_accel.ops.backend import Ops
 from .sampling import Sampler, SampleRules, SamplingConfig, TokenRange
 
 logger = logging.getLogger("bark_accel")
+
+Rows = tuple[tuple[SamplingConfig, TokenRange], ...]
+"""Options of each row, and the ids that it may have."""
+K = TypeVar("K")
+V = TypeVar("V")
 
 # Sets of rows whose rules are kept.
 _KEPT = 64
@@ -47,7 +53,8 @@ class SharedDraws:
 
     def __init__(self, vocab_size: int, ops: Ops):
         self._vocab_size, self._ops = vocab_size, ops
-        self._rules: dict[tuple[int, ...], tuple[SampleRules, list[tuple[SamplingConfig, TokenRange]]]] = {}
+        self._rules: dict[Rows, SampleRules] = {}
+        self._of_ids: dict[tuple[int, ...], tuple[SampleRules, Rows]] = {}
 
     def draw(self, draws: Sequence[Draw], scores: Scores) -> list[Tensor | None]:
         """Return for each of N draws the token [1] int64 that its sampler would draw alone, or None.
@@ -72,19 +79,29 @@ class SharedDraws:
 
     def _drawn(self, draws: Sequence[Draw], logits: Tensor, first_id: int) -> Tensor:
         """Token ids [N] int64 from logits [N, L] of the ids from `first_id` on."""
-        rules = self._rules_of([(draw.sampler.config, draw.allowed) for draw in draws], logits.device)
+        rules = self._rules_of(tuple((draw.sampler.config, draw.allowed) for draw in draws), logits.device)
         logits = logits[:, rules.first_id - first_id :]
         generators = [draw.sampler.generator for draw in draws]
         return self._ops.fused_multinomial(logits, generators, self._vocab_size, *rules.arguments)
 
-    def _rules_of(self, rows: list[tuple[SamplingConfig, TokenRange]], device: torch.device) -> SampleRules:
-        """Rules by the identity of what they are made of, which is kept with them: to hash options takes as long."""
+    def _rules_of(self, rows: Rows, device: torch.device) -> SampleRules:
+        """Rules of the same rows as before are found without hashing their options, which takes as long as the draw."""
         key = tuple(id(part) for row in rows for part in row)
-        if key not in self._rules:
-            if len(self._rules) == _KEPT:
-                self._rules.clear()
-            self._rules[key] = SampleRules.of(rows, device), rows
-        return self._rules[key][0]
+        if key not in self._of_ids:
+            # With the rows, so that no other object has one of these ids.
+            _keep(self._of_ids, key, (self._equal_rules(rows, device), rows))
+        return self._of_ids[key][0]
+
+    def _equal_rules(self, rows: Rows, device: torch.device) -> SampleRules:
+        if rows not in self._rules:
+            _keep(self._rules, rows, SampleRules.of(rows, device))
+        return self._rules[rows]
+
+
+def _keep(kept: dict[K, V], key: K, value: V) -> None:
+    if len(kept) == _KEPT:
+        kept.clear()
+    kept[key] = value
 
 
 def _groups(draws: Sequence[Draw]) -> list[list[int]]:

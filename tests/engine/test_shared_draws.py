@@ -79,6 +79,19 @@ def test_whatever_fails_in_the_shared_draw_ends_nobody(fast, monkeypatch, fault)
     assert len(calls) > 50
 
 
+def test_equal_options_have_the_same_rules():
+    """And an object whose id stands for its options is kept, so that the id is nobody else's."""
+    draws = SharedDraws(50, get_ops("native", torch.device("cpu")))
+
+    def rules_of_new_rows():
+        rows = tuple((SamplingConfig(True, 1, temperature=0.5 + row), TokenRange(0, 9 + row)) for row in range(3))
+        return draws._rules_of(rows, torch.device("cpu"))
+
+    assert len({id(rules_of_new_rows()) for _ in range(5)}) == 1 and len(draws._rules) == 1
+    for key, (_, kept) in draws._of_ids.items():
+        assert key == tuple(id(part) for row in kept for part in row)
+
+
 def test_kept_rules_keep_no_request(fast):
     """They are kept by what is asked for, which others may ask for as well."""
     source = ModelSource(fast)
