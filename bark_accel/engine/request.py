@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import time
@@ -18,6 +19,8 @@ from bark_accel.ops.idle_threads import copied, end_idle_threads
 from bark_accel.streaming.streamer import AudioStreamer
 
 from .errors import DeadlineExceeded, RequestCancelled, RequestEnded, without_frames
+
+logger = logging.getLogger("bark_accel")
 
 # Seconds for which a listener can wait for sound, as if there was so much left to hear: of a stream, and of the whole.
 _FIRST_SOUND_S = 2.0
@@ -134,7 +137,16 @@ class SpeechRequest:
 
     def add_done_callback(self, call: Callable[[], object]) -> None:
         """Have `call` called once it has ended, in the thread that ends it; at once where it has."""
-        self._future.add_done_callback(lambda _: call())
+
+        def called(_: object) -> None:
+            try:
+                call()
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # sys.exit() is not to end the thread of the engine, and with it all others' speech
+                logger.exception("bark_accel: a callback of a request that has ended failed")
+
+        self._future.add_done_callback(called)
 
     def cancel(self) -> None:
         """End it now: iterators end, `result` raises `RequestCancelled`, and its row is free at the next step.
@@ -142,7 +154,8 @@ class SpeechRequest:
         Safe from any thread, at any time, and more than once.
         """
         error = RequestCancelled(f"expected audio, got a request that was cancelled when it was {self.status}")
-        _settle(self._future, None, error)
+        if _settle(self._future, None, error):
+            self._note_end()
         self._streamer.cancel()
 
     def __enter__(self) -> SpeechRequest:
@@ -220,8 +233,8 @@ class SpeechRequest:
     def end(self, error: BaseException) -> None:
         """End it with an error, unless it has ended."""
         if _settle(self._future, None, without_frames(error)):
-            self._streamer.fail(error)
             self._note_end()
+            self._streamer.fail(error)
 
     def _note_end(self) -> None:
         if self._begun_at is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import weakref
 
@@ -86,6 +87,24 @@ def test_cancelled_in_every_stage(fast, stage, monkeypatch):
     assert len(passes) == 2 * 6 * 3 + (2 if stage == "fine" else 0), (
         "two windows of each of the others, and what was begun"
     )
+
+
+def test_a_callback_that_raises_ends_nobody(fast, engine, caplog):
+    """Not even by `sys.exit`, which would end the thread that all others wait for."""
+    request, other = (engine.submit(**LONG, seed=seed) for seed in (1, 2))
+    request.add_done_callback(lambda: sys.exit(3))
+    assert sum(map(len, request)) == len(request.result(LIMIT_S))
+    assert_as_alone(fast, Asked(LONG, seed=2), finished(other))
+    is_well(fast, engine)
+    assert "callback" in caplog.text
+
+
+def test_a_cancelled_request_has_taken_time(engine):
+    request = engine.submit(**LONG, seed=1)
+    until(lambda: request.status != "queued")
+    request.cancel()
+    until(lambda: not engine.requests)
+    assert request.seconds_taken > 0
 
 
 def test_late(fast, engine, hold):
