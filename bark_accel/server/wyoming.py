@@ -118,7 +118,7 @@ class WyomingSession(Session):
                 await self._answer()
                 group.cancel_scope.cancel()
         finally:
-            with CancelScope(shield=True), move_on_after(LINGER_S), suppress(ConnectionError):
+            with CancelScope(shield=True), move_on_after(LINGER_S), suppress(OSError):
                 self._writer.close()
                 await self._writer.wait_closed()
             self._writer.transport.abort()
@@ -133,8 +133,7 @@ class WyomingSession(Session):
         except Exception as error:
             await self._events.put(error)
         else:
-            if self._speaking:
-                self._count_leaving()
+            self._count_leaving()
             scope.cancel()
 
     async def _next(self) -> Event:
@@ -227,11 +226,14 @@ class WyomingSession(Session):
             return await self._state.models.get(self._state.models.default)
 
     async def _send(self, event: Eventable) -> None:
-        await async_write_event(event.event(), self._writer)
+        try:
+            await async_write_event(event.event(), self._writer)
+        except OSError as error:  # a network that is gone
+            raise ConnectionError(*error.args) from error
 
     def _count_leaving(self) -> None:
-        """Count a client that left before the end: once, though both what reads and what sends may meet it."""
-        if not self._left:
+        """Count a client that left what it hears: once, though both what reads and what sends may meet it."""
+        if self._speaking and not self._left:
             self._left = True
             self._state.metrics.left.inc()
 

@@ -49,7 +49,7 @@ class EventReader:
         """The next event; None where the client has left. Raises `ApiError` (400) for anything else."""
         try:
             event = await async_read_event(cast(asyncio.StreamReader, self))
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, OSError):
             return None
         except _NOT_AN_EVENT:
             raise bad_event("an object with a type and data, got another") from None

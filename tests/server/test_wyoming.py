@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -256,6 +257,34 @@ def test_a_client_that_leaves_before_the_first_sound(server):
     with leaving(server, most_s=100), narrow_connection(("127.0.0.1", server.wyoming_port)) as client:
         client.sendall(event({"text": LONG}))
         until(lambda: not server.idle)
+
+
+@pytest.mark.parametrize("code", [errno.ECONNRESET, errno.EHOSTUNREACH, errno.ETIMEDOUT], ids=errno.errorcode.get)
+@in_a_loop
+async def test_a_client_whose_network_is_gone_has_left(server, code):
+    """And is no error of the server's."""
+    figures = server.get("/metrics").text
+    refused = [line for line in figures.splitlines() if line.startswith('bark_accel_requests_total{status="5')]
+    with leaving(server, most_s=100):
+        async with connected(server) as client:
+            await send(client, Synthesize(LONG))
+            await heard(client, AudioChunk)
+            (session,) = (one for one in server.state.sessions if one._speaking)
+            lose, error = session._writer._protocol.connection_lost, OSError(code, os.strerror(code))
+            session._writer._loop.call_soon_threadsafe(lose, error)
+            until(lambda: session not in server.state.sessions)
+    figures = server.get("/metrics").text
+    assert [line for line in figures.splitlines() if line.startswith('bark_accel_requests_total{status="5')] == refused
+
+
+@in_a_loop
+async def test_who_leaves_and_hears_nothing_is_not_counted(server):
+    left = server.clients_left
+    async with connected(server) as client:
+        await send(client, Ping())
+        await heard(client, Pong)
+    until(lambda: not server.state.sessions)
+    assert server.clients_left == left
 
 
 def test_a_slow_reader_holds_back_what_follows(server):
