@@ -85,7 +85,7 @@ class SharedDraws:
         return self._ops.fused_multinomial(logits, generators, self._vocab_size, *rules.arguments)
 
     def _rules_of(self, rows: Rows, device: torch.device) -> SampleRules:
-        """Rules of the same rows as before are found without hashing their options, which takes as long as the draw."""
+        """Find or make the rules of rows: those of the very objects of before without hashing their options."""
         key = tuple(id(part) for row in rows for part in row)
         if key not in self._of_ids:
             # With the rows, so that no other object has one of these ids.
