@@ -186,6 +186,8 @@ def test_a_load_is_measured_and_reported(small_model, tmp_path, monkeypatch):
     (way,) = record["ways"]
     (closed,), (opened,) = way["closed"], way["open"]
     assert closed["equal"] == 3 and closed["rows"] == 2 and 0.6 < closed["spoken_s"] < 1.8
+    spent = [closed[part] for part in ("prompts_s", "steps_s", "sound_s")]
+    assert min(spent) > 0 and sum(spent) <= closed["took_s"], "one thread does one after the other"
     assert opened["load"] == 50 and 0 < opened["first_sound_p50_s"] <= opened["first_sound_p95_s"]
     assert [point["when"] for point in way["alone"]] == ["before", "after"]
     assert [point["how"] for point in record["stock"]] == ["alone", "batch"]
@@ -193,6 +195,10 @@ def test_a_load_is_measured_and_reported(small_model, tmp_path, monkeypatch):
     rate, alone = closed["speech_a_second"], load_figures.speech_alone(way)
     text = generation_tables.load(record, "here.png")
     assert f"| int8 | 2 | {rate:.2f} | 3 of 3 | {alone:.2f} | {rate / alone:.2f}x |" in text
+    assert f" | {spent[0]:.0f}, {spent[1]:.0f}, {spent[2]:.0f} |" in text
+    del closed["prompts_s"]
+    assert "x |  |\n" in generation_tables.load(record, "here.png"), "a point of before"
+    closed["prompts_s"] = spent[0]
     assert text.endswith("(here.png)")
     (line,) = load_figures.comparisons(record)
     assert line.startswith(f"int8, 2 rows: {rate:.2f} s of speech a second, 3 of 3 as alone; {rate / alone:.2f} x gen")

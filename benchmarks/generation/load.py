@@ -8,8 +8,8 @@ python -m benchmarks load --seconds 2 10 --rows 8 --open-rows --once --stock 2 -
 Random weights of bark-small's shapes; a request's length is drawn from --seconds by a seed. A way is the precision of
 the weights, and behind it what is approximate: `fit` for fit_windows, `long` for long_coarse_windows, `kv8` for caches
 of int8. Closed: all requests are there at once, as whole waveforms; each is compared with `generate`'s, which says them
-before the engines and, without --once, after them. The last lines set these beside `generate` one after the other, ours
-and stock's.
+before the engines and, without --once, after them. The engine's seconds are told apart: prompts, steps that rows share,
+sound (fine stage and codec). The last lines set these beside `generate` one after the other, ours and stock's.
 Open: streams arrive at random times (Poisson), so many times as fast as they would be generated one after the other,
 and are played from their first sound on. Stock, which is some ten times slower, has to say --stock of the requests,
 those of middle length, one after the other and as one batch: rates are seconds of speech a second, whatever the number.
@@ -40,6 +40,7 @@ from bark_accel.bench.measure import commit, machine_facts, versions
 from bark_accel.bench.models import fake_inputs, quiet_transformers, random_bark, semantic_tokens, shared_copy
 from bark_accel.cli.demo import TEXT
 from bark_accel.hf.configs import sample_rate
+from benchmarks.generation.engine_parts import engine_parts
 from benchmarks.generation.load_figures import comparisons
 from benchmarks.generation.timeline import Chunk, Timeline
 
@@ -231,9 +232,10 @@ def measure(stock: Any, way: str, options: argparse.Namespace, points: Points) -
         return {**_rate(model, sum(map(len, made)), took_s), "sha256": [_digest(each) for each in made]}
 
     def together(rows: int) -> dict[str, Any]:
-        made, took_s = closed(model, asked, rows)
+        with engine_parts() as parts:
+            made, took_s = closed(model, asked, rows)
         pairs = zip(map(_digest, made), its["alone"][0]["sha256"], strict=True)
-        return {**_rate(model, sum(map(len, made)), took_s), "equal": sum(a == b for a, b in pairs)}
+        return {**_rate(model, sum(map(len, made)), took_s), "equal": sum(a == b for a, b in pairs), **parts}
 
     def arriving(rows: int, load: float) -> dict[str, Any]:
         lines, took_s = opened(model, asked, rows, load * len(asked) / its["alone"][0]["took_s"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.generation.engine_parts import PARTS
 from benchmarks.generation.load_figures import speech_alone
 
 from .cells import case, measured_on, seconds
@@ -79,7 +80,8 @@ def load(record: dict[str, Any], picture: str) -> str:
             f"({stock['batch']['requests']} of the requests)."
         )
     alone = "`generate`, one after the other | | of stock, one after the other | of stock's batch"
-    lines += ["", f"| all at once | rows | s of speech a second | as alone | {alone} |", "|---" * 8 + "|"]
+    parts = "seconds: prompts, steps, sound"
+    lines += ["", f"| all at once | rows | s of speech a second | as alone | {alone} | {parts} |", "|---" * 9 + "|"]
     for its in record["ways"]:
         for row in sorted(its["closed"], key=lambda row: row["rows"]):
             both = row["speech_a_second"], speech_alone(its)
@@ -88,7 +90,8 @@ def load(record: dict[str, Any], picture: str) -> str:
             )
             equal = f"{row['equal']} of {record['requests']}"
             cells = f"{both[0]:.2f} | {equal} | {both[1]:.2f} | {both[0] / both[1]:.2f}x | {of_stock}"
-            lines.append(f"| {its['way']} | {row['rows']} | {cells} |")
+            spent = ", ".join(f"{row[part]:.0f}" for part in PARTS) if PARTS.keys() <= row.keys() else ""
+            lines.append(f"| {its['way']} | {row['rows']} | {cells} | {spent} |")
     heads = "first sound p50 / p95 | gap p50 / p95 | silences | silence a request"
     if any(its["open"] for its in record["ways"]):
         lines += ["", f"| Poisson arrivals | rows | offered load | s of speech a second | {heads} |", "|---" * 8 + "|"]
