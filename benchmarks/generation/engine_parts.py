@@ -1,4 +1,4 @@
-"""Where the time of an engine goes: into prompts, into steps that rows share, or into sound, which they do not."""
+"""The time of an engine by where it goes: prompts, steps that rows share, or sound, which they do not."""
 
 from __future__ import annotations
 
