@@ -33,9 +33,8 @@ class Source(Protocol):
     def models(self) -> list[CausalModel]:
         """The models of the causal stages, in their order."""
 
-    @property
-    def capturer(self) -> Capturer | None:
-        """The maker of graphs of shared steps; None where there are none."""
+    def make_capturer(self) -> Capturer | None:
+        """Return a new maker of graphs of shared steps; None where there are none."""
 
     def streamer(self, **chunking: Any) -> AudioStreamer:
         """A queue to a listener; raises for bad arguments, and for a model that has changed."""
@@ -90,7 +89,7 @@ class Engine:
         self.max_queued = whole_number("max_queued", max_queued, 0)
         avoid_lost_threads()
         self._source: Source | None = make_source()
-        slots = Slots(self._source.models, self.max_rows, self._source.capturer)
+        slots = Slots(self._source.models, self.max_rows, self._source.make_capturer)
         self.cache_bytes = slots.nbytes
         scheduler = Scheduler(self._source.models, slots)
         self._worker = Worker(scheduler, self.max_rows, self.max_queued, on_current_stream())

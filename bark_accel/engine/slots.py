@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +26,14 @@ class Slots:
         A request uses one after the other.
     count : int
         Requests at once.
-    capturer : Capturer, optional
-        Makes graphs of shared steps.
+    make_capturer : callable
+        Makes what captures the shared steps of one model: if that fails, its scratch memory is not another model's.
+        None: they run kernel by kernel.
     """
 
-    def __init__(self, models: Sequence[CausalModel], count: int, capturer: Capturer | None = None):
+    def __init__(
+        self, models: Sequence[CausalModel], count: int, make_capturer: Callable[[], Capturer | None] = lambda: None
+    ):
         self.count = count
         self._free = list(range(count))
         self._caches: dict[object, KVCache] = {}
@@ -38,7 +41,7 @@ class Slots:
             if _kind(model) not in self._caches:
                 place = model.cache_dtype, model.weights.device
                 self._caches[_kind(model)] = KVCache.empty(model.spec, count, *place)
-        self._steps = {id(model): SharedSteps(model, self.cache_of(model), capturer) for model in models}
+        self._steps = {id(model): SharedSteps(model, self.cache_of(model), make_capturer()) for model in models}
 
     @property
     def nbytes(self) -> int:

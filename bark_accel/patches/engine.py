@@ -99,8 +99,7 @@ class ModelSource:
     def models(self) -> list[CausalModel]:
         return [self._models.semantic, self._models.coarse]
 
-    @property
-    def capturer(self) -> Capturer | None:
+    def make_capturer(self) -> Capturer | None:
         on = self._patch.settings.cuda_graphs and graphs_are_on()
         return make_capturer(self._models.semantic.weights.device) if on else None
 

@@ -53,11 +53,11 @@ def test_everybody_has_what_he_has_alone(capturer, weights, hold):
 
 def test_they_can_be_turned_off(capturer, monkeypatch):
     model = accelerated_copy(build(SMALL), cuda_graphs=False)
-    assert ModelSource(model).capturer is None
+    assert ModelSource(model).make_capturer() is None
     monkeypatch.setenv("BARK_ACCEL_CUDA_GRAPHS", "0")
-    assert ModelSource(accelerated_copy(build(SMALL))).capturer is None
+    assert ModelSource(accelerated_copy(build(SMALL))).make_capturer() is None
     monkeypatch.setenv("BARK_ACCEL_CUDA_GRAPHS", "1")
-    assert ModelSource(accelerated_copy(build(SMALL))).capturer is capturer
+    assert ModelSource(accelerated_copy(build(SMALL))).make_capturer() is capturer
 
 
 def test_steps_that_cannot_be_captured_run_one_by_one(capturer, monkeypatch):
@@ -71,6 +71,25 @@ def test_steps_that_cannot_be_captured_run_one_by_one(capturer, monkeypatch):
             requests = [finished(engine.submit(**one.inputs, seed=one.seed, policy=one.policy)) for one in wanted]
     for one, request in zip(wanted, requests, strict=True):
         assert_as_alone(model, one, request)
+
+
+def test_what_one_model_cannot_capture_leaves_the_other_its_graphs(monkeypatch):
+    made: list[CallCapturer] = []
+
+    def make_capturer(device):
+        made.append(CallCapturer())
+        return made[-1]
+
+    def fails(step, generator):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("bark_accel.patches.engine.make_capturer", make_capturer)
+    model, one = accelerated_copy(build(SMALL), speculate=False), asked(1)[0]
+    with pytest.warns(UserWarning, match="could not be captured"), BarkEngine(model, max_rows=3) as engine:
+        made[0].capture = fails
+        request = finished(engine.submit(**one.inputs, seed=one.seed, policy=one.policy))
+    assert_as_alone(model, one, request)
+    assert [capturer.replayed > 0 for capturer in made] == [False, True], "the semantic stage's, the coarse stage's"
 
 
 @torch.no_grad()
