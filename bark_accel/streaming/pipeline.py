@@ -76,7 +76,7 @@ class ChunkDecoder:
         """Add the next coarse token [B] of every row, for `advance` to work on."""
         self._frame.append(tokens)
         if len(self._frame) == self._spec.num_codebooks:
-            self._policy.push(torch.stack(self._frame, dim=1))
+            self._policy.push(self._frame)
             self._frame = []
             self._seen_frames += 1
 

@@ -24,8 +24,8 @@ from .plan import StreamPlan, StreamSpeed
 class Policy(Protocol):
     """Takes coarse frames in, gives finished codes out; every frame once, in order."""
 
-    def push(self, tokens: Tensor) -> None:
-        """Add the coarse tokens [B, num_coarse_codebooks] of the next frame."""
+    def push(self, frame: Sequence[Tensor]) -> None:
+        """Add the next frame: a coarse token [B] of each coarse codebook."""
 
     def plan(self, row_frames: Sequence[int]) -> None:
         """Learn how long each row is: once, at the latest when the last frame is there."""
@@ -69,12 +69,12 @@ class _Hopping:
     def __init__(self, hops: Hops, lookahead_frames: int):
         self._hops = hops
         self._lookahead_frames = lookahead_frames
-        self._pending: list[Tensor] = []
+        self._pending: list[Sequence[Tensor]] = []
         self._total_frames: int | None = None
         self._emitted_frames = 0
 
-    def push(self, tokens: Tensor) -> None:
-        self._pending.append(tokens)
+    def push(self, frame: Sequence[Tensor]) -> None:
+        self._pending.append(frame)
 
     def plan(self, row_frames: Sequence[int]) -> None:
         self._total_frames = max(row_frames)
@@ -102,11 +102,16 @@ class _Hopping:
 
     def _tokens(self, frames: int) -> Tensor:
         """The coarse tokens [B, num_coarse_codebooks * T] of the next frames and of the lookahead, if it is there."""
-        return torch.cat(self._pending[: frames + self._lookahead_frames], dim=1)
+        return _joined(self._pending[: frames + self._lookahead_frames])
 
     def _complete(self, frames: int) -> Tensor | None:
         """Work on the next frames: their codes [B, K, frames], or None where there is more to do."""
         raise NotImplementedError
+
+
+def _joined(frames: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Coarse tokens [B, num_coarse_codebooks * T] of T frames: one operation for all, not one for each."""
+    return torch.stack([tokens for frame in frames for tokens in frame], dim=1)
 
 
 class Preview(_Hopping):
@@ -187,14 +192,14 @@ class Exact:
         self._histories = histories
         self._sampling = sampling
         self._upcoming_generator = upcoming_generator
-        self._pending: list[Tensor] = []
+        self._pending: list[Sequence[Tensor]] = []
         self._row_frames: Sequence[int] = ()
         self._total_frames: int | None = None
         self._state: FineState | None = None
         self._emitted_frames = 0
 
-    def push(self, tokens: Tensor) -> None:
-        self._pending.append(tokens)
+    def push(self, frame: Sequence[Tensor]) -> None:
+        self._pending.append(frame)
 
     def plan(self, row_frames: Sequence[int]) -> None:
         self._row_frames, total_frames = row_frames, max(row_frames)
@@ -237,7 +242,7 @@ class Exact:
         if self._state is None:
             self._state = self._fine.start(self._row_frames, self._histories, self._sampling)
         if self._pending:
-            self._fine.push(self._state, coarse_codes(self._spec, torch.cat(self._pending, dim=1)))
+            self._fine.push(self._state, coarse_codes(self._spec, _joined(self._pending)))
             self._pending = []
         return self._state
 

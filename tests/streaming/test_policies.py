@@ -69,7 +69,7 @@ def run(policy, total, planned_at):
     for frame in range(total):
         if frame == planned_at:
             policy.plan([total])
-        policy.push(torch.tensor([[frame, frame]]))
+        policy.push([torch.tensor([frame])] * 2)
         if frame == total - 1 and planned_at >= total:
             policy.plan([total])
         while policy.ready():
