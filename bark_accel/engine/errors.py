@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 
 
@@ -34,8 +35,21 @@ class EngineTraceback(Exception):
 
 
 def without_frames(error: BaseException) -> BaseException:
-    """Take the traceback from an error, whose frames keep caches and models; its text becomes the error's cause."""
+    """Copy an error without its traceback, whose frames keep caches and models; its text becomes the copy's cause.
+
+    A copy, because several requests may end with one error, and each listener adds to the traceback of his own.
+    """
+    own = _copied(error)
+    own.__cause__, own.__context__ = error.__cause__, None
     if error.__traceback__ is not None and not isinstance(error, DeadlineExceeded):
-        error.__cause__ = EngineTraceback("\n" + "".join(traceback.format_exception(error)))
-    error.__context__ = None
-    return error.with_traceback(None)
+        own.__cause__ = EngineTraceback("\n" + "".join(traceback.format_exception(error)))
+    return own.with_traceback(None)
+
+
+def _copied(error: BaseException) -> BaseException:
+    """Return an equal error, or the same where its class cannot be made from its `args`."""
+    try:
+        own = copy.copy(error)
+    except Exception:
+        return error
+    return own if type(own) is type(error) else error

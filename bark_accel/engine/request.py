@@ -232,7 +232,8 @@ class SpeechRequest:
 
     def end(self, error: BaseException) -> None:
         """End it with an error, unless it has ended."""
-        if _settle(self._future, None, without_frames(error)):
+        error = without_frames(error)
+        if _settle(self._future, None, error):
             self._note_end()
             self._streamer.fail(error)
 

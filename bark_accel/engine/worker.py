@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import threading
+import weakref
 from contextlib import AbstractContextManager
 
 import torch
@@ -52,8 +54,8 @@ class Worker:
     def unfinished(self) -> int:
         """Number of requests that are not done."""
         with self._changed:
-            self._unfinished = {request for request in self._unfinished if not request.done()}
-            return len(self._unfinished)
+            # Some may be done and not forgotten yet: who waits for a request is woken first.
+            return sum(not request.done() for request in self._unfinished)
 
     def check_open(self) -> None:
         """Raise unless there is room for one more."""
@@ -70,11 +72,20 @@ class Worker:
     def add(self, row: Row) -> None:
         """Take a row; raises as `check_open` does."""
         end_idle_threads()  # of the caller, who has prepared the row
+        request = row.request
         with self._changed:
             self.check_open()
             self._arrived.append(row)
-            self._unfinished.add(row.request)
+            self._unfinished.add(request)
             self._changed.notify_all()
+        request.add_done_callback(functools.partial(self._forget, weakref.ref(request)))
+
+    def _forget(self, request: weakref.ref[SpeechRequest]) -> None:
+        """Keep no audio that nobody else keeps."""
+        if self._process != os.getpid():
+            return  # a lock may be one that nobody here will open
+        with self._changed:
+            self._unfinished = {each for each in self._unfinished if each is not request()}
 
     def close(self, *, drain: bool) -> None:
         """Take no more rows, finish or cancel those that are there, and wait for the end of the thread.

@@ -21,7 +21,9 @@ from bark_accel import (
     RequestCancelled,
 )
 from bark_accel.engine.engine import make_row
+from bark_accel.engine.errors import without_frames
 from bark_accel.engine.scheduler import Scheduler
+from bark_accel.engine.shared_steps import SharedSteps
 from bark_accel.engine.slots import Slots
 from bark_accel.patches.engine import ModelSource
 from bark_accel.stages import fine
@@ -87,6 +89,57 @@ def test_cancelled_in_every_stage(fast, stage, monkeypatch):
     assert len(passes) == 2 * 6 * 3 + (2 if stage == "fine" else 0), (
         "two windows of each of the others, and what was begun"
     )
+
+
+def test_who_fail_together_have_an_error_each(monkeypatch, hold):
+    """Each listener adds to the traceback of his own."""
+
+    def fails(self, slots, ids, rows):
+        raise MemoryError("no room for a step")
+
+    model = accelerated_copy(build(SMALL), speculate=False)
+    with BarkEngine(model, max_rows=3) as engine:
+        with hold():
+            requests = [engine.submit(**LONG, seed=seed) for seed in range(3)]
+            monkeypatch.setattr(SharedSteps, "scores", fails)
+        errors = []
+        for request in requests:
+            with pytest.raises(MemoryError, match="no room for a step") as raised:
+                request.result(LIMIT_S)
+            errors.append(raised.value)
+        monkeypatch.undo()
+        is_well(model, engine)
+    assert len(set(map(id, errors))) == 3
+    assert all("in fails" in str(error.__cause__) for error in errors), "where it was raised is told by the cause"
+
+
+class _Odd(Exception):
+    """Cannot be made from its `args`."""
+
+    def __init__(self, number: int, text: str):
+        super().__init__(f"{number}: {text}")
+
+
+@pytest.mark.parametrize("error", [ValueError("one", 2), _Odd(3, "odd"), KeyboardInterrupt()])
+def test_an_error_is_given_out_without_frames(error):
+    first = KeyError("first")
+    try:
+        raise error from first
+    except BaseException as caught:
+        own = without_frames(caught)
+    assert type(own) is type(error) and own.args == error.args
+    assert own.__traceback__ is own.__context__ is None
+    assert "in test_an_error_is_given_out_without_frames" in str(own.__cause__) and "first" in str(own.__cause__)
+    cause = without_frames(own).__cause__
+    assert cause is own.__cause__, "text of before is kept"
+
+
+def test_a_finished_request_is_kept_by_its_owner_alone(fast, engine):
+    request = engine.submit(**SHORT, seed=1)
+    assert len(request.result(LIMIT_S))
+    kept = weakref.ref(request)
+    del request
+    until(lambda: gc.collect() is None or kept() is None)
 
 
 def test_a_callback_that_raises_ends_nobody(fast, engine, caplog):
