@@ -59,6 +59,7 @@ class SharedDraws:
     def draw(self, draws: Sequence[Draw], scores: Scores) -> list[Tensor | None]:
         """Return for each of N draws the token [1] int64 that its sampler would draw alone, or None.
 
+        Waits for no device: there, a token that could not be drawn is negative (`ops.sample_checks.raise_bad_rows`).
         None stands for a sampler that has to draw by itself, and for all that would share an op that fails: no
         generator has moved then, and the row that is the cause says so when it draws by itself.
         """
@@ -82,7 +83,7 @@ class SharedDraws:
         rules = self._rules_of(tuple((draw.sampler.config, draw.allowed) for draw in draws), logits.device)
         logits = logits[:, rules.first_id - first_id :]
         generators = [draw.sampler.generator for draw in draws]
-        return self._ops.fused_multinomial(logits, generators, self._vocab_size, *rules.arguments)
+        return self._ops.fused_multinomial(logits, generators, self._vocab_size, *rules.arguments, checked=False)
 
     def _rules_of(self, rows: Rows, device: torch.device) -> SampleRules:
         """Find or make the rules of rows: those of the very objects of before without hashing their options."""

@@ -6,12 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from bark_accel.decoding.sampling import drawing
 from bark_accel.decoding.shared_draws import Draw
+from bark_accel.ops import checks
+from bark_accel.ops.sample_checks import raise_bad_rows
 from bark_accel.stages.coarse import CoarseStage, CoarseState
 from bark_accel.stages.semantic import SemanticStage, SemanticState
 from bark_accel.streaming.pipeline import ChunkDecoder
+from bark_accel.transformer.causal import CausalModel
 from bark_accel.transformer.kv_cache import KVCache
 
 from .request import SpeechRequest
@@ -52,6 +57,8 @@ class Row:
         self._semantic_tokens: Tensor | None = None
         self._semantic: SemanticState | None = None
         self._coarse: CoarseState | None = None
+        self._unread: list[Tensor] = []
+        """Coarse tokens [1] on a device, where a draw waits for nobody: some may say that they could not be drawn."""
         self._decoder = plan.decoder(self._deliver)
         self._check_weights = check_weights
 
@@ -88,11 +95,18 @@ class Row:
         return Draw(self._semantic.sampler, self._plan.semantic.allowed(self._semantic))
 
     def note(self, drawn: Tensor, token: Tensor) -> None:
-        """Go on to the next step, or the next stage, by what was drawn; `token` is on the host where it `is_read`."""
+        """Go on to the next step, or the next stage, by what was drawn; `token` is on the host where it `is_read`.
+
+        Raises as a draw does, for a token that could not be drawn; of the coarse stage, `decode` does.
+        """
         if self._coarse is not None:
+            if not checks.on_host(drawn):
+                self._unread.append(drawn)
             self._decoder.feed(self._plan.coarse.note(self._coarse, drawn))
             self._next_coarse(self._coarse)
         elif self._semantic is not None:
+            if token is not drawn:
+                _raise_undrawn("semantic", self._plan.semantic.model, token)
             self._plan.semantic.note(self._semantic, drawn, token)
             self._next_semantic(self._semantic)
 
@@ -159,9 +173,18 @@ class Row:
 
     def decode(self) -> None:
         """Compute one pass of the fine stage, and decode the chunk that it completes."""
+        unread, self._unread = self._unread, []
+        if unread:
+            _raise_undrawn("coarse", self._plan.coarse.model, torch.cat(unread).cpu())
         self._decoder.advance()
 
     def finish(self) -> None:
         """Tell the request that all is there."""
         assert self._semantic_tokens is not None
         self.request.finish(self._plan.preset(self._semantic_tokens, self._decoder))
+
+
+def _raise_undrawn(stage: str, model: CausalModel, tokens: Tensor) -> None:
+    """Raise for the first of tokens [N] on the host that could not be drawn, as a draw of one row does."""
+    with drawing(stage, model.weights.cache_dtype):
+        raise_bad_rows("fused_multinomial", tokens[tokens < 0][:1])

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _library
+from . import _library, checks
 from ._compiled import kernel, op
 from .checks import require
 from .sample_checks import check_generators, check_source
@@ -108,7 +108,7 @@ def _draw_words(logits: Tensor, generator: torch.Generator, *options: Any) -> Te
 
 
 def draw_each(
-    logits: Tensor, generators: Sequence[torch.Generator], vocab_size: int, first_id: int, *rules: Any
+    logits: Tensor, generators: Sequence[torch.Generator], vocab_size: int, first_id: int, *rules: Any, checked: bool
 ) -> Tensor:
     """Pick a token per row, each from its own generator; see :func:`bark_accel.ops.native.fused_multinomial`."""
     check_generators("fused_multinomial", logits, generators, vocab_size, first_id)
@@ -116,8 +116,9 @@ def draw_each(
     def draw() -> Tensor:
         if type(logits) is Tensor and logits.device.type == "cpu" and is_lazy():
             return _draw_words_each(logits, generators, vocab_size, first_id, *rules)
+        sample = op("fused_sample" if checked or checks.on_host(logits) else "fused_sample.unchecked")
         with noise_of_each(generators, vocab_size, logits.device) as noise:
-            return op("fused_sample")(logits, noise, first_id, *rules)
+            return sample(logits, noise, first_id, *rules)
 
     # In one order, so that no two threads wait for each other.
     return _holding(sorted({_lock_of(generator) for generator in generators}, key=id), draw)

@@ -80,6 +80,7 @@ def fused_sample(
     return op("fused_sample")(logits, noise, first_id, allowed, min_eos_p, temperature, top_k, top_p, renormalize)
 
 
+@fake("fused_sample.unchecked")
 @fake("fused_sample")
 def _fake_fused_sample(
     logits: Tensor, noise: Tensor | None, first_id: int, allowed: Tensor, *rules: Any, **more: Any
@@ -100,6 +101,8 @@ def fused_multinomial(
     top_k: Tensor | None = None,
     top_p: Tensor | None = None,
     renormalize: bool = True,
+    *,
+    checked: bool = True,
 ) -> Tensor:
     """Pick one token per row as :func:`fused_sample` does, drawing the noise as ``torch.multinomial(p, 1)`` would.
 
@@ -119,6 +122,9 @@ def fused_multinomial(
         Entries per row, at least ``first_id + L``.
     first_id, allowed, min_eos_p, temperature, top_k, top_p, renormalize
         As in :func:`fused_sample`.
+    checked : bool
+        False, with several generators and elsewhere than on a CPU: do not wait for the device. The id of a row that
+        cannot be sampled is minus its status then; :func:`bark_accel.ops.sample_checks.raise_bad_rows` raises for it.
 
     Returns
     -------
@@ -133,7 +139,7 @@ def fused_multinomial(
     """
     rules = (allowed, min_eos_p, temperature, top_k, top_p, renormalize)
     if isinstance(generator, Sequence):  # schemas have no lists of generators
-        return multinomial.draw_each(logits, generator, vocab_size, first_id, *rules)
+        return multinomial.draw_each(logits, generator, vocab_size, first_id, *rules, checked=checked)
     # Tensors without data, and classes that look at every op, have to see this one.
     draw = multinomial.draw if type(logits) is Tensor else op("fused_multinomial")
     return draw(logits, generator, vocab_size, first_id, *rules)

@@ -82,6 +82,8 @@ def fused_multinomial(
     top_k: Tensor | None = None,
     top_p: Tensor | None = None,
     renormalize: bool = True,
+    *,
+    checked: bool = True,
 ) -> Tensor:
     """Plain-torch reference of :func:`bark_accel.ops.fused_multinomial`."""
     op = "fused_multinomial"
@@ -90,7 +92,8 @@ def fused_multinomial(
     if isinstance(generator, Sequence):
         check_generators(op, logits, generator, vocab_size, first_id)
         with noise_of_each(generator, vocab_size, logits.device) as noise:
-            return _checked(op, sample(logits, noise, first_id, allowed, *rules, renormalize))
+            ids = sample(logits, noise, first_id, allowed, *rules, renormalize)
+            return _checked(op, ids) if checked or op_checks.on_host(ids) else ids
     check_source(op, logits, generator, vocab_size, first_id)
     noise = torch.empty(len(logits), vocab_size, dtype=torch.float32, device=logits.device)
     noise.exponential_(generator=generator)

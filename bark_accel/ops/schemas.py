@@ -12,6 +12,8 @@ _RULES = (
 )
 SCHEMAS = (
     f"fused_sample(Tensor logits, Tensor? noise, int first_id, {_RULES}) -> Tensor",
+    # Waits for no device: ids of rows that cannot be sampled are minus their status (`sample_checks`).
+    f"fused_sample.unchecked(Tensor logits, Tensor? noise, int first_id, {_RULES}) -> Tensor",
     f"fused_multinomial(Tensor logits, Generator? generator, int vocab_size, int first_id, {_RULES}) -> Tensor",
     f"fused_multinomial.state(Tensor logits, Tensor(a!) state, int vocab_size, int first_id, {_RULES}) -> Tensor",
     f"fused_multinomial.states(Tensor logits, Tensor(a!)[] states, int vocab_size, int first_id, {_RULES}) -> Tensor",

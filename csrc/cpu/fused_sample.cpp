@@ -11,9 +11,11 @@ using namespace sample_inputs;
 
 constexpr int64_t kValuesPerTask = 32768;
 
-// `states`: of a generator for each row, which draws `entries` numbers.
+// `states`: of a generator for each row, which draws `entries` numbers. Not `checked`: ids of rows that
+// cannot be sampled are minus their status.
 Tensor sample_rows(const char* op, const SampleParams& p, const SampleRules& rules, const Tensor& logits,
-                   const std::vector<GeneratorState*>& states = {}, int64_t entries = 0) {
+                   const std::vector<GeneratorState*>& states = {}, int64_t entries = 0,
+                   bool checked = true) {
   const KernelTable& table = kernels();
   const int64_t rows = logits.size(0);
   int64_t allowed = 1;
@@ -34,10 +36,11 @@ Tensor sample_rows(const char* op, const SampleParams& p, const SampleRules& rul
       if (status != SampleStatus::kOk) ids[n] = -int64_t(status);
     }
   });
-  raise_bad_rows(op, ids, rows);
+  if (checked) raise_bad_rows(op, ids, rows);
   return out;
 }
 
+template <bool checked>
 Tensor fused_sample(const Tensor& logits, const std::optional<Tensor>& noise, int64_t first_id,
                     const Tensor& allowed, const std::optional<Tensor>& min_eos_p,
                     const std::optional<Tensor>& temperature, const std::optional<Tensor>& top_k,
@@ -51,7 +54,7 @@ Tensor fused_sample(const Tensor& logits, const std::optional<Tensor>& noise, in
     p.noise = noise->const_data_ptr<float>();
     p.noise_stride = noise->stride(0);
   }
-  return sample_rows(op, p, rules, logits);
+  return sample_rows(op, p, rules, logits, {}, 0, checked);
 }
 
 GeneratorState& checked_state(const char* op, Tensor& state) {
@@ -107,7 +110,8 @@ Tensor multinomial_of_each(const Tensor& logits, std::vector<Tensor>& states, in
 
 }  // namespace
 
-const Implementations registered("CPU", {implement<fused_sample>("fused_sample"),
+const Implementations registered("CPU", {implement<fused_sample<true>>("fused_sample"),
+                                         implement<fused_sample<false>>("fused_sample.unchecked"),
                                          implement<fused_multinomial>("fused_multinomial.state"),
                                          implement<multinomial_of_each>("fused_multinomial.states")});
 

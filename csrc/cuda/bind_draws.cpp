@@ -6,7 +6,8 @@
 namespace bark_accel {
 namespace {
 
-Tensor sample_rows(const char* op, cuda::FusedSampleParams p, const Tensor& logits) {
+// Not `checked`: nothing waits for the device, and ids of rows that cannot be sampled are minus their status.
+Tensor sample_rows(const char* op, cuda::FusedSampleParams p, const Tensor& logits, bool checked = true) {
   BARK_CHECK(logits.size(1) <= INT32_MAX, op, "expected logits of fewer than 2^31 ids, got ", logits.size(1));
   const DeviceGuard guard(logits.device());
   const cudaStream_t stream = current_stream(logits.device());
@@ -14,13 +15,14 @@ Tensor sample_rows(const char* op, cuda::FusedSampleParams p, const Tensor& logi
   p.rows = logits.size(0);
   p.ids = out.mutable_data_ptr<int64_t>();
   check_launch(op, cuda::launch_fused_sample(p, stream));
-  if (!is_capturing(stream)) {
+  if (checked && !is_capturing(stream)) {
     const Tensor on_host = to_host(out);
     sample_inputs::raise_bad_rows(op, on_host.const_data_ptr<int64_t>(), on_host.size(0));
   }
   return out;
 }
 
+template <bool checked>
 Tensor fused_sample(const Tensor& logits, const std::optional<Tensor>& noise, int64_t first_id,
                     const Tensor& allowed, const std::optional<Tensor>& min_eos_p,
                     const std::optional<Tensor>& temperature, const std::optional<Tensor>& top_k,
@@ -37,7 +39,7 @@ Tensor fused_sample(const Tensor& logits, const std::optional<Tensor>& noise, in
   cuda::FusedSampleParams sample{};
   sample.sample = p;
   sample.rules = rules;
-  return sample_rows(op, sample, logits);
+  return sample_rows(op, sample, logits, checked);
 }
 
 Tensor draw_next(const Tensor& logits, const std::optional<Tensor>& philox, int64_t vocab_size, Tensor& ids,
@@ -57,7 +59,8 @@ Tensor draw_next(const Tensor& logits, const std::optional<Tensor>& philox, int6
 
 }  // namespace
 
-const Implementations draws_registered("CUDA", {implement<fused_sample>("fused_sample"),
+const Implementations draws_registered("CUDA", {implement<fused_sample<true>>("fused_sample"),
+                                                implement<fused_sample<false>>("fused_sample.unchecked"),
                                                 implement<draw_next>("draw_next")});
 
 }  // namespace bark_accel

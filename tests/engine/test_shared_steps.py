@@ -16,6 +16,7 @@ from bark_accel.engine.scheduler import Scheduler
 from bark_accel.engine.shared_steps import SharedSteps
 from bark_accel.engine.slots import Slots
 from bark_accel.hf.transformer import transformer_spec, transformer_weights
+from bark_accel.ops import multinomial
 from bark_accel.ops.backend import get_ops
 from bark_accel.patches.engine import ModelSource
 from bark_accel.transformer.causal import CausalModel
@@ -154,6 +155,45 @@ def test_a_semantic_token_is_read_back_outside_of_draws(fast):
     row.note(drawn, torch.tensor([7]))
     assert row.step.feed.tokens.is_meta and row.step.feed.tokens.shape == (1, 1)
     assert row._semantic.tokens[-1].tolist() == [7]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stage, backend", [("semantic", "native"), ("semantic", "torch"), ("coarse", "torch")])
+def test_a_draw_that_was_not_waited_for_fails_its_row_alone(stage, backend, monkeypatch):
+    """A CPU stands in for a device: what was not drawn is told when tokens are read, before sound is made of it.
+
+    Not in the coarse stage of the compiled ops: those of a GPU feed such a token as NaN, those of a CPU refuse it.
+    """
+    model = accelerated_copy(build(SMALL), speculate=False, backend=backend)
+    options = {**texts(SMALL, [3]), "do_sample": True, "semantic_min_new_tokens": 40, "semantic_max_new_tokens": 40}
+    alone = [Asked(options, seed=seed, policy="preview") for seed in range(3)]
+    source = ModelSource(model)
+    scheduler = Scheduler(source.models, Slots(source.models, 3))
+    rows = [make_row(source, options, seed=seed, policy="preview") for seed in range(3)]
+    for row in rows:
+        scheduler.add(row)
+    scores, steps, poisoned_model = SharedSteps.scores, [], source.models[["semantic", "coarse"].index(stage)]
+
+    def poisoned(self, slots, ids, of):
+        logits = scores(self, slots, ids, of)
+        if self._model is poisoned_model:
+            steps.append(slots)
+            if len(steps) == 10:
+                logits[1] = torch.nan
+        return logits
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SharedSteps, "scores", poisoned)
+        patch.setattr(multinomial, "is_lazy", lambda: False)
+        patch.setattr("bark_accel.ops.checks.on_host", lambda tensor: False)
+        patch.setattr(scheduling, "read_back", lambda drawn: torch.cat(list(drawn)).clone().split(1))
+        while scheduler.busy:
+            scheduler.turn()
+    with pytest.raises(ValueError, match=rf"^{stage} stage .* fused_multinomial: .* without NaN .* row 0; its weights"):
+        rows[1].request.result(0)
+    assert rows[1].request.seconds_ready == 0
+    for place in (0, 2):
+        assert_as_alone(model, alone[place], rows[place].request)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from bark_accel.ops import backend, device_check, graph_draw
 from bark_accel.ops import reference as torch_ops
 from bark_accel.ops._library import load
 from bark_accel.ops.interface import StepCache, StepWeights
+from bark_accel.ops.sample_checks import NOT_FINITE
 
 # Fewer for a sanitizer, under which a kernel takes a hundred times as long.
 SEEDS = range(int(os.environ.get("BARK_ACCEL_TEST_SEEDS", "20")))
@@ -94,6 +95,9 @@ def test_a_generator_for_each_row_draws_as_for_that_row_alone(native: Any, devic
         with pytest.raises(ValueError, match="got one in row 2"):
             draw(logits[:, :10001], generators, 10048, *rules)
         assert all(torch.equal(one.get_state(), state) for one, state in zip(generators, after, strict=True))
+    if device.type != "cpu":  # there, nobody waits
+        unread = native.fused_multinomial(logits[:, :10001], generators, 10048, *rules, checked=False).tolist()
+        assert unread[2] == -NOT_FINITE and min(unread[:2] + unread[3:]) >= 0
 
 
 @pytest.mark.needs_gpu

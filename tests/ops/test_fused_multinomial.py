@@ -29,6 +29,7 @@ from bark_accel.ops import multinomial
 from bark_accel.ops import native as ops
 from bark_accel.ops import reference as torch_ops
 from bark_accel.ops._compiled import op
+from bark_accel.ops.sample_checks import ALL_MASKED, NOT_FINITE
 
 from .conftest import rules
 
@@ -235,6 +236,28 @@ def test_a_refused_row_leaves_the_generators_of_all(draw: Callable[..., Tensor],
         draw(logits, generators, 64, *rules(0, 0, 64))
     for one, state in zip(generators, before, strict=True):
         assert torch.equal(one.get_state(), state)
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_draws_that_wait_for_no_device(draw: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU stands in for it. Rows that cannot be sampled have their status as an id, and harm no other row."""
+    monkeypatch.setattr(multinomial, "is_lazy", lambda: False)
+    logits, allowed = torch.randn(4, 64), rules(0, 3, 40)
+    expected = draw(logits, of_each(4), 64, *allowed)
+    logits[1, 5], logits[3, 3:40] = torch.nan, -torch.inf
+    with pytest.raises(ValueError, match="got one in row 1"):
+        draw(logits, of_each(4), 64, *allowed, checked=False)  # on a CPU, nobody has to wait
+    monkeypatch.setattr("bark_accel.ops.checks.on_host", lambda tensor: False)
+    ids = draw(logits, of_each(4), 64, *allowed, checked=False)
+    assert ids.tolist() == [expected[0], -NOT_FINITE, expected[2], -ALL_MASKED]
+    with pytest.raises(ValueError, match="got one in row 1"):
+        draw(logits, of_each(4), 64, *allowed)
+
+
+def test_the_unchecked_op_takes_tensors_without_data() -> None:
+    allowed = torch.empty(1, 3, dtype=torch.int64, device="meta")
+    ids = op("fused_sample.unchecked")(torch.empty(3, 64, device="meta"), None, 0, allowed)
+    assert ids.is_meta and ids.shape == (3,) and ids.dtype == torch.int64
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
