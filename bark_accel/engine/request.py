@@ -191,8 +191,9 @@ class SpeechRequest:
         A request that others are heard before is due after them, and as long as they are not done long after them.
         """
         line = [self]
-        while line[-1]._after is not None:
-            line.append(line[-1]._after)
+        # Read once: an engine of a request in the line may forget the one before meanwhile.
+        while (before := line[-1]._after) is not None:
+            line.append(before)
         line.reverse()
         for before, request in pairwise(line):
             request._begins_at = before._own_due + (0.0 if before.done() else _PATIENCE_S)

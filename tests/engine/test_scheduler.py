@@ -126,6 +126,24 @@ def test_when_requests_in_line_are_due(fast):
     assert line[2].due - line[0].due == pytest.approx(3)
 
 
+def test_a_line_is_shortened_while_it_is_walked(fast):
+    """By the thread of another engine, which has a request of the line."""
+
+    class Forgetful(SpeechRequest):
+        @property
+        def _after(self):
+            before, self._before = self._before, None
+            return before
+
+        @_after.setter
+        def _after(self, before):
+            self._before = before
+
+    first = make_row(ModelSource(fast), SHORT, seed=0, policy="preview").request
+    second = Forgetful(AudioStreamer(fast), 1, None, whole=False, after=first)
+    assert second.due == first.due + 30
+
+
 def test_when_a_request_behind_another_processs_is_due(fast, clock):
     source = ModelSource(fast)
     later = make_row(source, SHORT, seed=1, policy="preview").request
