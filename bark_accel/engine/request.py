@@ -9,6 +9,8 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent import futures
+from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -68,6 +70,8 @@ class SpeechRequest:
         self._pieces: list[Tensor] = []
         self._samples = 0
         self._future: futures.Future[Tensor] = futures.Future()
+        # Before any callback of others, which may iterate.
+        self._future.add_done_callback(partial(_end_stream, streamer))
         self.is_stream = not whole
         """Somebody may hear its beginning before its end is there."""
         self._patience_s = _PATIENCE_S if whole else _FIRST_SOUND_S
@@ -154,9 +158,8 @@ class SpeechRequest:
         Safe from any thread, at any time, and more than once.
         """
         error = RequestCancelled(f"expected audio, got a request that was cancelled when it was {self.status}")
-        if _settle(self._future, None, error):
-            self._note_end()
-        self._streamer.cancel()
+        self._settle(None, error)
+        self._streamer.cancel()  # also of one that is done
 
     def __enter__(self) -> SpeechRequest:
         return self
@@ -226,30 +229,32 @@ class SpeechRequest:
         """Take the end of the audio, and the voice preset that it makes."""
         self.preset = preset
         audio = torch.cat(self._pieces) if self._pieces else torch.empty(0, dtype=torch.float32, device="cpu")
-        self._pieces = []
-        self._note_end()
-        if _settle(self._future, audio, None):
-            self._streamer.finish()
+        self._settle(audio, None)
 
     def end(self, error: BaseException) -> None:
         """End it with an error, unless it has ended."""
-        error = without_frames(error)
-        if _settle(self._future, None, error):
-            self._note_end()
-            self._streamer.fail(error)
+        self._settle(None, without_frames(error))
 
-    def _note_end(self) -> None:
+    def _settle(self, audio: Tensor | None, error: BaseException | None) -> None:
+        """Take the end, unless there was one; callbacks find all that belongs to it."""
+        if self._future.done():
+            return
+        self._pieces = []
         if self._begun_at is not None:
             self.seconds_taken = time.monotonic() - self._begun_at
+        with suppress(futures.InvalidStateError):  # another thread was sooner
+            if error is None:
+                self._future.set_result(audio)  # type: ignore[arg-type]
+            else:
+                self._future.set_exception(error)
 
 
-def _settle(future: futures.Future[Tensor], audio: Tensor | None, error: BaseException | None) -> bool:
-    """Give a future its result or its error; False where it has one."""
-    try:
-        if error is None:
-            future.set_result(audio)  # type: ignore[arg-type]
-        else:
-            future.set_exception(error)
-    except futures.InvalidStateError:
-        return False
-    return True
+def _end_stream(streamer: AudioStreamer, future: futures.Future[Tensor]) -> None:
+    """Tell who iterates how a request has ended."""
+    error = future.exception()
+    if error is None:
+        streamer.finish()
+    elif isinstance(error, RequestCancelled):
+        streamer.cancel()
+    else:
+        streamer.fail(error)

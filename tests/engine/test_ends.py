@@ -6,7 +6,9 @@ import gc
 import sys
 import threading
 import weakref
+from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 from support.bark_models import SMALL, build
@@ -19,6 +21,7 @@ from bark_accel import (
     DeadlineExceeded,
     EngineClosed,
     RequestCancelled,
+    SpeechRequest,
 )
 from bark_accel.engine.engine import make_row
 from bark_accel.engine.errors import without_frames
@@ -150,6 +153,45 @@ def test_a_callback_that_raises_ends_nobody(fast, engine, caplog):
     assert_as_alone(fast, Asked(LONG, seed=2), finished(other))
     is_well(fast, engine)
     assert "callback" in caplog.text
+
+
+ENDINGS = {
+    "done": (lambda request: request.finish(None), 2),
+    "failed": (lambda request: request.end(KeyError("planted")), 2),
+    "cancelled": (SpeechRequest.cancel, 0),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_callback_finds_all_that_belongs_to_the_end(fast, ending):
+    """It may read what is left, in the engine's thread, and the iterator ends."""
+    request, heard, taken = make_row(ModelSource(fast), SHORT, policy="preview").request, [], []
+    request.begin()
+    for _ in range(2):
+        request.deliver(torch.zeros(1, 5))
+
+    def hear():
+        taken.append(request.seconds_taken)
+        with suppress(KeyError):
+            heard.extend(request)
+
+    request.add_done_callback(hear)
+    end, chunks = ENDINGS[ending]
+    thread = threading.Thread(target=end, args=(request,), daemon=True)
+    thread.start()
+    thread.join(LIMIT_S)
+    assert not thread.is_alive() and len(heard) == chunks and taken[0] > 0
+
+
+@pytest.mark.parametrize("end", [SpeechRequest.cancel, lambda request: request.end(KeyError("planted"))])
+def test_who_has_ended_early_keeps_no_sound(fast, end):
+    request, sound = make_row(ModelSource(fast), SHORT, policy="preview").request, np.zeros((1, 5), dtype=np.float32)
+    kept = weakref.ref(sound)
+    request.deliver(torch.from_numpy(sound))
+    end(request)
+    del sound
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_cancelled_request_has_taken_time(engine):
