@@ -160,7 +160,7 @@ class Scheduler:
 
         Beside a stream that plays and is nearly over, who hears nothing yet has a pass after as much time without one.
         """
-        rows = _by_urgency(row for row in self._rows if row.decodes)
+        rows = _by_urgency(self._decoding())
         start, some_end = time.monotonic(), any(map(_is_nearly_over, self._rows))
         if some_end and start < self._newcomers_wait_until:
             rows = [row for row in rows if row.request.plays]
@@ -173,6 +173,15 @@ class Scheduler:
             if some_end and is_new:
                 end = time.monotonic()
                 self._newcomers_wait_until = end + (end - start)
+
+    def _decoding(self) -> list[Row]:
+        """Rows that the fine stage or the codec has work for; to look may begin it, and fail."""
+        rows = []
+        for row in list(self._rows):
+            with self._guarding(row):
+                if row.decodes:
+                    rows.append(row)
+        return rows
 
     def _is_less_urgent(self, row: Row) -> bool:
         """Tell whether a listener who waits for tokens of one row runs dry, and before that of another row."""

@@ -45,6 +45,26 @@ def test_what_fails_while_it_generates_fails_alone(fast, engine):
     is_well(fast, engine)
 
 
+def test_what_fails_when_a_window_begins_fails_alone(fast, engine, monkeypatch):
+    """Such as memory for it: that is found out where the scheduler looks who has work."""
+    start, begun = fine.FineStage.start, []
+
+    def fail_once(self, *given):
+        begun.append(None)
+        if len(begun) == 1:
+            raise MemoryError("planted")
+        return start(self, *given)
+
+    monkeypatch.setattr(fine.FineStage, "start", fail_once)
+    requests = [engine.submit(**LONG, seed=seed) for seed in range(3)]
+    errors = [request._future.exception(LIMIT_S) for request in requests]
+    assert [type(error) for error in errors if error is not None] == [MemoryError]
+    for seed, (request, error) in enumerate(zip(requests, errors, strict=True)):
+        if error is None:
+            assert_as_alone(fast, Asked(LONG, seed=seed), request)
+    is_well(fast, engine)
+
+
 def test_the_thread_ends_with_all_its_requests(fast, monkeypatch):
     """Whatever a bug raises: nobody waits for ever, and nobody is let in."""
 
