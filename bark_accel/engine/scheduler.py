@@ -97,11 +97,9 @@ class Scheduler:
     def _feed_prompts(self) -> None:
         """Feed prompts, which rows do not share, those of the most urgent listeners first."""
         rows = _by_urgency(row for row in self._rows if row.step is not None and not row.step.feed.is_step)
-        if not rows:
-            return
         shares = self._prompt_shares(rows)
         self._unpaid_tokens = max(0, self._unpaid_tokens - shares[0])
-        for row, share in zip(rows, shares, strict=True):
+        for row, share in zip(rows, shares, strict=False):
             step = row.step
             if self._unpaid_tokens >= share or step is None:
                 return
@@ -111,10 +109,15 @@ class Scheduler:
                 row.note(drawn, drawn.cpu() if row.is_read else drawn)
 
     def _prompt_shares(self, rows: Sequence[Row]) -> list[int]:
-        """Tokens of prompts that are fed in a turn, on the average, where each of these rows is the next."""
+        """Tokens of prompts that are fed in a turn, on the average, where each of these rows is the next.
+
+        Where there is none, one share by which the turn pays for earlier prompts: that of a newcomer.
+        """
         some_end = any(map(_is_nearly_over, self._rows))
-        share = _PROMPT_TOKENS_BESIDE if self._is_less_urgent(rows[0]) else _PROMPT_TOKENS
-        return [_NEWCOMERS_TOKENS if some_end and not row.request.plays else share for row in rows]
+        is_less_urgent = bool(rows) and self._is_less_urgent(rows[0])
+        share = _PROMPT_TOKENS_BESIDE if is_less_urgent else _PROMPT_TOKENS
+        plays = [row.request.plays for row in rows] or [False]
+        return [_NEWCOMERS_TOKENS if some_end and not each else share for each in plays]
 
     def _feed_tokens(self, model: CausalModel) -> None:
         """Feed a token of every row that has one for this model; a few draft by themselves, and use up their drafts."""

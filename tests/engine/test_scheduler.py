@@ -217,6 +217,33 @@ def test_newcomers_do_not_silence_who_plays(fast, left_s, share, monkeypatch, cl
 
 
 @torch.no_grad()
+def test_turns_without_prompts_pay_for_the_prompts_before(fast, monkeypatch, clock):
+    """Whoever comes long after a prompt does not wait for it to be paid for."""
+    monkeypatch.setattr(scheduling, "_NEWCOMERS_TOKENS", 10)
+    source = ModelSource(fast)
+    scheduler = Scheduler(source.models, Slots(source.models, 2))
+    playing = make_row(source, LONG, seed=9, policy="preview", first_chunk_frames=5, max_chunk_frames=5)
+    scheduler.add(playing)
+
+    def turn():
+        playing.request.waits_from = clock.now + 0.5
+        scheduler.turn()
+
+    while not (playing.request.plays and not playing.step.feed.is_step):
+        scheduler.turn()
+    for _ in range(16):  # the first of which feeds the prompt of a window
+        turn()
+    assert playing.step.feed.is_step
+    newcomer = make_row(source, SHORT, seed=1, policy="low_latency")
+    scheduler.add(newcomer)
+    turn()
+    assert newcomer.step.feed.is_step, "its prompt was fed at once"
+    while scheduler.busy:
+        scheduler.turn()
+    assert_as_alone(fast, Asked(SHORT, 1, "low_latency"), newcomer.request)
+
+
+@torch.no_grad()
 def test_whole_waveforms_gather_between_the_stages(monkeypatch):
     """Nobody listens yet, so steps wait until more rows share them; a stream is not kept waiting for others."""
     source = ModelSource(accelerated_copy(build(SMALL), speculate=False))
