@@ -135,6 +135,7 @@ class Worker:
         """Wait for something to do; False where nothing will come."""
         with self._changed:
             while not (self._arrived or scheduler.busy or self._closed):
+                end_idle_threads()  # others compute meanwhile
                 self._changed.wait()
             for row in self._arrived:
                 scheduler.add(row)

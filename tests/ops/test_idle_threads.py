@@ -155,6 +155,17 @@ def test_closing_an_engine_ends_them() -> None:
     until(lambda: set(os.listdir("/proc/self/task")) <= before)
 
 
+def test_an_engine_that_waits_for_requests_has_none() -> None:
+    """Whatever computes beside it meanwhile is not slowed down."""
+    model = accelerated_copy(build(SMALL), strict=False)
+    with BarkEngine(model, max_rows=1) as engine:
+        end_idle_threads()
+        before = set(os.listdir("/proc/self/task"))
+        for _ in range(2):
+            engine.submit(**fake_inputs(model, "Hello"), semantic_max_new_tokens=8).result()
+            until(lambda: set(os.listdir("/proc/self/task")) <= before)
+
+
 def test_copies_of_waveforms_make_none() -> None:
     end_idle_threads()
     first = torch.randn(200_000)
