@@ -101,6 +101,11 @@ class Engine:
         """Number of requests that are not done."""
         return self._worker.unfinished
 
+    @property
+    def closed(self) -> bool:
+        """Tell whether `submit` takes no more: after `close`, and where the engine has failed, which is a bug."""
+        return self._worker.closed
+
     def submit(
         self,
         input_ids: Any = None,

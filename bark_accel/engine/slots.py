@@ -35,12 +35,12 @@ class Slots:
         self, models: Sequence[CausalModel], count: int, make_capturer: Callable[[], Capturer | None] = lambda: None
     ):
         self.count = count
-        self._free = list(range(count))
         self._caches: dict[object, KVCache] = {}
         for model in models:
             if _kind(model) not in self._caches:
                 place = model.cache_dtype, model.weights.device
                 self._caches[_kind(model)] = KVCache.empty(model.spec, count, *place)
+        self._free = list(range(count))  # once there is room for their caches
         self._steps = {id(model): SharedSteps(model, self.cache_of(model), make_capturer()) for model in models}
 
     @property

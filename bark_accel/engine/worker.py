@@ -57,6 +57,11 @@ class Worker:
             # Some may be done and not forgotten yet: who waits for a request is woken first.
             return sum(not request.done() for request in self._unfinished)
 
+    @property
+    def closed(self) -> bool:
+        """Tell whether no more rows are taken: it was closed, or its thread has failed."""
+        return self._closed
+
     def check_open(self) -> None:
         """Raise unless there is room for one more."""
         if self._process != os.getpid():

@@ -30,6 +30,7 @@ from .patched import model_patch
 from .points import StagePatches
 from .request import Request
 from .row_plan import EngineModels, RowPlan
+from .stream_plan import know_speed
 
 # More chunks than an utterance has: an engine waits for no listener.
 _ANY_NUMBER = 2**31
@@ -54,6 +55,9 @@ class BarkEngine(Engine):
         with bark.
     max_queued : int
         Requests that may wait for a row, at least 0.
+
+    With `fit_windows=True` on a CPU, making an engine measures the speed by which streams are planned, unless the model
+    knows it: some half a second.
 
     Attributes
     ----------
@@ -94,6 +98,8 @@ class ModelSource:
             raise NotShared(
                 f"BarkEngine: expected a model that runs accelerated, got one that cannot: {fallback.reason}"
             ) from None
+        # Not by the first stream: it would wait for that in `submit`, and be beside others who take its time.
+        know_speed(model, self._patches, 1)
 
     @property
     def models(self) -> list[CausalModel]:

@@ -125,6 +125,11 @@ class Speaker:
         """The processes that speak; none where this one does."""
         return self._engine.replicas if isinstance(self._engine, ReplicatedEngine) else []
 
+    @property
+    def failed(self) -> bool:
+        """Tell whether the engine in this process has ended by itself: nobody takes its place."""
+        return isinstance(self._engine, BarkEngine) and self._engine.closed
+
     # Texts and voices.
 
     def plan(self, text: str, voice: str | None) -> list[TextChunk]:

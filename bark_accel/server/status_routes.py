@@ -39,7 +39,7 @@ class Replicas(BaseModel):
 
 
 class Health(BaseModel):
-    """Answer of `/health`; degraded: a process has ended, and its successor is not ready yet."""
+    """Answer of `/health`; degraded: a process has ended and no successor is ready yet, or an engine has failed."""
 
     status: Literal["ok", "degraded"]
     replicas: dict[str, Replicas] = {}
@@ -59,6 +59,7 @@ def status_routes(state: State, needs_key: NeedsKey) -> APIRouter:
         """Tell that the process answers, and how many of its replicas do."""
         replicas = {model.name: _count(model.replicas) for model in state.models.loaded() if model.replicas}
         whole = all(counted.ready == counted.expected for counted in replicas.values())
+        whole &= not any(model.failed for model in state.models.loaded())
         return Health(status="ok" if whole else "degraded", replicas=replicas)
 
     @router.get("/ready", responses={503: {"model": ErrorBody}})
@@ -68,6 +69,9 @@ def status_routes(state: State, needs_key: NeedsKey) -> APIRouter:
             raise ApiError(503, state.failure or "the model is being loaded", code="not_ready")
         if any(model.replicas and not any(r.ready for r in model.replicas) for model in state.models.loaded()):
             raise ApiError(503, "no replica of a model is there; others are started", code="not_ready")
+        if failed := [model.name for model in state.models.loaded() if model.failed]:
+            message = f"the engine of {', '.join(failed)} has failed; the log says why; restart the server"
+            raise ApiError(503, message, code="not_ready")
         return Status()
 
     @router.get("/metrics", dependencies=[Depends(needs_key)], response_class=Response)

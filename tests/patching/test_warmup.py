@@ -11,7 +11,7 @@ from support.bark_models import SMALL, texts
 from support.call_capturer import CallCapturer
 from support.parity import accelerated_copy, assert_equal_to_stock
 
-from bark_accel import AudioStreamer, acceleration_report, stream, warmup
+from bark_accel import AudioStreamer, BarkEngine, acceleration_report, stream, warmup
 from bark_accel.decoding import cuda_graphs as graphs
 from bark_accel.ops import _library, backend
 from bark_accel.ops.cuda import OPS
@@ -47,6 +47,15 @@ def test_the_first_stream_measures_no_speed(small_model: Any, monkeypatch: pytes
         list(stream(fast, **texts(SMALL, [6]), **OPTIONS))  # another batch
     whole = accelerated_copy(small_model)
     warmup(whole, **texts(SMALL, [6]), **OPTIONS)  # its streams have no plan
+
+
+def test_no_request_of_an_engine_measures_the_speed(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`submit` returns at once, and a speed beside other requests would be kept for all streams after them."""
+    fast, state = accelerated_copy(small_model, fit_windows=True), torch.get_rng_state()
+    with BarkEngine(fast) as engine:
+        assert torch.equal(torch.get_rng_state(), state)
+        monkeypatch.setattr(stream_plan, "measure_speed", None)
+        assert list(engine.submit(**texts(SMALL, [6]), policy="low_latency", semantic_max_new_tokens=40))
 
 
 def test_what_cannot_be_warmed_up_is_refused(small_model: Any) -> None:

@@ -16,6 +16,7 @@ from support.waiting import LIMIT_S, until
 
 from bark_accel import small_bark_path
 from bark_accel.approximations import Approximations
+from bark_accel.engine.scheduler import Scheduler
 from bark_accel.server import app, speech
 from bark_accel.server import run as serving
 from bark_accel.server.schema import SpeechBody
@@ -234,6 +235,20 @@ def test_a_model_that_is_there_later(tmp_path, monkeypatch):
         folder.symlink_to(small_bark_path())
         until(lambda: server.state.ready and server.state.failure is None)
         assert server.post(SPEECH, json={**BODY, "model": "late"}).status_code == 200
+
+
+def test_an_engine_that_has_failed_is_not_ready(monkeypatch):
+    def fails(self):
+        raise RuntimeError("a bug")
+
+    with running(Settings(max_rows=1)) as server, server.client() as client:
+        assert client.get("/ready").status_code == 200 and client.get("/health").json()["status"] == "ok"
+        monkeypatch.setattr(Scheduler, "turn", fails)
+        assert client.post(SPEECH, json=BODY).status_code >= 500
+        monkeypatch.undo()
+        ready = client.get("/ready")
+        assert ready.status_code == 503 and "has failed" in ready.json()["error"]["message"]
+        assert client.get("/health").json()["status"] == "degraded"
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path):
