@@ -30,7 +30,6 @@ from .patched import model_patch
 from .points import StagePatches
 from .request import Request
 from .row_plan import EngineModels, RowPlan
-from .stream_plan import know_speed
 
 # More chunks than an utterance has: an engine waits for no listener.
 _ANY_NUMBER = 2**31
@@ -56,8 +55,8 @@ class BarkEngine(Engine):
     max_queued : int
         Requests that may wait for a row, at least 0.
 
-    With `fit_windows=True` on a CPU, making an engine measures the speed by which streams are planned, unless the model
-    knows it: some half a second.
+    With `fit_windows=True` on a CPU, call `warmup` (or `stream_speed`) before: it measures the speed by which
+    low-latency streams are planned. Else the first `submit` of one does, beside whatever runs.
 
     Attributes
     ----------
@@ -98,8 +97,6 @@ class ModelSource:
             raise NotShared(
                 f"BarkEngine: expected a model that runs accelerated, got one that cannot: {fallback.reason}"
             ) from None
-        # Not by the first stream: it would wait for that in `submit`, and be beside others who take its time.
-        know_speed(model, self._patches, 1)
 
     @property
     def models(self) -> list[CausalModel]:

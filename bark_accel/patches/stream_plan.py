@@ -8,14 +8,12 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import BarkModel
 
 from bark_accel.decoding.rng import fork
 from bark_accel.decoding.sampling import SamplingConfig
 from bark_accel.decoding.speculation import Speculation
-from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.offload import device_of
-from bark_accel.report import DraftCounts, attempt
+from bark_accel.report import DraftCounts
 from bark_accel.stages.coarse import CoarseStage, history_lengths
 from bark_accel.stages.fine_sampling import FineSampling
 from bark_accel.stages.spec import FIT_PADDING, CoarseSpec, FineSpec
@@ -55,14 +53,6 @@ def kept_speed(patches: StagePatches, rows: int, spec: CoarseSpec, fine: FineSpe
     if key not in kept:
         kept[key] = measure_speed(patches, rows, spec, fine)
     return kept[key]
-
-
-def know_speed(model: BarkModel, patches: StagePatches, rows: int) -> None:
-    """Measure the speed by which streams of the model are planned, where they are, unless it is known already."""
-    if patches.fine.settings.fit_windows and device_of(model).type == "cpu":
-        configs = GenerationConfigs.of(model)
-        # Where a stage falls back, no stream has a plan.
-        attempt(lambda: kept_speed(patches, rows, configs.coarse_spec, configs.fine_spec))
 
 
 def _longest(request: Request, spec: CoarseSpec, fine: FineSpec, *, interleaved: bool) -> Utterance:

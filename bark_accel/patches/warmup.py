@@ -8,13 +8,14 @@ import torch
 from transformers import BarkModel
 
 from bark_accel.decoding.rng import seeded
+from bark_accel.hf.configs import GenerationConfigs
 from bark_accel.hf.offload import device_of
-from bark_accel.report import AccelerationReport
+from bark_accel.report import AccelerationReport, attempt
 
 from .patched import accelerated_patch
 from .points import StagePatches
 from .reporting import acceleration_report
-from .stream_plan import know_speed
+from .stream_plan import kept_speed
 
 # Semantic tokens of a warm-up: the coarse stage then has a whole window and the start of another.
 _TOKENS = 24
@@ -53,5 +54,8 @@ def warmup(model: BarkModel, **inputs: Any) -> AccelerationReport:
     limit = inputs.get("semantic_max_new_tokens") or _TOKENS
     with seeded(0, device_of(model)), torch.no_grad():
         model.generate(**inputs | {"semantic_max_new_tokens": min(limit, _TOKENS)})
-    know_speed(model, StagePatches.of(model, patch.settings), len(inputs["input_ids"]))
+    if patch.settings.fit_windows and device_of(model).type == "cpu":
+        configs, patches = GenerationConfigs.of(model), StagePatches.of(model, patch.settings)
+        # Where a stage falls back, no stream has a plan.
+        attempt(lambda: kept_speed(patches, len(inputs["input_ids"]), configs.coarse_spec, configs.fine_spec))
     return acceleration_report(model)

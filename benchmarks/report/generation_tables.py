@@ -80,8 +80,11 @@ def load(record: dict[str, Any], picture: str) -> str:
             f"({stock['batch']['requests']} of the requests)."
         )
     alone = "`generate`, one after the other | | of stock, one after the other | of stock's batch"
-    parts = "seconds: prompts, steps, sound"
-    lines += ["", f"| all at once | rows | s of speech a second | as alone | {alone} | {parts} |", "|---" * 9 + "|"]
+    # Earlier files have no such seconds.
+    tells_parts = any(PARTS.keys() <= row.keys() for its in record["ways"] for row in its["closed"])
+    parts = " seconds: prompts, steps, sound |" * tells_parts
+    lines += ["", f"| all at once | rows | s of speech a second | as alone | {alone} |{parts}"]
+    lines += ["|---" * (8 + tells_parts) + "|"]
     for its in record["ways"]:
         for row in sorted(its["closed"], key=lambda row: row["rows"]):
             both = row["speech_a_second"], speech_alone(its)
@@ -90,8 +93,8 @@ def load(record: dict[str, Any], picture: str) -> str:
             )
             equal = f"{row['equal']} of {record['requests']}"
             cells = f"{both[0]:.2f} | {equal} | {both[1]:.2f} | {both[0] / both[1]:.2f}x | {of_stock}"
-            spent = ", ".join(f"{row[part]:.0f}" for part in PARTS) if PARTS.keys() <= row.keys() else ""
-            lines.append(f"| {its['way']} | {row['rows']} | {cells} | {spent} |")
+            spent = f" {', '.join(f'{row[part]:.0f}' for part in PARTS)} |" if tells_parts else ""
+            lines.append(f"| {its['way']} | {row['rows']} | {cells} |{spent}")
     heads = "first sound p50 / p95 | gap p50 / p95 | silences | silence a request"
     if any(its["open"] for its in record["ways"]):
         lines += ["", f"| Poisson arrivals | rows | offered load | s of speech a second | {heads} |", "|---" * 8 + "|"]

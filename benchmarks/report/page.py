@@ -57,7 +57,7 @@ def report(folder: Path) -> str:
         raise SystemExit(f"expected float32 runs with stock's tokens, got other ones in: {'; '.join(different)}")
     ties = [tie for record in read["generation"] for tie in record.get("ties", [])]
     parts = {
-        **{name: _load(folder, name) for name in ("zen5_load", "zen3_load")},
+        **{name: _load(folder, name) for name in ("zen5_load", "zen3_load", "zen3_load_long")},
         "options_machine": measured_on(zen5["options"]),
         "options": options(zen5["options"]),
         "fine_codes_machine": measured_on(zen5["fine_codes"]),
