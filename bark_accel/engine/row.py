@@ -97,7 +97,8 @@ class Row:
     def note(self, drawn: Tensor, token: Tensor) -> None:
         """Go on to the next step, or the next stage, by what was drawn; `token` is on the host where it `is_read`.
 
-        Raises as a draw does, for a token that could not be drawn; of the coarse stage, `decode` does.
+        Raises as a draw does, for a token that could not be drawn; of the coarse stage, where a prompt would have it
+        next, and else `decode` does.
         """
         if self._coarse is not None:
             if not checks.on_host(drawn):
@@ -145,6 +146,9 @@ class Row:
     def _next_coarse(self, state: CoarseState) -> None:
         if self._plan.coarse.ready(state):
             self.step = self._step(state)
+            # A prompt's ids are looked up unchecked: a negative one would end all work on the device.
+            if not self.step.feed.is_step:
+                self._check_drawn()
         else:
             self.request.stage = "fine"
             self.leave()
@@ -173,10 +177,14 @@ class Row:
 
     def decode(self) -> None:
         """Compute one pass of the fine stage, and decode the chunk that it completes."""
+        self._check_drawn()
+        self._decoder.advance()
+
+    def _check_drawn(self) -> None:
+        """Read the tokens that nobody has read, and raise for one that could not be drawn."""
         unread, self._unread = self._unread, []
         if unread:
             _raise_undrawn("coarse", self._plan.coarse.model, torch.cat(unread).cpu())
-        self._decoder.advance()
 
     def finish(self) -> None:
         """Tell the request that all is there."""

@@ -158,18 +158,19 @@ def test_a_semantic_token_is_read_back_outside_of_draws(fast):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("policy", [None, "exact", "preview"])
 @pytest.mark.parametrize("stage, backend", [("semantic", "native"), ("semantic", "torch"), ("coarse", "torch")])
-def test_a_draw_that_was_not_waited_for_fails_its_row_alone(stage, backend, monkeypatch):
-    """A CPU stands in for a device: what was not drawn is told when tokens are read, before sound is made of it.
+def test_a_draw_that_was_not_waited_for_fails_its_row_alone(stage, backend, policy, monkeypatch):
+    """A CPU stands in for a device: what was not drawn is told before sound or the next window's prompt is made of it.
 
     Not in the coarse stage of the compiled ops: those of a GPU feed such a token as NaN, those of a CPU refuse it.
     """
     model = accelerated_copy(build(SMALL), speculate=False, backend=backend)
     options = {**texts(SMALL, [3]), "do_sample": True, "semantic_min_new_tokens": 40, "semantic_max_new_tokens": 40}
-    alone = [Asked(options, seed=seed, policy="preview") for seed in range(3)]
+    alone = [Asked(options, seed=seed, policy=policy) for seed in range(3)]
     source = ModelSource(model)
     scheduler = Scheduler(source.models, Slots(source.models, 3))
-    rows = [make_row(source, options, seed=seed, policy="preview") for seed in range(3)]
+    rows = [make_row(source, options, seed=seed, policy=policy) for seed in range(3)]
     for row in rows:
         scheduler.add(row)
     scores, steps, poisoned_model = SharedSteps.scores, [], source.models[["semantic", "coarse"].index(stage)]
