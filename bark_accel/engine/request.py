@@ -228,7 +228,8 @@ class SpeechRequest:
     def finish(self, preset: dict[str, np.ndarray] | None) -> None:
         """Take the end of the audio, and the voice preset that it makes."""
         self.preset = preset
-        audio = torch.cat(self._pieces) if self._pieces else torch.empty(0, dtype=torch.float32, device="cpu")
+        pieces = self._pieces
+        audio = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.float32, device="cpu")
         self._settle(audio, None)
 
     def end(self, error: BaseException) -> None:
@@ -237,16 +238,15 @@ class SpeechRequest:
 
     def _settle(self, audio: Tensor | None, error: BaseException | None) -> None:
         """Take the end, unless there was one; callbacks find all that belongs to it."""
-        if self._future.done():
-            return
-        self._pieces = []
-        if self._begun_at is not None:
-            self.seconds_taken = time.monotonic() - self._begun_at
-        with suppress(futures.InvalidStateError):  # another thread was sooner
-            if error is None:
-                self._future.set_result(audio)  # type: ignore[arg-type]
-            else:
-                self._future.set_exception(error)
+        if not self._future.done():
+            if self._begun_at is not None:
+                self.seconds_taken = time.monotonic() - self._begun_at
+            with suppress(futures.InvalidStateError):  # another thread was sooner
+                if error is None:
+                    self._future.set_result(audio)  # type: ignore[arg-type]
+                else:
+                    self._future.set_exception(error)
+        self._pieces = []  # not sooner: the other thread may be joining them
 
 
 def _end_stream(streamer: AudioStreamer, future: futures.Future[Tensor]) -> None:

@@ -6,6 +6,7 @@ import gc
 import sys
 import threading
 import weakref
+from concurrent import futures
 from contextlib import suppress
 
 import numpy as np
@@ -210,6 +211,38 @@ def test_who_has_ended_early_keeps_no_sound(fast, end):
     request.deliver(torch.from_numpy(sound))
     end(request)
     del sound
+    gc.collect()
+    assert kept() is None
+
+
+@pytest.mark.parametrize("end", [SpeechRequest.cancel, lambda request: request.end(EngineClosed("planted"))])
+def test_who_finishes_while_it_is_ended_has_all_its_sound(fast, end):
+    """The engine's thread may be sooner than who cancels a request or closes the engine, and has begun to."""
+    request = make_row(ModelSource(fast), SHORT, policy="preview").request
+    sound = torch.arange(5.0)
+    request.deliver(sound[None])
+
+    class Overtaken(futures.Future):
+        def set_exception(self, error):
+            request.finish(None)
+            super().set_exception(error)
+
+    request._future = Overtaken()
+    end(request)
+    assert torch.equal(request.result(0), sound)
+
+
+def test_sound_that_comes_while_a_request_ends_is_not_kept(fast):
+    """The engine's next turn drops it."""
+    row, sound = make_row(ModelSource(fast), SHORT, policy="preview"), np.zeros((1, 5), dtype=np.float32)
+    kept, check = weakref.ref(sound), row.request.check
+    row.request.check = lambda: (check(), row.request.end(KeyError("planted")))
+    row.request.deliver(torch.from_numpy(sound))
+    del sound, row.request.check
+    source = ModelSource(fast)
+    scheduler = Scheduler(source.models, Slots(source.models, 1))
+    scheduler.add(row)
+    scheduler.turn()
     gc.collect()
     assert kept() is None
 
