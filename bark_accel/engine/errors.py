@@ -39,17 +39,19 @@ def without_frames(error: BaseException) -> BaseException:
 
     A copy, because several requests may end with one error, and each listener adds to the traceback of his own.
     """
-    own = _copied(error)
-    own.__cause__, own.__context__ = error.__cause__, None
+    cause = error.__cause__
     if error.__traceback__ is not None and not isinstance(error, DeadlineExceeded):
-        own.__cause__ = EngineTraceback("\n" + "".join(traceback.format_exception(error)))
+        cause = EngineTraceback("\n" + "".join(traceback.format_exception(error)))
+    own = _copied(error)
+    own.__cause__, own.__context__ = cause, None
     return own.with_traceback(None)
 
 
 def _copied(error: BaseException) -> BaseException:
-    """Return an equal error, or the same where its class cannot be made from its `args`."""
+    """Return an equal error, or the same where its class makes none, or another one, from its `args`."""
     try:
         own = copy.copy(error)
+        is_equal = type(own) is type(error) and str(own) == str(error)
     except Exception:
         return error
-    return own if type(own) is type(error) else error
+    return own if is_equal else error

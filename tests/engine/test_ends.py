@@ -25,7 +25,6 @@ from bark_accel import (
     SpeechRequest,
 )
 from bark_accel.engine.engine import make_row
-from bark_accel.engine.errors import without_frames
 from bark_accel.engine.scheduler import Scheduler
 from bark_accel.engine.shared_steps import SharedSteps
 from bark_accel.engine.slots import Slots
@@ -135,27 +134,6 @@ def test_who_fail_together_have_an_error_each(monkeypatch, hold):
         is_well(model, engine)
     assert len(set(map(id, errors))) == 3
     assert all("in fails" in str(error.__cause__) for error in errors), "where it was raised is told by the cause"
-
-
-class _Odd(Exception):
-    """Cannot be made from its `args`."""
-
-    def __init__(self, number: int, text: str):
-        super().__init__(f"{number}: {text}")
-
-
-@pytest.mark.parametrize("error", [ValueError("one", 2), _Odd(3, "odd"), KeyboardInterrupt()])
-def test_an_error_is_given_out_without_frames(error):
-    first = KeyError("first")
-    try:
-        raise error from first
-    except BaseException as caught:
-        own = without_frames(caught)
-    assert type(own) is type(error) and own.args == error.args
-    assert own.__traceback__ is own.__context__ is None
-    assert "in test_an_error_is_given_out_without_frames" in str(own.__cause__) and "first" in str(own.__cause__)
-    cause = without_frames(own).__cause__
-    assert cause is own.__cause__, "text of before is kept"
 
 
 def test_a_finished_request_is_kept_by_its_owner_alone(fast, engine):
