@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import logging
 import os
 import threading
-import weakref
 from contextlib import AbstractContextManager
 
 import torch
@@ -77,20 +75,19 @@ class Worker:
     def add(self, row: Row) -> None:
         """Take a row; raises as `check_open` does."""
         end_idle_threads()  # of the caller, who has prepared the row
-        request = row.request
         with self._changed:
             self.check_open()
             self._arrived.append(row)
-            self._unfinished.add(request)
+            self._unfinished.add(row.request)
             self._changed.notify_all()
-        request.add_done_callback(functools.partial(self._forget, weakref.ref(request)))
+        row.request.add_done_callback(self._forget_done)
 
-    def _forget(self, request: weakref.ref[SpeechRequest]) -> None:
-        """Keep no audio that nobody else keeps."""
+    def _forget_done(self) -> None:
+        """Keep no audio that nobody else keeps, also of a request whose `add` was interrupted."""
         if self._process != os.getpid():
             return  # a lock may be one that nobody here will open
         with self._changed:
-            self._unfinished = {each for each in self._unfinished if each is not request()}
+            self._unfinished = {request for request in self._unfinished if not request.done()}
 
     def close(self, *, drain: bool) -> None:
         """Take no more rows, finish or cancel those that are there, and wait for the end of the thread.

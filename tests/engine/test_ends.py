@@ -144,6 +144,22 @@ def test_a_finished_request_is_kept_by_its_owner_alone(fast, engine):
     until(lambda: gc.collect() is None or kept() is None)
 
 
+def test_a_request_whose_submit_was_interrupted_is_kept_by_nobody(fast, engine, monkeypatch):
+    kept = []
+
+    def interrupted(self, call):
+        kept.append(weakref.ref(self))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SpeechRequest, "add_done_callback", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.submit(**SHORT, seed=1)
+    until(lambda: engine.requests == 0)
+    is_well(fast, engine)
+    until(lambda: gc.collect() is None or kept[0]() is None)
+
+
 def test_a_callback_that_raises_ends_nobody(fast, engine, caplog):
     """Not even by `sys.exit`, which would end the thread that all others wait for."""
     request, other = (engine.submit(**LONG, seed=seed) for seed in (1, 2))
