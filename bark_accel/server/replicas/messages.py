@@ -97,10 +97,10 @@ class Failure:
     def of(cls, error: BaseException) -> Failure:
         text = "".join(traceback.format_exception(error))
         try:
-            pickle.loads(pickle.dumps(error))
+            arrives_equal = str(pickle.loads(pickle.dumps(error))) == str(error)
         except Exception:
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        return cls(error, text)
+            arrives_equal = False
+        return cls(error if arrives_equal else RuntimeError(f"{type(error).__name__}: {error}"), text)
 
     def restored(self) -> BaseException:
         """The error, caused by its text."""

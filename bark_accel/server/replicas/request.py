@@ -12,7 +12,7 @@ import torch
 
 from bark_accel import AudioStreamer, SpeechRequest
 from bark_accel.engine.errors import RequestEnded
-from bark_accel.streaming.streamer import AudioSource
+from bark_accel.streaming.streamer import AudioSource, GenerationCancelled
 
 from .messages import Submit
 
@@ -85,5 +85,5 @@ class RemoteRequest(SpeechRequest):
 
     def take(self, samples: np.ndarray) -> None:
         """Hand on the next samples [S], unless nobody listens any more."""
-        with suppress(RequestEnded):
+        with suppress(RequestEnded, GenerationCancelled):
             self.deliver(torch.from_numpy(samples)[None])
