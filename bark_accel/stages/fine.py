@@ -170,11 +170,11 @@ class FineStage:
                 group.codes[:, begin : begin + count, : codes.shape[2]] = codes[group.rows, :count]
         state.known_frames += codes.shape[1]
 
-    def ready(self, state: FineState) -> bool:
-        """Tell whether the next window of every row that has one has all the frames it reads."""
+    def ready(self, state: FineState, more_frames: int = 0) -> bool:
+        """Tell whether the next window of every row that has one has all frames it reads, with those to be pushed."""
         waiting = [group for group in state.groups if group.windows]
         ends = (min(g.windows[0][0] + self._spec.max_input_frames - g.history_frames, g.frames) for g in waiting)
-        return bool(waiting) and state.known_frames >= max(ends)
+        return bool(waiting) and state.known_frames + more_frames >= max(ends)
 
     def advance(self, state: FineState) -> None:
         """Compute a pass of the next window of every row that has one, or all where they are one CUDA graph.

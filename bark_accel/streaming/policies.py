@@ -215,12 +215,15 @@ class Exact:
         if total is None or known == 0 or self._emitted_frames == total:
             return False
         early = self._sampling.generator is not None
-        return (early or known == total) and self._fine.ready(self._fed_state())
+        return (early or known == total) and self._fine.ready(self._begun_state(), len(self._pending))
 
     def take(self) -> Tensor | None:
         if not self.ready():
             return None
-        state = self._fed_state()
+        state = self._begun_state()
+        if self._pending:
+            self._fine.push(state, coarse_codes(self._spec, _joined(self._pending)))
+            self._pending = []
         self._fine.advance(state)
         return self._settled(state) if self._gives_out(state.settled_frames) else None
 
@@ -238,12 +241,9 @@ class Exact:
     def _known_frames(self) -> int:
         return len(self._pending) + (0 if self._state is None else self._state.known_frames)
 
-    def _fed_state(self) -> FineState:
+    def _begun_state(self) -> FineState:
         if self._state is None:
             self._state = self._fine.start(self._row_frames, self._histories, self._sampling)
-        if self._pending:
-            self._fine.push(self._state, coarse_codes(self._spec, _joined(self._pending)))
-            self._pending = []
         return self._state
 
     def _leave_as_transformers_does(self, device: torch.device) -> None:

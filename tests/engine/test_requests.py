@@ -17,6 +17,7 @@ from bark_accel import (
     SpeechRequest,
     free_memory,
 )
+from bark_accel.stages.fine import FineStage
 
 
 def test_a_request_from_start_to_end(fast, engine):
@@ -128,3 +129,19 @@ def test_one_voice_in_a_list(fast, engine):
     voice = preset(SMALL, 20, 30)
     one, listed = (engine.submit(**SHORT, history_prompt=h, seed=1) for h in (voice, [voice]))
     assert torch.equal(one.result(LIMIT_S), listed.result(LIMIT_S))
+
+
+def test_coarse_tokens_are_joined_once_a_chunk(fast, engine, monkeypatch):
+    """Not once a frame, also where windows begin before all frames are there."""
+    push, pushed = FineStage.push, []
+
+    def noted(self, state, codes):
+        pushed.append(codes.shape[1])
+        push(self, state, codes)
+
+    monkeypatch.setattr(FineStage, "push", noted)
+    request = engine.submit(**LONG, seed=1, policy="exact")
+    chunks = len(list(request))
+    monkeypatch.undo()
+    assert chunks > 1 and len(pushed) <= 6 * chunks < sum(pushed)
+    assert_as_alone(fast, Asked(LONG, seed=1, policy="exact"), request)
