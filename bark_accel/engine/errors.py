@@ -48,7 +48,12 @@ def without_frames(error: BaseException) -> BaseException:
 
 
 def _copied(error: BaseException) -> BaseException:
-    """Return an equal error, or the same where its class makes none, or another one, from its `args`."""
+    """Return an equal error, or the same where its class makes none, or another one, from its `args`.
+
+    An iterator's end becomes another error: nobody could wait for it with `await`.
+    """
+    if isinstance(error, (StopIteration, StopAsyncIteration)):
+        return RuntimeError(f"expected audio, got {error!r} where it was generated")
     try:
         own = copy.copy(error)
         is_equal = type(own) is type(error) and str(own) == str(error)

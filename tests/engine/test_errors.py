@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
 
+import pytest
+from support.engine_requests import SHORT
+from support.waiting import LIMIT_S
+
+from bark_accel.engine.engine import make_row
 from bark_accel.engine.errors import without_frames
+from bark_accel.patches.engine import ModelSource
 
 
 class _Odd(Exception):
@@ -50,3 +56,23 @@ def test_an_error_is_given_out_without_frames(kind, linked):
     assert "in _raised" in str(own.__cause__) and "first" in str(own.__cause__)
     cause = without_frames(own).__cause__
     assert cause is own.__cause__, "text of before is kept"
+
+
+@pytest.mark.parametrize("error", [StopIteration("a"), StopAsyncIteration("a")])
+def test_the_end_of_an_iterator_is_an_error_for_every_listener(fast, error):
+    request = make_row(ModelSource(fast), SHORT, policy="preview").request
+
+    async def wait():
+        return await request
+
+    async def main():
+        waiting = asyncio.ensure_future(wait())
+        await asyncio.sleep(0)
+        request.end(error)
+        await asyncio.wait_for(waiting, LIMIT_S)
+
+    with pytest.raises(RuntimeError, match=r"expected audio, got Stop.*Iteration\('a'\)"):
+        asyncio.run(main())
+    for listen in (request.result, lambda: list(request)):
+        with pytest.raises(RuntimeError, match="expected audio"):
+            listen()
