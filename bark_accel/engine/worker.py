@@ -135,9 +135,10 @@ class Worker:
 
     def _next_turn(self, scheduler: Scheduler) -> bool:
         """Wait for something to do; False where nothing will come."""
+        if not (self._arrived or scheduler.busy or self._closed):
+            end_idle_threads()  # others compute meanwhile; they may want the lock, too
         with self._changed:
             while not (self._arrived or scheduler.busy or self._closed):
-                end_idle_threads()  # others compute meanwhile
                 self._changed.wait()
             for row in self._arrived:
                 scheduler.add(row)
