@@ -149,7 +149,7 @@ class Bench:
         policy.plan([whole.shape[1]])
         parts: list[Tensor] = []
         for frame in (whole[: len(offsets)] + offsets[:, None]).T:
-            policy.push(frame[None])
+            policy.push(frame.split(1))
             while policy.ready():
                 part = policy.take()
                 parts += [] if part is None else [part[0]]
