@@ -42,7 +42,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make matrix  run the parity suite with every supported Transformers (MATRIX='--only 4.46.3' for one)"
 	@echo "make sanitize  the CPU kernels of every instruction set under ASan, UBSan and TSan"
-	@echo "make mutants  the CUDA kernels broken in every known way, each noticed by the emulator's tests"
+	@echo "make mutants  the CUDA kernels broken in every known way, each noticed by the emulator's tests (many minutes)"
 	@echo "make clang  all of the library by clang++, with the tests of the ops (clang, libomp-dev), as on macOS"
 	@echo "make other-cpus  the kernels of aarch64, AVX2 and x86-64 without AVX, emulated (cross compiler, qemu-user)"
 	@echo "make bench  compare ops, steps, stages, whole generations, streams, memory and speech with stock (an hour and a half)"
@@ -99,7 +99,7 @@ sanitize: setup
 	BARK_ACCEL_SANITIZE=all $(BIN)/python -m pytest tests/cpp/test_cpu_kernels.py
 
 mutants: setup
-	BARK_ACCEL_MUTANTS=all $(BIN)/python -m pytest -n $(TEST_JOBS) tests/cpp/test_cuda_kernels.py -k mutants
+	BARK_ACCEL_MUTANTS=all $(BIN)/python -m pytest -n $(TEST_JOBS) tests/cpp/test_cuda_kernels.py -k 'mutants or synchronisation'
 
 clang: setup
 	BARK_ACCEL_CLANG=all $(BIN)/python -m pytest tests/cpp/test_clang.py
