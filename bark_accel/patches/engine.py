@@ -66,6 +66,8 @@ class BarkEngine(Engine):
         Of the key-value caches of all rows.
     requests : int
         Those that are not done.
+    closed : bool
+        Takes no more requests: it was closed, or has failed, which is a bug.
 
     Raises
     ------
